@@ -1,0 +1,216 @@
+"""Configurations on disk: reading one YAML, overriding single options, checking the whole, writing it back."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from pydantic import ValidationError
+
+from pipeline import config_errors, yaml_text
+from pipeline.config import FileTask, HubTask, PipelineConfig, StageConfig, Task, pipeline_model
+from pipeline.config_errors import Origin, did_you_mean, label_of, show
+from pipeline.errors import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGED = (ROOT / "flows" / "configs", ROOT / "configs")
+"""Where packaged configurations lie: in an installed wheel, and in a checkout."""
+
+
+@dataclass(frozen=True)
+class LoadedConfig:
+    """A checked configuration and the file it came from."""
+
+    config: PipelineConfig
+    path: Path
+    """The file that was read, absolute."""
+    base_dir: Path
+    """The folder that the file's relative paths start from; in ``config`` they are absolute already."""
+
+
+def packaged_configs() -> dict[str, Path]:
+    """The configurations that come with the product, by name."""
+    found = {path.stem: path for folder in reversed(PACKAGED) for path in sorted(folder.glob("*.yaml"))}
+    return dict(sorted(found.items()))
+
+
+def find_config(source: str) -> Path:
+    """The file that ``source`` means: a path, or the name of a packaged configuration. Raises: UserError."""
+    path = Path(source).expanduser()
+    if path.is_file():
+        return path.resolve()
+    known = packaged_configs()
+    if source in known:
+        return known[source]
+    if path.is_dir():
+        raise UserError(
+            "a folder is no configuration", got=source, expected="a YAML file or the name of a packaged one"
+        )
+    if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
+        raise UserError(
+            "there is no such configuration file", got=str(path.absolute()), fix=did_you_mean(path.stem, known)
+        )
+    raise UserError(f"there is no configuration called `{source}`", fix=did_you_mean(source, known))
+
+
+def load_config(source: str, overrides: list[str], stage_configs: list[type[StageConfig]]) -> LoadedConfig:
+    """Read, override and check a configuration.
+
+    ``overrides`` are ``key=value`` with dotted keys, as ``--set`` gives them; an entry of a list goes by its index
+    or, for stages and rewards, by its label. Relative paths become absolute: they start from the configuration file's
+    folder or, where that holds nothing of the name, from the current one. Raises: UserError that names every problem at once.
+    """
+    path = find_config(source)
+    shown = _shown(path)
+    document = yaml_text.parse(_read(path), shown)
+    if not isinstance(document.data, dict):
+        expected = "options as `key: value` lines"
+        raise UserError("this is no configuration", where=shown, got=show(document.data), expected=expected)
+    model = _model(tuple(stage_configs))
+    data, overridden = copy.deepcopy(document.data), {}
+    for override in overrides:
+        overridden[_apply(override, data)] = override
+    origin = Origin(shown, yaml_text.Document(_labelled(data), document.lines), overridden)
+    try:
+        config = model.model_validate(data)
+    except ValidationError as error:
+        raise config_errors.explain(error, _labelled(data), model, origin) from None
+    _refuse_coerced(_labelled(data), config.model_dump(mode="json"), origin)
+    return LoadedConfig(_with_absolute_paths(config, path.parent), path, path.parent)
+
+
+def dump_config(config: PipelineConfig) -> str:
+    """The configuration with every default filled in, as YAML that loads as the same configuration."""
+    return yaml_text.dump(config.model_dump(mode="json"))
+
+
+def schema(stage_configs: list[type[StageConfig]]) -> dict[str, Any]:
+    """JSON schema of a configuration file, for editors."""
+    described = pipeline_model(stage_configs).model_json_schema()
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **described, "title": "gradus pipeline"}
+
+
+@functools.cache
+def _model(stage_configs: tuple[type[StageConfig], ...]) -> type[PipelineConfig]:
+    """One model for one set of stages, so that equal configurations compare equal."""
+    return pipeline_model(list(stage_configs))
+
+
+def _read(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            raw = file.read(yaml_text.MAX_CHARACTERS + 1)
+        if len(raw) > yaml_text.MAX_CHARACTERS:
+            raise UserError("the configuration is too large", where=str(path), expected="at most 1 MB")
+        return raw.decode("utf-8-sig")
+    except OSError as error:
+        raise UserError("the configuration cannot be read", where=str(path), got=error.strerror) from None
+    except UnicodeDecodeError as error:
+        raise UserError("the configuration is no UTF-8 text", where=f"{path}, byte {error.start}") from None
+
+
+def _shown(path: Path) -> str:
+    """A path as the user would type it."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def _labelled(data: dict[str, Any]) -> dict[str, Any]:
+    """The same data with a name given to every stage, as validation does it."""
+    return cast(Any, PipelineConfig)._number_repeated_stages(data)
+
+
+def _apply(override: str, data: dict[str, Any]) -> yaml_text.Path:
+    """Set one option in place and say where. Raises: UserError."""
+    key, equals, text = override.partition("=")
+    where = f"--set {override}"
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        raise UserError("an override is a key and a value", got=where, expected="--set key=value, such as --set seed=1")
+    value = yaml_text.parse(text, where).data
+    current: Any = data
+    path: yaml_text.Path = ()
+    while parts:
+        part, parts = _next_step(parts, current, path, _labelled(data), where)
+        path = (*path, part)
+        if not parts:
+            current[part] = value
+        elif isinstance(current, dict) and current.get(part) is None:
+            current[part] = {}
+        current = current[part]
+    return path
+
+
+def _next_step(
+    parts: list[str], current: Any, path: yaml_text.Path, labelled: dict[str, Any], where: str
+) -> tuple[str | int, list[str]]:
+    """The key or index that the next part of a dotted key means in ``current``, and the parts after it."""
+    key = ".".join(str(part) for part in path)
+    if isinstance(current, dict):
+        return parts[0], parts[1:]
+    if not isinstance(current, list):
+        raise UserError(f"`{key}` has no options of its own", where=where, got=show(current), fix=f"set `{key}` itself")
+    entries = labelled[key] if path in (("stages",), ("rewards",)) else []
+    labels = [label_of(entry) for entry in entries]
+    for length in range(len(parts), 0, -1):  # a label may contain dots
+        if ".".join(parts[:length]) in labels:
+            return labels.index(".".join(parts[:length])), parts[length:]
+    if parts[0].isdecimal() and int(parts[0]) < len(current):
+        return int(parts[0]), parts[1:]
+    known = [label for label in labels if label]
+    expected = f"0 to {len(current) - 1}" + (f", or one of: {', '.join(known)}" if known else "")
+    fix = did_you_mean(parts[0], known) if known and not parts[0].isdecimal() else ""
+    raise UserError(f"`{key}` has no entry `{parts[0]}`", where=where, expected=expected, fix=fix)
+
+
+def _refuse_coerced(data: Any, valid: Any, origin: Origin) -> None:
+    """Refuse values that validation turned into another kind, such as the text "40" or true for a number."""
+    problems: list[UserError] = []
+
+    def compare(raw: Any, kept: Any, path: yaml_text.Path) -> None:
+        if isinstance(raw, dict) and isinstance(kept, dict):
+            for name in raw.keys() & kept.keys():
+                compare(raw[name], kept[name], (*path, name))
+        elif isinstance(raw, list) and isinstance(kept, list):
+            for index, pair in enumerate(zip(raw, kept, strict=False)):
+                compare(*pair, (*path, index))
+        elif _kind(raw) != _kind(kept):
+            fix = "remove the quotes" if isinstance(raw, str) else ""
+            what = f"`{path[-1]}` has a value it cannot have"
+            problems.append(UserError(what, where=origin.where(path), got=show(raw), expected=_kind(kept), fix=fix))
+
+    compare(data, valid, ())
+    if problems:
+        raise config_errors.combined(problems, origin.file)
+
+
+def _kind(value: Any) -> str:
+    kinds = {bool: "true or false", int: "a number", float: "a number", str: "a text", type(None): "null"}
+    return kinds.get(type(value), "a list or a group of options")
+
+
+def _with_absolute_paths(config: PipelineConfig, base_dir: Path) -> PipelineConfig:
+    """The same configuration, independent of the folder it lay in, because a run folder keeps a copy of it."""
+
+    def absolute(path: str) -> str:
+        folders = [base_dir, Path.cwd()]
+        expanded = Path(path).expanduser()
+        return str(next((f / expanded for f in folders if (f / expanded).exists()), base_dir / expanded))
+
+    def local_or_hub(name: str) -> str:
+        found = absolute(name)
+        is_path = name.startswith((".", "/", "~"))
+        return found if is_path or Path(found).is_dir() else name
+
+    task: Task = config.task
+    if isinstance(task, FileTask):
+        heldout = absolute(task.heldout_path) if task.heldout_path is not None else None
+        task = task.model_copy(update={"path": absolute(task.path), "heldout_path": heldout})
+    elif isinstance(task, HubTask):
+        task = task.model_copy(update={"dataset": local_or_hub(task.dataset)})
+    policy = config.policy
+    if policy.path is not None:
+        policy = policy.model_copy(update={"path": local_or_hub(policy.path)})
+    return config.model_copy(update={"task": task, "policy": policy})

@@ -1,0 +1,29 @@
+"""The two kinds of failure a user is told about in words instead of a traceback."""
+
+
+class UserError(ValueError):
+    """Something the user can put right before any compute is spent; the command line exits with 2.
+
+    The message says what is wrong, where, what was got, what was expected and what to do, each only where it applies.
+    """
+
+    def __init__(self, what: str, *, where: str = "", got: object = None, expected: str = "", fix: str = ""):
+        self.what, self.where, self.got, self.expected, self.fix = what, where, got, expected, fix
+        super().__init__(self.render())
+
+    def render(self) -> str:
+        """The message as the terminal shows it, one aspect a line."""
+        lines = [self.what]
+        if self.where:
+            lines.append(f"  where:    {self.where}")
+        if self.got is not None:
+            lines.append(f"  got:      {self.got}")
+        if self.expected:
+            lines.append(f"  expected: {self.expected}")
+        if self.fix:
+            lines.append(f"  do:       {self.fix}")
+        return "\n".join(lines)
+
+
+class StageFailed(RuntimeError):
+    """A stage could not go on (for example: too many non-finite updates in a row); the command line exits with 1."""

@@ -1,0 +1,73 @@
+"""Try a checkpoint: sample from it, or measure it again. Behind ``gradus sample`` and ``gradus eval``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pipeline.checkpoint import RECORD_FILE, verified_record
+from pipeline.config import PolicyConfig, SamplingConfig
+from pipeline.errors import UserError
+from pipeline.evaluation import evaluate
+from pipeline.policy import Policy, load_policy
+from pipeline.rewards import RewardSuite
+from pipeline.runs import RUN_FILE, RunFolder
+from pipeline.sampler import DrawKey, sample
+from pipeline.tasks import load_task
+from pipeline.trainer import all_prompts
+from pipeline.types import Prompt
+
+
+def find_run(path: Path, stage_configs: list) -> RunFolder:
+    """The run that a run folder is, or that a checkpoint lies in.
+
+    Raises: UserError where neither is the case.
+    """
+    for folder in (path.absolute(), *path.absolute().parents):
+        if (folder / RUN_FILE).is_file():
+            return RunFolder(folder, stage_configs)
+    raise UserError(
+        "this checkpoint lies in no run, so there is no task to evaluate it on",
+        where=str(path),
+        expected="a run folder, or a checkpoint inside one",
+        fix="name a run, or a checkpoint that `gradus status NAME` lists",
+    )
+
+
+def latest_checkpoint(run: RunFolder) -> Path:
+    """The checkpoint of the last stage that is done, or the policy before any stage."""
+    done = [result for result in map(run.result, range(len(run.config.stages))) if result]
+    folder = Path(done[-1]["checkpoint"]) if done else run.path / "start"
+    if not (folder / RECORD_FILE).is_file():
+        raise UserError(f"the run {run.name!r} has no checkpoint yet", where=str(run.path), fix="let a stage finish")
+    return folder
+
+
+def evaluate_checkpoint(path: Path, stage_configs: list) -> dict[str, Any]:
+    """Held-out accuracy of a run's latest checkpoint, or of the checkpoint that ``path`` is."""
+    run = find_run(path, stage_configs)
+    checkpoint = latest_checkpoint(run) if (path / RUN_FILE).is_file() else path
+    record = verified_record(checkpoint)
+    policy = load_policy(checkpoint, run.config.policy)
+    with RewardSuite(run.config.rewards) as suite:
+        evaluation = evaluate(policy, all_prompts(load_task(run.path / "data"), "heldout"), suite, run.config)
+    return {
+        "checkpoint": str(checkpoint),
+        "stage": record.stage,
+        "step": record.step,
+        **evaluation.record(),
+        "errors": evaluation.errors,
+        "seconds": round(evaluation.seconds, 3),
+    }
+
+
+def sample_checkpoint(path: Path, question: str, count: int, options: SamplingConfig, seed: int = 0) -> list[str]:
+    """``count`` completions of one question."""
+    policy = _any_policy(path)
+    prompt = Prompt(id="prompt", question=question, answer="")
+    return sample(policy, [prompt], count, options, DrawKey(seed, "sample", 0)).texts[0]
+
+
+def _any_policy(path: Path) -> Policy:
+    """A checkpoint, or any folder or Hub id that holds a causal language model."""
+    return load_policy(path, PolicyConfig(path=str(path)))

@@ -1,0 +1,195 @@
+"""The journal: what tracking should show, appended line by line while a run trains.
+
+The training process only ever appends to local files; an uploader reads them and talks to MLflow (``tracking.py``). A
+journal is therefore the truth, and a tracking server that is slow, dead or absent costs training nothing.
+
+One JSON object a line, always with ``kind`` and ``time`` (milliseconds since the epoch). A process that is killed in
+the middle of a line leaves a torn last line: readers wait for its newline, and the next writer supplies one.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import posixpath
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+Event = dict[str, Any]
+
+MAX_NAME = 250
+"""Longest metric, parameter or tag name that MLflow accepts."""
+
+
+def tracked_name(name: str) -> str:
+    """The nearest name that MLflow accepts for a metric, parameter or tag.
+
+    >>> tracked_name("pass@1"), tracked_name("reward//mean "), tracked_name("share (%)")
+    ('pass_at_1', 'reward/mean', 'share _percent')
+    """
+    name = str(name)
+    if re.fullmatch(r"[A-Za-z0-9_./ -]{1,250}", name) and posixpath.normpath(name) == name and name[0] not in "./":
+        return name
+    name = name.replace("@", "_at_").replace("%", "percent")
+    name = re.sub(r"[^A-Za-z0-9_./ -]", "_", name)
+    parts = [part.strip() for part in posixpath.normpath(name).split("/")]
+    name = "/".join(re.sub(r"_{2,}", "_", part).rstrip("_ ") for part in parts if part.strip(" .") != "")
+    return name[:MAX_NAME].rstrip("/ ") or "unnamed"
+
+
+def _plain(value: Any) -> Any:
+    """``value`` as JSON can hold it: non-finite numbers become null, foreign numbers Python's, the rest text."""
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [_plain(item) for item in value]
+    if hasattr(value, "tolist"):  # a tensor or an array, of any rank
+        return _plain(value.tolist())
+    return str(value)
+
+
+def _finite(value: Any) -> float | None:
+    """``value`` as a finite float, or None where it is none."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+class Journal:
+    """Appends events to one journal file. No event raises because of tracking: a full disk is counted in ``lost``."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.lost = 0
+        """Events that could not be written."""
+        self._file: int | None = None
+        self._torn = False
+
+    def start(self, name: str, tags: Mapping[str, Any] | None = None, params: Mapping[str, Any] | None = None) -> None:
+        """The run begins, or goes on after an interruption; ``params`` are flat, with dotted keys."""
+        self._append("start", name=str(name), tags=dict(tags or {}), params=dict(params or {}))
+
+    def metrics(self, step: int, values: Mapping[str, Any]) -> None:
+        """Numbers at one step. Non-finite ones would ruin a chart's axis: they are dropped and counted."""
+        finite: dict[str, float] = {}
+        for name, value in values.items():
+            number = _finite(value)
+            if number is not None:
+                finite[tracked_name(name)] = number
+        if dropped := sum(_finite(value) is None for value in values.values()):
+            finite["tracking/nonfinite_dropped"] = float(dropped)
+        if finite:
+            self._append("metrics", step=int(step), values=finite)
+
+    def histogram(self, step: int, name: str, values: Sequence[float]) -> None:
+        """A distribution at one step, shown as quantile curves and a figure."""
+        numbers = _plain(values)
+        finite = [number for value in numbers if (number := _finite(value)) is not None]
+        if finite:
+            self._append("histogram", step=int(step), name=tracked_name(name), values=finite)
+
+    def table(self, name: str, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Rows of text and numbers, such as sample completions."""
+        self._append("table", name=tracked_name(name), step=int(step), rows=[dict(row) for row in rows])
+
+    def dataset(
+        self, name: str, source: str, digest: str, rows: int, context: str, columns: Sequence[str] = ()
+    ) -> None:
+        """A data set the run reads; ``context`` says what for (training, evaluation)."""
+        self._append(
+            "dataset", name=name, source=source, digest=digest, rows=int(rows), context=context, columns=list(columns)
+        )
+
+    def model(self, name: str, path: str | Path, step: int, metrics: Mapping[str, Any] | None = None) -> None:
+        """A checkpoint and what it scored; tracking records where it is and copies nothing."""
+        finite = {tracked_name(k): number for k, v in (metrics or {}).items() if (number := _finite(v)) is not None}
+        self._append("model", name=name, path=str(path), step=int(step), metrics=finite)
+
+    def artifact(self, path: str | Path) -> None:
+        """A small file to upload."""
+        self._append("artifact", path=str(Path(path).absolute()))
+
+    def tags(self, values: Mapping[str, Any]) -> None:
+        """Labels of the run; ``mlflow.note.content`` is its description, in Markdown."""
+        self._append("tags", values=dict(values))
+
+    def end(self, status: str = "FINISHED") -> None:
+        """The run ends: FINISHED, FAILED or KILLED."""
+        self._append("end", status=status)
+
+    def close(self) -> None:
+        """Release the file; a later event opens it again."""
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+    def _open(self) -> int:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        size = os.fstat(descriptor).st_size
+        self._torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
+        return descriptor
+
+    def _append(self, kind: str, **fields: Any) -> None:
+        event = {"kind": kind, "time": int(time.time() * 1000), **_plain(fields)}
+        line = json.dumps(event, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace") + b"\n"
+        try:
+            if self._file is None:
+                self._file = self._open()
+            if self._torn:
+                line = b"\n" + line
+            self._torn = os.write(self._file, line) != len(line)  # one write, so that lines never interleave
+        except OSError:
+            self._torn = True
+        if self._torn:
+            self.lost += 1
+
+
+def iter_events(path: str | Path, offset: int = 0) -> Iterator[tuple[Event | None, int]]:
+    """The journal's whole lines from byte ``offset`` on: (event, offset behind it), with None for a damaged line.
+
+    A last line without its newline is still being written, or was torn by a kill: it is not yielded.
+    """
+    try:
+        file = open(path, "rb")  # noqa: SIM115 (closed below; a generator's with would hide the missing file)
+    except FileNotFoundError:
+        return
+    with file:
+        file.seek(offset)
+        for line in file:
+            if not line.endswith(b"\n"):
+                return
+            offset += len(line)
+            try:
+                event = json.loads(line)
+            except ValueError:
+                event = None
+            yield (event if isinstance(event, dict) and "kind" in event else None), offset
+
+
+def read_events(path: str | Path, offset: int = 0) -> tuple[list[Event], int]:
+    """Every readable event from byte ``offset`` on, and the offset to go on from."""
+    events: list[Event] = []
+    for event, behind in iter_events(path, offset):
+        offset = behind
+        if event is not None:
+            events.append(event)
+    return events, offset
+
+
+def journals(run_dir: str | Path) -> list[tuple[str, Path]]:
+    """(label, file) of every journal of a run folder that exists: the parent ("") first, then the stages in order."""
+    run_dir = Path(run_dir)
+    stages = sorted(path for path in run_dir.glob("stages/*/journal.jsonl"))
+    parent = run_dir / "journal.jsonl"
+    return ([("", parent)] if parent.exists() else []) + [(path.parent.name, path) for path in stages]

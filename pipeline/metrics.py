@@ -1,0 +1,49 @@
+"""What a step looked like, as numbers: the same names in every stage, so that stages overlay in one chart."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pipeline.types import Rollouts
+
+
+def rollout_metrics(rollouts: Rollouts) -> dict[str, float]:
+    """Lengths always; rewards, spread of groups and entropy where the batch was sampled and scored.
+
+    Entropy is in nats a token, averaged over all tokens of the batch; a group is uniform where its rewards are equal.
+    """
+    metrics = {
+        "completion/length": float(rollouts.lengths_PK.float().mean()),
+        "completion/truncated_share": float(rollouts.truncated_PK.float().mean()),
+    }
+    if rollouts.entropy_PKT is not None:
+        metrics["policy/entropy"] = float(rollouts.entropy_PKT[rollouts.mask_PKT].mean())
+    if rollouts.components:
+        assert rollouts.rewards_PK is not None and rollouts.valid_PK is not None
+        rewards_PK = rollouts.rewards_PK
+        uniform_P = (rewards_PK == rewards_PK[:, :1]).all(-1)
+        metrics |= {
+            "reward/mean": float(rewards_PK.mean()),
+            "reward/std": float(rewards_PK.std(unbiased=False)),
+            "reward/invalid_share": 1.0 - float(rollouts.valid_PK.float().mean()),
+            "group/uniform_share": float(uniform_P.float().mean()),
+        }
+        metrics |= {f"reward/{label}": float(values.nanmean()) for label, values in rollouts.components.items()}
+    return metrics
+
+
+def advantage_metrics(weights: Tensor) -> dict[str, float]:
+    """Mean, spread and extremes of a batch's weights, zeros included."""
+    return {
+        "advantage/mean": float(weights.mean()),
+        "advantage/std": float(weights.std(unbiased=False)),
+        "advantage/min": float(weights.min()),
+        "advantage/max": float(weights.max()),
+        "advantage/nonzero_share": float((weights != 0).float().mean()),
+    }
+
+
+def finite(metrics: dict[str, float]) -> dict[str, float]:
+    """Without the values that are not numbers, such as the mean of a component that failed everywhere."""
+    return {name: value for name, value in metrics.items() if torch.isfinite(torch.tensor(value))}

@@ -1,0 +1,52 @@
+"""What a run tells whoever watches it: a terminal, an orchestrator, or nobody."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+class Observer:
+    """Hears about progress; every method may be left as it is. It must return quickly and never raise."""
+
+    def prepared(self, accuracy: float, interval: tuple[float, float]) -> None:
+        """Data and the untrained policy are ready; its held-out accuracy with a 95 % interval."""
+
+    def stage_started(self, label: str, index: int, total: int, steps: int) -> None:
+        """Stage ``index`` (from 0) of ``total`` begins."""
+
+    def step_done(self, label: str, step: int, steps: int, metrics: Mapping[str, float]) -> None:
+        """``step`` (from 1) of ``steps`` is done; metrics as they are logged."""
+
+    def stage_finished(self, label: str, result: Mapping[str, Any]) -> None:
+        """A stage is done; its entry of the run's summary."""
+
+    def note(self, text: str) -> None:
+        """A line that the user should see."""
+
+
+class Observers(Observer):
+    """Several observers as one."""
+
+    def __init__(self, *members: Observer):
+        self.members = members
+
+    def prepared(self, accuracy: float, interval: tuple[float, float]) -> None:
+        for member in self.members:
+            member.prepared(accuracy, interval)
+
+    def stage_started(self, label: str, index: int, total: int, steps: int) -> None:
+        for member in self.members:
+            member.stage_started(label, index, total, steps)
+
+    def step_done(self, label: str, step: int, steps: int, metrics: Mapping[str, float]) -> None:
+        for member in self.members:
+            member.step_done(label, step, steps, metrics)
+
+    def stage_finished(self, label: str, result: Mapping[str, Any]) -> None:
+        for member in self.members:
+            member.stage_finished(label, result)
+
+    def note(self, text: str) -> None:
+        for member in self.members:
+            member.note(text)

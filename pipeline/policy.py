@@ -1,0 +1,288 @@
+"""A causal language model with its tokenizer and its prompt template: create, load, save, and read log-probabilities.
+
+The three travel together: a policy is saved as an ordinary Hugging Face folder plus ``template.json``, which records how
+questions are wrapped and where completions end, chosen once when the policy enters the pipeline.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import inspect
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from torch import Tensor
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+
+from pipeline.config import PolicyConfig, TokenizerConfig
+from pipeline.errors import UserError
+
+TEMPLATE_FILE = "template.json"
+
+
+@dataclass(frozen=True)
+class Template:
+    """How a question becomes a prompt and where a completion ends."""
+
+    kind: Literal["chat", "plain"]
+    """Through the tokenizer's chat template, or through ``text``."""
+    text: str
+    """The chat template itself (Jinja), or the plain text around ``{question}``."""
+    eos_ids: tuple[int, ...]
+    """Tokens that end a completion; the first is the one that training appends."""
+    pad_id: int
+    """Filler of short rows; always masked."""
+
+    @property
+    def digest(self) -> str:
+        """Hash of everything above: two stages with the same digest see the same prompts."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+
+
+@dataclass
+class Policy:
+    """A model that can be sampled and trained, with what turns text into its tokens and back."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerFast
+    template: Template
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.model.device
+
+    @cached_property
+    def forward_options(self) -> frozenset[str]:
+        """Names of the arguments that the model's forward understands."""
+        return frozenset(inspect.signature(self.model.forward).parameters)
+
+    def encode_prompt(self, question: str) -> list[int]:
+        """Tokens of a question in its template, up to where the completion begins."""
+        if self.template.kind == "plain":
+            return self.tokenizer(self.template.text.replace("{question}", question))["input_ids"]
+        turns = [{"role": "user", "content": question}]
+        text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def encode_completion(self, text: str) -> list[int]:
+        """Tokens of a completion, its end-of-sequence token included."""
+        return [*self.tokenizer(text, add_special_tokens=False)["input_ids"], self.template.eos_ids[0]]
+
+    def decode(self, tokens: list[int]) -> str:
+        """Text of completion tokens, special tokens removed, spaces as they were sampled."""
+        return self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def save(self, folder: Path) -> None:
+        """Write a folder that ``AutoModelForCausalLM.from_pretrained`` loads, plus the template."""
+        self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        (folder / TEMPLATE_FILE).write_text(json.dumps(asdict(self.template), indent=1))
+
+    def describe(self) -> dict[str, Any]:
+        """What is shown and logged about the policy."""
+        return {
+            "model_type": self.model.config.model_type,
+            "parameters": sum(p.numel() for p in self.model.parameters()),
+            "vocabulary": self.model.get_input_embeddings().num_embeddings,
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "device": str(self.device),
+            "attention": self.model.config._attn_implementation,
+            "template": f"{self.template.kind} {self.template.digest}",
+        }
+
+
+def create_policy(config: PolicyConfig, texts: Iterable[str], seed: int) -> Policy:
+    """A new policy with random weights and a tokenizer trained on ``texts``.
+
+    Raises: UserError where transformers does not accept the architecture.
+    """
+    tokenizer = train_tokenizer(texts, config.tokenizer)
+    template = Template("plain", config.plain_template, (tokenizer.eos_token_id,), tokenizer.pad_token_id)
+    options = dict(config.architecture or {})
+    ids = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model_config = AutoConfig.for_model(options.pop("model_type"), vocab_size=len(tokenizer), **ids, **options)
+            _refuse_unknown_options(model_config, options)
+            model = AutoModelForCausalLM.from_config(
+                model_config, dtype=_dtype(config), **_attention(config), trust_remote_code=config.trust_remote_code
+            )
+    except (ValueError, TypeError, KeyError, ZeroDivisionError, RuntimeError, StrictDataclassError) as error:
+        raise UserError(
+            "the policy cannot be created from this architecture",
+            where="policy.architecture",
+            got=str(error).splitlines()[-1].strip() if str(error) else repr(error),
+            expected="options of the transformers configuration that `model_type` names",
+            fix="compare with that model's configuration class in the transformers documentation",
+        ) from error
+    return _ready(model, tokenizer, template, config)
+
+
+def _refuse_unknown_options(model_config: PretrainedConfig, options: dict[str, Any]) -> None:
+    """transformers keeps an option it does not know as a mere attribute; a misspelt width would go unnoticed."""
+    known = {f.name for f in fields(model_config)} | set(model_config.attribute_map)
+    unknown = sorted(set(options) - known)
+    if unknown:
+        guess = difflib.get_close_matches(unknown[0], known, n=1)
+        hint = f" (did you mean {guess[0]!r}?)" if guess else ""
+        raise ValueError(f"{type(model_config).__name__} has no option {unknown[0]!r}{hint}")
+
+
+def train_tokenizer(texts: Iterable[str], config: TokenizerConfig) -> PreTrainedTokenizerFast:
+    """Byte-level BPE on the task's own text, every digit a token of its own so that numbers are spelled, not memorised."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    special = ["<|pad|>", "<|end|>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=max(config.vocabulary, 256 + len(special)),
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=special[0], eos_token=special[1])
+
+
+def load_policy(path: str | Path, config: PolicyConfig) -> Policy:
+    """The policy in a local folder or on the Hub, in the template it was saved with or, entering here, a new one.
+
+    Raises: UserError where the weights are not safetensors or cannot be loaded.
+    """
+    options = {"trust_remote_code": config.trust_remote_code, "revision": config.revision or "main"}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, **options)
+        model = AutoModelForCausalLM.from_pretrained(
+            path, dtype=_dtype(config), use_safetensors=True, **_attention(config), **options
+        )
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"the policy {str(path)!r} cannot be loaded",
+            where="policy.path",
+            got=str(error).splitlines()[0],
+            expected="a causal language model with its tokenizer and safetensors weights",
+            fix="check the path or Hub id; convert other weights with `model.save_pretrained(folder)`",
+        ) from error
+    saved = Path(path) / TEMPLATE_FILE
+    if saved.is_file():
+        stored = json.loads(saved.read_text())
+        template = Template(**{**stored, "eos_ids": tuple(stored["eos_ids"])})
+    else:
+        template = _new_template(model, tokenizer, config)
+    return _ready(model, tokenizer, template, config)
+
+
+def _new_template(model: PreTrainedModel, tokenizer: Any, config: PolicyConfig) -> Template:
+    """The template of a model that enters the pipeline: its chat template if it has one, plain otherwise."""
+    if config.template == "chat" and not tokenizer.chat_template:
+        raise UserError(
+            "the tokenizer has no chat template",
+            where="policy.template",
+            got="chat",
+            expected="plain, or a model with a chat template",
+            fix="set policy.template to auto or plain",
+        )
+    generation = getattr(model, "generation_config", None)
+    ends = getattr(generation, "eos_token_id", None)
+    listed = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+    first = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else (listed or [None])[0]
+    if first is None:
+        raise UserError("the tokenizer has no end-of-sequence token", where="policy.path", fix="set its eos_token")
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else first
+    chat = tokenizer.chat_template if config.template != "plain" else None
+    kind: Literal["chat", "plain"] = "chat" if chat else "plain"
+    text = chat if isinstance(chat, str) else json.dumps(chat) if chat else config.plain_template
+    return Template(kind, text, (first, *(e for e in listed if e != first)), pad)
+
+
+def _ready(model: PreTrainedModel, tokenizer: Any, template: Template, config: PolicyConfig) -> Policy:
+    """On its device, without dropout, with end and padding set explicitly wherever transformers looks for them."""
+    tokenizer.pad_token_id = template.pad_id
+    model.config.pad_token_id = model.generation_config.pad_token_id = template.pad_id
+    model.config.eos_token_id = model.generation_config.eos_token_id = list(template.eos_ids)
+    return Policy(model.to(pick_device(config.device)).eval(), tokenizer, template)
+
+
+def pick_device(wanted: str) -> torch.device:
+    """The device that was asked for, or the best there is.
+
+    Raises: UserError where the machine lacks it.
+    """
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if wanted == "auto":
+        wanted = next(name for name, present in there.items() if present)
+    if not there[wanted]:
+        present = [name for name, is_there in there.items() if is_there]
+        raise UserError(
+            f"this machine has no usable {wanted} device",
+            where="policy.device",
+            got=wanted,
+            expected=f"one of {', '.join(present)}",
+            fix="set policy.device to auto",
+        )
+    return torch.device(wanted)
+
+
+def _dtype(config: PolicyConfig) -> torch.dtype:
+    return torch.float32 if config.dtype == "auto" else getattr(torch, config.dtype)
+
+
+def _attention(config: PolicyConfig) -> dict[str, str]:
+    return {} if config.attention == "auto" else {"attn_implementation": config.attention}
+
+
+def completion_logprobs(policy: Policy, prompts: list[list[int]], tokens_RT: Tensor, temperature: float) -> Tensor:
+    """log pi(token | everything before it) of R completions under the policy as it is now; differentiable.
+
+    Prompts are padded on the left, so that all completions begin at one column and only T+1 columns of logits exist.
+
+    Shapes: R prompts of any length, tokens int64 [R, T] right-padded -> float32 [R, T]; padding holds values of no
+    meaning. Units: nats, of the temperature-scaled policy.
+    """
+    rows, width = tokens_RT.shape
+    ids, mask = left_pad(prompts, policy.template.pad_id, policy.device)
+    tokens_RT = tokens_RT.to(policy.device)
+    # Right-padding needs no mask: causal attention keeps real tokens from seeing it.
+    inputs = {
+        "input_ids": torch.cat([ids, tokens_RT], dim=1),
+        "attention_mask": torch.cat([mask, mask.new_ones(rows, width)], dim=1),
+    }
+    if "position_ids" in policy.forward_options:
+        inputs["position_ids"] = (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)
+    if "logits_to_keep" in policy.forward_options:
+        inputs["logits_to_keep"] = width + 1
+    logits = policy.model(**inputs, use_cache=False).logits[:, -width - 1 : -1].float()
+    if temperature != 1.0:
+        logits = logits / temperature
+    return -torch.nn.functional.cross_entropy(logits.transpose(1, 2), tokens_RT, reduction="none")
+
+
+def left_pad(sequences: list[list[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Token ids and attention mask of sequences that end at one column.
+
+    Shapes: R sequences -> int64 [R, L], int64 [R, L].
+    """
+    length = max(map(len, sequences))
+    ids = torch.tensor([[pad_id] * (length - len(s)) + s for s in sequences], device=device)
+    mask = torch.tensor([[0] * (length - len(s)) + [1] * len(s) for s in sequences], device=device)
+    return ids, mask

@@ -1,0 +1,263 @@
+"""Everything that can be known before compute is spent, checked without importing torch or transformers.
+
+What only the model itself can tell (its size in memory, its tokenizer) shows when it is loaded: the first thing that
+a run does.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import PipelineConfig, PolicyConfig
+from pipeline.config_errors import combined, did_you_mean
+from pipeline.errors import UserError
+from pipeline.stage import Stage
+
+HUB_TIME_LIMIT = 5.0
+"""Seconds to wait for an answer from the Hugging Face Hub."""
+SPARE_BYTES = 200_000_000
+"""Disk space that a run needs besides its checkpoints."""
+
+
+def preflight(config: PipelineConfig, base_dir: Path, stages: dict[str, Stage], runs_dir: Path | None = None) -> None:
+    """Check a configuration against the world. Raises: UserError with every problem found.
+
+    ``runs_dir`` is where the run's folder will be made; without it, nothing about the disk is checked.
+    """
+    from pipeline.rewards import check_rewards
+    from pipeline.tasks import check_task
+
+    checks: list[Callable[[], None]] = [
+        lambda: check_policy(config.policy),
+        lambda: _check_lengths(config),
+        lambda: check_task(config.task, base_dir),
+        lambda: check_rewards(config.rewards),
+        lambda: _check_stages(config, stages),
+        lambda: _check_tracking(config, runs_dir or Path.cwd()),
+    ]
+    if runs_dir is not None:
+        checks.append(lambda: check_runs_folder(runs_dir, _checkpoint_bytes(config)))
+    problems = []
+    for check in checks:
+        try:
+            check()
+        except UserError as problem:
+            problems.append(problem)
+    if problems:
+        raise combined(problems, f"the pipeline {config.name!r}")
+
+
+def _check_stages(config: PipelineConfig, stages: dict[str, Stage]) -> None:
+    from pipeline.rewards.ranking import check_keys
+
+    labels = [reward.label for reward in config.rewards]
+    problems = []
+    for stage in config.stages:
+        needs = stages[stage.stage].needs(stage)
+        if needs.completions == "demonstrations" and config.task.demonstrations == "none":
+            problems.append(
+                UserError(
+                    f"the stage `{stage.label}` learns from demonstrations and the task has none",
+                    where="task.demonstrations",
+                    got="none",
+                    expected="column (a column with worked completions) or solver (arithmetic tasks of reasoning_gym)",
+                    fix=f"set task.demonstrations, or take the stage `{stage.label}` out",
+                )
+            )
+        try:
+            check_keys(list(needs.ranking), labels)
+        except UserError as error:
+            where = f"stages.{stage.label}.ranking"
+            problems.append(UserError(error.what, where=where, got=error.got, expected=error.expected, fix=error.fix))
+    if problems:
+        raise combined(problems, "the stages")
+
+
+def _check_lengths(config: PipelineConfig) -> None:
+    """A new model's positions must hold at least the longest completion."""
+    positions = (config.policy.architecture or {}).get("max_position_embeddings")
+    options = [config.sampling, *(stage.sampling for stage in config.stages if stage.sampling is not None)]
+    longest = max(option.max_tokens for option in options)
+    if isinstance(positions, int) and positions <= longest:
+        raise UserError(
+            "the new model has too few positions for a prompt and its completion",
+            where="policy.architecture.max_position_embeddings",
+            got=positions,
+            expected=f"more than sampling.max_tokens ({longest}) by the length of the longest prompt",
+            fix="raise it, or lower sampling.max_tokens",
+        )
+
+
+def _check_tracking(config: PipelineConfig, runs_dir: Path) -> None:
+    from pipeline.tracking_client import resolve_uri
+
+    resolve_uri(config.tracking.uri, runs_dir)
+
+
+def check_runs_folder(runs_dir: Path, checkpoint_bytes: int = 0) -> None:
+    """The runs folder can be written and has room for the checkpoints. Raises: UserError."""
+    existing = next(folder for folder in (runs_dir.absolute(), *runs_dir.absolute().parents) if folder.exists())
+    if not existing.is_dir():
+        raise UserError("the runs folder is a file", where=str(existing), fix="choose another folder with --runs")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(
+            "the runs folder cannot be written", where=str(existing), fix="choose another folder with --runs"
+        )
+    free, needed = shutil.disk_usage(existing).free, SPARE_BYTES + checkpoint_bytes
+    if free < needed:
+        got, expected = f"{free / 1e9:.1f} GB free", f"{needed / 1e9:.1f} GB, for one checkpoint a stage"
+        fix = "free some space, or choose another folder with --runs"
+        raise UserError("there is too little disk space", where=str(existing), got=got, expected=expected, fix=fix)
+
+
+def _checkpoint_bytes(config: PipelineConfig) -> int:
+    """What the checkpoints of a local policy will take, one for the start and one a stage; 0 where it is not known."""
+    folder = Path(config.policy.path or "")
+    if config.policy.path is None or not folder.is_dir():
+        return 0
+    return (1 + len(config.stages)) * sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+
+
+def check_policy(policy: PolicyConfig) -> None:
+    """The policy is there and is one that can be trained. Raises: UserError."""
+    if policy.architecture is not None:
+        _check_model_type(policy.architecture["model_type"], "policy.architecture.model_type")
+        return
+    path = policy.path or ""
+    if Path(path).is_dir():
+        folder = Path(path)
+        _check_model_files(path, [file.name for file in folder.iterdir()])
+        _check_model_config(_read_json(folder / "config.json"), policy)
+    elif Path(path).is_absolute():
+        fix = "correct it (it starts from the configuration's folder), or give a Hub id such as Qwen/Qwen3-0.6B"
+        raise UserError("there is no such model folder", where="policy.path", got=path, fix=fix)
+    else:
+        _check_hub_model(path, policy)
+
+
+def _check_hub_model(name: str, policy: PolicyConfig) -> None:
+    """The Hub has this model, or this machine's cache of it does."""
+    from huggingface_hub import HfApi, hf_hub_download
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+
+    def problem(what: str, got: object, fix: str, expected: str = "") -> UserError:
+        return UserError(what, where="policy.path", got=got, expected=expected, fix=fix)
+
+    local = "a Hub id such as Qwen/Qwen3-0.6B, or the path of a local folder"
+    try:
+        info = HfApi().model_info(name, revision=policy.revision, timeout=HUB_TIME_LIMIT)
+        files = [file.rfilename for file in info.siblings or []]
+        _check_model_files(name, files)
+        fetched = hf_hub_download(name, "config.json", revision=policy.revision, etag_timeout=HUB_TIME_LIMIT)
+    except HFValidationError as error:
+        raise problem("this is no Hub id and no folder", name, "correct it", local) from error
+    except GatedRepoError as error:
+        fix = "accept the model's terms on its page and log in with `hf auth login`"
+        raise problem("the Hub gives this model only to those who asked", name, fix) from error
+    except RevisionNotFoundError as error:
+        raise problem(
+            "the Hub has this model, but not this revision", policy.revision, "correct policy.revision"
+        ) from error
+    except RepositoryNotFoundError as error:
+        fix = "correct the name; for a private model log in with `hf auth login`"
+        raise problem("the Hub has no such model", name, fix, local) from error
+    except UserError:
+        raise
+    except Exception as error:  # no network, offline mode, a proxy's answer: the cache decides
+        cached = _cached_config(name, policy.revision)
+        if cached is None:
+            fix = "check the network (HF_HUB_OFFLINE, HF_ENDPOINT, proxies), or give the path of a local folder"
+            reason = str(error).split("\n")[0]
+            raise problem(
+                "the Hub cannot be reached, and the model is not in its cache", f"{name}: {reason}", fix
+            ) from error
+        _check_model_files(name, [file.name for file in cached.parent.iterdir()])
+        fetched = str(cached)
+    _check_model_config(_read_json(Path(fetched)), policy)
+
+
+def _cached_config(name: str, revision: str | None) -> Path | None:
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(name, "config.json", revision=revision)
+    return Path(found) if isinstance(found, str) else None
+
+
+def _check_model_files(name: str, files: Iterable[str]) -> None:
+    found = set(files)
+    if "config.json" not in found:
+        fix = "give the folder of a Hugging Face model; a run's are under runs/NAME/stages/*/checkpoints"
+        raise UserError(
+            "this is no Hugging Face model", where="policy.path", got=name, expected="config.json in it", fix=fix
+        )
+    if not any(file.endswith(".safetensors") for file in found):
+        pickled = sorted(file for file in found if file.endswith((".bin", ".pt", ".pth")))
+        raise UserError(
+            "the model has no weights in safetensors form",
+            where="policy.path",
+            got=f"{name} with {', '.join(pickled[:3])}" if pickled else name,
+            expected="*.safetensors; pickled weights can run any code when loaded and are never read",
+            fix="convert it where you trust it: AutoModelForCausalLM.from_pretrained(...).save_pretrained(...)",
+        )
+
+
+def _check_model_config(described: dict[str, Any], policy: PolicyConfig) -> None:
+    model_type = str(described.get("model_type", ""))
+    if model_type in causal_model_types() or policy.trust_remote_code:
+        return
+    if described.get("auto_map"):
+        raise UserError(
+            "this model brings its own Python code",
+            where="policy.trust_remote_code",
+            got=f"{policy.path}, whose config.json has auto_map",
+            expected="true, once you have read that code",
+            fix="set policy.trust_remote_code=true, or choose a model that transformers knows",
+        )
+    _check_model_type(model_type, f"{policy.path}/config.json, model_type")
+
+
+def _check_model_type(model_type: str, where: str) -> None:
+    known = causal_model_types()
+    if known and model_type not in known:
+        near = did_you_mean(model_type, known)
+        fix = (
+            near
+            if near.startswith("did")
+            else "choose one of transformers' causal language models, such as llama or qwen3"
+        )
+        raise UserError(f"transformers has no causal language model of the type `{model_type}`", where=where, fix=fix)
+
+
+def causal_model_types() -> set[str]:
+    """Model types that AutoModelForCausalLM accepts; empty where they cannot be told.
+
+    Read from the source of the installed transformers, because importing it takes two seconds and brings torch with it.
+    """
+    found = importlib.util.find_spec("transformers")
+    for folder in (found.submodule_search_locations or []) if found else []:
+        source = Path(folder) / "models" / "auto" / "modeling_auto.py"
+        try:
+            module = ast.parse(source.read_text(encoding="utf-8"))
+        except (OSError, SyntaxError):
+            continue
+        for node in module.body:
+            targets = node.targets if isinstance(node, ast.Assign) else []
+            if any(isinstance(t, ast.Name) and t.id == "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES" for t in targets):
+                pairs = [n.elts[0] for n in ast.walk(node) if isinstance(n, ast.Tuple) and len(n.elts) == 2]
+                return {p.value for p in pairs if isinstance(p, ast.Constant) and isinstance(p.value, str)}
+    return set()
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError("the model's description cannot be read", where=str(path), got=str(error)) from None
+    return data if isinstance(data, dict) else {}

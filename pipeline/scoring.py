@@ -1,0 +1,37 @@
+"""From completions to rewards: run the reward suite on a batch and put what it found into tensors."""
+
+from __future__ import annotations
+
+import torch
+
+from pipeline.config import RewardConfig
+from pipeline.rewards import RewardSuite
+from pipeline.types import Rollouts
+
+
+def score(rollouts: Rollouts, suite: RewardSuite, rewards: list[RewardConfig]) -> tuple[Rollouts, dict[str, float]]:
+    """The rollouts with their rewards, and how many completions each component failed on.
+
+    A completion on which a rewarded component failed is not a zero: it is marked invalid, so that it gets no weight,
+    and holds the mean of its group's valid rewards, so that it does not shift the others' baseline. A component of
+    weight zero that fails spoils nothing but the rankings that use it.
+    """
+    scores = suite.score(rollouts.prompts, rollouts.texts)
+    components = {label: torch.tensor(values) for label, values in scores.components.items()}
+    total_PK = torch.zeros(rollouts.truncated_PK.shape)
+    valid_PK = torch.ones_like(rollouts.truncated_PK)
+    for reward in rewards:
+        if reward.weight != 0:
+            total_PK = total_PK + reward.weight * components[reward.label]
+            valid_PK &= ~components[reward.label].isnan()
+    counted_P1 = valid_PK.sum(-1, keepdim=True)
+    mean_P1 = torch.where(valid_PK, total_PK, 0.0).sum(-1, keepdim=True) / counted_P1.clamp(min=1)
+    rewards_PK = torch.where(valid_PK, total_PK, mean_P1)
+    scored = rollouts.with_rewards(rewards_PK=rewards_PK, components=components, valid_PK=valid_PK)
+    return scored, {f"reward_errors/{label}": float(count) for label, count in scores.errors.items()}
+
+
+def unscored(rollouts: Rollouts) -> Rollouts:
+    """Rollouts that no reward is asked for, such as demonstrations: every one valid, every reward zero."""
+    zeros_PK = torch.zeros(rollouts.truncated_PK.shape)
+    return rollouts.with_rewards(rewards_PK=zeros_PK, valid_PK=torch.ones_like(rollouts.truncated_PK))

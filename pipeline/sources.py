@@ -1,0 +1,93 @@
+"""Where a stage's batches come from: groups that a policy samples, or the task's demonstrations. One interface."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+
+from pipeline.config import PipelineConfig, SamplingConfig, StageConfig
+from pipeline.policy import Policy
+from pipeline.rewards import RewardSuite
+from pipeline.sampler import DrawKey, sample
+from pipeline.scoring import score, unscored
+from pipeline.tasks import PromptStream
+from pipeline.types import Prompt, Rollouts
+
+
+class Source(Protocol):
+    """Gives scored batches; ``metrics`` holds the seconds and errors of the last one."""
+
+    metrics: dict[str, float]
+
+    def batch(self, step: int) -> Rollouts:
+        """The batch of step ``step``: a function of the run's seed, the stage, the step and the policy alone."""
+
+
+@dataclass
+class SampledGroups:
+    """K completions a prompt, sampled from a policy and scored."""
+
+    policy: Policy
+    stream: PromptStream
+    suite: RewardSuite
+    pipeline: PipelineConfig
+    stage: StageConfig
+    salt: str = ""
+    """Sets the draws of a second source apart from those of the first, for the same prompts and step."""
+    want_states: bool = False
+    """Record the hidden state at each prompt's end."""
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    def batch(self, step: int) -> Rollouts:
+        """Sample, then score."""
+        began = time.perf_counter()
+        prompts = self.stream.batch(step, self.stage.prompts_per_step)
+        draw = DrawKey(self.pipeline.seed, self.stage.label + self.salt, step)
+        rollouts = sample(
+            self.policy, prompts, self.stage.group_size, sampling_of(self.pipeline, self.stage), draw, self.want_states
+        )
+        sampled = time.perf_counter()
+        rollouts, errors = score(rollouts, self.suite, self.pipeline.rewards)
+        self.metrics = {"time/sample": sampled - began, "time/reward": time.perf_counter() - sampled, **errors}
+        return rollouts
+
+
+@dataclass
+class Demonstrations:
+    """One worked completion a prompt, written by the task."""
+
+    policy: Policy
+    stream: PromptStream
+    stage: StageConfig
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    def batch(self, step: int) -> Rollouts:
+        """Tokenise the demonstrations."""
+        prompts = self.stream.batch(step, self.stage.prompts_per_step)
+        return unscored(demonstrated(self.policy, prompts))
+
+
+def demonstrated(policy: Policy, prompts: list[Prompt]) -> Rollouts:
+    """Rollouts [P, 1] whose completions are the prompts' demonstrations; their sampling log-probability counts as 0."""
+    texts = [prompt.demonstration or "" for prompt in prompts]
+    completions = [policy.encode_completion(text) for text in texts]
+    longest = max(map(len, completions))
+    tokens = torch.tensor([c + [policy.template.pad_id] * (longest - len(c)) for c in completions])[:, None]
+    mask_PKT = torch.arange(longest) < torch.tensor([len(c) for c in completions])[:, None, None]
+    return Rollouts(
+        prompts=prompts,
+        prompt_tokens=[policy.encode_prompt(prompt.question) for prompt in prompts],
+        tokens_PKT=tokens,
+        mask_PKT=mask_PKT,
+        rollout_logprobs_PKT=torch.zeros(tokens.shape),
+        truncated_PK=torch.zeros(tokens.shape[:2], dtype=torch.bool),
+        texts=[[text] for text in texts],
+    )
+
+
+def sampling_of(pipeline: PipelineConfig, stage: StageConfig) -> SamplingConfig:
+    """The stage's own sampling options, or the pipeline's."""
+    return stage.sampling or pipeline.sampling

@@ -1,0 +1,194 @@
+"""Prompts from reasoning_gym: its generators, the checks they leave out, and worked solutions for its arithmetic."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import io
+import random
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from pipeline.config import ReasoningGymTask
+from pipeline.errors import UserError
+from pipeline.solver import SOLVABLE, solvable, work_out
+from pipeline.task_values import as_text, encode
+
+BATCH = 1000
+"""Rows that are read or generated at a time."""
+
+Batch = dict[str, list[Any]]
+"""column -> its values in a run of rows."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The advice for an unknown name: the one probably meant, or all of them."""
+    names = sorted(known)
+    close = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(names)}"
+
+
+def gym_dataset(name: str, params: dict[str, Any], size: int = 1, seed: int = 0) -> Any:
+    """A reasoning_gym data set by name and options; its ``score_answer(answer, entry)`` is the task's own scorer.
+
+    ``composite`` takes ``datasets`` as plain mappings with ``name`` and, optionally, ``weight`` and ``config``.
+
+    Raises: UserError for an unknown name, or options that the data set refuses.
+    """
+    from reasoning_gym.factory import DATASETS
+
+    if name not in DATASETS:
+        fix = nearest(name, DATASETS)
+        raise UserError(f"reasoning_gym has no data set {name!r}", where="task.dataset", got=name, fix=fix)
+    dataset_class, config_class = DATASETS[name]
+    known = [key for key in config_class.__dataclass_fields__ if key not in ("size", "seed")]
+    for key in params:
+        where = f"task.params.{key}"
+        if key in ("size", "seed"):
+            raise UserError(f"{key} is not set here", where=where, got=params[key], fix=f"set task.{key}")
+        if key not in known:
+            raise UserError(f"{name} has no option {key!r}", where=where, got=key, fix=nearest(key, known))
+    options = dict(params)
+    if name == "composite":
+        options["datasets"] = _parts(params.get("datasets"))
+    try:
+        return dataset_class(config_class(**options, size=size, seed=seed))
+    except Exception as error:  # reasoning_gym asserts; a value of the wrong type fails in whatever way it fails
+        raise UserError(
+            f"{name} refuses its options: {error or type(error).__name__}",
+            where="task.params",
+            got=params,
+            expected=f"values that fit; the options of {name} are {', '.join(known)}",
+            fix="correct the options, or leave out those whose defaults will do",
+        ) from error
+
+
+def _parts(specs: Any) -> list[Any]:
+    """The parts of a composite data set, each checked as if it were a task of its own."""
+    from reasoning_gym.composite import DatasetSpec
+
+    where, keys = "task.params.datasets", {"name", "weight", "config"}
+    if not isinstance(specs, list) or not all(isinstance(s, dict) and "name" in s and s.keys() <= keys for s in specs):
+        raise UserError(
+            "a composite needs its parts",
+            where=where,
+            got=specs,
+            expected="a list of mappings with name, weight and config",
+            fix="list the data sets to mix",
+        )
+    for spec in specs:
+        try:
+            gym_dataset(spec["name"], spec.get("config", {}))
+        except UserError as error:
+            raise UserError(error.what, where=where, got=spec, expected=error.expected, fix=error.fix) from error
+    return [DatasetSpec(**{"weight": 1.0, "config": {}, **spec}) for spec in specs]
+
+
+def check_gym(task: ReasoningGymTask) -> None:
+    """Raises UserError for a name or options that do not exist, or a generator that does not work with them."""
+    samples = 100 if solvable(task.dataset) else 5
+    dataset = gym_dataset(task.dataset, task.params, samples, task.seed)
+    if task.demonstrations == "solver" and not solvable(task.dataset):
+        raise UserError(
+            f"the solver cannot solve {task.dataset}",
+            where="task.demonstrations",
+            got="solver",
+            expected=f"a data set it can solve: {', '.join(sorted(SOLVABLE))}",
+            fix="set task.demonstrations to none, or bring worked solutions in a file",
+        )
+    if task.demonstrations == "column":
+        raise UserError(
+            "reasoning_gym has no column of demonstrations",
+            where="task.demonstrations",
+            got="column",
+            expected="none or solver",
+            fix="set task.demonstrations to solver (arithmetic only) or none",
+        )
+    failures: list[Exception] = []
+    with _generating(task.seed):
+        for index in range(samples):
+            try:
+                _row(dataset[index], task)
+            except Exception as error:
+                failures.append(error)
+            else:
+                if not solvable(task.dataset):
+                    return  # one is enough where nothing can be verified, and some generators are slow
+    _refuse_broken(task, samples, failures)
+
+
+def read_gym(task: ReasoningGymTask, notes: list[str]) -> Iterator[Batch]:
+    """The generated problems, ``size`` for training and those to hold out; unusable ones are left out and noted."""
+    total = task.size + task.heldout + task.validation
+    dataset = gym_dataset(task.dataset, task.params, total, task.seed)
+    failures: list[Exception] = []
+    unanswered = 0
+    for start in range(0, total, BATCH):
+        batch: Batch = {"question": [], "answer": [], "metadata": [], "demonstration": []}
+        with _generating(task.seed + start):
+            for index in range(start, min(start + BATCH, total)):
+                try:
+                    entry = dataset[index]
+                    row = _row(entry, task)
+                except Exception as error:
+                    failures.append(error)
+                    continue
+                unanswered += entry["answer"] is None
+                for name, values in batch.items():
+                    values.append(row[name])
+        yield batch
+    _refuse_broken(task, total, failures)
+    if failures:
+        notes.append(f"{len(failures)} of {total} generated problems were unusable, such as: {failures[-1]}")
+    if unanswered:
+        notes.append(f"{task.dataset} gives no reference answers: only its own scorer can judge a completion")
+
+
+def _row(entry: dict[str, Any], task: ReasoningGymTask) -> dict[str, Any]:
+    """A generated entry as a row. Raises ValueError where its answer is not what the arithmetic gives.
+
+    That happens: without brackets reasoning_gym's basic_arithmetic computes another expression than it prints, and
+    with them it drops the remainder of some divisions. Such a problem would punish the right answer.
+    """
+    demonstration = None
+    if solvable(task.dataset):
+        equations, value = work_out(entry["metadata"]["expression"])
+        if str(value) != entry["answer"]:
+            raise ValueError(f"{entry['metadata']['expression']} is {value}, not {entry['answer']}")
+        if task.demonstrations == "solver":
+            demonstration = "; ".join([*equations, f"answer: {value}"])
+    return {
+        "question": entry["question"],
+        "answer": "" if entry["answer"] is None else as_text(entry["answer"]),
+        "metadata": encode({**entry["metadata"], "gym_dataset": task.dataset, "gym_params": task.params}),
+        "demonstration": demonstration,
+    }
+
+
+def _refuse_broken(task: ReasoningGymTask, total: int, failures: list[Exception]) -> None:
+    if len(failures) <= total / 10:
+        return
+    hint = "; without brackets its operators must be + and - only" if task.dataset == "basic_arithmetic" else ""
+    raise UserError(
+        f"{task.dataset} generates unusable problems with these options",
+        where="task.params",
+        got=f"{len(failures)} of {total} unusable; the last: {type(failures[-1]).__name__}: {failures[-1]}",
+        expected="problems whose reference answer is right",
+        fix=f"change the options{hint}",
+    )
+
+
+@contextlib.contextmanager
+def _generating(seed: int) -> Iterator[None]:
+    """Some generators print, and some draw from the global random state: neither may show outside, nor vary."""
+    import numpy
+
+    states = random.getstate(), numpy.random.get_state()
+    random.seed(seed)
+    numpy.random.seed(seed % 2**32)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        random.setstate(states[0])
+        numpy.random.set_state(states[1])

@@ -1,0 +1,285 @@
+"""Prompts from files and from the Hugging Face Hub: what can be checked cheaply, and reading in batches of columns.
+
+A table never stands in memory as Python objects as a whole. datasets, pyarrow and huggingface_hub are imported where
+they are used: together they take more than a second.
+"""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import Columns, HubTask
+from pipeline.errors import UserError
+from pipeline.task_gym import BATCH, Batch, nearest
+from pipeline.task_values import as_text, encode
+
+FORMATS = (".jsonl", ".json", ".parquet", ".csv")
+"""Endings of the files that can be read."""
+
+HUB_TIMEOUT = 5.0
+"""Seconds to wait for the Hub's word on a data set."""
+
+
+def check_columns(present: Iterable[str], columns: Columns, source: str) -> None:
+    """Raises UserError where a named column is missing."""
+    names = list(present)
+    for role, name in columns.model_dump().items():
+        if name is not None and name not in names:
+            raise UserError(
+                f"{source} has no column {name!r}",
+                where=f"task.columns.{role}",
+                got=name,
+                expected=f"one of its columns: {', '.join(names)}",
+                fix=f"set task.columns.{role} to the column that holds it",
+            )
+
+
+def normalised(batches: Iterable[Batch], columns: Columns, source: str, notes: list[str]) -> Iterator[Batch]:
+    """Batches of a table as question, answer, metadata (JSON of all other columns) and demonstration.
+
+    Rows without a question or an answer are left out and noted.
+    Raises: UserError where such a value is neither text nor number.
+    """
+    named = {role: name for role, name in columns.model_dump().items() if name is not None}
+    seen = dropped = 0
+    for batch in batches:
+        size = len(next(iter(batch.values())))
+        for name in named.values():
+            batch.setdefault(name, [None] * size)
+        texts = {role: _texts(batch[name], role, name, source, seen) for role, name in named.items()}
+        kept = [i for i in range(size) if texts["question"][i] and texts["answer"][i]]
+        seen, dropped = seen + size, dropped + size - len(kept)
+        others = [(name, values) for name, values in batch.items() if name not in named.values()]
+        yield {
+            "question": [texts["question"][i] for i in kept],
+            "answer": [texts["answer"][i] for i in kept],
+            "metadata": [encode({name: values[i] for name, values in others}) for i in kept],
+            "demonstration": [texts["demonstration"][i] or None if "demonstration" in texts else None for i in kept],
+        }
+    if dropped:
+        notes.append(f"{dropped} of {seen} rows of {source} left out: no question or no answer")
+
+
+def _texts(values: list[Any], role: str, name: str, source: str, offset: int) -> list[str]:
+    texts = []
+    for row, value in enumerate(values, start=offset + 1):
+        try:
+            text = "" if value is None else as_text(value)
+        except TypeError as error:
+            raise UserError(
+                f"{source}, row {row}: column {name!r} holds no text",
+                where=f"task.columns.{role}",
+                got=repr(value)[:80],
+                expected="text or a number",
+                fix=f"set task.columns.{role} to a column of texts",
+            ) from error
+        texts.append(text if text.strip() else "")
+    return texts
+
+
+def check_file(path: Path, columns: Columns, rows: int, where: str) -> None:
+    """Whether the file can be read, has the columns and holds at least ``rows`` rows; reads no more than that needs."""
+    if not path.is_file():
+        siblings = [p.name for p in path.parent.iterdir() if p.suffix in FORMATS] if path.parent.is_dir() else []
+        raise UserError(
+            "no such file",
+            where=where,
+            got=str(path),
+            expected="a file of prompts; a relative path starts at the configuration's folder",
+            fix=nearest(path.name, siblings) if siblings else "correct the path",
+        )
+    if path.suffix.lower() == ".parquet":
+        parquet = _parquet(path, where)
+        found, present = parquet.metadata.num_rows, list(parquet.schema_arrow.names)
+    elif path.suffix.lower() in FORMATS:
+        head = itertools.islice(_rows(path, where), 20)
+        present = list(dict.fromkeys(key for row in head for key in row))
+        found = sum(1 for _ in itertools.islice(_rows(path, where, parse=False), rows))
+    else:
+        raise UserError(
+            "unknown kind of file",
+            where=where,
+            got=path.name,
+            expected=", ".join(FORMATS),
+            fix="convert the file, or give it the ending that says what it is",
+        )
+    if found == 0 or found < rows:
+        raise UserError(
+            f"{path.name} has too few rows",
+            where=where,
+            got=f"{found} rows",
+            expected=f"at least {rows}, for task.heldout, task.validation and training",
+            fix="lower task.heldout or task.validation, or bring more rows",
+        )
+    check_columns(present, columns, path.name)
+
+
+def read_file(path: Path, columns: Columns, where: str, notes: list[str]) -> Iterator[Batch]:
+    """The rows of a file, in order."""
+    if path.suffix.lower() == ".parquet":
+        batches: Iterator[Batch] = (_plain(batch) for batch in _parquet(path, where).iter_batches(BATCH))
+    else:
+        rows = _rows(path, where)
+        batches = map(_pivot, iter(lambda: list(itertools.islice(rows, BATCH)), []))
+    return normalised(batches, columns, path.name, notes)
+
+
+def _pivot(rows: list[dict[str, Any]]) -> Batch:
+    names = dict.fromkeys(key for row in rows for key in row)
+    return {name: [row.get(name) for row in rows] for name in names}
+
+
+def _plain(batch: Any) -> Batch:
+    """An Arrow batch as Python values, without images, sounds and other binary columns: no metadata for a reward."""
+    return batch.select([f.name for f in batch.schema if "binary" not in str(f.type)]).to_pydict()  # type: ignore[no-any-return]
+
+
+def _parquet(path: Path, where: str) -> Any:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        return pyarrow.parquet.ParquetFile(path)
+    except (pyarrow.ArrowException, OSError) as error:
+        fix = "write the file anew"
+        raise UserError(f"{path.name} is no Parquet file: {error}", where=where, got=str(path), fix=fix) from error
+
+
+def _rows(path: Path, where: str, parse: bool = True) -> Iterator[dict[str, Any]]:
+    """The rows of a JSONL, JSON or CSV file; with ``parse=False`` the lines of JSONL are only counted."""
+    line = 0
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            if path.suffix.lower() == ".csv":
+                csv.field_size_limit(2**31 - 1)
+                reader = csv.DictReader(file, strict=True)
+                for row in reader:
+                    line = reader.line_num
+                    if None in row or None in row.values():
+                        raise ValueError(f"expected {len(reader.fieldnames or [])} values")
+                    yield row
+            elif path.suffix.lower() == ".json":
+                rows = json.load(file)
+                if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+                    raise ValueError("expected a list of objects")
+                yield from rows
+            else:
+                for text in file:
+                    line += 1
+                    if text.strip():
+                        row = json.loads(text) if parse else {}
+                        if not isinstance(row, dict):
+                            raise ValueError("expected one object a line")
+                        yield row
+    except (ValueError, csv.Error, OSError) as error:  # text that is not UTF-8 is a ValueError too
+        raise UserError(
+            f"{path.name} cannot be read{f', line {line}' if line else ''}: {error}",
+            where=where,
+            got=str(path),
+            fix="put the file right; text is expected in UTF-8",
+        ) from error
+
+
+def check_hub(task: HubTask, base_dir: Path) -> None:
+    """Whether the Hub knows the data set; for a local folder, its splits and columns.
+
+    The Hub is asked for the data set's description alone; it may also be in the cache already.
+    """
+    if _local(task, base_dir) is None:
+        _check_remote(task)
+        return
+    for where, split in (("task.split", task.split), ("task.heldout_split", task.heldout_split)):
+        if split is not None:  # the head of a split is read without its slice, such as train[:1000]
+            table = _load(task, base_dir, where, split.partition("[")[0], streaming=True)
+            check_columns(table.features or next(iter(table), {}), task.columns, f"split {split}")
+
+
+def _local(task: HubTask, base_dir: Path) -> Path | None:
+    folder = base_dir / Path(task.dataset).expanduser()
+    return folder if folder.is_dir() else None
+
+
+def _check_remote(task: HubTask) -> None:
+    from huggingface_hub import HfApi, constants, errors
+
+    source, offline = f"data set {task.dataset}", "use source: file, or a local folder as task.dataset"
+    try:
+        HfApi(endpoint=constants.ENDPOINT).dataset_info(task.dataset, revision=task.revision, timeout=HUB_TIMEOUT)
+    except errors.RevisionNotFoundError as error:
+        fix = "correct task.revision"
+        raise UserError(f"{source} has no such revision", where="task.revision", got=task.revision, fix=fix) from error
+    except errors.RepositoryNotFoundError as error:
+        raise UserError(
+            f"the Hub has no {source}, or does not show it to you",
+            where="task.dataset",
+            got=task.dataset,
+            expected="an id such as openai/gsm8k, or a folder that exists",
+            fix="correct the id; for a private data set run `hf auth login`",
+        ) from error
+    except errors.HFValidationError as error:
+        raise UserError(
+            f"{task.dataset} is neither a local folder nor a Hub id",
+            where="task.dataset",
+            got=task.dataset,
+            expected="an id such as openai/gsm8k, or a folder (relative to the configuration's)",
+            fix="correct it",
+        ) from error
+    except Exception as error:  # no network, a proxy, a time-out, offline mode, a server's failure
+        if _cached(task.dataset):
+            return
+        raise UserError(
+            f"{source} cannot be reached: {error}",
+            where="task.dataset",
+            got=task.dataset,
+            expected=f"an answer of {constants.ENDPOINT} within {HUB_TIMEOUT:g} s, or the data set in the local cache",
+            fix=f"check the network; without one, {offline}",
+        ) from error
+
+
+def _cached(dataset: str) -> bool:
+    import datasets
+
+    return (Path(datasets.config.HF_DATASETS_CACHE) / dataset.replace("/", "___")).is_dir()
+
+
+def read_hub(task: HubTask, base_dir: Path, split: str, where: str, notes: list[str]) -> Iterator[Batch]:
+    """The rows of one split, in order; class labels are read as their names."""
+    from datasets import ClassLabel
+
+    table = _load(task, base_dir, where, split)
+    check_columns(table.column_names, task.columns, f"split {split}")
+    labels = {name: feature for name, feature in table.features.items() if isinstance(feature, ClassLabel)}
+
+    def batches() -> Iterator[Batch]:
+        for part in table.with_format("arrow").iter(BATCH):
+            batch = _plain(part)
+            for name, feature in labels.items():
+                batch[name] = [None if value is None else feature.names[value] for value in batch[name]]
+            yield batch
+
+    return normalised(batches(), task.columns, f"split {split}", notes)
+
+
+def _load(task: HubTask, base_dir: Path, where: str, split: str, streaming: bool = False) -> Any:
+    import datasets
+
+    folder = _local(task, base_dir)
+    try:
+        if folder is not None and any((folder / name).exists() for name in ("state.json", "dataset_dict.json")):
+            saved = datasets.load_from_disk(str(folder))
+            return saved[split] if isinstance(saved, datasets.DatasetDict) else saved
+        revision = task.revision if folder is None else None
+        source = task.dataset if folder is None else str(folder.resolve())
+        return datasets.load_dataset(source, name=task.subset, split=split, revision=revision, streaming=streaming)
+    except Exception as error:  # of many kinds: unknown split or configuration, unreadable files, no network
+        raise UserError(
+            f"data set {task.dataset} cannot be loaded: {error}",
+            where=where,
+            got=split,
+            fix="correct task.split or task.subset, or put the data set's files right",
+        ) from error

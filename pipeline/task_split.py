@@ -1,0 +1,124 @@
+"""From batches of rows to disjoint splits: ids, duplicates, what is held out and what may therefore not be trained on.
+
+Tables here are Arrow tables with the columns of ``SCHEMA``. ``key`` hashes the question with case and whitespace
+folded: it decides what is held out, and rows that share it never stand on two sides of a split.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import UserError
+from pipeline.task_gym import Batch
+
+if TYPE_CHECKING:
+    import pyarrow
+
+COLUMNS = ("id", "question", "answer", "metadata", "demonstration")
+"""What a split holds, all of it text; only the demonstration may be null."""
+
+
+def folded(question: str) -> str:
+    """A question without the differences that do not make it another question: case and whitespace."""
+    return " ".join(question.split()).casefold()
+
+
+def prompt_id(question: str, answer: str) -> str:
+    """A prompt's stable name: 16 hexadecimal digits of the hash of what it asks and what is right."""
+    return hashlib.sha256(f"{question}\0{answer}".encode()).hexdigest()[:16]
+
+
+def distinct(batches: Iterable[Batch], notes: list[str]) -> pyarrow.Table:
+    """All rows as one table, each question once: the first row that asks it stays."""
+    import pyarrow
+
+    schema = pyarrow.schema([*((name, pyarrow.string()) for name in COLUMNS), ("key", pyarrow.uint64())])
+    parts = [schema.empty_table()]
+    first: dict[bytes, str] = {}  # question -> id of the row that asked it first
+    repeated = contradicted = 0
+    for batch in batches:
+        kept, ids, keys = [], [], []
+        for row, (question, answer) in enumerate(zip(batch["question"], batch["answer"], strict=True)):
+            asked, name = hashlib.sha256(question.encode()).digest(), prompt_id(question, answer)
+            if asked in first:
+                repeated, contradicted = repeated + (first[asked] == name), contradicted + (first[asked] != name)
+                continue
+            first[asked] = name
+            kept.append(row)
+            ids.append(name)
+            keys.append(int.from_bytes(hashlib.sha256(folded(question).encode()).digest()[:8], "big"))
+        rows = {column: [values[row] for row in kept] for column, values in batch.items()}
+        parts.append(pyarrow.table({"id": ids, **rows, "key": keys}, schema=schema))
+    if repeated:
+        notes.append(f"{repeated} duplicates removed")
+    if contradicted:
+        notes.append(f"{contradicted} rows removed that repeat a question with another answer; the first stays")
+    return pyarrow.concat_tables(parts)
+
+
+def split(
+    pool: pyarrow.Table, held: pyarrow.Table | None, heldout: int, validation: int, notes: list[str]
+) -> dict[str, pyarrow.Table]:
+    """The splits: ``heldout`` rows of ``held`` (of ``pool``, where that is None), ``validation`` rows and the rest.
+
+    Held out are the rows with the lowest keys. Training keeps its order, and loses every prompt whose question occurs
+    in validation or anywhere in ``held``.
+    Raises: UserError where there are too few rows.
+    """
+    import numpy
+
+    keys = pool["key"].to_numpy()
+    order = numpy.argsort(keys, kind="stable")
+    if held is None:
+        _require(pool.num_rows, heldout + validation + 1, "task.heldout, task.validation and one to train on")
+        reported, forbidden, rest = pool.take(order[:heldout]), keys[order[:heldout]], order[heldout:]
+    else:
+        _require(held.num_rows, heldout, "task.heldout, all from the held-out source")
+        forbidden, rest = held["key"].to_numpy(), order
+        reported = held.take(numpy.argsort(forbidden, kind="stable")[:heldout])
+        if held.num_rows > heldout:
+            notes.append(f"{heldout} of {held.num_rows} held-out rows are used (task.heldout)")
+    free = rest[~numpy.isin(keys[rest], forbidden)]
+    chosen, train = free[:validation], free[validation:]
+    train = numpy.sort(train[~numpy.isin(keys[train], keys[chosen])])
+    if leaks := len(rest) - len(chosen) - len(train):
+        notes.append(f"{leaks} training prompts removed because their question is held out")
+    if len(chosen) < validation or not len(train):
+        _require(len(free), validation + 1, "task.validation and one to train on, none of them held out")
+    splits = {"train": pool.take(train), "validation": pool.take(chosen), "heldout": reported}
+    _assert_disjoint(splits)
+    return {name: table.select(COLUMNS).combine_chunks() for name, table in splits.items()}
+
+
+def _require(found: int, needed: int, purpose: str) -> None:
+    if found < needed:
+        raise UserError(
+            "too few distinct prompts",
+            where="task.heldout",
+            got=f"{found} distinct prompts",
+            expected=f"at least {needed}, for {purpose}",
+            fix="lower task.heldout or task.validation, or bring more distinct prompts "
+            "(for reasoning_gym: a larger task.size, or task.params with more variety)",
+        )
+
+
+def _assert_disjoint(splits: dict[str, pyarrow.Table]) -> None:
+    """The promise that nothing held out is trained on, checked on the questions themselves rather than their hashes."""
+    seen: dict[str, str] = {}
+    for name, table in splits.items():
+        for question in {folded(question) for question in table["question"].to_pylist()}:
+            if seen.setdefault(question, name) != name:
+                raise AssertionError(f"{name} and {seen[question]} share the question {question[:200]!r}")
+
+
+def content_hash(table: pyarrow.Table) -> str:
+    """sha256 over the rows of a split, in their order."""
+    digest = hashlib.sha256()
+    for batch in table.to_batches(max_chunksize=1000):
+        columns: dict[str, list[Any]] = batch.to_pydict()
+        for row in zip(*(columns[name] for name in COLUMNS), strict=True):
+            digest.update(json.dumps(row).encode() + b"\n")
+    return digest.hexdigest()

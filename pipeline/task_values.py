@@ -1,0 +1,98 @@
+"""How a task's values become text: answers as a person would write them, metadata as JSON that comes back unchanged."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from decimal import Decimal
+from fractions import Fraction
+from typing import Any
+
+_TEXTUAL: dict[str, tuple[type, Any, Any]] = {
+    "$fraction": (Fraction, str, Fraction),
+    "$decimal": (Decimal, str, Decimal),
+    "$complex": (complex, str, complex),
+    "$bytes": (bytes, bytes.hex, bytes.fromhex),
+    "$datetime": (datetime.datetime, datetime.datetime.isoformat, datetime.datetime.fromisoformat),
+    "$date": (datetime.date, datetime.date.isoformat, datetime.date.fromisoformat),
+    "$time": (datetime.time, datetime.time.isoformat, datetime.time.fromisoformat),
+}
+"""tag -> (type, to text, from text); datetime stands before date, of which it is a subclass."""
+
+_COLLECTIONS: dict[str, Any] = {"$tuple": tuple, "$set": set, "$frozenset": frozenset}
+
+
+def as_text(value: Any) -> str:
+    """A question or an answer as text: ``372`` for 372 and for a table's 372.0, ``true`` for True.
+
+    Raises: TypeError for a list, a mapping or any other value that has no one spelling.
+
+    >>> as_text(372.0), as_text(0.5), as_text(False), as_text(" 7 ")
+    ('372', '0.5', 'false', ' 7 ')
+    """
+    if isinstance(value, str):
+        return str(value)
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):  # a column of integers that lacks one is stored as floats
+        return str(int(value)) if value.is_integer() and abs(value) < 2**53 else repr(float(value))
+    if isinstance(value, int | Fraction | Decimal):
+        return str(value)
+    raise TypeError(f"expected text or a number, got a {type(value).__name__}")
+
+
+def encode(metadata: dict[str, Any]) -> str:
+    """Metadata as JSON. What JSON lacks is tagged: tuples, sets, keys that are no text, fractions, dates ...
+
+    numpy scalars and arrays become Python numbers and lists.
+
+    Raises: TypeError for an object of any other class.
+    """
+    return json.dumps(_tagged(metadata), allow_nan=False)
+
+
+def decode(text: str) -> dict[str, Any]:
+    """The metadata that :func:`encode` wrote.
+
+    >>> decode(encode({"pair": (1, 2), "by_node": {0: {"a"}}}))
+    {'pair': (1, 2), 'by_node': {0: {'a'}}}
+    """
+    return json.loads(text, object_hook=_untagged)  # type: ignore[no-any-return]
+
+
+def _tagged(value: Any) -> Any:
+    if type(value).__module__ == "numpy":
+        value = value.tolist()
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, float):
+        return value if value - value == 0 else {"$float": str(value)}
+    if isinstance(value, list):
+        return [_tagged(item) for item in value]
+    if isinstance(value, dict):
+        if all(isinstance(key, str) and not key.startswith("$") for key in value):
+            return {key: _tagged(item) for key, item in value.items()}
+        return {"$dict": [[_tagged(key), _tagged(item)] for key, item in value.items()]}
+    for tag, kind in _COLLECTIONS.items():
+        if isinstance(value, kind):
+            items = value if kind is tuple else sorted(value, key=repr)  # a set's own order differs between processes
+            return {tag: [_tagged(item) for item in items]}
+    for tag, (textual, to_text, _) in _TEXTUAL.items():
+        if isinstance(value, textual):
+            return {tag: to_text(value)}
+    raise TypeError(f"metadata holds a {type(value).__name__}, which cannot be stored as JSON")
+
+
+def _untagged(found: dict[str, Any]) -> Any:
+    if len(found) != 1:
+        return found
+    tag, inner = next(iter(found.items()))
+    if tag == "$dict":
+        return dict(inner)
+    if tag == "$float":
+        return float(inner)
+    if tag in _COLLECTIONS:
+        return _COLLECTIONS[tag](inner)
+    if tag in _TEXTUAL:
+        return _TEXTUAL[tag][2](inner)
+    return found

@@ -1,0 +1,257 @@
+"""The task: where prompts, answers and demonstrations come from, and which of them training may never see.
+
+``check_task`` looks at what can be known in a second, ``build_task`` makes the task's folder, ``load_task`` reads it:
+train, validation and heldout as Parquet with the columns id, question, answer, metadata (JSON) and demonstration, and
+``data.json``, written last, with hashes, sizes and what was left out.
+
+Which prompts are held out depends on what the questions say, not on where they stand: the lowest hashes are. So
+appended rows change the held-out set only by those that belong into it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.config import FileTask, HubTask, ReasoningGymTask
+from pipeline.errors import UserError
+from pipeline.task_gym import BATCH, Batch, check_gym, read_gym
+from pipeline.task_sources import check_file, check_hub, read_file, read_hub
+from pipeline.task_split import COLUMNS, content_hash, distinct, split
+from pipeline.task_values import decode
+from pipeline.types import Prompt
+
+if TYPE_CHECKING:
+    import pyarrow
+    from datasets import Dataset
+
+    AnyTask = ReasoningGymTask | FileTask | HubTask
+
+FORMAT = 1
+"""Version of the folder's layout; another one is built anew."""
+SPLITS = ("train", "validation", "heldout")
+"""Names of the splits, and of their Parquet files."""
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """A task's prompts, split once and for all."""
+
+    train: Dataset
+    """Prompts to train on."""
+    validation: Dataset
+    """Prompts that choose a stage's best checkpoint; may be empty."""
+    heldout: Dataset
+    """Prompts that accuracy is reported on."""
+    hashes: dict[str, str]
+    """split -> sha256 over its rows."""
+    sizes: dict[str, int]
+    """split -> number of rows."""
+    notes: list[str]
+    """What a user should know: duplicates, rows left out, leaks that were removed."""
+    source: str
+    """Where the prompts come from, in words."""
+    has_demonstrations: bool
+    """Whether every training prompt has a demonstration."""
+
+    def prompts(self, split: Dataset, indices: Iterable[int]) -> list[Prompt]:
+        """The prompts at these rows of one of the splits."""
+        return read_prompts(split, indices)
+
+
+def read_prompts(dataset: Dataset, indices: Iterable[int]) -> list[Prompt]:
+    """Rows of a split as prompts, in the order of ``indices``."""
+    rows = dataset[[int(i) for i in indices]]
+    columns = (rows[name] for name in COLUMNS)
+    return [Prompt(i, q, a, decode(metadata), d) for i, q, a, metadata, d in zip(*columns, strict=True)]
+
+
+def texts(data: TaskData) -> Iterator[str]:
+    """Questions and demonstrations of the training split, for training a tokenizer."""
+    for batch in data.train.select_columns(["question", "demonstration"]).iter(BATCH):
+        for question, demonstration in zip(batch["question"], batch["demonstration"], strict=True):
+            yield question
+            if demonstration is not None:
+                yield demonstration
+
+
+class PromptStream:
+    """The order in which a stage meets the training prompts: each epoch a new permutation, without replacement.
+
+    A batch is a pure function of (seed, stage, step, size), so that a resumed stage needs only its step.
+    """
+
+    def __init__(self, dataset: Dataset, seed: int, stage_label: str):
+        self.dataset, self.seed, self.stage_label = dataset, seed, stage_label
+        self._epoch: tuple[int, Any] = (-1, None)
+
+    def batch(self, step: int, size: int) -> list[Prompt]:
+        """The prompts of a step (from 0). Edge: goes on with the next epoch where one ends, within a batch too."""
+        count = len(self.dataset)
+        positions = (divmod(step * size + offset, count) for offset in range(size))
+        return read_prompts(self.dataset, [self._permutation(epoch)[place] for epoch, place in positions])
+
+    def _permutation(self, epoch: int) -> Any:
+        """Row numbers in the order of this epoch; the raw generator is used because its stream is fixed for ever."""
+        import numpy
+
+        if self._epoch[0] != epoch:
+            digest = hashlib.sha256(f"{self.seed}\0{self.stage_label}\0{epoch}".encode()).digest()
+            bits = numpy.random.Philox(key=int.from_bytes(digest[:16], "big")).random_raw(len(self.dataset))
+            self._epoch = (epoch, numpy.argsort(bits, kind="stable"))
+        return self._epoch[1]
+
+
+def check_task(task: AnyTask, base_dir: Path) -> None:
+    """Everything that can be known about a task before any compute; relative paths start at ``base_dir``.
+
+    Raises: UserError.
+    """
+    if isinstance(task, ReasoningGymTask):
+        check_gym(task)
+        return
+    if task.demonstrations == "solver":
+        raise UserError(
+            "the solver works on reasoning_gym's arithmetic only",
+            where="task.demonstrations",
+            got="solver",
+            expected="none or column",
+            fix="name the column of worked solutions in task.columns.demonstration",
+        )
+    if task.demonstrations == "column" and task.columns.demonstration is None:
+        raise UserError(
+            "no column of demonstrations is named",
+            where="task.columns.demonstration",
+            got="null",
+            expected="the column of worked solutions",
+            fix="set task.columns.demonstration, or task.demonstrations to none",
+        )
+    if isinstance(task, HubTask):
+        check_hub(task, base_dir)
+        return
+    path, heldout = base_dir / Path(task.path).expanduser(), task.heldout_path
+    check_file(path, task.columns, 1 + task.validation + (0 if heldout else task.heldout), "task.path")
+    if heldout is not None:
+        check_file(base_dir / Path(heldout).expanduser(), task.columns, task.heldout, "task.heldout_path")
+
+
+def build_task(task: AnyTask, base_dir: Path, folder: Path) -> TaskData:
+    """Reads or generates the prompts, splits them and writes them to ``folder``; reuses what is there already.
+
+    A folder made from the same configuration is taken as it is, even if the source has changed since: a run keeps its
+    data.
+    Raises: UserError where too few prompts are left, or the source cannot be read.
+    """
+    config = task.model_dump(mode="json")
+    record = _record(folder)
+    if record is not None and record["config"] == config:
+        return load_task(folder)
+    notes: list[str] = []
+    main, held = _read(task, base_dir, notes)
+    pool = distinct(main, notes)
+    splits = split(pool, None if held is None else distinct(held, notes), task.heldout, task.validation, notes)
+    if task.demonstrations == "column":
+        shown = splits["train"].filter(splits["train"]["demonstration"].is_valid())
+        if missing := splits["train"].num_rows - shown.num_rows:
+            notes.append(f"{missing} training prompts without a demonstration removed")
+        if shown.num_rows == 0:
+            raise UserError(
+                "no training prompt has a demonstration",
+                where="task.columns.demonstration",
+                got=f"{missing} prompts without one",
+                expected="worked solutions",
+                fix="name the column that holds them, or set task.demonstrations to none",
+            )
+        splits["train"] = shown
+    _write(folder, splits, task, notes)
+    return load_task(folder)
+
+
+def _read(task: AnyTask, base_dir: Path, notes: list[str]) -> tuple[Iterator[Batch], Iterator[Batch] | None]:
+    """The rows to split, and the rows of a held-out source of its own where there is one."""
+    if isinstance(task, ReasoningGymTask):
+        return read_gym(task, notes), None
+    if isinstance(task, FileTask):
+        main = read_file(base_dir / Path(task.path).expanduser(), task.columns, "task.path", notes)
+        if task.heldout_path is None:
+            return main, None
+        path = base_dir / Path(task.heldout_path).expanduser()
+        return main, read_file(path, task.columns, "task.heldout_path", notes)
+    main = read_hub(task, base_dir, task.split, "task.split", notes)
+    if task.heldout_split is None:
+        return main, None
+    return main, read_hub(task, base_dir, task.heldout_split, "task.heldout_split", notes)
+
+
+def _describe(task: AnyTask) -> str:
+    if isinstance(task, ReasoningGymTask):
+        return f"reasoning_gym {version('reasoning_gym')}: {task.dataset}, seed {task.seed}"
+    if isinstance(task, FileTask):
+        return f"file {task.path}"
+    return f"data set {task.dataset}, split {task.split}" + (f", revision {task.revision}" if task.revision else "")
+
+
+def _write(folder: Path, splits: dict[str, pyarrow.Table], task: AnyTask, notes: list[str]) -> None:
+    """The folder, such that a process that dies on the way leaves nothing that looks complete."""
+    import pyarrow.parquet
+
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {}
+    for name, table in splits.items():
+        path, partial = folder / f"{name}.parquet", folder / f"{name}.parquet.partial"
+        pyarrow.parquet.write_table(table, partial)
+        files[path.name] = _publish(partial, path)
+    record = {
+        "format": FORMAT,
+        "source": _describe(task),
+        "config": task.model_dump(mode="json"),
+        "hashes": {name: content_hash(table) for name, table in splits.items()},
+        "sizes": {name: table.num_rows for name, table in splits.items()},
+        "has_demonstrations": task.demonstrations != "none",
+        "notes": notes,
+        "files": files,
+    }
+    partial = folder / "data.json.partial"
+    partial.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    _publish(partial, folder / "data.json")
+
+
+def _publish(partial: Path, path: Path) -> str:
+    """Gives a complete file its name, on disk before anything that relies on it; returns its sha256."""
+    with partial.open("rb") as file:
+        os.fsync(file.fileno())
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    partial.replace(path)
+    return digest
+
+
+def _record(folder: Path) -> dict[str, Any] | None:
+    """data.json where it and the files it names are intact, else None."""
+    try:
+        record = json.loads((folder / "data.json").read_text(encoding="utf-8"))
+        intact = record["format"] == FORMAT and all(
+            hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest
+            for name, digest in record["files"].items()
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return record if intact else None
+
+
+def load_task(folder: Path) -> TaskData:
+    """The task that :func:`build_task` wrote. Raises: UserError where it is missing or damaged."""
+    import pyarrow.parquet
+    from datasets import Dataset
+
+    record = _record(folder)
+    if record is None:
+        raise UserError("the task's data is missing or damaged", where=str(folder), fix="start a new run")
+    tables = {split: Dataset(pyarrow.parquet.read_table(folder / f"{split}.parquet")) for split in SPLITS}
+    keys = ("hashes", "sizes", "notes", "source", "has_demonstrations")
+    return TaskData(**tables, **{key: record[key] for key in keys})

@@ -1,0 +1,246 @@
+"""Delivers journals to MLflow: in the background while a run trains, or once in the foreground.
+
+The only file that imports mlflow, and only when there is something to deliver.
+
+    python -m pipeline.tracking RUN_DIR --follow --parent-pid PID
+
+The child started this way makes a pass every second. It ends after one last pass when it reads ``finish`` or the end of
+its standard input, or when its parent is dead; MLflow runs whose trainer died without a word are then marked KILLED.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import UserError
+from pipeline.journal import journals
+from pipeline.tracking_client import (
+    ENVIRONMENT,
+    Position,
+    Report,
+    count_undelivered,
+    file_lock,
+    is_working,
+    read_run_ids,
+    redacted,
+    tracking_options,
+    upload_lock,
+)
+from pipeline.tracking_run import RunDelivery, Undeliverable, Unreachable, one_line
+
+PASS_EVERY = 1.0
+"""Seconds between passes while all goes well; after failures the pause doubles, up to MAX_PAUSE."""
+MAX_PAUSE = 30.0
+LAST_PASS = 60.0
+"""Seconds that the last pass may take after the trainer died."""
+
+
+class Uploader:
+    """Delivers the journals of one run folder. One at a time may work on a folder: hold ``upload_lock``."""
+
+    def __init__(self, run_dir: str | Path, tracking_uri: str, experiment: str):
+        self.run_dir, self.uri, self.experiment = Path(run_dir).absolute(), tracking_uri, experiment
+        self._mlflow: Any = None
+        self._client: Any = None
+        self._experiment_id = ""
+        self._runs: dict[str, RunDelivery] = {}
+
+    def sync(self, deadline: float | None = None) -> Report:
+        """One pass over all journals, the pipeline's first, up to the deadline (monotonic seconds). Never raises."""
+        report = Report(run=self.run_dir.name, uri=redacted(self.uri))
+        try:
+            for label, path in journals(self.run_dir):
+                try:
+                    self._deliver(label, path, report, deadline)
+                except Undeliverable as error:
+                    report.error = one_line(error)
+        except Exception as error:  # whatever tracking runs into, it is reported and tried again
+            report.error = redacted(one_line(error))
+            if not isinstance(error, Unreachable):
+                logging.getLogger(__name__).debug("delivery stopped", exc_info=True)
+        with contextlib.suppress(OSError):
+            report.undelivered = count_undelivered(self.run_dir)
+        report.run_ids = read_run_ids(self.run_dir)
+        return report
+
+    def end_runs(self, status: str) -> None:
+        """Give MLflow runs that are still RUNNING the end that their trainer could not."""
+        for label, path in journals(self.run_dir):
+            with contextlib.suppress(Exception):  # a label on a dead run is not worth an error
+                if Position.read(path).status == "RUNNING":
+                    if self._client is None:
+                        self._connect()
+                    (self._runs.get(label) or self._delivery(label, path)).terminate(status)
+
+    def _deliver(self, label: str, path: Path, report: Report, deadline: float | None) -> None:
+        delivery = self._runs.get(label)
+        if delivery is None:
+            if self._client is None:
+                self._connect()
+            delivery = self._runs[label] = self._delivery(label, path)
+        if not delivery.pending():
+            return
+        if not delivery.opened:
+            parent = self._runs.get("")
+            delivery.open(parent.position.run_id if label and parent else "")
+        delivery.deliver(report, deadline)
+
+    def _delivery(self, label: str, path: Path) -> RunDelivery:
+        return RunDelivery(self._mlflow, self._client, self.uri, self._experiment_id, self.run_dir, label, path)
+
+    def _connect(self) -> None:
+        """Import MLflow, open the store (creating an SQLite file under a lock) and find or create the experiment."""
+        mlflow = _import_mlflow()
+        with _store_lock(self.uri):
+            client = mlflow.MlflowClient(tracking_uri=self.uri)
+            found = client.get_experiment_by_name(self.experiment)
+            if found is None:
+                found = client.get_experiment(self._create_experiment(client))
+        if found.lifecycle_stage == "deleted":
+            raise Unreachable(f"experiment {self.experiment!r} was deleted; restore it or set tracking.experiment")
+        self._mlflow, self._client, self._experiment_id = mlflow, client, found.experiment_id
+
+    def _create_experiment(self, client: Any) -> str:
+        location = None
+        if self.uri.startswith("sqlite:///"):
+            location = (Path(self.uri.removeprefix("sqlite:///")).parent / "mlartifacts").as_uri()
+        tags = {"mlflow.experimentKind": "custom_model_development"}  # so that the UI opens with the runs
+        try:
+            return client.create_experiment(self.experiment, artifact_location=location, tags=tags)
+        except Exception:
+            found = client.get_experiment_by_name(self.experiment)  # another uploader was faster
+            if found is None:
+                raise
+            return found.experiment_id
+
+
+def _import_mlflow() -> Any:
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    import mlflow
+
+    for name in ("mlflow", "alembic", "sqlalchemy", "urllib3"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    return mlflow
+
+
+@contextlib.contextmanager
+def _store_lock(uri: str) -> Iterator[None]:
+    """Two processes that create one SQLite store together both fail; so they take turns."""
+    if not uri.startswith("sqlite:///"):
+        yield
+        return
+    path = Path(uri.removeprefix("sqlite:///"))
+    with file_lock(path.with_name(path.name + ".lock")):
+        yield
+
+
+def sync_run(run_dir: str | Path) -> Report:
+    """Deliver one run folder now, unless another uploader is at it; never raises."""
+    run_dir = Path(run_dir).absolute()
+    try:
+        uri, experiment = tracking_options(run_dir)
+        with file_lock(upload_lock(run_dir), wait=False) as free:
+            if not free:
+                return Report(run_dir.name, redacted(uri), undelivered=count_undelivered(run_dir), busy=True)
+            uploader = Uploader(run_dir, uri, experiment)
+            report = uploader.sync()
+            if report.error is None and not is_working(run_dir):
+                uploader.end_runs("KILLED")
+            return report
+    except (OSError, UserError) as error:
+        return Report(run_dir.name, error=one_line(error), undelivered=count_undelivered(run_dir))
+
+
+def sync_runs(runs_dir: str | Path) -> list[Report]:
+    """Deliver what MLflow has missed of every run in the runs folder, oldest name first."""
+    folders = sorted(path.parent for path in Path(runs_dir).glob("*/journal.jsonl"))
+    return [sync_run(folder) for folder in folders]
+
+
+class _Parent:
+    """What the child knows of the trainer: whether it lives, and whether it asked for the end."""
+
+    def __init__(self, pid: int):
+        self.pid = pid
+        self.asked = False
+        self.spoke = threading.Event()
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def _listen(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            self.asked = sys.stdin.readline().strip() == "finish"
+        self.spoke.set()
+
+    @property
+    def alive(self) -> bool:
+        return os.getppid() == self.pid
+
+    @property
+    def ends(self) -> bool:
+        return self.spoke.is_set() or not self.alive
+
+
+def follow(run_dir: Path, parent: _Parent) -> Report:
+    """Make passes until the parent ends, then the last one."""
+    uri, experiment = tracking_options(run_dir)
+    uploader = Uploader(run_dir, uri, experiment)
+    total = Report(run=run_dir.name, uri=redacted(uri))
+    while True:
+        with file_lock(upload_lock(run_dir), wait=False) as free:
+            if free:
+                return _passes(uploader, parent, total)
+        if parent.ends:
+            total.busy, total.undelivered = True, count_undelivered(run_dir)
+            return total
+        parent.spoke.wait(PASS_EVERY)
+
+
+def _passes(uploader: Uploader, parent: _Parent, total: Report) -> Report:
+    pause = PASS_EVERY
+    while True:
+        last = parent.ends
+        report = uploader.sync(time.monotonic() + LAST_PASS if last else None)
+        total.delivered += report.delivered
+        total.rejected += report.rejected
+        total.undelivered, total.error, total.run_ids = report.undelivered, report.error, report.run_ids
+        if last:
+            if not parent.asked:
+                uploader.end_runs("KILLED")
+            return total
+        pause = PASS_EVERY if report.error is None else min(MAX_PAUSE, 2 * pause)
+        waited = time.monotonic() + pause
+        while time.monotonic() < waited and not parent.spoke.wait(min(PASS_EVERY, pause)) and parent.alive:
+            pass
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The child process's entry."""
+    parser = argparse.ArgumentParser(prog="python -m pipeline.tracking")
+    parser.add_argument("run_dir", type=Path)
+    parser.add_argument("--follow", action="store_true", help="go on until the parent process ends")
+    parser.add_argument("--parent-pid", type=int, default=os.getppid())
+    options = parser.parse_args(arguments)
+    output, sys.stdout = sys.stdout, sys.stderr  # our report is the only thing on standard output
+    if options.follow:
+        os.nice(10)
+        report = follow(options.run_dir.absolute(), _Parent(options.parent_pid))
+    else:
+        report = sync_run(options.run_dir)
+    with contextlib.suppress(OSError):  # nobody may be left to read it
+        print(json.dumps(report.as_dict()), file=output, flush=True)
+    return 0 if report.error is None else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

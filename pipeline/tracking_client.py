@@ -1,0 +1,269 @@
+"""What the training process needs of tracking: start the uploader, end it, and read what it knows. No MLflow in here.
+
+The uploader is a child process (``python -m pipeline.tracking RUN_DIR --follow``): it tails the journals of one run
+folder, keeps its position in ``mlflow.json`` beside each of them, and dies with its parent. Whatever happens to it or
+to the tracking server, training neither waits nor fails; :meth:`UploaderHandle.finish` tells what is undelivered.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import UserError
+from pipeline.journal import iter_events, journals
+
+ENVIRONMENT = {
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_LOGGING_LEVEL": "CRITICAL",
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+}
+"""Set before MLflow is imported: it must not phone home, retry for minutes, or talk on our terminal."""
+
+
+@dataclass
+class Report:
+    """How far one run folder's journals have reached MLflow."""
+
+    run: str
+    uri: str = ""
+    delivered: int = 0
+    """Journal records that this uploader delivered."""
+    rejected: int = 0
+    """Records or values that MLflow refused for their content, kept in ``mlflow-rejected.jsonl``."""
+    undelivered: int = 0
+    """Records still waiting in the journals."""
+    error: str | None = None
+    """Why delivery stopped, in one line."""
+    busy: bool = False
+    """Another uploader is delivering this run right now."""
+    run_ids: dict[str, str] = field(default_factory=dict)
+    """MLflow run ids: "" for the pipeline, a stage's folder name for each stage."""
+
+    @property
+    def message(self) -> str:
+        """One line for the user, empty where all is well."""
+        if self.busy:
+            return f"{self.run}: another process is delivering it right now"
+        if self.undelivered:
+            why = f" ({self.error})" if self.error else ""
+            return (
+                f"{self.run}: {self.undelivered} tracking records have not reached MLflow at {self.uri}{why}; "
+                "they are kept in the run folder and `gradus sync` delivers them"
+            )
+        if self.rejected:
+            return f"{self.run}: MLflow refused {self.rejected} tracking records (see mlflow-rejected.jsonl)"
+        return ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON."""
+        return asdict(self)
+
+
+@dataclass
+class Position:
+    """How far one journal has reached MLflow: the content of the ``mlflow.json`` beside it."""
+
+    uri: str = ""
+    experiment_id: str = ""
+    run_id: str = ""
+    key: str = ""
+    """Value of the run's ``gradus.key`` tag, by which a run is found again whose id was never saved."""
+    status: str = ""
+    """Last status given to the MLflow run."""
+    offset: int = 0
+    """Bytes of the journal that MLflow has confirmed."""
+    seen: dict[str, int] = field(default_factory=dict)
+    """Metric -> highest step delivered."""
+    floor: dict[str, int] = field(default_factory=dict)
+    """Metric -> highest step delivered before the last restart; steps repeated up to here are not logged again."""
+
+    @classmethod
+    def read(cls, journal: Path) -> Position:
+        """The position of ``journal``; a fresh one where nothing was delivered yet."""
+        try:
+            raw = json.loads((journal.parent / "mlflow.json").read_text())
+            return cls(**{name: raw[name] for name in cls.__dataclass_fields__ if name in raw})
+        except (OSError, ValueError, TypeError):
+            return cls()
+
+    def write(self, journal: Path) -> None:
+        """Replace the position of ``journal`` atomically."""
+        target = journal.parent / "mlflow.json"
+        temporary = target.with_suffix(f".{os.getpid()}.tmp")
+        temporary.write_text(json.dumps(asdict(self), indent=1))
+        os.replace(temporary, target)
+
+
+def read_run_ids(run_dir: str | Path) -> dict[str, str]:
+    """MLflow run ids known so far: {"": the pipeline's, "01-sft": a stage's, ...}."""
+    ids = {label: Position.read(journal).run_id for label, journal in journals(run_dir)}
+    return {label: run_id for label, run_id in ids.items() if run_id}
+
+
+def count_undelivered(run_dir: str | Path) -> int:
+    """Journal records that MLflow has not confirmed."""
+    return sum(sum(1 for _ in iter_events(path, Position.read(path).offset)) for _, path in journals(run_dir))
+
+
+def tracking_options(run_dir: str | Path) -> tuple[str, str]:
+    """(tracking URI, experiment) of a run folder, from its ``config.yaml``.
+
+    Raises:
+        UserError: the configured URI is none that MLflow can use.
+    """
+    import yaml
+
+    options: Any = {}
+    with contextlib.suppress(OSError, yaml.YAMLError, AttributeError):
+        options = yaml.safe_load((Path(run_dir) / "config.yaml").read_text()).get("tracking") or {}
+    return resolve_uri(options.get("uri"), Path(run_dir).absolute().parent), str(options.get("experiment") or "gradus")
+
+
+def resolve_uri(config_uri: str | None, runs_dir: str | Path) -> str:
+    """The tracking URI to use: the configured one, or an SQLite file in the runs folder; never relative.
+
+    Raises:
+        UserError: it is a folder or a scheme that MLflow does not track to.
+    """
+    runs_dir = Path(runs_dir).absolute()
+    if not config_uri:
+        return f"sqlite:///{runs_dir / 'mlflow.db'}"
+    if match := re.fullmatch(r"sqlite:///(?!/)(.+)", config_uri):
+        return f"sqlite:///{runs_dir / match[1]}"
+    if re.match(r"(https?|sqlite|postgresql|mysql|mssql|databricks)(\+\w+)?://.|databricks$", config_uri):
+        return config_uri.rstrip("/") if config_uri.startswith("http") else config_uri
+    raise UserError(
+        "MLflow cannot track to this address",
+        where="tracking.uri",
+        got=redacted(config_uri),
+        expected="http(s)://HOST:PORT, sqlite:///PATH, postgresql://... or mysql://...",
+        fix="leave it out to use an SQLite file in the runs folder",
+    )
+
+
+def redacted(uri: str) -> str:
+    """``uri`` without user name and password, fit for a message."""
+    return re.sub(r"//[^/@]*@", "//", uri)
+
+
+def stage_table(stages: list[dict[str, Any]]) -> str:
+    """A Markdown table of the stages' summary records, to stand as a run's description in MLflow."""
+    lines = ["| stage | steps | accuracy before | accuracy after | 95 % interval |", "|---|---:|---:|---:|---:|"]
+    for number, stage in enumerate(stages, 1):
+        before, after = (f"{stage[key]:.3f}" if stage.get(key) is not None else "" for key in _ACCURACIES)
+        low, high = stage.get("interval") or (None, None)
+        interval = f"{low:.3f} - {high:.3f}" if low is not None else ""
+        lines.append(f"| {number} {stage['name']} | {stage.get('steps', '')} | {before} | {after} | {interval} |")
+    return "\n".join(lines)
+
+
+_ACCURACIES = ("accuracy_before", "accuracy_after")
+
+
+@contextlib.contextmanager
+def file_lock(path: Path, wait: bool = True) -> Iterator[bool]:
+    """Hold ``path`` exclusively; yields whether it was obtained (always, when waiting)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+
+
+def upload_lock(run_dir: str | Path) -> Path:
+    """The file that the one uploader of a run holds."""
+    return Path(run_dir) / "mlflow.lock"
+
+
+def is_working(run_dir: str | Path) -> bool:
+    """Whether a process may be training in this run folder; true also where another host's process cannot be asked."""
+    try:
+        holder = json.loads((Path(run_dir) / "lock").read_text())
+        if holder["host"] != socket.gethostname():
+            return True
+        os.kill(int(holder["pid"]), 0)
+    except PermissionError:
+        return True
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return True
+
+
+class UploaderHandle:
+    """The uploader of one run, as the training process holds it. No method raises."""
+
+    def __init__(self, run_dir: Path, process: subprocess.Popen[bytes] | None, uri: str, error: str | None = None):
+        self.run_dir, self.process, self.uri, self.error = run_dir, process, uri, error
+
+    def finish(self, timeout: float = 30.0) -> Report:
+        """Let the uploader deliver the rest, at most ``timeout`` seconds, and say how far it came."""
+        said: dict[str, Any] = {}
+        if self.process is not None:
+            try:
+                output, _ = self.process.communicate(b"finish\n", timeout=timeout)
+                said = json.loads(output.splitlines()[-1])
+            except subprocess.TimeoutExpired:
+                self.error = f"no end within {timeout:.0f} s"
+            except (OSError, ValueError, IndexError):
+                self.error = "the uploader ended early; see tracking.log in the run folder"
+            self.stop()
+        report = Report(**{**said, "run": self.run_dir.name, "uri": redacted(self.uri)})
+        report.error = report.error or self.error
+        with contextlib.suppress(OSError):
+            report.undelivered = count_undelivered(self.run_dir)
+            report.run_ids = read_run_ids(self.run_dir)
+        return report
+
+    def stop(self) -> None:
+        """End the uploader at once; what it has not confirmed stays in the journals."""
+        if self.process is not None and self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+
+
+def start_uploader(run_dir: str | Path) -> UploaderHandle:
+    """Start delivering a run folder's journals in the background. Never raises and never waits."""
+    run_dir = Path(run_dir).absolute()
+    uri = ""
+    try:
+        uri, _ = tracking_options(run_dir)
+        module = [sys.executable, "-m", "pipeline.tracking"]
+        with open(run_dir / "tracking.log", "ab") as log:
+            process = subprocess.Popen(
+                [*module, str(run_dir), "--follow", "--parent-pid", str(os.getpid())],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env=child_environment(),
+                start_new_session=True,  # Ctrl-C in the terminal is the trainer's; the uploader then still delivers
+            )
+    except (OSError, UserError) as error:
+        return UploaderHandle(run_dir, None, uri, f"the uploader did not start: {error}".replace("\n", "; "))
+    return UploaderHandle(run_dir, process, uri)
+
+
+def child_environment() -> dict[str, str]:
+    """This process's environment, quiet MLflow added, and this package importable wherever it runs from."""
+    root = str(Path(__file__).resolve().parent.parent)
+    path = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH", "")) if p)
+    return {**ENVIRONMENT, **os.environ, "PYTHONPATH": path}

@@ -1,0 +1,142 @@
+"""MLflow's own user interface on the runs folder, on loopback and in few processes.
+
+MLflow's default server takes half a minute, 15 processes and gigabytes; one worker without job execution is enough to
+look at curves. A small supervisor (this module, run as a program) owns the server and ends it with the caller.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+from pipeline.errors import UserError
+from pipeline.tracking_client import child_environment, file_lock, resolve_uri, tracking_options
+
+DEFAULT_PORT = 5000
+START_LIMIT = 90.0
+"""Seconds the server may take to answer, on a machine that is busy with other things."""
+
+
+def serve_ui(
+    runs_dir: str | Path, port: int | None = None, host: str = "127.0.0.1", uri: str | None = None
+) -> tuple[subprocess.Popen[bytes] | None, str]:
+    """Start the UI and wait until it answers: (supervisor process, URL). It ends with this process, or on SIGTERM.
+
+    ``uri`` defaults to what the newest run tracks to. A tracking server has its own UI: then nothing is started, and
+    the result is (None, its URL). Without ``port`` the first free one from 5000 on is taken.
+
+    Raises:
+        UserError: the port asked for is taken, or the server does not start.
+    """
+    runs_dir = Path(runs_dir).absolute()
+    uri = resolve_uri(uri, runs_dir) if uri else _newest_uri(runs_dir)
+    if uri.startswith(("http://", "https://", "databricks")):
+        return None, uri
+    port = _free_port(host, port)
+    url = f"http://{host}:{port}"
+    runs_dir.mkdir(parents=True, exist_ok=True)
+    log = runs_dir / "mlflow-ui.log"
+    with file_lock(_store_lock_path(uri, runs_dir)), open(log, "wb") as output:  # the server may create the store
+        process = subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "pipeline.tracking_ui",
+                str(os.getpid()),
+                *_server_command(uri, runs_dir, host, port),
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            cwd=runs_dir,
+            env={**child_environment(), "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+            start_new_session=True,
+        )
+        try:
+            _wait_until_healthy(process, url, log)
+        except BaseException:
+            stop_ui(process)
+            raise
+    return process, url
+
+
+def stop_ui(process: subprocess.Popen[bytes]) -> None:
+    """End the UI and wait until it has gone."""
+    if process.poll() is None:
+        process.terminate()
+        process.wait()
+
+
+def _newest_uri(runs_dir: Path) -> str:
+    folders = sorted((path.parent for path in runs_dir.glob("*/config.yaml")), key=lambda path: path.stat().st_mtime)
+    return tracking_options(folders[-1])[0] if folders else resolve_uri(None, runs_dir)
+
+
+def _store_lock_path(uri: str, runs_dir: Path) -> Path:
+    path = Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else runs_dir / "mlflow.db"
+    return path.with_name(path.name + ".lock")
+
+
+def _server_command(uri: str, runs_dir: Path, host: str, port: int) -> list[str]:
+    store = ["--backend-store-uri", uri, "--default-artifact-root", (runs_dir / "mlartifacts").as_uri()]
+    address = ["--host", host, "--port", str(port), "--workers", "1"]
+    return [sys.executable, "-m", "mlflow", "server", *store, *address]
+
+
+def _free_port(host: str, wanted: int | None) -> int:
+    for port in [wanted] if wanted is not None else range(DEFAULT_PORT, DEFAULT_PORT + 100):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, port))
+            except OSError as error:
+                reason = error.strerror or str(error)
+                continue
+            return port
+    fix = "choose another --port, or leave it out to take the next free one"
+    raise UserError(f"the UI cannot listen on {host}:{wanted or DEFAULT_PORT}", got=reason, fix=fix)
+
+
+def _wait_until_healthy(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
+    limit = time.monotonic() + START_LIMIT
+    while time.monotonic() < limit:
+        if process.poll() is not None:
+            break
+        with contextlib.suppress(OSError), urllib.request.urlopen(f"{url}/health", timeout=2) as answer:
+            if answer.status == 200:
+                return
+        time.sleep(0.1)
+    last = log.read_text(errors="replace").strip().splitlines()[-1:] or ["it said nothing"]
+    raise UserError("MLflow's server did not start", where=str(log), got=last[0], fix="read the log named above")
+
+
+def _supervise(parent: int, command: list[str]) -> int:
+    """Run ``command`` in a process group of its own until it ends, this process is told to end, or the parent dies."""
+    server = subprocess.Popen(command, start_new_session=True)
+    told = False
+
+    def end(*_: object) -> None:
+        nonlocal told
+        told = True
+
+    for name in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(name, end)
+    while server.poll() is None and not told and os.getppid() == parent:
+        time.sleep(0.2)
+    for kind, patience in ((signal.SIGTERM, 3.0), (signal.SIGKILL, 0.0)):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(server.pid, kind)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            server.wait(patience or None)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(_supervise(int(sys.argv[1]), sys.argv[2:]))

@@ -1,0 +1,147 @@
+"""THE loop: sample a group, score it, weigh each completion, push its log-probability. It never asks an algorithm its name."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch import Tensor
+
+from pipeline.checkpoint import save_checkpoint
+from pipeline.config import PipelineConfig, StageConfig
+from pipeline.evaluation import evaluate
+from pipeline.journal import Journal
+from pipeline.learner import Learner, batch_logprobs
+from pipeline.losses import kl_estimate
+from pipeline.metrics import advantage_metrics, finite, rollout_metrics
+from pipeline.observer import Observer
+from pipeline.policy import Policy, load_policy
+from pipeline.rewards import RewardSuite
+from pipeline.signals import SignalProvider, frozen_copy
+from pipeline.sources import Demonstrations, SampledGroups, Source, sampling_of
+from pipeline.stage import Stage
+from pipeline.tasks import PromptStream, TaskData
+from pipeline.types import Prompt, Rollouts
+
+
+@dataclass
+class Trainer:
+    """Everything one stage trains with. ``train`` leaves the policy as it should be handed over."""
+
+    policy: Policy
+    stage: Stage
+    config: StageConfig
+    pipeline: PipelineConfig
+    task: TaskData
+    suite: RewardSuite
+    journal: Journal
+    observer: Observer
+    checkpoints: Path
+    """Folder for this stage's checkpoints."""
+    parent: str
+    """Content hash of the checkpoint that the policy came from."""
+    fingerprint: str
+    """Hash of the configuration, written into each checkpoint."""
+    rollouts: int = field(default=0, init=False)
+    """Completions trained on or sampled so far, those of a reference policy included."""
+    tokens: int = field(default=0, init=False)
+    """Their completion tokens."""
+
+    def __post_init__(self) -> None:
+        self.needs = self.stage.needs(self.config)
+        temperature = sampling_of(self.pipeline, self.config).temperature
+        stream = PromptStream(self.task.train, self.pipeline.seed, self.config.label)
+        self.source: Source
+        if self.needs.completions == "demonstrations":
+            self.source = Demonstrations(self.policy, stream, self.config)
+        else:
+            want_states = self.needs.critic_lr is not None
+            self.source = SampledGroups(
+                self.policy, stream, self.suite, self.pipeline, self.config, want_states=want_states
+            )
+
+        def groups_of(policy: Policy) -> SampledGroups:
+            return SampledGroups(policy, stream, self.suite, self.pipeline, self.config, salt=":reference")
+
+        autocast = {"auto": self.policy.device.type == "cuda", "off": False, "bfloat16": True}
+        self.signals = SignalProvider(self.needs, self.config, self.policy, temperature, groups_of)
+        self.learner = Learner(self.policy, self.config, temperature, autocast[self.pipeline.policy.autocast])
+        self.temperature = temperature
+        measures_kl = self.config.kl_every > 0 and self.needs.completions == "policy"
+        self.start = frozen_copy(self.policy) if measures_kl else None
+
+    def train(self) -> Path:
+        """Run every step; returns the checkpoint to hand over."""
+        best = self._validate(step=0) if self._chooses_best else (0.0, None)
+        for step in range(1, self.config.steps + 1):
+            began = time.perf_counter()
+            self.signals.begin(step)
+            rollouts = self.source.batch(step)
+            weigh = self._weigher(rollouts, step)
+            sampled = time.perf_counter()
+            metrics, weights = self.learner.update(rollouts, step, weigh)
+            metrics["time/update"] = time.perf_counter() - sampled
+            self._log(step, rollouts, weights, metrics, began)
+            if self._chooses_best and (step % self.config.eval_every == 0 or step == self.config.steps):
+                best = max(best, self._validate(step), key=lambda scored: scored[0])
+        last = self._save(self.config.steps)
+        if not self._chooses_best or best[1] in (None, last):
+            return last
+        self.policy.model = load_policy(best[1], self.pipeline.policy).model
+        return best[1]
+
+    def _weigher(self, rollouts: Rollouts, step: int) -> Callable[[int], Tensor]:
+        """The weights of update n of a batch: the stage's pure function, and nothing for completions nobody could score."""
+        signals = self.signals.of(rollouts, step)
+        assert rollouts.valid_PK is not None
+        valid = rollouts.valid_PK
+
+        def weigh(update: int) -> Tensor:
+            weights = self.stage.weigh(signals(update), self.config)
+            return weights * (valid if weights.dim() == 2 else valid[..., None])
+
+        return weigh
+
+    @property
+    def _chooses_best(self) -> bool:
+        return self.config.handover == "best"
+
+    def _validate(self, step: int) -> tuple[float, Path]:
+        """Accuracy on the validation prompts, never on those that are reported, and the checkpoint it belongs to."""
+        evaluation = evaluate(self.policy, all_prompts(self.task, "validation"), self.suite, self.pipeline)
+        self.journal.metrics(step, {"validation/accuracy": evaluation.accuracy})
+        return evaluation.accuracy, self._save(step)
+
+    def _save(self, step: int) -> Path:
+        folder = self.checkpoints / f"step-{step:06d}"
+        if folder.is_dir():
+            return folder
+        return save_checkpoint(self.policy, folder, self.config.label, step, self.parent, self.fingerprint)
+
+    def _log(
+        self, step: int, rollouts: Rollouts, weights: Tensor, metrics: dict[str, float], began: float
+    ) -> None:
+        """Curves to the journal, progress to the observer."""
+        passes = 2 if self.needs.reference_rewards else 1
+        self.rollouts += rollouts.truncated_PK.numel() * passes
+        step_tokens = int(rollouts.mask_PKT.sum()) * passes
+        self.tokens += step_tokens
+        metrics |= rollout_metrics(rollouts) | advantage_metrics(weights) | self.source.metrics | self.signals.metrics
+        if self.start is not None and step % self.config.kl_every == 0:
+            reference = batch_logprobs(self.start, rollouts, self.temperature, self.config.token_budget)
+            metrics["policy/kl_to_start"] = kl_estimate(rollouts.rollout_logprobs_PKT, reference, rollouts.mask_PKT)
+        metrics["time/step"] = time.perf_counter() - began
+        metrics["throughput/tokens_per_second"] = step_tokens / metrics["time/step"]
+        self.journal.metrics(step, metrics)
+        every = self.pipeline.tracking.histogram_every
+        if every and step % every == 0:
+            self.journal.histogram(step, "advantage", weights.flatten().tolist())
+        self.observer.step_done(self.config.label, step, self.config.steps, finite(metrics))
+
+
+def all_prompts(task: TaskData, split: str) -> list[Prompt]:
+    """Every prompt of a split."""
+    dataset = getattr(task, split)
+    return task.prompts(dataset, range(len(dataset)))

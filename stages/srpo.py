@@ -1,0 +1,83 @@
+"""SRPO, as the manual defines it: is today's policy better than yesterday's?
+
+    reward_gap   A_i = r(y_i) - r(y_i_ref),  y_ref sampled from the reference policy for the same prompt
+    log_ratio    A_i = log pi(y_i | x) - log pi_ref(y_i | x)
+    combined     A_i = r(y_i) - r(y_i_ref) - beta * (log pi(y_i | x) - log pi_ref(y_i | x))
+    L = -sum_i A_i * log pi(y_i | x)
+
+The reference is the policy at the stage's start, or as it was up to ``refresh`` steps ago.
+
+Source: operating manual, table of the four algorithms and its pseudo-code (which has the minus sign that the text of
+the log-ratio lost).
+Departure: the default advantage is ``reward_gap``. ``log_ratio`` is the manual's other form, implemented literally, but
+it contains no reward and is exactly zero until the policy has left its reference, so a stage that starts at its
+reference never moves; with a refreshed reference it reinforces whatever drift there was. ``combined`` is ours: the gap
+pulls up, the log-ratio holds back.
+Departure: ``baseline: mean`` compares with the mean reward of the reference's K samples, which has the same expectation
+as the literal pairing by index (``baseline: paired``) and less noise.
+Departure: the sum over i is divided by K, as in the other losses; ``normalise: none`` is literal.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from pipeline.advantages import group_mean
+from pipeline.config import StageConfig
+from pipeline.stage import Needs, Signals, Stage
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class SRPOConfig(StageConfig):
+    """Options of SRPO."""
+
+    stage: Literal["srpo"]
+    """This algorithm."""
+    advantage: Literal["reward_gap", "log_ratio", "combined"] = "reward_gap"
+    """Which comparison with the reference weighs a completion."""
+    beta: float = Field(0.05, ge=0)
+    """For ``combined``: reward units that one nat of departure from the reference costs."""
+    baseline: Literal["mean", "paired"] = "mean"
+    """Compare a reward with the mean of the reference's group, or with the reference's completion of the same index."""
+    refresh: int = Field(20, ge=0)
+    """Steps between refreshes of the reference; 0 keeps the policy of the stage's start."""
+    normalise: Literal["group", "none"] = "group"
+    """Divide a group's sum by K, or take it as it is."""
+
+
+def weigh(signals: Signals, config: SRPOConfig) -> Tensor:
+    """The comparison with the reference, by ``config.advantage``; times K where the loss is the literal sum.
+
+    Shapes: rewards, reference_rewards, log_ratio [P, K] -> [P, K].
+
+    >>> import torch
+    >>> signals = Signals(torch.tensor([[1.0, 0.0]]), torch.ones(1, 2), reference_rewards_PK=torch.tensor([[0.0, 1.0]]))
+    >>> weigh(signals, SRPOConfig(stage="srpo", steps=1, normalise="none")).tolist()
+    [[1.0, -1.0]]
+    """
+    advantages_PK = signals.rewards_PK.new_zeros(signals.rewards_PK.shape)
+    if signals.reference_rewards_PK is not None:
+        reference_PK = signals.reference_rewards_PK
+        advantages_PK = signals.rewards_PK - (group_mean(reference_PK) if config.baseline == "mean" else reference_PK)
+    if signals.log_ratio_PK is not None:
+        sign = 1.0 if config.advantage == "log_ratio" else -config.beta
+        advantages_PK = advantages_PK + sign * signals.log_ratio_PK
+    return advantages_PK if config.normalise == "group" else advantages_PK * signals.rewards_PK.shape[-1]
+
+
+STAGE = Stage(
+    name="srpo",
+    summary="reward against what a reference policy scores on the same prompts; stabilises long runs",
+    config=SRPOConfig,
+    weigh=weigh,
+    needs=lambda config: Needs(
+        reference=True,
+        refresh_reference=config.refresh,
+        reference_rewards=config.advantage != "log_ratio",
+        log_ratio=config.advantage != "reward_gap",
+    ),
+)
