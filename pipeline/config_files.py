@@ -61,7 +61,8 @@ def load_config(source: str, overrides: list[str], stage_configs: list[type[Stag
 
     ``overrides`` are ``key=value`` with dotted keys, as ``--set`` gives them; an entry of a list goes by its index
     or, for stages and rewards, by its label. Relative paths become absolute: they start from the configuration file's
-    folder or, where that holds nothing of the name, from the current one. Raises: UserError that names every problem at once.
+    folder or, where that holds nothing of the name, from the current one.
+    Raises: UserError that names every problem at once.
     """
     path = find_config(source)
     shown = _shown(path)

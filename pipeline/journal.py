@@ -113,7 +113,7 @@ class Journal:
     def model(self, name: str, path: str | Path, step: int, metrics: Mapping[str, Any] | None = None) -> None:
         """A checkpoint and what it scored; tracking records where it is and copies nothing."""
         finite = {tracked_name(k): number for k, v in (metrics or {}).items() if (number := _finite(v)) is not None}
-        self._append("model", name=name, path=str(path), step=int(step), metrics=finite)
+        self._append("model", name=name, path=str(Path(path).absolute()), step=int(step), metrics=finite)
 
     def artifact(self, path: str | Path) -> None:
         """A small file to upload."""

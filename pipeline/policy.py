@@ -27,11 +27,14 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
+from transformers.utils import logging as transformers_logging
 
 from pipeline.config import PolicyConfig, TokenizerConfig
 from pipeline.errors import UserError
 
 TEMPLATE_FILE = "template.json"
+
+transformers_logging.disable_progress_bar()  # progress is ours to show
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,9 @@ How a chain is written, so that a plain arithmetic parser reads every equation b
 - a negative operand is written as it is, after its operator: ``5--3=8``, ``-7*-7=49``;
 - the minus before a bracket is a step of its own, with the bracket's value in brackets: ``-(-78)=78``, ``-(38)=-38``;
 - every number on a left-hand side stands in the problem or is the result of an earlier equation;
-- an equation that was already written is not repeated.
+- an equation that was already written is not repeated, unless it goes on from the one just before it, so that a
+  running sum stays a chain: ``(1+2)*(1+2)`` gives ``1+2=3; 3*3=9``, but ``3+5-5+5`` gives ``3+5=8; 8-5=3; 3+5=8``;
+- the last equation gives the answer.
 """
 
 from __future__ import annotations
@@ -76,13 +78,16 @@ class _Worker:
         self.tokens = _tokens(expression)
         self.position = 0
         self.depth = 0
-        self.equations: dict[str, None] = {}  # a dict keeps the order and drops what is repeated
+        self.equations: list[str] = []
+        self.operations: list[str] = []  # the equations of all operations, also of those not written
 
     def run(self) -> tuple[list[str], int]:
         value = self.sum()
         if self.next:
             raise ValueError(f"unexpected {self.next!r} after a complete expression")
-        return list(self.equations), value
+        if self.operations and self.equations[-1] != self.operations[-1]:
+            self.equations.append(self.operations[-1])
+        return self.equations, value
 
     @property
     def next(self) -> str:
@@ -94,13 +99,16 @@ class _Worker:
         return token
 
     def sum(self) -> int:
+        start = len(self.operations)
         value = self.product()
         while self.next in ("+", "-"):
             sign, right = self.take(), self.product()
-            value = self.write(value, sign, right, value + right if sign == "+" else value - right)
+            result = value + right if sign == "+" else value - right
+            value = self.write(start, f"{value}{sign}{right}", result)
         return value
 
     def product(self) -> int:
+        start = len(self.operations)
         value = self.factor()
         while self.next in ("*", "/"):
             sign, right = self.take(), self.factor()
@@ -112,11 +120,11 @@ class _Worker:
                 raise ValueError(f"{value}/{right} leaves a remainder")
             else:
                 result = value // right
-            value = self.write(value, sign, right, result)
+            value = self.write(start, f"{value}{sign}{right}", result)
         return value
 
     def factor(self) -> int:
-        negations = 0
+        start, negations = len(self.operations), 0
         while self.next in ("+", "-"):
             negations += self.take() == "-"
         token = self.take() if self.next else "the end"
@@ -136,10 +144,14 @@ class _Worker:
         else:
             raise ValueError(f"a number or bracket is missing before {token!r}")
         for _ in range(negations):
-            self.equations[f"-({value})={-value}"] = None
-            value = -value
+            value = self.write(start, f"-({value})", -value)
         return value
 
-    def write(self, left: int, sign: str, right: int, result: int) -> int:
-        self.equations[f"{left}{sign}{right}={result}"] = None
+    def write(self, start: int, operation: str, result: int) -> int:
+        """Records an operation whose operands were worked out since operation number ``start``; returns its result."""
+        equation = f"{operation}={result}"
+        goes_on = len(self.operations) > start and self.equations[-1] == self.operations[-1]
+        if goes_on or equation not in self.equations:
+            self.equations.append(equation)
+        self.operations.append(equation)
         return result

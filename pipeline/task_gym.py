@@ -5,7 +5,11 @@ from __future__ import annotations
 import contextlib
 import difflib
 import io
+import json
+import os
 import random
+import subprocess
+import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -13,6 +17,11 @@ from pipeline.config import ReasoningGymTask
 from pipeline.errors import UserError
 from pipeline.solver import SOLVABLE, solvable, work_out
 from pipeline.task_values import as_text, encode
+
+HASH_ORDERED = frozenset(
+    {"isomorphic_strings", "knight_swap", "polynomial_multiplication", "ransom_note", "word_ladder"}
+)
+"""Generators whose problems depend on the order of Python's sets, which differs from process to process."""
 
 BATCH = 1000
 """Rows that are read or generated at a time."""
@@ -119,6 +128,44 @@ def check_gym(task: ReasoningGymTask) -> None:
 
 def read_gym(task: ReasoningGymTask, notes: list[str]) -> Iterator[Batch]:
     """The generated problems, ``size`` for training and those to hold out; unusable ones are left out and noted."""
+    parts = [part["name"] for part in task.params["datasets"]] if task.dataset == "composite" else [task.dataset]
+    if HASH_ORDERED.isdisjoint(parts):
+        yield from _generate(task, notes)
+        return
+    # Only a new interpreter can fix the order of sets.
+    environment = {**os.environ, "PYTHONHASHSEED": "0", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, "-c", "from pipeline.task_gym import _generate_to_stdout as run; run()"]
+    with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdin is not None and child.stdout is not None
+        try:
+            child.stdin.write(task.model_dump_json())
+            child.stdin.close()
+            for line in child.stdout:
+                said = json.loads(line)
+                if "error" in said:
+                    raise UserError(**said["error"])
+                if "notes" in said:
+                    notes.extend(said["notes"])
+                    return
+                yield said
+            raise RuntimeError(f"the process that generates {task.dataset} ended early")
+        finally:
+            child.kill()
+
+
+def _generate_to_stdout() -> None:
+    task, notes, out = ReasoningGymTask.model_validate_json(sys.stdin.read()), list[str](), sys.stdout
+    try:
+        for batch in _generate(task, notes):
+            print(json.dumps(batch), file=out, flush=True)
+        last: dict[str, Any] = {"notes": notes}
+    except UserError as error:
+        aspects = {"where": error.where, "got": str(error.got), "expected": error.expected, "fix": error.fix}
+        last = {"error": {"what": error.what, **aspects}}
+    print(json.dumps(last), file=out)
+
+
+def _generate(task: ReasoningGymTask, notes: list[str]) -> Iterator[Batch]:
     total = task.size + task.heldout + task.validation
     dataset = gym_dataset(task.dataset, task.params, total, task.seed)
     failures: list[Exception] = []

@@ -137,7 +137,7 @@ class EventWriter:
             model = found[0]
         else:
             self.mlflow.set_tracking_uri(self.uri)
-            tags = {"checkpoint": event["path"], "step": str(event["step"])}
+            tags = {"checkpoint": event["path"], "step": str(event["step"]), "mlflow.source.name": "gradus"}
             model = self.mlflow.create_external_model(
                 name=name, source_run_id=self.run_id, tags=tags, experiment_id=self.position.experiment_id
             )

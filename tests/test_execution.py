@@ -1,0 +1,271 @@
+"""Whole pipelines, small and real: data, policy, stages, checkpoints and records, without an orchestrator."""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import stages
+from pipeline.checkpoint import read_record
+from pipeline.config import PipelineConfig, pipeline_model
+from pipeline.errors import StageFailed, UserError
+from pipeline.execution import finish, prepare, run_stage
+from pipeline.journal import read_events
+from pipeline.observer import Observer
+from pipeline.runs import RunFolder
+from pipeline.signals import frozen_copy
+from stages import discover
+
+STAGE_CONFIGS = [stage.config for stage in discover().values()]
+SUMMARY_STAGE_KEYS = {
+    "name", "variant", "steps", "accuracy_before", "accuracy_after", "interval", "rollouts", "tokens", "seconds",
+    "checkpoint", "mlflow_run_id",
+}  # fmt: skip
+
+
+def write_task(folder: Path, rows: int = 60) -> None:
+    rng = random.Random(0)
+    seen = {(rng.randint(0, 40), rng.randint(0, 40)) for _ in range(3 * rows)}
+    lines = [
+        {"question": f"{a} + {b} =", "answer": str(a + b), "solution": f"{a}+{b}={a + b}; answer: {a + b}"}
+        for a, b in sorted(seen)[:rows]
+    ]
+    (folder / "task.jsonl").write_text("\n".join(map(json.dumps, lines)))
+
+
+def pipeline(stages: list[dict], configs=STAGE_CONFIGS, **options) -> PipelineConfig:
+    small = {"steps": 2, "prompts_per_step": 3, "warmup": 0, "kl_every": 1}
+    architecture = {"model_type": "llama", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
+    raw = {
+        "name": "tiny",
+        "policy": {"architecture": {**architecture, "num_attention_heads": 2, "num_key_value_heads": 2}, "device": "cpu"},
+        "task": {
+            "source": "file",
+            "path": "task.jsonl",
+            "heldout": 12,
+            "validation": 6,
+            "demonstrations": "column",
+            "columns": {"demonstration": "solution"},
+        },
+        "rewards": [{"reward": "exact_answer"}, {"reward": "equation_steps", "weight": 0.5}],
+        "sampling": {"max_tokens": 10},
+        "tracking": {"histogram_every": 1},
+        "stages": [{**small, **stage} for stage in stages],
+        **options,
+    }
+    return pipeline_model(configs).model_validate(raw)
+
+
+def launch(folder: Path, config: PipelineConfig, name="run", observer=None, configs=STAGE_CONFIGS) -> RunFolder:
+    if not (folder / "task.jsonl").exists():
+        write_task(folder)
+    run = RunFolder.create(folder / "runs", config, name, folder / "tiny.yaml", configs)
+    observer = observer or Observer()
+    parent = prepare(run, observer)["checkpoint"]
+    for index, stage in enumerate(run.config.stages):
+        parent = run_stage(run, index, parent, discover()[stage.stage], observer)["checkpoint"]
+    return run
+
+
+EVERY_STAGE = [
+    {"stage": "sft"},
+    {"stage": "dapo", "group_size": 3},
+    {"stage": "vapo", "group_size": 3},
+    {"stage": "gfpo", "group_size": 3, "ranking": ["reward", "equation_steps", "shorter"]},
+    {"stage": "gfpo", "group_size": 2, "updates_per_batch": 2, "clip": [0.2, 0.28]},
+    {"stage": "srpo", "group_size": 2, "refresh": 1},
+    {"stage": "srpo", "group_size": 2, "advantage": "combined"},
+]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> RunFolder:
+    run = launch(tmp_path_factory.mktemp("finished"), pipeline(EVERY_STAGE))
+    finish(run)
+    return run
+
+
+def events(run: RunFolder, index: int) -> list[dict]:
+    return read_events(run.stage_dir(index) / "journal.jsonl", 0)[0]
+
+
+def test_the_summary_has_the_promised_keys(finished):
+    summary = json.loads((finished.path / "summary.json").read_text())
+    assert set(summary) >= {"name", "seed", "stages", "accuracy_start", "accuracy_end", "seconds"}
+    names = [stage["name"] for stage in summary["stages"]]
+    assert names == ["sft", "dapo", "vapo", "gfpo", "gfpo-2", "srpo", "srpo-2"]
+    for stage in summary["stages"]:
+        assert set(stage) >= SUMMARY_STAGE_KEYS
+        low, high = stage["interval"]
+        assert low <= stage["accuracy_after"] <= high and stage["steps"] == 2
+    assert summary["stages"][1]["rollouts"] == 2 * 3 * 3
+    assert summary["stages"][5]["rollouts"] == 2 * 3 * 2 * 2, "those of the reference policy count too"
+
+
+def test_checkpoints_form_a_chain_of_hugging_face_folders(finished):
+    parent = read_record(finished.path / "start")
+    for index in range(len(EVERY_STAGE)):
+        checkpoint = Path(finished.result(index)["checkpoint"])
+        record = read_record(checkpoint)
+        assert record.parent == parent.content and record.template == parent.template
+        assert AutoModelForCausalLM.from_pretrained(checkpoint).num_parameters() > 0
+        parent = record
+    assert finished.state() == "done"
+
+
+def test_every_stage_moves_the_policy_it_was_given(finished):
+    contents = [finished.result(index)["content"] for index in range(len(EVERY_STAGE))]
+    start = read_record(finished.path / "start").content
+    # A reward that a random policy never earns teaches nothing; shaped rewards and demonstrations do.
+    assert contents[0] != start and len({start, *contents}) >= 3
+
+
+def test_the_journal_holds_the_promised_curves(finished):
+    promised = {
+        "reward/mean", "reward/std", "reward/exact_answer", "reward/equation_steps", "advantage/mean", "advantage/std",
+        "advantage/min", "advantage/max", "group/uniform_share", "completion/length", "completion/truncated_share",
+        "policy/entropy", "policy/kl_to_start", "update/gradient_norm", "update/learning_rate",
+        "throughput/tokens_per_second", "time/sample", "time/reward", "time/update",
+    }  # fmt: skip
+    for index in range(1, len(EVERY_STAGE)):
+        logged = [e for e in events(finished, index) if e["kind"] == "metrics"]
+        assert promised - {"update/gradient_norm"} <= {name for e in logged for name in e["values"]}
+        assert sorted({e["step"] for e in logged}) == [0, 1, 2]
+        kinds = [e["kind"] for e in events(finished, index)]
+        assert {"histogram", "table", "dataset", "model"} <= set(kinds)
+        assert kinds[0] == "start" and kinds[-1] == "end"
+    critic = {name for e in events(finished, 2) if e["kind"] == "metrics" for name in e["values"]}
+    assert {"critic/loss", "critic/value_mean"} <= critic
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_does_not(finished, tmp_path):
+    stages = EVERY_STAGE[:2]
+    again = launch(tmp_path, pipeline(stages), "again")
+    other = launch(tmp_path, pipeline(stages, seed=1), "other")
+    assert again.result(1)["content"] == finished.result(1)["content"] != other.result(1)["content"]
+
+
+def test_a_done_stage_is_reused_and_an_unfinished_one_starts_again_beside_its_earlier_attempt(tmp_path):
+    config, stage = pipeline(EVERY_STAGE[:2]), discover()["dapo"]
+
+    class Interrupted(Observer):
+        def step_done(self, label, step, steps, metrics):
+            if label == "dapo":
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        launch(tmp_path, config, observer=Interrupted())
+    run = RunFolder(tmp_path / "runs" / "run", STAGE_CONFIGS)
+    assert run.result(0) and run.result(1) is None and run.state() == "stopped"
+    first = run.result(0)
+    run = launch(tmp_path, config)
+    assert run.result(0) == first
+    attempts = sorted(p.name for p in (run.path / "stages").iterdir())
+    assert attempts == ["01-sft", "02-dapo", "02-dapo.attempt-1"]
+    assert run_stage(run, 1, first["checkpoint"], stage, Observer())["reused"] is True
+
+
+def test_another_configuration_under_the_same_name_is_refused(finished):
+    changed = pipeline([{**EVERY_STAGE[0], "lr": 0.5}, *EVERY_STAGE[1:]])
+    with pytest.raises(UserError, match=r"stages\.sft\.lr: 0\.001 -> 0\.5"):
+        RunFolder.create(finished.path.parent, changed, "run", Path("tiny.yaml"), STAGE_CONFIGS)
+
+
+def test_a_stage_that_fails_says_why_and_keeps_its_parent(tmp_path, monkeypatch):
+    config = pipeline([{"stage": "sft"}, {"stage": "dapo", "steps": 9, "max_skipped": 2}])
+    broken = discover()["dapo"]
+    monkeypatch.setitem(
+        discover(),
+        "dapo",
+        type(broken)(broken.name, "", broken.config, lambda s, c: s.rewards_PK * float("nan"), broken.needs),
+    )
+    with pytest.raises(StageFailed, match="not finite"):
+        launch(tmp_path, config)
+    run = RunFolder(tmp_path / "runs" / "run", STAGE_CONFIGS)
+    assert run.state().startswith("failed: the loss or its gradient was not finite in 2 updates in a row")
+    assert read_record(Path(run.result(0)["checkpoint"])).stage == "sft"
+    assert events(run, 1)[-1]["status"] == "FAILED"
+
+
+def test_a_damaged_parent_is_refused_before_any_step(tmp_path):
+    config = pipeline([{"stage": "sft"}, {"stage": "dapo"}])
+    run = RunFolder.create(tmp_path / "runs", config, "run", tmp_path / "tiny.yaml", STAGE_CONFIGS)
+    write_task(tmp_path)
+    parent = prepare(run, Observer())["checkpoint"]
+    checkpoint = run_stage(run, 0, parent, discover()["sft"], Observer())["checkpoint"]
+    with (Path(checkpoint) / "model.safetensors").open("r+b") as stream:
+        stream.truncate(1000)
+    with pytest.raises(UserError, match=r"damaged[\s\S]*model\.safetensors"):
+        run_stage(run, 1, checkpoint, discover()["dapo"], Observer())
+
+
+def test_best_hands_over_the_checkpoint_with_the_highest_validation_accuracy(tmp_path, monkeypatch):
+    import pipeline.trainer as trainer
+
+    accuracies = iter([0.1, 0.7, 0.3, 0.2])
+    real = trainer.evaluate
+
+    def scripted(policy, prompts, suite, config):
+        assert len(prompts) == 6, "the choice is made on the validation prompts, not on those that are reported"
+        evaluation = real(policy, prompts, suite, config)
+        return type(evaluation)(next(accuracies), evaluation.interval, 6, 0, 0.0, evaluation.rollouts)
+
+    monkeypatch.setattr(trainer, "evaluate", scripted)
+    run = launch(tmp_path, pipeline([{"stage": "sft", "steps": 3, "handover": "best", "eval_every": 1}]))
+    assert run.result(0)["checkpoint"].endswith("step-000001")
+
+
+def test_two_processes_on_one_run(finished):
+    with (
+        finished.lock(),
+        pytest.raises(UserError, match="another process is working"),
+        RunFolder(finished.path, STAGE_CONFIGS).lock(),
+    ):
+        pass
+    with finished.lock():
+        assert finished.state() == "running"
+    assert finished.holder() is None
+
+
+FIFTH = """
+from typing import Literal
+from pipeline.config import StageConfig
+from pipeline.stage import Needs, Stage
+
+class MineConfig(StageConfig):
+    stage: Literal["mine"]
+    gain: float = 2.0
+
+def weigh(signals, config):
+    return config.gain * (signals.rewards_PK - signals.values_P[:, None]) - signals.reference_rewards_PK
+
+NEEDS = Needs(critic_lr=0.1, reference=True, reference_rewards=True)
+STAGE = Stage("mine", "an algorithm nobody has seen", MineConfig, weigh, lambda config: NEEDS)
+"""
+
+
+def test_a_fifth_algorithm_is_one_file(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(FIFTH)
+    monkeypatch.setattr(stages, "__path__", [*stages.__path__, str(tmp_path)])
+    discover.cache_clear()
+    try:
+        configs = [stage.config for stage in discover().values()]
+        assert "mine" in discover() and len(configs) == 6
+        run = launch(tmp_path, pipeline([{"stage": "sft"}, {"stage": "mine", "group_size": 2}], configs), configs=configs)
+        assert run.result(1)["algorithm"] == "mine" and run.result(1)["steps"] == 2
+    finally:
+        discover.cache_clear()
+        sys.modules.pop("stages.mine", None)
+
+
+def test_a_reference_is_a_copy_apart(policy):
+    reference = frozen_copy(policy)
+    policy.model.lm_head.weight.data += 1
+    assert not torch.equal(reference.model.lm_head.weight, policy.model.lm_head.weight)
+    assert not any(p.requires_grad for p in reference.model.parameters())

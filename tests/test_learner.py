@@ -1,0 +1,197 @@
+"""The learner: how a batch is cut changes nothing, zero weights cost nothing, and broken gradients never reach the weights."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import tiny_policy
+
+from pipeline import learner as learner_module
+from pipeline.config import SamplingConfig, StageConfig
+from pipeline.errors import StageFailed
+from pipeline.learner import Learner, Rows, batch_logprobs, learning_rate
+from pipeline.sampler import DrawKey, sample
+from pipeline.sources import demonstrated
+from pipeline.types import Prompt
+
+WEIGHTS = torch.tensor([[1.0, -1.0, 0.5], [0.0, 0.0, 0.0], [2.0, 0.0, -0.5], [0.1, 0.2, 0.3]])
+
+
+def config(**options) -> StageConfig:
+    return StageConfig(stage="x", steps=10, lr=1e-3, warmup=0, **options)
+
+
+def sampled(policy, prompts, groups: int = 3):
+    return sample(policy, prompts, groups, SamplingConfig(max_tokens=8), DrawKey(0, "s", 1))
+
+
+def state(policy) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in policy.model.parameters()])
+
+
+def after_one_update(prompts, weights=WEIGHTS, autocast=False, **options):
+    policy = tiny_policy()
+    rollouts = sampled(policy, prompts)
+    learner = Learner(policy, config(**options), temperature=1.0, autocast=autocast)
+    metrics, _ = learner.update(rollouts, 1, lambda update: weights)
+    return state(policy), metrics
+
+
+def test_micro_batches_change_nothing(prompts):
+    whole, metrics = after_one_update(prompts, token_budget=100_000)
+    pieces, metrics_of_pieces = after_one_update(prompts, token_budget=1)
+    torch.testing.assert_close(pieces, whole, rtol=1e-4, atol=1e-6)
+    assert metrics_of_pieces["update/loss"] == pytest.approx(metrics["update/loss"], rel=1e-4)
+    assert metrics_of_pieces["update/gradient_norm"] == pytest.approx(metrics["update/gradient_norm"], rel=1e-4)
+
+
+def test_micro_batches_respect_the_budget_and_cover_every_row_once(policy, prompts):
+    rows = Rows.of(sampled(policy, prompts))
+    batches = list(rows.micro_batches(list(range(12)), token_budget=60))
+    assert sorted(r for batch in batches for r in batch) == list(range(12))
+    for batch in batches:
+        padded = (max(len(rows.prompts[r]) for r in batch) + max(rows.lengths[r] for r in batch)) * len(batch)
+        assert padded <= 60 or len(batch) == 1
+    assert len(batches) > 2
+
+
+@pytest.mark.parametrize("score", ["sum", "mean", "batch"])
+def test_gradient_is_that_of_the_literal_loss(policy, prompts, score):
+    rollouts = sampled(policy, prompts)
+    lengths = rollouts.lengths_PK.float()
+    divisor = {"sum": torch.ones_like(lengths), "mean": lengths, "batch": lengths.mean().expand_as(lengths)}[score]
+    loss = torch.zeros(())
+    for p in range(4):
+        for k in range(3):
+            tokens = rollouts.tokens_PKT[p, k, : int(lengths[p, k])]
+            ids = torch.cat([torch.tensor(rollouts.prompt_tokens[p]), tokens])[None]
+            logp = policy.model(ids).logits[0, -len(tokens) - 1 : -1].log_softmax(-1)
+            loss = loss - WEIGHTS[p, k] * logp.gather(-1, tokens[:, None]).sum() / divisor[p, k] / 12
+    parameters = list(policy.model.parameters())
+    expected = torch.autograd.grad(loss, parameters)
+    norm = math.sqrt(sum(float(g.square().sum()) for g in expected))
+    subject = Learner(policy, config(score=score, grad_clip=1e9), temperature=1.0)
+    seen: list[torch.Tensor] = []
+    subject._apply = lambda finite, metrics: seen.extend(p.grad.clone() for p in parameters)  # before the step clears them
+    metrics, _ = subject.update(rollouts, 1, lambda update: WEIGHTS)
+    assert metrics["update/loss"] == pytest.approx(loss.item(), rel=1e-5)
+    assert metrics["update/gradient_norm"] == pytest.approx(norm, rel=1e-5)
+    for got, wanted in zip(seen, expected, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-7)
+
+
+def test_rows_of_zero_weight_are_never_computed(prompts, monkeypatch):
+    computed: list[int] = []
+    real = learner_module.completion_logprobs
+
+    def counting(policy, prompt_tokens, tokens, temperature):
+        computed.append(len(prompt_tokens))
+        return real(policy, prompt_tokens, tokens, temperature)
+
+    monkeypatch.setattr(learner_module, "completion_logprobs", counting)
+    after_one_update(prompts)
+    assert sum(computed) == int((WEIGHTS != 0).sum()) == 8
+
+
+def test_a_batch_without_weight_leaves_the_policy_alone(prompts):
+    untouched, metrics = after_one_update(prompts, weights=torch.zeros(4, 3))
+    assert torch.equal(untouched, state(tiny_policy())) and metrics["update/rows"] == 0
+
+
+def test_padding_changes_nothing(prompts):
+    policy = tiny_policy()
+    rollouts = sampled(policy, prompts)
+    wider = replace(
+        rollouts,
+        **{
+            name: torch.nn.functional.pad(getattr(rollouts, name), (0, 5))
+            for name in ("tokens_PKT", "mask_PKT", "rollout_logprobs_PKT", "entropy_PKT")
+        },
+    )
+    subject = Learner(policy, config(), temperature=1.0)
+    subject.update(wider, 1, lambda update: WEIGHTS)
+    torch.testing.assert_close(state(policy), after_one_update(prompts)[0], rtol=1e-5, atol=1e-7)
+
+
+def test_training_sees_the_sampler_s_logprobs(prompts):
+    _, metrics = after_one_update(prompts)
+    assert 0 <= metrics["update/train_sample_mismatch"] < 1e-5
+
+
+def test_updates_move_the_likelihood_the_way_the_weights_say(policy, prompts):
+    rollouts = sampled(policy, prompts)
+    subject = Learner(policy, config(), temperature=1.0)
+    for step in range(1, 4):
+        subject.update(rollouts, step, lambda update: WEIGHTS)
+    now = batch_logprobs(policy, rollouts, 1.0, 10_000).sum(-1)
+    gain = now - rollouts.rollout_logprobs_PKT.sum(-1)
+    assert gain[2, 0] > 0 > gain[0, 1]
+
+
+def test_a_gradient_that_is_not_finite_is_skipped_then_fails_the_stage(policy, prompts):
+    rollouts = sampled(policy, prompts)
+    subject = Learner(policy, config(max_skipped=3), temperature=1.0)
+    before = state(policy)
+    broken = torch.full((4, 3), float("nan"))
+    for _ in range(2):
+        metrics, _ = subject.update(rollouts, 1, lambda update: broken)
+        assert metrics["update/skipped"] == 1.0
+    assert torch.equal(state(policy), before)
+    subject.update(rollouts, 1, lambda update: WEIGHTS)  # a good update resets the count
+    for _ in range(2):
+        subject.update(rollouts, 1, lambda update: broken)
+    with pytest.raises(StageFailed, match="3 updates in a row"):
+        subject.update(rollouts, 1, lambda update: broken)
+    assert torch.isfinite(state(policy)).all()
+
+
+def test_several_updates_a_batch_weigh_anew(policy, prompts):
+    asked = []
+
+    def weigh(update):
+        asked.append(update)
+        return WEIGHTS
+
+    subject = Learner(policy, config(updates_per_batch=3, clip=(0.2, 0.28)), temperature=1.0)
+    metrics, first = subject.update(sampled(policy, prompts), 1, weigh)
+    assert asked == [0, 1, 2] and first is WEIGHTS
+    assert metrics["update/train_sample_mismatch"] > 1e-4  # the last update is off-policy, and the metric shows it
+
+
+def test_autocast_trains_in_bfloat16_and_agrees_roughly(prompts):
+    exact, metrics = after_one_update(prompts)
+    rough, rough_metrics = after_one_update(prompts, autocast=True)
+    assert not torch.equal(exact, rough) and torch.isfinite(rough).all()
+    assert rough_metrics["update/gradient_norm"] == pytest.approx(metrics["update/gradient_norm"], rel=0.1)
+
+
+def test_weight_decay_spares_vectors(policy):
+    decayed, spared = Learner(policy, config(weight_decay=0.1), 1.0).optimizer.param_groups
+    assert decayed["weight_decay"] == 0.1 and spared["weight_decay"] == 0.0
+    assert all(p.dim() >= 2 for p in decayed["params"]) and all(p.dim() < 2 for p in spared["params"])
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("constant", [0.5, 1.0, 1.0, 1.0, 1.0, 1.0]),
+        ("linear", [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]),
+        ("cosine", [0.5, 1.0, 1.0, 0.853553, 0.5, 0.146447]),  # (1 + cos(pi * passed)) / 2 at 0, 1/4, 1/2, 3/4
+    ],
+)
+def test_learning_rate(schedule, expected):
+    options = StageConfig(stage="x", steps=6, lr=1.0, warmup=2, schedule=schedule)
+    assert [learning_rate(step, options) for step in range(1, 7)] == pytest.approx(expected, rel=1e-5)
+
+
+def test_demonstrations_become_rollouts_that_end(policy):
+    prompts = [Prompt("a", "1 + 2 =", "3", demonstration="1+2=3; answer: 3"), Prompt("b", "7 =", "7", demonstration="7")]
+    rollouts = demonstrated(policy, prompts)
+    assert rollouts.tokens_PKT.shape[:2] == (2, 1)
+    for p in range(2):
+        tokens = rollouts.tokens_PKT[p, 0, : int(rollouts.lengths_PK[p, 0])].tolist()
+        assert tokens[-1] == policy.template.eos_ids[0]
+        assert policy.decode(tokens) == prompts[p].demonstration
