@@ -34,9 +34,10 @@ START_FILE = "start.json"
 def prepare(run: RunFolder, observer: Observer) -> dict[str, Any]:
     """Build the task's data and the policy before any stage, and measure that policy; what is already there is reused.
 
-    Returns ``{"checkpoint": path, "accuracy": share, "interval": [low, high], "seconds": s}``.
+    Returns ``{"checkpoint": path, "accuracy": share, "interval": [low, high], "seconds": s, "reused": bool}``.
     """
     known = read_json(run.path / START_FILE)
+    reused = known is not None
     if known is None:
         began, config = time.perf_counter(), run.config
         task = build_task(config.task, run.base_dir, run.path / "data")
@@ -47,13 +48,24 @@ def prepare(run: RunFolder, observer: Observer) -> dict[str, Any]:
         identity = fingerprint(config.policy.model_dump(mode="json"), config.seed, task.hashes)
         save_checkpoint(policy, folder, stage="start", step=0, parent=None, fingerprint=identity)
         _open_parent_journal(run, task, policy)
-        with RewardSuite(config.rewards) as suite:
+        with _suite(run) as suite:
             evaluation = evaluate(policy, all_prompts(task, "heldout"), suite, config)
         known = {"checkpoint": str(folder), **evaluation.record(), "seconds": time.perf_counter() - began}
         known["policy"] = policy.describe()
         write_json(run.path / START_FILE, known)
     observer.prepared(known["accuracy"], tuple(known["interval"]))
-    return known
+    return {**known, "reused": reused}
+
+
+def _suite(run: RunFolder) -> RewardSuite:
+    """The run's rewards, their workers ready; what a reward prints goes to ``rewards.log``."""
+    suite = RewardSuite(run.config.rewards, log=run.path / "rewards.log")
+    try:
+        suite.wait_ready()
+    except BaseException:
+        suite.close()
+        raise
+    return suite
 
 
 def _starting_policy(config: PipelineConfig, task: TaskData, base_dir: Path) -> Policy:
@@ -82,7 +94,7 @@ def run_stage(run: RunFolder, index: int, parent: str, stage: Stage, observer: O
     folder = run.stage_dir(index)
     journal = Journal(folder / "journal.jsonl")
     try:
-        with RewardSuite(run.config.rewards) as suite:
+        with _suite(run) as suite:
             result = _train(run, index, Path(parent), stage, suite, journal, observer)
     except BaseException as error:
         killed = isinstance(error, KeyboardInterrupt | SystemExit)

@@ -38,7 +38,7 @@ def preflight(config: PipelineConfig, base_dir: Path, stages: dict[str, Stage], 
         lambda: check_policy(config.policy),
         lambda: _check_lengths(config),
         lambda: check_task(config.task, base_dir),
-        lambda: check_rewards(config.rewards),
+        lambda: check_rewards(config.rewards, config.task.source),
         lambda: _check_stages(config, stages),
         lambda: _check_tracking(config, runs_dir or Path.cwd()),
     ]

@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 
 from pipeline.config import RewardConfig
-from pipeline.rewards import RewardSuite
+from pipeline.rewards import RewardSuite, Scores
 from pipeline.types import Rollouts
 
 
-def score(rollouts: Rollouts, suite: RewardSuite, rewards: list[RewardConfig]) -> tuple[Rollouts, dict[str, float]]:
-    """The rollouts with their rewards, and how many completions each component failed on.
+def score(rollouts: Rollouts, suite: RewardSuite, rewards: list[RewardConfig]) -> tuple[Rollouts, Scores]:
+    """The rollouts with their rewards, and what the suite said, failures included.
 
     A completion on which a rewarded component failed is not a zero: it is marked invalid, so that it gets no weight,
     and holds the mean of its group's valid rewards, so that it does not shift the others' baseline. A component of
@@ -28,7 +28,7 @@ def score(rollouts: Rollouts, suite: RewardSuite, rewards: list[RewardConfig]) -
     mean_P1 = torch.where(valid_PK, total_PK, 0.0).sum(-1, keepdim=True) / counted_P1.clamp(min=1)
     rewards_PK = torch.where(valid_PK, total_PK, mean_P1)
     scored = rollouts.with_rewards(rewards_PK=rewards_PK, components=components, valid_PK=valid_PK)
-    return scored, {f"reward_errors/{label}": float(count) for label, count in scores.errors.items()}
+    return scored, scores
 
 
 def unscored(rollouts: Rollouts) -> Rollouts:

@@ -6,9 +6,8 @@ How a chain is written, so that a plain arithmetic parser reads every equation b
 - a negative operand is written as it is, after its operator: ``5--3=8``, ``-7*-7=49``;
 - the minus before a bracket is a step of its own, with the bracket's value in brackets: ``-(-78)=78``, ``-(38)=-38``;
 - every number on a left-hand side stands in the problem or is the result of an earlier equation;
-- an equation that was already written is not repeated, unless it goes on from the one just before it, so that a
-  running sum stays a chain: ``(1+2)*(1+2)`` gives ``1+2=3; 3*3=9``, but ``3+5-5+5`` gives ``3+5=8; 8-5=3; 3+5=8``;
-- the last equation gives the answer.
+- an equation that was already written is not repeated; so in ``3+5-5+5`` the answer is that of the first, not of the
+  last equation: ``3+5=8; 8-5=3; answer: 8``.
 """
 
 from __future__ import annotations
@@ -78,16 +77,13 @@ class _Worker:
         self.tokens = _tokens(expression)
         self.position = 0
         self.depth = 0
-        self.equations: list[str] = []
-        self.operations: list[str] = []  # the equations of all operations, also of those not written
+        self.equations: dict[str, None] = {}  # a dict keeps the order and drops what is repeated
 
     def run(self) -> tuple[list[str], int]:
         value = self.sum()
         if self.next:
             raise ValueError(f"unexpected {self.next!r} after a complete expression")
-        if self.operations and self.equations[-1] != self.operations[-1]:
-            self.equations.append(self.operations[-1])
-        return self.equations, value
+        return list(self.equations), value
 
     @property
     def next(self) -> str:
@@ -99,16 +95,14 @@ class _Worker:
         return token
 
     def sum(self) -> int:
-        start = len(self.operations)
         value = self.product()
         while self.next in ("+", "-"):
             sign, right = self.take(), self.product()
             result = value + right if sign == "+" else value - right
-            value = self.write(start, f"{value}{sign}{right}", result)
+            value = self.write(f"{value}{sign}{right}", result)
         return value
 
     def product(self) -> int:
-        start = len(self.operations)
         value = self.factor()
         while self.next in ("*", "/"):
             sign, right = self.take(), self.factor()
@@ -120,11 +114,11 @@ class _Worker:
                 raise ValueError(f"{value}/{right} leaves a remainder")
             else:
                 result = value // right
-            value = self.write(start, f"{value}{sign}{right}", result)
+            value = self.write(f"{value}{sign}{right}", result)
         return value
 
     def factor(self) -> int:
-        start, negations = len(self.operations), 0
+        negations = 0
         while self.next in ("+", "-"):
             negations += self.take() == "-"
         token = self.take() if self.next else "the end"
@@ -144,14 +138,9 @@ class _Worker:
         else:
             raise ValueError(f"a number or bracket is missing before {token!r}")
         for _ in range(negations):
-            value = self.write(start, f"-({value})", -value)
+            value = self.write(f"-({value})", -value)
         return value
 
-    def write(self, start: int, operation: str, result: int) -> int:
-        """Records an operation whose operands were worked out since operation number ``start``; returns its result."""
-        equation = f"{operation}={result}"
-        goes_on = len(self.operations) > start and self.equations[-1] == self.operations[-1]
-        if goes_on or equation not in self.equations:
-            self.equations.append(equation)
-        self.operations.append(equation)
+    def write(self, operation: str, result: int) -> int:
+        self.equations[f"{operation}={result}"] = None
         return result

@@ -21,6 +21,8 @@ class Source(Protocol):
     """Gives scored batches; ``metrics`` holds the seconds and errors of the last one."""
 
     metrics: dict[str, float]
+    failures: dict[str, str]
+    """label of a reward -> what its first failure so far said."""
 
     def batch(self, step: int) -> Rollouts:
         """The batch of step ``step``: a function of the run's seed, the stage, the step and the policy alone."""
@@ -40,18 +42,21 @@ class SampledGroups:
     want_states: bool = False
     """Record the hidden state at each prompt's end."""
     metrics: dict[str, float] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
 
     def batch(self, step: int) -> Rollouts:
         """Sample, then score."""
         began = time.perf_counter()
-        prompts = self.stream.batch(step, self.stage.prompts_per_step)
+        prompts = self.stream.batch(step - 1, self.stage.prompts_per_step)
         draw = DrawKey(self.pipeline.seed, self.stage.label + self.salt, step)
         rollouts = sample(
             self.policy, prompts, self.stage.group_size, sampling_of(self.pipeline, self.stage), draw, self.want_states
         )
         sampled = time.perf_counter()
-        rollouts, errors = score(rollouts, self.suite, self.pipeline.rewards)
-        self.metrics = {"time/sample": sampled - began, "time/reward": time.perf_counter() - sampled, **errors}
+        rollouts, scores = score(rollouts, self.suite, self.pipeline.rewards)
+        self.metrics = {"time/sample": sampled - began, "time/reward": time.perf_counter() - sampled}
+        self.metrics |= {f"reward_errors/{label}": float(count) for label, count in scores.errors.items()}
+        self.failures = scores.examples | self.failures
         return rollouts
 
 
@@ -63,10 +68,11 @@ class Demonstrations:
     stream: PromptStream
     stage: StageConfig
     metrics: dict[str, float] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
 
     def batch(self, step: int) -> Rollouts:
         """Tokenise the demonstrations."""
-        prompts = self.stream.batch(step, self.stage.prompts_per_step)
+        prompts = self.stream.batch(step - 1, self.stage.prompts_per_step)
         return unscored(demonstrated(self.policy, prompts))
 
 

@@ -136,7 +136,7 @@ def _pivot(rows: list[dict[str, Any]]) -> Batch:
 
 def _plain(batch: Any) -> Batch:
     """An Arrow batch as Python values, without images, sounds and other binary columns: no metadata for a reward."""
-    return batch.select([f.name for f in batch.schema if "binary" not in str(f.type)]).to_pydict()  # type: ignore[no-any-return]
+    return batch.select([f.name for f in batch.schema if "binary" not in str(f.type)]).to_pydict()
 
 
 def _parquet(path: Path, where: str) -> Any:

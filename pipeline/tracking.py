@@ -80,20 +80,20 @@ class Uploader:
                 if Position.read(path).status == "RUNNING":
                     if self._client is None:
                         self._connect()
-                    (self._runs.get(label) or self._delivery(label, path)).terminate(status)
+                    delivery = self._delivery(label, path)
+                    delivery.refresh()
+                    delivery.terminate(status)
 
     def _deliver(self, label: str, path: Path, report: Report, deadline: float | None) -> None:
-        delivery = self._runs.get(label)
-        if delivery is None:
-            if self._client is None:
-                self._connect()
-            delivery = self._runs[label] = self._delivery(label, path)
-        if not delivery.pending():
-            return
-        if not delivery.opened:
-            parent = self._runs.get("")
-            delivery.open(parent.position.run_id if label and parent else "")
-        delivery.deliver(report, deadline)
+        if self._client is None:
+            position = Position.read(path)
+            if position.uri == redacted(self.uri) and position.offset == path.stat().st_size:
+                return  # nothing new: no reason to load MLflow
+            self._connect()
+        delivery = self._runs.setdefault(label, self._delivery(label, path))
+        if delivery.refresh():
+            delivery.open(Position.read(self.run_dir / "journal.jsonl").run_id if label else "")
+            delivery.deliver(report, deadline)
 
     def _delivery(self, label: str, path: Path) -> RunDelivery:
         return RunDelivery(self._mlflow, self._client, self.uri, self._experiment_id, self.run_dir, label, path)

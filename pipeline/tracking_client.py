@@ -117,6 +117,16 @@ def read_run_ids(run_dir: str | Path) -> dict[str, str]:
     return {label: run_id for label, run_id in ids.items() if run_id}
 
 
+def run_links(run_dir: str | Path) -> dict[str, str]:
+    """Pages of the runs known so far, by label, where the tracking server has pages; empty for a data base."""
+    links = {}
+    for label, journal in journals(run_dir):
+        position = Position.read(journal)
+        if position.run_id and position.uri.startswith("http"):
+            links[label] = f"{position.uri}/#/experiments/{position.experiment_id}/runs/{position.run_id}"
+    return links
+
+
 def count_undelivered(run_dir: str | Path) -> int:
     """Journal records that MLflow has not confirmed."""
     return sum(sum(1 for _ in iter_events(path, Position.read(path).offset)) for _, path in journals(run_dir))

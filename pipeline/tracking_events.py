@@ -70,7 +70,7 @@ class EventWriter:
             self.client.log_batch(self.run_id, tags=tags[start : start + MAX_LABELS])
 
     def _set_params(self, values: dict[str, Any]) -> None:
-        """Parameters are immutable in MLflow: a changed one becomes a tag; an overlong one is cut, and kept in a file."""
+        """Parameters are immutable in MLflow: a changed one becomes a tag, an overlong one is kept in a file."""
         known = self.client.get_run(self.run_id).data.params
         wanted = {tracked_name(key): _text(value) for key, value in values.items()}
         if any(len(value) > MAX_PARAM for value in wanted.values()):

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.journal import Event, iter_events
-from pipeline.tracking_client import Position, Report
+from pipeline.tracking_client import Position, Report, redacted
 from pipeline.tracking_events import EventWriter, Metric, refused, status_of
 
 MAX_METRICS = 1000
@@ -43,29 +43,42 @@ class RunDelivery:
         self, mlflow: Any, client: Any, uri: str, experiment_id: str, run_dir: Path, label: str, journal: Path
     ):
         self.mlflow, self.client, self.uri, self.experiment_id = mlflow, client, uri, experiment_id
+        self.store = redacted(uri)  # what mlflow.json may hold: no password
         self.run_dir, self.label, self.journal = run_dir, label, journal
-        self.position = Position.read(journal)
-        self.opened = False
+        self.position = Position()
+        self._opened = ""
+        """Run id that was found in the store."""
+        self._file = 0
 
-    def pending(self) -> bool:
-        """Whether the journal holds bytes that MLflow has not confirmed, or belongs to another store."""
-        return self.position.uri != self.uri or self.journal.stat().st_size != self.position.offset
+    def refresh(self) -> bool:
+        """Look at the files anew: whether the journal holds whole lines that this store has not confirmed.
+
+        The position is read at every pass, because a stage's folder may have been set aside and begun again.
+        """
+        status = self.journal.stat()
+        self.position, self._file = Position.read(self.journal), status.st_ino
+        if status.st_size < self.position.offset:
+            return True
+        start = self.position.offset if self.position.uri == self.store else 0
+        return next(iter_events(self.journal, start), None) is not None
 
     def open(self, parent_id: str) -> None:
         """Find the MLflow run of this journal, or create it, and save its id before anything is sent."""
-        if self.position.uri != self.uri:
-            self.position = Position(uri=self.uri)
+        if self._opened and self._opened == self.position.run_id:
+            return
+        if self.position.uri != self.store:
+            self.position = Position(uri=self.store)
         if self.position.run_id and not self._exists():
-            self.position = Position(uri=self.uri)  # the store was replaced: deliver from the start
+            self.position = Position(uri=self.store)  # the store was replaced: deliver from the start
         if not self.position.run_id:
             first = next((event for event, _ in iter_events(self.journal) if event), {"time": time.time() * 1000})
             self.position.key = self._key(first)
             self.position.run_id = self._find() or self._create(first, parent_id)
             self.position.experiment_id = self.experiment_id
-            self.position.write(self.journal)
+            self._save()
         if self._was_cut():
             self.position.offset, self.position.floor = 0, dict(self.position.seen)
-        self.opened = True
+        self._opened = self.position.run_id
 
     def deliver(self, report: Report, deadline: float | None = None) -> None:
         """Send everything from the confirmed offset on, in order, until the end or the deadline (monotonic seconds)."""
@@ -89,10 +102,15 @@ class RunDelivery:
 
     def terminate(self, status: str) -> None:
         """Give an MLflow run that is still RUNNING its end."""
-        if self.position.run_id and self.position.status == "RUNNING" and self.position.uri == self.uri:
+        if self.position.run_id and self.position.status == "RUNNING" and self.position.uri == self.store:
             self.client.set_terminated(self.position.run_id, status)
             self.position.status = status
-            self.position.write(self.journal)
+            self._save()
+
+    def _save(self) -> None:
+        if self.journal.stat().st_ino != self._file:
+            raise Unreachable("the folder was set aside meanwhile; both are delivered at the next pass")
+        self.position.write(self.journal)
 
     def _exists(self) -> bool:
         try:
@@ -106,12 +124,9 @@ class RunDelivery:
         return True
 
     def _key(self, first: Event) -> str:
-        try:
-            record = json.loads((self.run_dir / "run.json").read_text())
-        except (OSError, ValueError):
-            record = {}
-        name, created = record.get("name") or self.run_dir.name, record.get("created") or first["time"]
-        parts = (name, self.label or "pipeline", created)
+        """The journal's first moment tells one attempt at a stage from the next, wherever its folder is now."""
+        stage = re.sub(r"\.attempt-\d+$", "", self.label) or "pipeline"
+        parts = (self.run_dir.name, stage, first["time"])
         return re.sub(r"[^\w.:+-]", "_", "__".join(str(part) for part in parts))
 
     def _find(self) -> str | None:
@@ -163,7 +178,7 @@ class RunDelivery:
         for name, _, _, step in metrics:
             self.position.seen[name] = max(step, self.position.seen.get(name, step))
         self.position.offset = offset
-        self.position.write(self.journal)
+        self._save()
         report.delivered += records
 
     def _send(self, metrics: list[Metric], report: Report) -> None:
@@ -203,7 +218,7 @@ class RunDelivery:
         except Exception as error:
             raise Unreachable(one_line(error)) from error
         if not exists:
-            self.opened = False
+            self._opened = ""
             raise Unreachable("the MLflow run is gone; it is created again at the next pass")
 
 

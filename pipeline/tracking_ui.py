@@ -17,7 +17,7 @@ import urllib.request
 from pathlib import Path
 
 from pipeline.errors import UserError
-from pipeline.tracking_client import child_environment, file_lock, resolve_uri, tracking_options
+from pipeline.tracking_client import Position, child_environment, file_lock, resolve_uri, tracking_options
 
 DEFAULT_PORT = 5000
 START_LIMIT = 90.0
@@ -27,7 +27,9 @@ START_LIMIT = 90.0
 def serve_ui(
     runs_dir: str | Path, port: int | None = None, host: str = "127.0.0.1", uri: str | None = None
 ) -> tuple[subprocess.Popen[bytes] | None, str]:
-    """Start the UI and wait until it answers: (supervisor process, URL). It ends with this process, or on SIGTERM.
+    """Start the UI and wait until it answers: (supervisor process, URL of the list of runs).
+
+    The server ends with this process, or on SIGTERM to the supervisor.
 
     ``uri`` defaults to what the newest run tracks to. A tracking server has its own UI: then nothing is started, and
     the result is (None, its URL). Without ``port`` the first free one from 5000 on is taken.
@@ -64,7 +66,15 @@ def serve_ui(
         except BaseException:
             stop_ui(process)
             raise
-    return process, url
+    return process, url + _runs_page(runs_dir)
+
+
+def _runs_page(runs_dir: Path) -> str:
+    """The newest run's experiment, opened as model training (MLflow's other face, for GenAI apps, hides the curves)."""
+    found = sorted(runs_dir.glob("*/mlflow.json"), key=lambda path: path.stat().st_mtime)
+    experiment = Position.read(found[-1]).experiment_id if found else ""
+    page = f"/#/experiments/{experiment}/runs" if experiment else "/#/experiments"
+    return f"{page}?workflowType=machine_learning"
 
 
 def stop_ui(process: subprocess.Popen[bytes]) -> None:

@@ -71,6 +71,7 @@ class Trainer:
         self.temperature = temperature
         measures_kl = self.config.kl_every > 0 and self.needs.completions == "policy"
         self.start = frozen_copy(self.policy) if measures_kl else None
+        self._told: set[str] = set()
 
     def train(self) -> Path:
         """Run every step; returns the checkpoint to hand over."""
@@ -138,6 +139,10 @@ class Trainer:
         every = self.pipeline.tracking.histogram_every
         if every and step % every == 0:
             self.journal.histogram(step, "advantage", weights.flatten().tolist())
+        for label, example in self.source.failures.items():
+            if label not in self._told:
+                self._told.add(label)
+                self.observer.note(f"the reward {label} failed on a completion, which therefore gets no weight: {example}")
         self.observer.step_done(self.config.label, step, self.config.steps, finite(metrics))
 
 

@@ -1,0 +1,25 @@
+"""The reward library: verifiable rewards, the suite that scores batches with them, and rankings of groups.
+
+A reward of the library is one function registered in ``library.py``; ``package.module:function`` names one of yours.
+Importing this package costs milliseconds: what a reward needs is imported when it first scores.
+"""
+
+from pipeline.rewards import library as _library  # registers the rewards
+from pipeline.rewards.extraction import extract_answer
+from pipeline.rewards.ranking import check_keys, order_PKK
+from pipeline.rewards.registry import describe, names, reward
+from pipeline.rewards.suite import RewardSuite, Scores, check_rewards
+
+__all__ = [
+    "RewardSuite",
+    "Scores",
+    "check_keys",
+    "check_rewards",
+    "describe",
+    "extract_answer",
+    "names",
+    "order_PKK",
+    "reward",
+]
+
+del _library

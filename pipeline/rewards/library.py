@@ -1,0 +1,203 @@
+"""The rewards that come with the library; the registry says where each may run."""
+
+from __future__ import annotations
+
+import re
+from decimal import Context, Decimal, localcontext
+from typing import Any, Literal
+
+from pipeline.rewards.equations import equation_share
+from pipeline.rewards.extraction import check_pattern, extract_answer, find_answer, is_own_pattern
+from pipeline.rewards.registry import reward
+from pipeline.types import Prompt
+
+MAX_NUMBER = 400
+"""Characters of an answer that numeric_answer looks at; longer ones hold no single sensible number."""
+
+NUMBER = r"(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d{1,6}(?!\d))?"
+LONE_NUMBER = re.compile(rf"(?<![\w.+-])(?P<sign>[-+]?)[$€£]?(?P<top>{NUMBER})(?:\s*/\s*(?P<bottom>{NUMBER}))?")
+DIGIT = re.compile(r"\d")
+THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
+LATEX_FRACTION = re.compile(r"\\[dt]?frac\{([^{}]*)\}\{([^{}]*)\}")
+LATEX_SPACING = re.compile(r"\\[,;!() ]|[\\]text\{[^{}]*\}|\{,\}")
+
+
+def _check_answers(extract: str, reference: str, **others: Any) -> None:
+    check_pattern(extract)
+    check_pattern(reference, "reference")
+    for name in ("tolerance", "relative_tolerance"):
+        if others.get(name, 0) < 0:
+            raise ValueError(f"{name} is {others[name]}; it can't be negative")
+
+
+@reward("exact_answer", isolated=is_own_pattern, check=_check_answers)
+def exact_answer(
+    prompt: Prompt, completion: str, *, extract: str = "auto", reference: str = "whole", ignore_case: bool = False
+) -> float:
+    """1 where the final answer is the reference answer, character by character; runs of whitespace count as one space.
+
+    ``extract`` finds the answer in the completion and ``reference`` in the reference text: ``auto`` (the last of
+    ``answer: X``, <answer>X</answer>, \\boxed{X}), ``whole``, or a regular expression with one group. No answer
+    scores 0.
+
+    Raises: ValueError where the reference text holds no answer.
+    """
+    answer, expected = extract_answer(completion, extract), _reference(prompt, reference)
+    if answer is None:
+        return 0.0
+    answer, expected = " ".join(answer.split()), " ".join(expected.split())
+    return float(answer == expected or (ignore_case and answer.casefold() == expected.casefold()))
+
+
+@reward("numeric_answer", isolated=is_own_pattern, check=_check_answers)
+def numeric_answer(
+    prompt: Prompt,
+    completion: str,
+    *,
+    tolerance: float = 1e-6,
+    relative_tolerance: float = 0.0,
+    extract: str = "auto",
+    reference: str = "whole",
+) -> float:
+    """1 where the final answer's number is the reference's, within a tolerance.
+
+    |answer - reference| <= max(tolerance, relative_tolerance * |reference|). The answer must hold exactly one number:
+    signs, decimals, 1e5, 1,234, 3/4, a currency sign and units are read; a percent sign is a unit like any other.
+    ``extract`` and ``reference`` as in exact_answer. No answer, or one with no number or several, scores 0.
+
+    Raises: ValueError where the reference is not one number.
+    """
+    expected = read_number(_reference(prompt, reference))
+    if expected is None:
+        raise ValueError(f"the reference answer {prompt.answer[:80]!r} is not one number")
+    answer = read_number(extract_answer(completion, extract) or "")
+    if answer is None:
+        return 0.0
+    with localcontext(Context(prec=60, traps=[])):
+        allowed = max(Decimal(repr(tolerance)), Decimal(repr(relative_tolerance)) * abs(expected))
+        return float(answer == expected or abs(answer - expected) <= allowed)
+
+
+def read_number(text: str) -> Decimal | None:
+    """The only number in a text; None where there is none, or several. A fraction is one number.
+
+    >>> read_number("$1,234.50 a month"), read_number("3/4"), read_number("3 or 4")
+    (Decimal('1234.50'), Decimal('0.75'), None)
+    """
+    if len(text) > MAX_NUMBER:
+        return None
+    text = text.replace("−", "-")  # noqa: RUF001 - the sign to replace
+    if "\\" in text:
+        text = LATEX_SPACING.sub("", LATEX_FRACTION.sub(r"\1/\2", text))
+    text = re.sub(r"^\s*([-+])\s+", r"\1", THOUSANDS.sub("", text))
+    found = LONE_NUMBER.search(text)
+    if found is None:
+        return None
+    before, after = text[: found.start()], text[found.end() :]
+    if DIGIT.search(before) or DIGIT.search(after) or after.startswith(("^", "!")):
+        return None
+    with localcontext(Context(prec=60, traps=[])):
+        number = Decimal(found["top"])
+        if found["bottom"]:
+            number /= Decimal(found["bottom"])
+        number = -number if found["sign"] == "-" else number
+        return number if number.is_finite() else None
+
+
+@reward("math_verify", isolated=True, packages=("math_verify",), check=_check_answers)
+def math_verify(prompt: Prompt, completion: str, *, extract: str = "auto", reference: str = "whole") -> float:
+    """1 where the math-verify library finds the final answer mathematically equal to the reference (LaTeX is read).
+
+    ``extract`` and ``reference`` as in exact_answer; with ``whole`` the library looks for the answer by itself.
+
+    Raises: ValueError where the library can't read the reference answer.
+    """
+    from math_verify import parse, verify
+
+    def read(text: str) -> list[Any]:
+        # The worker holds the clock: the library's own alarm can't interrupt sympy's inner loops.
+        marked = "$" in text or "\\boxed" in text or "\\(" in text or "\\[" in text
+        parsed = [] if marked else parse(f"${text}$", parsing_timeout=0)
+        return parsed if any(not isinstance(item, str) for item in parsed) else parse(text, parsing_timeout=0)
+
+    answer = extract_answer(completion, extract)
+    expected = read(_reference(prompt, reference))
+    if not expected:
+        raise ValueError(f"math-verify can't read the reference answer {prompt.answer[:80]!r}")
+    return float(answer is not None and verify(expected, read(answer), timeout_seconds=0))
+
+
+def _check_extract(extract: str, **others: Any) -> None:
+    check_pattern(extract)
+
+
+@reward("reasoning_gym", isolated=True, packages=("reasoning_gym", "pipeline.task_gym"), check=_check_extract)
+def reasoning_gym(
+    prompt: Prompt, completion: str, *, extract: str = "auto", unreadable: Literal["error", "zero"] = "error"
+) -> float:
+    """The score that the prompt's own reasoning_gym data set gives to the final answer.
+
+    Many data sets give part of the marks to answers that are close or merely well-formed; 1 is always full marks.
+    ``extract`` as in exact_answer: answers of several lines, such as boards, need <answer> tags, ``whole`` or a regular
+    expression. A few scorers (prime_factorization, boxnet, coin_flip, game_of_life) fail on an answer that they can't
+    read: ``unreadable: zero`` scores it 0, provided that the same scorer can read the reference answer.
+    """
+    from pipeline.rewards.gym import score_answer
+
+    answer = extract_answer(completion, extract)
+    return 0.0 if answer is None else score_answer(prompt, answer, unreadable)
+
+
+def _check_format(pattern: str, **others: Any) -> None:
+    check_pattern(pattern, "pattern", groups=None)
+
+
+@reward("format", isolated=True, check=_check_format)
+def format(prompt: Prompt, completion: str, *, pattern: str, match: Literal["full", "search"] = "full") -> float:
+    """1 where the completion matches a regular expression: as a whole, or anywhere with ``match: search``.
+
+    Whitespace around the completion is dropped first; write ``(?s)`` to let ``.`` match line breaks.
+    """
+    compiled = re.compile(pattern)
+    find = compiled.fullmatch if match == "full" else compiled.search
+    return float(find(completion.strip()) is not None)
+
+
+def _check_length(min: int, max: int, falloff: int) -> None:
+    if not 0 <= min <= max:
+        raise ValueError(f"min is {min} and max is {max}; expected 0 <= min <= max")
+    if falloff < 0:
+        raise ValueError(f"falloff is {falloff}; it can't be negative")
+
+
+@reward("length", check=_check_length)
+def length(prompt: Prompt, completion: str, *, max: int, min: int = 0, falloff: int = 100) -> float:
+    """1 where the completion has ``min`` to ``max`` characters; outside it falls to 0 over ``falloff`` characters.
+
+    1 - distance / falloff, at least 0, where distance is the number of characters too few or too many; with
+    ``falloff: 0`` it drops to 0 at once.
+    """
+    size = len(completion)
+    distance = min - size if size < min else size - max if size > max else 0
+    return 1.0 if distance == 0 else 0.0 if distance >= falloff else 1 - distance / falloff
+
+
+@reward("equation_steps", isolated=is_own_pattern, check=_check_extract)
+def equation_steps(prompt: Prompt, completion: str, *, extract: str = "auto") -> float:
+    """The share of the equations before the final answer that are true and follow from the question or earlier ones.
+
+    An equation is ``left = value`` with at least one operation (+ - * /, brackets) on its left; it counts if it is
+    exactly true, every number on its left is in the question or the value of an earlier equation (a false one too, so
+    that a slip is charged once), and it was not written before. No equation scores 0. ``extract`` says where the final
+    answer, and so the end of the reasoning, is found.
+    """
+    found = find_answer(completion, extract)
+    ends = found is not None and extract != "whole"
+    return equation_share(prompt.question, completion[: found[0]] if found and ends else completion)
+
+
+def _reference(prompt: Prompt, pattern: str) -> str:
+    answer = extract_answer(prompt.answer, pattern)
+    if answer is None:
+        raise ValueError(f"the reference answer {prompt.answer[:80]!r} holds no answer to compare with")
+    return answer

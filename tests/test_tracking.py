@@ -1,0 +1,416 @@
+"""Delivery to a real MLflow: every record exactly once, whatever dies in between."""
+
+from __future__ import annotations
+
+import contextlib
+import http.server
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.errors import UserError
+from pipeline.journal import Journal
+from pipeline.tracking import Uploader, _import_mlflow, sync_run, sync_runs
+from pipeline.tracking_client import (
+    Position,
+    count_undelivered,
+    file_lock,
+    read_run_ids,
+    redacted,
+    resolve_uri,
+    run_links,
+    start_uploader,
+    upload_lock,
+)
+from pipeline.tracking_ui import serve_ui
+
+DEAD = "http://127.0.0.1:1"
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data base with MLflow's tables; creating them takes seconds, copying the file none."""
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    _import_mlflow().MlflowClient(tracking_uri=f"sqlite:///{path}").get_experiment_by_name("gradus")
+    return path
+
+
+@pytest.fixture
+def runs(empty_store: Path, tmp_path: Path) -> Path:
+    """A runs folder with an initialised store."""
+    folder = tmp_path / "runs"
+    folder.mkdir()
+    shutil.copy(empty_store, folder / "mlflow.db")
+    return folder
+
+
+def new_run(runs: Path, name: str = "try", uri: str | None = None) -> Path:
+    folder = runs / name
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(json.dumps({"tracking": {"uri": uri, "experiment": "gradus"}}))
+    Journal(folder / "journal.jsonl").start(name, {"pipeline": name}, {"seed": 0})
+    return folder
+
+
+def new_stage(run: Path, label: str = "01-first", steps: int = 0) -> Journal:
+    journal = Journal(run / "stages" / label / "journal.jsonl")
+    journal.start(f"{int(label[:2])} {label[3:]}", {"gradus.stage": label[3:]}, {"lr": 1e-4})
+    log_steps(journal, range(1, steps + 1))
+    return journal
+
+
+def log_steps(journal: Journal, steps: range) -> None:
+    for step in steps:
+        journal.metrics(step, {"reward/mean": step / 7, "reward/std": 0.5})
+
+
+def client(runs: Path) -> Any:
+    return _import_mlflow().MlflowClient(tracking_uri=resolve_uri(None, runs))
+
+
+def steps_of(runs: Path, run: Path, label: str = "01-first", metric: str = "reward/mean") -> list[int]:
+    """Steps of every point MLflow holds, repeated points included."""
+    return sorted(point.step for point in client(runs).get_metric_history(read_run_ids(run)[label], metric))
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 30.0) -> None:
+    limit = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < limit, "it did not happen in time"
+        time.sleep(0.05)
+
+
+def exists(pid: int) -> bool:
+    """Whether a process runs (one that has ended but was not collected does not)."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
+def full_run(runs: Path) -> Path:
+    """A run with one record of every kind."""
+    run = new_run(runs)
+    stage = new_stage(run, "01-first", steps=3)
+    stage.dataset("sums", "reasoning_gym:chain_sum", "d" * 64, 100, "training", ["question", "answer"])
+    stage.histogram(3, "advantage", [0.0, 1.0, 2.0, 3.0, 4.0])
+    stage.table("samples", 3, [{"question": "1+1", "reward": 1.0}, {"question": "2+2", "length": 4}])
+    stage.metrics(3, {"heldout/accuracy": 0.5})
+    stage.model("try/first: 3", run / "checkpoints", 3, {"heldout/accuracy": 0.5})
+    stage.artifact(run / "config.yaml")
+    stage.tags({"mlflow.note.content": "what happened"})
+    stage.end()
+    new_stage(run, "02-second", steps=2).end("FAILED")
+    Journal(run / "journal.jsonl").end()
+    return run
+
+
+def test_every_kind_of_record_arrives(runs: Path) -> None:
+    run = full_run(runs)
+    report = sync_run(run)
+    assert (report.error, report.rejected, report.undelivered, report.message) == (None, 0, 0, "")
+    assert report.delivered == 2 + 12 + 4
+    mlflow, ids = client(runs), report.run_ids
+    assert ids == read_run_ids(run)
+    parent, first, second = (mlflow.get_run(ids[label]) for label in ("", "01-first", "02-second"))
+    assert [r.info.run_name for r in (parent, first, second)] == ["try", "1 first", "2 second"]
+    assert [r.info.status for r in (parent, first, second)] == ["FINISHED", "FINISHED", "FAILED"]
+    assert first.data.tags["mlflow.parentRunId"] == second.data.tags["mlflow.parentRunId"] == ids[""]
+    assert first.data.params == {"lr": "0.0001"}
+    assert first.data.tags["mlflow.note.content"] == "what happened"
+    assert first.data.tags["checkpoint"] == str(run / "checkpoints")
+    (data,) = first.inputs.dataset_inputs
+    assert (data.dataset.name, json.loads(data.dataset.profile)) == ("sums", {"num_rows": 100})
+    # quantiles of 0..4, interpolated: 0.05 * 4 = 0.2
+    assert [first.data.metrics[f"advantage/{q}"] for q in ("p05", "p25", "p50", "p75", "p95")] == [0.2, 1, 2, 3, 3.8]
+    files = {path.name: path for path in (runs / "mlartifacts" / ids["01-first"] / "artifacts").rglob("*.*")}
+    assert files["step-000003.png"].read_bytes().startswith(b"\x89PNG")
+    table = {"columns": ["question", "reward", "length"], "data": [["1+1", 1.0, None], ["2+2", None, 4]]}
+    assert json.loads(files["step-000003.json"].read_text()) == table
+    assert "config.yaml" in files
+    point = mlflow.get_metric_history(ids["01-first"], "reward/mean")[0]
+    written = [json.loads(line) for line in (run / "stages/01-first/journal.jsonl").read_text().splitlines()][1]
+    assert (point.step, point.timestamp) == (1, written["time"])
+    (model,) = mlflow.search_logged_models([first.info.experiment_id])
+    assert (model.source_run_id, model.name) == (ids["01-first"], "try-first- 3")
+    assert [(metric.key, metric.value) for metric in model.metrics] == [("heldout/accuracy", 0.5)]
+    assert first.outputs.model_outputs[0].model_id == model.model_id
+
+
+def test_a_replay_from_the_start_adds_nothing(runs: Path) -> None:
+    run = full_run(runs)
+    before = sync_run(run)
+    for record in run.rglob("mlflow.json"):  # as if the uploader had died before it could save any id
+        record.unlink()
+    after = sync_run(run)
+    assert (after.run_ids, after.delivered) == (before.run_ids, before.delivered)
+    assert steps_of(runs, run) == [1, 2, 3]
+    assert steps_of(runs, run, metric="heldout/accuracy") == [3]
+    mlflow, experiment = client(runs), Position.read(run / "journal.jsonl").experiment_id
+    assert len(mlflow.search_runs([experiment])) == 3
+    assert len(mlflow.search_logged_models([experiment])) == 1
+    assert len(mlflow.get_run(after.run_ids["01-first"]).outputs.model_outputs) == 1
+    (table,) = (runs / "mlartifacts").rglob("step-000003.json")
+    assert len(json.loads(table.read_text())["data"]) == 2
+
+
+def test_a_resumed_stage_repeats_no_step(runs: Path) -> None:
+    run = new_run(runs)
+    stage = new_stage(run, steps=10)
+    stage.end("KILLED")
+    sync_run(run)
+    assert client(runs).get_run(read_run_ids(run)["01-first"]).info.status == "KILLED"
+    resumed = Journal(stage.path)
+    resumed.start("1 first", {}, {"lr": 2e-4})
+    log_steps(resumed, range(7, 15))  # from the checkpoint of step 6, with new times
+    uploader = Uploader(run, resolve_uri(None, runs), "gradus")
+    uploader.sync()
+    assert steps_of(runs, run) == list(range(1, 15))
+    reopened = client(runs).get_run(read_run_ids(run)["01-first"])
+    assert reopened.info.status == "RUNNING"
+    assert reopened.data.params["lr"] == "0.0001"  # immutable in MLflow
+    assert reopened.data.tags["param_changed.lr"] == "0.0002"
+
+
+def test_a_stage_that_begins_again_in_a_new_folder_is_a_new_run(runs: Path) -> None:
+    run = new_run(runs)
+    new_stage(run, steps=5)
+    uploader = Uploader(run, resolve_uri(None, runs), "gradus")
+    uploader.sync()
+    first = read_run_ids(run)["01-first"]
+    (run / "stages/01-first").rename(run / "stages/01-first.attempt-1")
+    time.sleep(0.002)  # attempts are told apart by their first millisecond
+    new_stage(run, steps=3)
+    report = uploader.sync()
+    assert (report.error, report.undelivered) == (None, 0)
+    ids = read_run_ids(run)
+    assert ids["01-first.attempt-1"] == first != ids["01-first"]
+    assert steps_of(runs, run) == [1, 2, 3]
+    assert steps_of(runs, run, "01-first.attempt-1") == [1, 2, 3, 4, 5]
+
+
+def test_long_values_and_bad_names_cost_nothing(runs: Path) -> None:
+    run = new_run(runs)
+    stage = Journal(run / "stages/01-first/journal.jsonl")
+    stage.start(
+        "1 first", {"long": "t" * 20_000}, {"prompt": "p" * 50_000, "a b@c": 1, **{f"p{i}": i for i in range(250)}}
+    )
+    stage.metrics(1, {"pass@1": 0.5, "100%": 1.0, "f(x) = y": 2.0, "/a//b": 3.0, "..": 4.0, "é": 5.0, "m" * 400: 6.0})
+    stage.metrics(2, {f"many/{i}": float(i) for i in range(2_500)})
+    report = sync_run(run)
+    assert (report.error, report.rejected, report.undelivered) == (None, 0, 0)
+    data = client(runs).get_run(report.run_ids["01-first"]).data
+    assert (len(data.params["prompt"]), data.params["a b_at_c"], len(data.params)) == (6000, "1", 252)
+    assert data.metrics["pass_at_1"] == 0.5
+    assert sum(name.startswith("many/") for name in data.metrics) == 2_500
+    (full,) = (runs / "mlartifacts").rglob("full.json")
+    assert len(json.loads(full.read_text())["prompt"]) == 50_000
+
+
+def test_what_mlflow_refuses_is_put_aside_and_the_rest_goes_on(runs: Path) -> None:
+    run = new_run(runs)
+    stage = new_stage(run, steps=2)
+    foreign = [
+        {"kind": "metrics", "time": 1, "step": 3, "values": {"bad(name": 1.0, "reward/mean": 3 / 7}},
+        {"kind": "hologram", "time": 1},
+        {"kind": "end", "time": 1, "status": "EXHAUSTED"},
+        {"kind": "artifact", "time": 1, "path": str(run / "missing")},
+        {"kind": "table", "time": 1},
+    ]
+    with stage.path.open("a") as file:
+        file.writelines(json.dumps(event) + "\n" for event in foreign)
+        file.write("no json\n")
+    log_steps(stage, range(4, 6))
+    report = sync_run(run)
+    assert (report.error, report.undelivered, report.rejected) == (None, 0, 5)
+    assert "refused 5" in report.message
+    assert steps_of(runs, run) == [1, 2, 3, 4, 5]
+    rejected = [json.loads(line) for line in (run / "mlflow-rejected.jsonl").read_text().splitlines()]
+    assert [entry["event"]["kind"] for entry in rejected] == ["metrics", "hologram", "end", "artifact", "table"]
+    assert rejected[0]["event"]["values"][0][0] == "bad(name"
+
+
+@pytest.mark.parametrize("answer", [503, 401])
+def test_a_server_in_trouble_loses_nothing_and_rejects_nothing(runs: Path, answer: int) -> None:
+    class Trouble(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_error(answer)
+
+        do_POST = do_GET
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Trouble) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        run = new_run(runs, uri=f"http://user:secret@127.0.0.1:{server.server_port}")
+        new_stage(run, steps=2)
+        report = sync_run(run)
+        server.shutdown()
+    assert (report.delivered, report.rejected, report.undelivered) == (0, 0, 4)
+    assert report.error is not None
+    assert "secret" not in report.message
+
+
+def test_a_dead_server_never_holds_training_up_and_sync_delivers_later(runs: Path) -> None:
+    run = new_run(runs, uri=DEAD)
+    started = time.monotonic()
+    handle = start_uploader(run)
+    stage = new_stage(run, steps=200)
+    stage.end()
+    assert time.monotonic() - started < 2.0
+    report = handle.finish(timeout=2.0)
+    assert time.monotonic() - started < 6.0
+    assert report.undelivered == count_undelivered(run) == 203
+    assert DEAD in report.message and "gradus sync" in report.message
+    assert handle.process is not None and handle.process.poll() is not None
+    (run / "config.yaml").write_text("tracking: {uri: null}")
+    (delivered,) = sync_runs(runs)
+    assert (delivered.undelivered, delivered.error) == (0, None)
+    assert steps_of(runs, run) == list(range(1, 201))
+
+
+def test_an_uploader_that_cannot_start_is_only_reported(runs: Path) -> None:
+    run = new_run(runs, uri="ftp://nowhere")
+    report = start_uploader(run).finish()
+    assert report.undelivered == 1
+    assert "cannot track" in (report.error or "")
+
+
+def test_kill_nine_in_the_middle_then_sync_gives_every_step_once(runs: Path) -> None:
+    run = new_run(runs)
+    stage = new_stage(run, steps=30_000)
+    handle = start_uploader(run)
+    assert handle.process is not None
+    wait_for(lambda: Position.read(stage.path).offset > 50_000)
+    handle.process.kill()
+    report = handle.finish()
+    assert 0 < report.undelivered < 30_002
+    sync_run(run)
+    assert count_undelivered(run) == 0
+    assert steps_of(runs, run) == list(range(1, 30_001))
+
+
+def test_two_uploaders_take_turns(runs: Path) -> None:
+    run = new_run(runs)
+    with file_lock(upload_lock(run)):
+        report = sync_run(run)
+    assert report.busy and report.undelivered == 1 and "another process" in report.message
+    handle, stage = start_uploader(run), new_stage(run)
+    for step in range(1, 31):
+        log_steps(stage, range(step, step + 1))
+        if step % 5 == 0:
+            sync_run(run)
+    assert handle.finish().undelivered == 0
+    assert steps_of(runs, run) == list(range(1, 31))
+
+
+TRAINER = """
+import os, sys, time
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from pipeline.journal import Journal
+from pipeline.tracking_client import start_uploader
+run = Path({run!r})
+handle = start_uploader(run)
+stage = Journal(run / "stages/01-first/journal.jsonl")
+stage.start("1 first")
+for step in range(1, 6):
+    stage.metrics(step, {{"reward/mean": step / 7}})
+print(handle.process.pid, flush=True)
+time.sleep(600)
+"""
+
+
+@contextlib.contextmanager
+def script(code: str) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
+def test_a_killed_trainer_takes_its_uploader_along_after_a_last_pass(runs: Path) -> None:
+    run = new_run(runs)
+    with script(TRAINER.format(run=str(run), tests=str(Path(__file__).parent.parent))) as trainer:
+        assert trainer.stdout is not None
+        uploader = int(trainer.stdout.readline())
+        assert exists(uploader)
+        os.kill(trainer.pid, signal.SIGKILL)
+        wait_for(lambda: not exists(uploader))
+    assert steps_of(runs, run) == [1, 2, 3, 4, 5]
+    assert {client(runs).get_run(run_id).info.status for run_id in read_run_ids(run).values()} == {"KILLED"}
+
+
+def test_two_uploaders_may_create_the_store_together(tmp_path: Path) -> None:
+    folders = [new_run(tmp_path / "new", name) for name in ("a", "b")]
+    command = [sys.executable, "-m", "pipeline.tracking"]
+    children = [subprocess.Popen([*command, str(folder)], stdout=subprocess.PIPE, text=True) for folder in folders]
+    reports = [json.loads(child.communicate(timeout=60)[0]) for child in children]
+    assert [(report["error"], report["undelivered"]) for report in reports] == [(None, 0)] * 2
+    assert len(client(tmp_path / "new").search_runs([Position.read(folders[0] / "journal.jsonl").experiment_id])) == 2
+
+
+INTERFACE = """
+import sys, time
+sys.path.insert(0, {tests!r})
+from pipeline.tracking_ui import serve_ui
+process, url = serve_ui({runs!r}, port={port})
+print(url, flush=True)
+time.sleep(600)
+"""
+
+
+def answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=2) as reply:
+            return reply.status == 200
+    except OSError:
+        return False
+
+
+def test_the_ui_serves_the_runs_folder_and_dies_with_its_caller(runs: Path) -> None:
+    sync_run(full_run(runs))
+    root = str(Path(__file__).parent.parent)
+    with script(INTERFACE.format(tests=root, runs=str(runs), port="None")) as caller:
+        assert caller.stdout is not None
+        page = caller.stdout.readline().strip()
+        url, _, route = page.partition("/#/")
+        assert url.startswith("http://127.0.0.1:") and route == "experiments/1/runs?workflowType=machine_learning"
+        assert answers(f"{url}/health")
+        with pytest.raises(UserError, match="cannot listen"):
+            serve_ui(runs, port=int(url.rpartition(":")[2]))
+        os.kill(caller.pid, signal.SIGKILL)
+        wait_for(lambda: not answers(f"{url}/health"))
+
+
+def test_a_tracking_server_has_its_own_ui(runs: Path) -> None:
+    run = new_run(runs, uri="http://mlflow.example:5000/")
+    assert serve_ui(runs) == (None, "http://mlflow.example:5000")
+    position = Position(uri="http://mlflow.example:5000", experiment_id="7", run_id="abc")
+    position.write(run / "journal.jsonl")
+    assert run_links(run) == {"": "http://mlflow.example:5000/#/experiments/7/runs/abc"}
+
+
+def test_the_address_is_absolute_or_a_users_mistake(tmp_path: Path) -> None:
+    assert resolve_uri(None, tmp_path) == f"sqlite:///{tmp_path}/mlflow.db"
+    assert resolve_uri("sqlite:///team.db", tmp_path) == f"sqlite:///{tmp_path}/team.db"
+    assert resolve_uri("sqlite:////data/team.db", tmp_path) == "sqlite:////data/team.db"
+    assert resolve_uri("postgresql+psycopg2://u:p@h/db", tmp_path) == "postgresql+psycopg2://u:p@h/db"
+    assert redacted("postgresql://u:p@h/db") == "postgresql://h/db"
+    for wrong in ("./mlruns", "file:///tmp/x", "localhost:5000"):
+        with pytest.raises(UserError, match=r"tracking\.uri"):
+            resolve_uri(wrong, tmp_path)
