@@ -28,7 +28,7 @@ class TokenizerConfig(Options):
     """The tokenizer trained on the task's own text when a policy is created from scratch."""
 
     vocabulary: int = Field(512, ge=64)
-    """Upper bound of the vocabulary, special tokens and the 256 byte symbols included; digits are single tokens."""
+    """Upper bound of the vocabulary; digits and signs are single tokens, words that occur often become one."""
 
 
 class PolicyConfig(Options):

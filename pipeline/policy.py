@@ -114,7 +114,7 @@ def create_policy(config: PolicyConfig, texts: Iterable[str], seed: int) -> Poli
 
     Raises: UserError where transformers does not accept the architecture.
     """
-    tokenizer = train_tokenizer(texts, config.tokenizer)
+    tokenizer = train_tokenizer((config.plain_template.replace("{question}", text) for text in texts), config.tokenizer)
     template = Template("plain", config.plain_template, (tokenizer.eos_token_id,), tokenizer.pad_token_id)
     options = dict(config.architecture or {})
     ids = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
@@ -148,23 +148,29 @@ def _refuse_unknown_options(model_config: PretrainedConfig, options: dict[str, A
 
 
 def train_tokenizer(texts: Iterable[str], config: TokenizerConfig) -> PreTrainedTokenizerFast:
-    """Byte-level BPE on the task's own text, every digit a token of its own so that numbers are spelled, not memorised."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    """Byte-level BPE over the bytes that occur in the task's own text; every digit and sign is a token of its own.
 
-    tokenizer = Tokenizer(models.BPE())
+    Numbers are then spelled, not memorised. A sign takes the space before it along, nothing else. Bytes that
+    the text never shows become ``<|unk|>``: a vocabulary with hundreds of symbols that no demonstration uses would leave
+    a new model sampling them now and then, and one of them ruins a chain of reasoning.
+    """
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    special = ["<|pad|>", "<|end|>", "<|unk|>"]
+    tokenizer = Tokenizer(models.BPE(unk_token=special[2]))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.Split(Regex(r" ?[^\s\p{L}\p{N}]"), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
     )
     tokenizer.decoder = decoders.ByteLevel()
-    special = ["<|pad|>", "<|end|>"]
-    trainer = trainers.BpeTrainer(
-        vocab_size=max(config.vocabulary, 256 + len(special)),
-        special_tokens=special,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
+    trainer = trainers.BpeTrainer(vocab_size=config.vocabulary, special_tokens=special, show_progress=False)
     tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=special[0], eos_token=special[1])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token=special[0], eos_token=special[1], unk_token=special[2]
+    )
 
 
 def load_policy(path: str | Path, config: PolicyConfig) -> Policy:

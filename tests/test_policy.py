@@ -13,17 +13,21 @@ from pipeline.config import PolicyConfig, TokenizerConfig
 from pipeline.errors import UserError
 from pipeline.policy import create_policy, left_pad, load_policy, train_tokenizer
 
-CHAT = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+CHAT = (
+    "{% for m in messages %}Calculate {{ m['content'] }};{% endfor %}{% if add_generation_prompt %} answer:{% endif %}"
+)
 
 
 def test_digits_are_tokens_and_text_survives():
     tokenizer = train_tokenizer(TEXTS, TokenizerConfig(vocabulary=300))
-    for text in [*TEXTS, "unseen: 908,  é 漢字\n\ttabs"]:
+    for text in [*TEXTS, "12=46; Calculate: 8*5"]:
         ids = tokenizer(text)["input_ids"]
         assert tokenizer.decode(ids, skip_special_tokens=True) == text
-        digits = [tokenizer.decode([i]) for i in ids if any(c.isdigit() for c in tokenizer.decode([i]))]
-        assert all(len(d) == 1 for d in digits)
+        pieces = [tokenizer.decode([i]) for i in ids]
+        assert all(len(piece.strip()) == 1 for piece in pieces if any(c.isdigit() or c in "+-*=;:" for c in piece))
     assert len(tokenizer("Calculate")["input_ids"]) < len("Calculate")
+    assert len(tokenizer) < 80, "no symbols that the text never shows"
+    assert tokenizer.unk_token_id in tokenizer("漢 Calculate")["input_ids"]
 
 
 def test_the_seed_decides_the_weights_and_leaves_global_random_state_alone():
@@ -59,9 +63,9 @@ def test_chat_template_is_used_where_there_is_one(policy, tmp_path):
     folder = save_foreign(policy, tmp_path, CHAT)
     chat = load_policy(folder, PolicyConfig(path=str(folder)))
     assert chat.template.kind == "chat"
-    assert chat.tokenizer.decode(chat.encode_prompt("1 + 2 =")) == "<user>1 + 2 =<assistant>"
-    plain = load_policy(folder, PolicyConfig(path=str(folder), template="plain", plain_template="Q: {question}\nA:"))
-    assert plain.tokenizer.decode(plain.encode_prompt("1 {question}")) == "Q: 1 {question}\nA:"
+    assert chat.tokenizer.decode(chat.encode_prompt("1 + 2 =")) == "Calculate 1 + 2 =; answer:"
+    plain = load_policy(folder, PolicyConfig(path=str(folder), template="plain", plain_template="Calculate: {question}\n"))
+    assert plain.tokenizer.decode(plain.encode_prompt("1 + 2 =")) == "Calculate: 1 + 2 =\n"
     assert chat.template.digest != plain.template.digest
 
 
