@@ -207,7 +207,7 @@ class StageConfig(Options):
     variant: Literal["manual"] = "manual"
     """Which definition of the algorithm: the operating manual's."""
     steps: int = Field(ge=1)
-    """Batches to train on."""
+    """Batches to train on, or fewer where ``stop_at`` is reached."""
     prompts_per_step: int = Field(16, ge=1)
     """P, the prompts in a batch."""
     group_size: int = Field(8, ge=2)
@@ -235,7 +235,9 @@ class StageConfig(Options):
     sampling: SamplingConfig | None = None
     """Replaces the pipeline's sampling options in this stage."""
     eval_every: int = Field(0, ge=0)
-    """Steps between evaluations on the validation prompts; 0 evaluates only at the stage's ends."""
+    """Steps between evaluations on the validation prompts, for ``stop_at`` and ``handover: best``; 0: none."""
+    stop_at: float | None = Field(None, gt=0, le=1)
+    """End the stage as soon as accuracy on the validation prompts reaches this: switch by result, not by the clock."""
     handover: Literal["best", "last"] = "last"
     """Which checkpoint the next stage starts from: the last, or the best by validation accuracy."""
     kl_every: int = Field(10, ge=0)
@@ -300,10 +302,9 @@ class PipelineConfig(Options):
         if self.evaluation.reward is not None and self.evaluation.reward not in known:
             raise ValueError(f"evaluation.reward {self.evaluation.reward!r} is none of the rewards: {', '.join(known)}")
         for stage in self.stages:
-            if stage.handover == "best" and (self.task.validation == 0 or stage.eval_every == 0):
-                raise ValueError(
-                    f"stage {stage.label!r} hands over its best checkpoint: set task.validation and the stage's eval_every"
-                )
+            wanted = "handover: best" if stage.handover == "best" else "stop_at" if stage.stop_at is not None else ""
+            if wanted and (self.task.validation == 0 or stage.eval_every == 0):
+                raise ValueError(f"stage {stage.label!r} has {wanted}: set task.validation and the stage's eval_every")
         return self
 
     @property

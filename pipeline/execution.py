@@ -131,15 +131,15 @@ def _train(
     )  # fmt: skip
     checkpoint = trainer.train()
     after = evaluate(trainer.policy, all_prompts(task, "heldout"), suite, run.config)
-    journal.metrics(config.steps, {"heldout/accuracy": after.accuracy, "time/evaluate": after.seconds})
+    journal.metrics(trainer.step, {"heldout/accuracy": after.accuracy, "time/evaluate": after.seconds})
     journal.tags({"gradus.accuracy_before": f"{before['accuracy']:.4f}", "gradus.accuracy_after": f"{after.accuracy:.4f}"})
-    journal.table("samples", config.steps, _sample_rows(after, suite, run.config))
-    journal.model(f"{run.name}-{config.label}", checkpoint, config.steps, {"heldout/accuracy": after.accuracy})
+    journal.table("samples", trainer.step, _sample_rows(after, suite, run.config))
+    journal.model(f"{run.name}-{config.label}", checkpoint, trainer.step, {"heldout/accuracy": after.accuracy})
     journal.end("FINISHED")
     return {
         "name": config.label,
         "variant": config.variant,
-        "steps": config.steps,
+        "steps": trainer.step,
         "accuracy_before": before["accuracy"],
         "accuracy_after": after.accuracy,
         "interval": list(after.interval),

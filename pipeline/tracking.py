@@ -4,8 +4,8 @@ The only file that imports mlflow, and only when there is something to deliver.
 
     python -m pipeline.tracking RUN_DIR --follow --parent-pid PID
 
-The child started this way makes a pass every second. It ends after one last pass when it reads ``finish`` or the end of
-its standard input, or when its parent is dead; MLflow runs whose trainer died without a word are then marked KILLED.
+The child started this way makes a pass every two seconds. It ends, after one last pass, when it reads ``finish`` or the
+end of its standard input, or when its parent is dead; MLflow runs whose trainer died silently are then marked KILLED.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from pipeline.tracking_client import (
 )
 from pipeline.tracking_run import RunDelivery, Undeliverable, Unreachable, one_line
 
-PASS_EVERY = 1.0
+PASS_EVERY = 2.0
 """Seconds between passes while all goes well; after failures the pause doubles, up to MAX_PAUSE."""
 MAX_PAUSE = 30.0
 LAST_PASS = 60.0
@@ -233,7 +233,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     output, sys.stdout = sys.stdout, sys.stderr  # our report is the only thing on standard output
     if options.follow:
-        os.nice(10)
+        os.nice(5)
         report = follow(options.run_dir.absolute(), _Parent(options.parent_pid))
     else:
         report = sync_run(options.run_dir)

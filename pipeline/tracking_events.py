@@ -31,11 +31,13 @@ def status_of(error: Exception) -> int | None:
 
 
 def refused(error: Exception) -> bool:
-    """Whether MLflow objects to the content, so that sending it again is useless."""
+    """Whether MLflow objects to the content, so that sending it again is useless.
+
+    An error without a status is the client's, about what it was given, unless network or data base raised it.
+    """
     status = status_of(error)
     if status is None:
-        nonsense = isinstance(error, TypeError | ValueError | LookupError | ArithmeticError | AttributeError)
-        return nonsense and not isinstance(error, OSError)
+        return not isinstance(error, OSError | MemoryError) and not type(error).__module__.startswith("sqlalchemy")
     return 400 <= status < 500 and status not in (401, 403, 408, 409, 429)
 
 

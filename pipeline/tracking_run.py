@@ -31,7 +31,12 @@ class Undeliverable(Exception):
 
 
 def one_line(error: BaseException) -> str:
-    """The first line of an error, short enough for a report."""
+    """The first line of an error, short enough for a report; of a broken connection, only what broke it."""
+    root = error
+    while (inner := root.__cause__ or root.__context__) is not None:
+        root = inner
+    if isinstance(root, OSError) and str(root).strip():
+        error = root
     text = (str(error).strip() or type(error).__name__).splitlines()[0]
     return text if len(text) <= 200 else text[:197] + "..."
 

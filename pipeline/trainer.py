@@ -48,6 +48,8 @@ class Trainer:
     """Completions trained on or sampled so far, those of a reference policy included."""
     tokens: int = field(default=0, init=False)
     """Their completion tokens."""
+    step: int = field(default=0, init=False)
+    """Steps done."""
 
     def __post_init__(self) -> None:
         self.needs = self.stage.needs(self.config)
@@ -74,9 +76,10 @@ class Trainer:
         self._told: set[str] = set()
 
     def train(self) -> Path:
-        """Run every step; returns the checkpoint to hand over."""
-        best = self._validate(step=0) if self._chooses_best else (0.0, None)
-        for step in range(1, self.config.steps + 1):
+        """Run every step, or until ``stop_at`` is reached; returns the checkpoint to hand over."""
+        best = (self._accuracy(), self._save()) if self._chooses_best else None
+        while self.step < self.config.steps:
+            self.step = step = self.step + 1
             began = time.perf_counter()
             self.signals.begin(step)
             rollouts = self.source.batch(step)
@@ -85,10 +88,16 @@ class Trainer:
             metrics, weights = self.learner.update(rollouts, step, weigh)
             metrics["time/update"] = time.perf_counter() - sampled
             self._log(step, rollouts, weights, metrics, began)
-            if self._chooses_best and (step % self.config.eval_every == 0 or step == self.config.steps):
-                best = max(best, self._validate(step), key=lambda scored: scored[0])
-        last = self._save(self.config.steps)
-        if not self._chooses_best or best[1] in (None, last):
+            if not self.config.eval_every or (step % self.config.eval_every and step < self.config.steps):
+                continue
+            accuracy = self._accuracy()
+            if best is not None and accuracy > best[0]:
+                best = accuracy, self._save()
+            if self.config.stop_at is not None and accuracy >= self.config.stop_at:
+                self.observer.note(f"{self.config.label}: {accuracy:.3f} on the validation prompts, stopping at {step}")
+                break
+        last = self._save()
+        if best is None or best[1] == last:
             return last
         self.policy.model = load_policy(best[1], self.pipeline.policy).model
         return best[1]
@@ -109,14 +118,15 @@ class Trainer:
     def _chooses_best(self) -> bool:
         return self.config.handover == "best"
 
-    def _validate(self, step: int) -> tuple[float, Path]:
-        """Accuracy on the validation prompts, never on those that are reported, and the checkpoint it belongs to."""
+    def _accuracy(self) -> float:
+        """Accuracy on the validation prompts, never on those that are reported."""
         evaluation = evaluate(self.policy, all_prompts(self.task, "validation"), self.suite, self.pipeline)
-        self.journal.metrics(step, {"validation/accuracy": evaluation.accuracy})
-        return evaluation.accuracy, self._save(step)
+        self.journal.metrics(self.step, {"validation/accuracy": evaluation.accuracy})
+        return evaluation.accuracy
 
-    def _save(self, step: int) -> Path:
-        folder = self.checkpoints / f"step-{step:06d}"
+    def _save(self) -> Path:
+        """Checkpoint the policy as it is now, once a step."""
+        folder, step = self.checkpoints / f"step-{self.step:06d}", self.step
         if folder.is_dir():
             return folder
         return save_checkpoint(self.policy, folder, self.config.label, step, self.parent, self.fingerprint)

@@ -221,6 +221,22 @@ def test_best_hands_over_the_checkpoint_with_the_highest_validation_accuracy(tmp
     assert run.result(0)["checkpoint"].endswith("step-000001")
 
 
+def test_a_stage_ends_early_once_validation_accuracy_reaches_its_goal(tmp_path, monkeypatch):
+    import pipeline.trainer as trainer
+
+    accuracies = iter([0.1, 0.5, 0.9])
+    real = trainer.evaluate
+
+    def scripted(policy, prompts, suite, config):
+        evaluation = real(policy, prompts, suite, config)
+        return type(evaluation)(next(accuracies), evaluation.interval, 6, 0, 0.0, evaluation.rollouts)
+
+    monkeypatch.setattr(trainer, "evaluate", scripted)
+    run = launch(tmp_path, pipeline([{"stage": "sft", "steps": 50, "stop_at": 0.5, "eval_every": 2}]))
+    assert run.result(0)["steps"] == 4 and run.result(0)["checkpoint"].endswith("step-000004")
+    assert next(accuracies) == 0.9, "the validation prompts were evaluated twice"
+
+
 def test_two_processes_on_one_run(finished):
     with (
         finished.lock(),

@@ -296,6 +296,11 @@ def test_a_batch_larger_than_the_task_goes_round(built):
         (gym(params={"min_terms": "two"}), "task.params", "refuses"),
         (gym(params={"min_terms": 1.5}), "task.params", "unusable"),
         (gym("basic_arithmetic", params={"allow_parentheses": False}), "task.params", "operators must be + and -"),
+        (
+            gym("basic_arithmetic", params={"allow_parentheses": False, "operators": ["+", "*"]}),
+            "task.params",
+            "reference answer is right",
+        ),
         (gym("composite"), "task.params.datasets", "parts"),
         (gym("composite", params={"datasets": [{"name": "gdc"}]}), "task.params.datasets", "did you mean 'gcd'"),
         (gym("gcd", demonstrations="solver"), "task.demonstrations", "cannot solve gcd"),

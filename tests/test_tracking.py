@@ -1,118 +1,21 @@
-"""Delivery to a real MLflow: every record exactly once, whatever dies in between."""
+"""Delivery to a real MLflow: every record arrives exactly once, and nothing in a journal can stop the rest."""
 
 from __future__ import annotations
 
-import contextlib
 import http.server
 import json
-import os
-import shutil
-import signal
-import subprocess
-import sys
 import threading
 import time
-import urllib.request
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
+from tracking_runs import client, empty_store, full_run, log_steps, new_run, new_stage, runs, steps_of  # noqa: F401
 
 from pipeline.errors import UserError
 from pipeline.journal import Journal
-from pipeline.tracking import Uploader, _import_mlflow, sync_run, sync_runs
-from pipeline.tracking_client import (
-    Position,
-    count_undelivered,
-    file_lock,
-    read_run_ids,
-    redacted,
-    resolve_uri,
-    run_links,
-    start_uploader,
-    upload_lock,
-)
+from pipeline.tracking import Uploader, sync_run
+from pipeline.tracking_client import Position, read_run_ids, redacted, resolve_uri, run_links
 from pipeline.tracking_ui import serve_ui
-
-DEAD = "http://127.0.0.1:1"
-
-
-@pytest.fixture(scope="session")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data base with MLflow's tables; creating them takes seconds, copying the file none."""
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    _import_mlflow().MlflowClient(tracking_uri=f"sqlite:///{path}").get_experiment_by_name("gradus")
-    return path
-
-
-@pytest.fixture
-def runs(empty_store: Path, tmp_path: Path) -> Path:
-    """A runs folder with an initialised store."""
-    folder = tmp_path / "runs"
-    folder.mkdir()
-    shutil.copy(empty_store, folder / "mlflow.db")
-    return folder
-
-
-def new_run(runs: Path, name: str = "try", uri: str | None = None) -> Path:
-    folder = runs / name
-    folder.mkdir(parents=True)
-    (folder / "config.yaml").write_text(json.dumps({"tracking": {"uri": uri, "experiment": "gradus"}}))
-    Journal(folder / "journal.jsonl").start(name, {"pipeline": name}, {"seed": 0})
-    return folder
-
-
-def new_stage(run: Path, label: str = "01-first", steps: int = 0) -> Journal:
-    journal = Journal(run / "stages" / label / "journal.jsonl")
-    journal.start(f"{int(label[:2])} {label[3:]}", {"gradus.stage": label[3:]}, {"lr": 1e-4})
-    log_steps(journal, range(1, steps + 1))
-    return journal
-
-
-def log_steps(journal: Journal, steps: range) -> None:
-    for step in steps:
-        journal.metrics(step, {"reward/mean": step / 7, "reward/std": 0.5})
-
-
-def client(runs: Path) -> Any:
-    return _import_mlflow().MlflowClient(tracking_uri=resolve_uri(None, runs))
-
-
-def steps_of(runs: Path, run: Path, label: str = "01-first", metric: str = "reward/mean") -> list[int]:
-    """Steps of every point MLflow holds, repeated points included."""
-    return sorted(point.step for point in client(runs).get_metric_history(read_run_ids(run)[label], metric))
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 30.0) -> None:
-    limit = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < limit, "it did not happen in time"
-        time.sleep(0.05)
-
-
-def exists(pid: int) -> bool:
-    """Whether a process runs (one that has ended but was not collected does not)."""
-    with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    return False
-
-
-def full_run(runs: Path) -> Path:
-    """A run with one record of every kind."""
-    run = new_run(runs)
-    stage = new_stage(run, "01-first", steps=3)
-    stage.dataset("sums", "reasoning_gym:chain_sum", "d" * 64, 100, "training", ["question", "answer"])
-    stage.histogram(3, "advantage", [0.0, 1.0, 2.0, 3.0, 4.0])
-    stage.table("samples", 3, [{"question": "1+1", "reward": 1.0}, {"question": "2+2", "length": 4}])
-    stage.metrics(3, {"heldout/accuracy": 0.5})
-    stage.model("try/first: 3", run / "checkpoints", 3, {"heldout/accuracy": 0.5})
-    stage.artifact(run / "config.yaml")
-    stage.tags({"mlflow.note.content": "what happened"})
-    stage.end()
-    new_stage(run, "02-second", steps=2).end("FAILED")
-    Journal(run / "journal.jsonl").end()
-    return run
 
 
 def test_every_kind_of_record_arrives(runs: Path) -> None:
@@ -260,141 +163,6 @@ def test_a_server_in_trouble_loses_nothing_and_rejects_nothing(runs: Path, answe
     assert (report.delivered, report.rejected, report.undelivered) == (0, 0, 4)
     assert report.error is not None
     assert "secret" not in report.message
-
-
-def test_a_dead_server_never_holds_training_up_and_sync_delivers_later(runs: Path) -> None:
-    run = new_run(runs, uri=DEAD)
-    started = time.monotonic()
-    handle = start_uploader(run)
-    stage = new_stage(run, steps=200)
-    stage.end()
-    assert time.monotonic() - started < 2.0
-    report = handle.finish(timeout=2.0)
-    assert time.monotonic() - started < 6.0
-    assert report.undelivered == count_undelivered(run) == 203
-    assert DEAD in report.message and "gradus sync" in report.message
-    assert handle.process is not None and handle.process.poll() is not None
-    (run / "config.yaml").write_text("tracking: {uri: null}")
-    (delivered,) = sync_runs(runs)
-    assert (delivered.undelivered, delivered.error) == (0, None)
-    assert steps_of(runs, run) == list(range(1, 201))
-
-
-def test_an_uploader_that_cannot_start_is_only_reported(runs: Path) -> None:
-    run = new_run(runs, uri="ftp://nowhere")
-    report = start_uploader(run).finish()
-    assert report.undelivered == 1
-    assert "cannot track" in (report.error or "")
-
-
-def test_kill_nine_in_the_middle_then_sync_gives_every_step_once(runs: Path) -> None:
-    run = new_run(runs)
-    stage = new_stage(run, steps=30_000)
-    handle = start_uploader(run)
-    assert handle.process is not None
-    wait_for(lambda: Position.read(stage.path).offset > 50_000)
-    handle.process.kill()
-    report = handle.finish()
-    assert 0 < report.undelivered < 30_002
-    sync_run(run)
-    assert count_undelivered(run) == 0
-    assert steps_of(runs, run) == list(range(1, 30_001))
-
-
-def test_two_uploaders_take_turns(runs: Path) -> None:
-    run = new_run(runs)
-    with file_lock(upload_lock(run)):
-        report = sync_run(run)
-    assert report.busy and report.undelivered == 1 and "another process" in report.message
-    handle, stage = start_uploader(run), new_stage(run)
-    for step in range(1, 31):
-        log_steps(stage, range(step, step + 1))
-        if step % 5 == 0:
-            sync_run(run)
-    assert handle.finish().undelivered == 0
-    assert steps_of(runs, run) == list(range(1, 31))
-
-
-TRAINER = """
-import os, sys, time
-from pathlib import Path
-sys.path.insert(0, {tests!r})
-from pipeline.journal import Journal
-from pipeline.tracking_client import start_uploader
-run = Path({run!r})
-handle = start_uploader(run)
-stage = Journal(run / "stages/01-first/journal.jsonl")
-stage.start("1 first")
-for step in range(1, 6):
-    stage.metrics(step, {{"reward/mean": step / 7}})
-print(handle.process.pid, flush=True)
-time.sleep(600)
-"""
-
-
-@contextlib.contextmanager
-def script(code: str) -> Iterator[subprocess.Popen[str]]:
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
-
-
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
-def test_a_killed_trainer_takes_its_uploader_along_after_a_last_pass(runs: Path) -> None:
-    run = new_run(runs)
-    with script(TRAINER.format(run=str(run), tests=str(Path(__file__).parent.parent))) as trainer:
-        assert trainer.stdout is not None
-        uploader = int(trainer.stdout.readline())
-        assert exists(uploader)
-        os.kill(trainer.pid, signal.SIGKILL)
-        wait_for(lambda: not exists(uploader))
-    assert steps_of(runs, run) == [1, 2, 3, 4, 5]
-    assert {client(runs).get_run(run_id).info.status for run_id in read_run_ids(run).values()} == {"KILLED"}
-
-
-def test_two_uploaders_may_create_the_store_together(tmp_path: Path) -> None:
-    folders = [new_run(tmp_path / "new", name) for name in ("a", "b")]
-    command = [sys.executable, "-m", "pipeline.tracking"]
-    children = [subprocess.Popen([*command, str(folder)], stdout=subprocess.PIPE, text=True) for folder in folders]
-    reports = [json.loads(child.communicate(timeout=60)[0]) for child in children]
-    assert [(report["error"], report["undelivered"]) for report in reports] == [(None, 0)] * 2
-    assert len(client(tmp_path / "new").search_runs([Position.read(folders[0] / "journal.jsonl").experiment_id])) == 2
-
-
-INTERFACE = """
-import sys, time
-sys.path.insert(0, {tests!r})
-from pipeline.tracking_ui import serve_ui
-process, url = serve_ui({runs!r}, port={port})
-print(url, flush=True)
-time.sleep(600)
-"""
-
-
-def answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=2) as reply:
-            return reply.status == 200
-    except OSError:
-        return False
-
-
-def test_the_ui_serves_the_runs_folder_and_dies_with_its_caller(runs: Path) -> None:
-    sync_run(full_run(runs))
-    root = str(Path(__file__).parent.parent)
-    with script(INTERFACE.format(tests=root, runs=str(runs), port="None")) as caller:
-        assert caller.stdout is not None
-        page = caller.stdout.readline().strip()
-        url, _, route = page.partition("/#/")
-        assert url.startswith("http://127.0.0.1:") and route == "experiments/1/runs?workflowType=machine_learning"
-        assert answers(f"{url}/health")
-        with pytest.raises(UserError, match="cannot listen"):
-            serve_ui(runs, port=int(url.rpartition(":")[2]))
-        os.kill(caller.pid, signal.SIGKILL)
-        wait_for(lambda: not answers(f"{url}/health"))
 
 
 def test_a_tracking_server_has_its_own_ui(runs: Path) -> None:

@@ -1,0 +1,53 @@
+# `make demo` shows a whole pipeline at work, `make test` checks everything; both set up .venv first, once.
+
+VENV := .venv
+BIN := $(VENV)/bin
+JOBS ?= 2
+CONFIG ?= configs/quickstart.yaml
+
+# The first Python that is new enough and can make virtual environments.
+PYTHON ?= $(shell for candidate in python3.11 python3.12 python3.13 python3.14 python3 python; do \
+	$$candidate -c 'import sys, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 \
+	&& { echo $$candidate; break; }; done)
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint types clean
+
+help: ## show this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/:/' | awk -F: '{printf "  make %-8s %s\n", $$1, $$2}'
+	@echo
+	@echo "  Without a GPU, PyTorch's CPU build saves a download of some gigabytes:"
+	@echo "  PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make demo"
+
+install: $(VENV)/.installed ## set up .venv from requirements.lock
+
+demo: $(VENV)/.installed ## train the quickstart pipeline and say what it learned
+	@$(BIN)/gradus run $(CONFIG)
+
+test: lint types ## lint, types and the whole test suite
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+
+lint: $(VENV)/.installed ## ruff, rules and format
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+types: $(VENV)/.installed ## pyrefly
+	@$(BIN)/pyrefly check --python-interpreter-path $(BIN)/python
+
+clean: ## remove .venv and everything that was built; runs/ stays
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.installed: requirements.lock pyproject.toml
+ifeq ($(PYTHON),)
+	@echo "No Python 3.11 or later that can make virtual environments was found." >&2
+	@echo "Install one (Debian, Ubuntu: apt-get install python3 python3-venv) or name it: make PYTHON=/path/to/python3" >&2
+	@exit 2
+endif
+	@echo "Setting up $(VENV) with $(PYTHON); the first time this takes a few minutes."
+	@test -x $(BIN)/python || $(PYTHON) -m venv --clear $(VENV)
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -r requirements.lock || { \
+		command -v cc >/dev/null || echo "One package (pycosat, of reasoning_gym) is compiled: install a C compiler and Python's headers (Debian, Ubuntu: apt-get install gcc python3-dev)." >&2; \
+		exit 1; }
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-build-isolation --no-deps -e .
+	@touch $@

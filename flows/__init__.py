@@ -1,0 +1,1 @@
+"""Orchestration: how a pipeline's stages are run, recorded and shown."""

@@ -1,0 +1,304 @@
+"""The command line. Every command imports what it needs itself, so that help and checks answer at once."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from flows.reporting import Process, command, quiet_libraries
+from pipeline import __version__
+from pipeline.errors import UserError
+
+app = typer.Typer(
+    name="gradus",
+    help="Take a language model through a chain of post-training stages: SFT, DAPO or VAPO, GFPO, SRPO.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+server = typer.Typer(help="The Prefect server on this machine that shows runs as flows.", no_args_is_help=True)
+app.add_typer(server, name="server")
+
+Config = Annotated[str, typer.Argument(help="A YAML file, or the name of a packaged configuration such as quickstart.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override an option, such as stages.gfpo.steps=40; repeatable."),
+]
+Runs = Annotated[Path, typer.Option("--runs", metavar="DIR", help="The folder that holds the runs.")]
+RUNS = Path("runs")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"gradus {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and leave.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", envvar="GRADUS_DEBUG", help="Show tracebacks.")] = False,
+) -> None:
+    Process.debug = debug
+
+
+@command(app)
+def run(
+    config: Config,
+    overrides: Overrides = None,
+    name: Annotated[
+        str | None, typer.Option(help="Name of the run; an unfinished one with the same configuration continues.")
+    ] = None,
+    runs: Runs = RUNS,
+    engine: Annotated[
+        Literal["prefect", "none"], typer.Option(help="Show the stages as a Prefect flow, or call them plainly.")
+    ] = "prefect",
+) -> None:
+    """Train a pipeline, stage after stage."""
+    from flows import launch
+
+    quiet_libraries()
+    console = _console()
+    launch.check_name(name)
+    loaded, stages = _load(config, overrides)
+    _preflight(loaded, stages, runs)
+    folder = launch.open_run(loaded, runs, name, stages, _say(console))
+    Process.folder = folder.path
+    _say(console)(f"run {folder.name} in {folder.path}")
+    launch.tell(folder, launch.launch(folder, engine, console), runs, console)
+
+
+@command(app)
+def check(config: Config, overrides: Overrides = None, runs: Runs = RUNS) -> None:
+    """Check a configuration and everything it names, without computing anything."""
+    loaded, stages = _load(config, overrides)
+    _preflight(loaded, stages, runs)
+    order = " -> ".join(f"{stage.label} ({stage.steps} steps)" for stage in loaded.config.stages)
+    print(f"{loaded.path}: in order\n{loaded.config.name}: {order}")
+
+
+@command(app)
+def config(
+    config: Annotated[str | None, typer.Argument(help="A YAML file or a packaged configuration's name.")] = None,
+    overrides: Overrides = None,
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema that editors complete from.")] = False,
+) -> None:
+    """Print a configuration with every default filled in, or the JSON schema of all configurations."""
+    from pipeline import config_files
+    from stages import discover
+
+    if schema:
+        described = config_files.schema([stage.config for stage in discover().values()])
+        print(json.dumps(described, indent=2, ensure_ascii=False))
+    elif config is None:
+        known = ", ".join(config_files.packaged_configs()) or "none"
+        fix = f"give a YAML file or a packaged configuration ({known}), or --schema"
+        raise UserError("there is nothing to print", fix=fix)
+    else:
+        print(config_files.dump_config(_load(config, overrides)[0].config), end="")
+
+
+@command(app)
+def status(
+    name: Annotated[str | None, typer.Argument(help="A run; without it all are listed.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
+    runs: Runs = RUNS,
+) -> None:
+    """Show all runs, or the stages of one."""
+    from flows import status as runs_status
+    from flows.terminal import runs_table, tell_run
+    from pipeline.runs import RunFolder
+    from stages import discover
+
+    configs = [stage.config for stage in discover().values()]
+    if name is not None:
+        found = runs_status.run_status(RunFolder(runs / name, configs))
+        print(json.dumps(found, indent=2)) if as_json else tell_run(found, _console())
+        return
+    listed = runs_status.all_runs(runs, configs)
+    if as_json:
+        print(json.dumps(listed, indent=2))
+    elif listed:
+        _console().print(runs_table(listed), soft_wrap=True)
+    else:
+        print(f"There are no runs in {runs.absolute()}; `gradus run quickstart` makes one.")
+
+
+@command(app, name="eval")
+def evaluate(
+    checkpoint: Annotated[str, typer.Argument(help="A checkpoint's folder, or a run's folder or name.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
+    runs: Runs = RUNS,
+) -> None:
+    """Measure a checkpoint's accuracy on its run's held-out prompts."""
+    from flows.status import checkpoint_or_run
+    from flows.terminal import interval_text, number, shown_path
+    from stages import discover
+
+    quiet_libraries()
+    path = checkpoint_or_run(checkpoint, runs)
+    from pipeline.inference import evaluate_checkpoint
+
+    found = evaluate_checkpoint(path, [stage.config for stage in discover().values()])
+    if as_json:
+        print(json.dumps(found, indent=2))
+        return
+    accuracy = f"{number(found['accuracy'])} (95 % interval {interval_text(found['interval'])})"
+    print(f"{shown_path(found['checkpoint'])}\nheld-out accuracy {accuracy} on {found['prompts']} prompts")
+
+
+@command(app)
+def sample(
+    checkpoint: Annotated[str, typer.Argument(help="A checkpoint's folder, a run's folder or name, or a Hub id.")],
+    prompt: Annotated[str, typer.Argument(help="The question, as the task would put it.")],
+    count: Annotated[int, typer.Option("-n", "--count", min=1, max=1000, help="Completions.")] = 1,
+    temperature: Annotated[float | None, typer.Option(min=0.001, help="Default: the run's.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Default: the run's.")] = None,
+    seed: Annotated[int, typer.Option(help="Another seed, other completions.")] = 0,
+    runs: Runs = RUNS,
+) -> None:
+    """Sample completions of one prompt."""
+    from flows.status import checkpoint_or_run
+
+    quiet_libraries()
+    path = checkpoint_or_run(checkpoint, runs, hub=True)
+    from flows.tryout import sample_like_its_run
+
+    for number, text in enumerate(sample_like_its_run(path, prompt, count, temperature, max_tokens, seed), 1):
+        print(f"{number}: {text}" if count > 1 else text)
+
+
+@command(app)
+def ui(
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="Default: the first free one from 5000 on.")
+    ] = None,
+    runs: Runs = RUNS,
+) -> None:
+    """Open MLflow's pages on the runs folder, on this machine only, until Ctrl-C."""
+    from pipeline.tracking_ui import serve_ui, stop_ui
+
+    if not runs.is_dir():
+        raise UserError(
+            "there is no runs folder", where=str(runs.absolute()), fix="run something first, or name --runs"
+        )
+    print("Starting MLflow ...", flush=True)
+    process, url = serve_ui(runs, port)
+    print(f"MLflow: {url}" + ("" if process is None else " (Ctrl-C ends it)"), flush=True)
+    if process is not None:
+        try:
+            process.wait()
+        except KeyboardInterrupt:
+            print("ended")
+        finally:
+            stop_ui(process)
+
+
+@command(app)
+def sync(runs: Runs = RUNS) -> None:
+    """Deliver to MLflow what it missed while it could not be reached."""
+    from pipeline.tracking_client import count_undelivered
+
+    waiting = [file.parent for file in sorted(runs.glob("*/journal.jsonl")) if count_undelivered(file.parent)]
+    if not waiting:
+        print("MLflow has everything.")
+        return
+    from pipeline.tracking import sync_run
+
+    reports = [sync_run(folder) for folder in waiting]
+    for report in reports:
+        print(report.message or f"{report.run}: {report.delivered} records delivered to {report.uri}")
+    if any(report.undelivered for report in reports):
+        raise typer.Exit(1)
+
+
+@command(app)
+def stages(as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False) -> None:
+    """List the stages there are, with their own options and those that all have."""
+    from flows.options import describe_options, tell_options
+    from pipeline.config import StageConfig
+    from stages import discover
+
+    common = describe_options(StageConfig)
+    found = [
+        {"name": s.name, "summary": s.summary, "options": describe_options(s.config, StageConfig)}
+        for s in discover().values()
+    ]
+    if as_json:
+        print(json.dumps({"stages": found, "common_options": common}, indent=2))
+    else:
+        tell_options(found, common, _console())
+
+
+@command(app)
+def rewards(as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False) -> None:
+    """List the rewards there are, with their range and options."""
+    from pipeline.rewards import describe
+
+    rows = describe()
+    if as_json:
+        print(json.dumps(rows, indent=2))
+        return
+    for row in rows:
+        options = f"\n    options: {row['options']}" if row["options"] else ""
+        print(f"{row['name']}  {row['range']}\n    {row['summary']}{options}")
+
+
+@command(server, name="status")
+def server_status() -> None:
+    """Say whether the server runs, and where."""
+    import time
+
+    from flows.server import server_status
+
+    for key, value in server_status().items():
+        print(f"{key}: {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(value)) if key == 'since' else value}")
+
+
+@command(server, name="stop")
+def server_stop() -> None:
+    """End the server that gradus started; recorded runs stay."""
+    from flows.server import stop_server
+
+    print("the server was stopped" if stop_server() else "no server of gradus's own was running")
+
+
+def _load(source: str, overrides: list[str] | None) -> tuple[Any, dict[str, Any]]:
+    from pipeline.config_files import load_config
+    from stages import discover
+
+    found = discover()
+    return load_config(source, overrides or [], [stage.config for stage in found.values()]), found
+
+
+def _preflight(loaded: Any, stages: dict[str, Any], runs: Path) -> None:
+    from pipeline.preflight import preflight
+
+    preflight(loaded.config, loaded.base_dir, stages, runs)
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    return Console()
+
+
+def _say(console: Any) -> Callable[[str], None]:
+    return functools.partial(console.print, highlight=False, markup=False, soft_wrap=True)
+
+
+def main() -> None:
+    """Entry point of the ``gradus`` command."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

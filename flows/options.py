@@ -1,0 +1,87 @@
+"""Option classes as tables: every option with its type, its default and what it means."""
+
+from __future__ import annotations
+
+import json
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from pydantic import BaseModel
+from rich.console import Console
+from rich.table import Table
+
+from pipeline.config import Options
+
+
+def describe_options(options: type[BaseModel], without: type[BaseModel] | None = None) -> list[dict[str, str]]:
+    """name, type, default and description of each option; ``without`` leaves out what that class declares alike."""
+    rows = []
+    for name, field in options.model_fields.items():
+        inherited = without.model_fields.get(name) if without else None
+        if name == "stage" or (inherited is not None and repr(inherited) == repr(field)):
+            continue
+        default = "required" if field.is_required() else _value(field.get_default(call_default_factory=True))
+        description = " ".join((field.description or "").replace("``", "`").split())
+        rows.append(
+            {"name": name, "type": type_in_words(field.annotation), "default": default, "description": description}
+        )
+    return rows
+
+
+def type_in_words(annotation: Any) -> str:
+    """A type as a configuration's author says it.
+
+    >>> type_in_words(list[int] | None), type_in_words(Literal["a", "b"])
+    ('list of whole number or null', 'a | b')
+    """
+    words = {
+        int: "whole number",
+        float: "number",
+        str: "text",
+        bool: "true | false",
+        type(None): "null",
+        Any: "anything",
+    }
+    if annotation in words:
+        return words[annotation]
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is Literal:
+        return " | ".join(map(str, arguments))
+    if origin is typing.Annotated:
+        return type_in_words(arguments[0])
+    if origin in (types.UnionType, typing.Union):
+        return " or ".join(map(type_in_words, arguments))
+    if origin is tuple:
+        return f"[{', '.join(map(type_in_words, arguments))}]"
+    if origin is list:
+        return f"list of {type_in_words(arguments[0])}"
+    return "group of options"
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, Options):
+        return "its own defaults"
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def tell_options(stages: Sequence[Mapping[str, Any]], common: list[dict[str, str]], console: Console) -> None:
+    """Every stage with its own options, then the options of all."""
+    for stage in stages:
+        console.print(f"[bold]{stage['name']}[/bold]  {stage['summary']}", highlight=False)
+        if stage["options"]:
+            console.print(_table(stage["options"]))
+        console.print()
+    console.print("[bold]options of every stage[/bold]", highlight=False)
+    console.print(_table(common))
+
+
+def _table(rows: Sequence[Mapping[str, str]]) -> Table:
+    table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
+    for column in ("name", "type", "default"):
+        table.add_column(column, max_width=30)
+    table.add_column("description", ratio=1)
+    for row in rows:
+        table.add_row("  " + row["name"], row["type"], row["default"], row["description"])
+    return table

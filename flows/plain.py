@@ -1,0 +1,84 @@
+"""The order of a pipeline's work, and the engine that needs nothing but Python: every stage a plain call.
+
+The order is written once, in :func:`run_pipeline`; an engine only says how one piece of work is called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from pipeline.observer import Observer
+
+if TYPE_CHECKING:
+    from pipeline.runs import RunFolder
+    from pipeline.stage import Stage
+
+Result = dict[str, Any]
+"""Plain data that a piece of work returns: paths, numbers, texts."""
+
+PREPARE = "prepare"
+"""What the work before the first stage is called."""
+
+
+class Execution(Protocol):
+    """What does the work: :mod:`pipeline.execution`, or a stand-in with the same three functions."""
+
+    def prepare(self, run: RunFolder, observer: Observer) -> Result: ...
+
+    def run_stage(self, run: RunFolder, index: int, parent: str, stage: Stage, observer: Observer) -> Result: ...
+
+    def finish(self, run: RunFolder) -> Result: ...
+
+
+class Call(Protocol):
+    """How an engine runs one piece of work: it returns what the work returns and raises what it raises."""
+
+    def __call__(self, label: str, work: Callable[[], Result], parent: str) -> Result: ...
+
+
+@dataclass(frozen=True)
+class Work:
+    """One pipeline's work: the run folder, the known stages by name, and who executes them."""
+
+    run: RunFolder
+    stages: Mapping[str, Stage]
+    execution: Execution
+
+    @classmethod
+    def open(cls, run_dir: Path | str) -> Work:
+        """The real work of a run folder. Imports torch."""
+        from pipeline import execution
+        from pipeline.runs import RunFolder
+        from stages import discover
+
+        stages = discover()
+        return cls(RunFolder(run_dir, [stage.config for stage in stages.values()]), stages, execution)
+
+
+def run_pipeline(work: Work, observer: Observer, call: Call) -> Result:
+    """Prepare, then every stage on the checkpoint that the one before hands over; returns the run's summary."""
+    run, execution = work.run, work.execution
+    parent = call(PREPARE, lambda: execution.prepare(run, observer), "")["checkpoint"]
+    for index, config in enumerate(run.config.stages):
+
+        def stage(index: int = index, parent: str = parent, name: str = config.stage) -> Result:
+            return execution.run_stage(run, index, parent, work.stages[name], observer)
+
+        parent = call(config.label, stage, parent)["checkpoint"]
+    return execution.finish(run)
+
+
+def run_plain(run_dir: Path | str, observer: Observer, work: Work | None = None) -> Result:
+    """The whole pipeline as plain calls; returns the run's summary. The caller holds the run's lock."""
+    return run_pipeline(work or Work.open(run_dir), observer, lambda label, work, parent: work())
+
+
+def failure_line(label: str, error: BaseException) -> str:
+    """Which piece of work failed and why, in one line."""
+    subject = "preparing the data and the policy" if label == PREPARE else f"stage {label!r}"
+    said = str(error).strip().splitlines()
+    reason = said[0].strip() if said else type(error).__name__
+    return f"{subject} failed: {reason}"

@@ -1,0 +1,164 @@
+"""What a run shows in Prefect's pages: each stage's progress, the table of stages, and the way to MLflow.
+
+A view is never worth a stage: everything is published from a thread, a failure is noted once and then met with growing
+patience, and progress that cannot be shown in time is dropped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import json
+import logging
+import re
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
+from prefect.utilities.context import get_task_and_flow_run_ids
+
+from pipeline.observer import Observer
+from pipeline.runs import RunFolder
+
+logger = logging.getLogger("prefect.flow_runs.gradus")
+"""Below Prefect's own logger, so that the lines appear among the run's logs."""
+
+PROGRESS_EVERY = 10.0
+"""Seconds between two updates of a stage's progress; one costs the server 20 ms."""
+
+
+class PrefectView(Observer):
+    """Publishes a run's progress as artifacts; made inside the flow run that it belongs to."""
+
+    def __init__(self, run: RunFolder, note: Callable[[str], None]):
+        self.run = run
+        self._tell_user = note
+        self._rows: dict[str, dict[str, Any]] = {}
+        self._ids: dict[str, UUID] = {}
+        self._shown_at = 0.0
+        self._patience, self._blocked_until = 30.0, 0.0
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="prefect-view")
+        self._pending: Future[None] | None = None
+
+    def opened(self) -> None:
+        """The flow run has begun: say where its curves are."""
+        tracking = self.run.config.tracking
+        text = curves_text(tracking.uri, tracking.experiment, self.run.path.parent)
+        self._publish("curves", "markdown", text, "Where the curves are")
+
+    def prepared(self, accuracy: float, interval: tuple[float, float]) -> None:
+        logger.info("prepared: the policy's accuracy before any stage is %.3f (%.3f - %.3f)", accuracy, *interval)
+
+    def stage_started(self, label: str, index: int, total: int, steps: int) -> None:
+        logger.info("%s: stage %d of %d, %s steps", label, index + 1, total, steps)
+        self._shown_at = 0.0
+
+    def step_done(self, label: str, step: int, steps: int, metrics: Mapping[str, float]) -> None:
+        now, last = time.monotonic(), step >= steps
+        if now - self._shown_at < PROGRESS_EVERY and not last:
+            return
+        self._shown_at = now
+        line = f"{label}: {progress_line(step, steps, metrics)}"
+        logger.info(line)
+        if last or self._pending is None or self._pending.done():
+            self._publish(f"progress-{label}", "progress", round(100 * step / max(steps, 1), 1), line)
+
+    def work_done(self, label: str, result: Mapping[str, Any]) -> None:
+        """A stage has returned its record, freshly made or reused; the table of stages is published anew."""
+        row = self._rows[label] = table_row(label, result)
+        logger.info(
+            "%s: accuracy %s -> %s%s", label, row["accuracy before"], row["accuracy after"], row["note"] and ", reused"
+        )
+        self._publish("stages", "table", json.dumps(list(self._rows.values())), "Stages so far")
+
+    def note(self, text: str) -> None:
+        logger.info(text)
+
+    def close(self, patience: float = 5.0) -> None:
+        """Give what is still on its way a moment, then let go of it."""
+        if self._pending is not None:
+            with contextlib.suppress(TimeoutError):
+                self._pending.result(patience)
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def _publish(self, name: str, kind: str, data: str | float, description: str) -> None:
+        """Create the artifact, or update the one of that name, in the background and in the caller's run context."""
+        context = contextvars.copy_context()
+        self._pending = self._thread.submit(context.run, self._publish_now, name, kind, data, description)
+
+    def _publish_now(self, name: str, kind: str, data: str | float, description: str) -> None:
+        if time.monotonic() < self._blocked_until:
+            return
+        try:
+            client = get_client(sync_client=True)
+            if name in self._ids:
+                client.update_artifact(self._ids[name], ArtifactUpdate(data=data, description=description))
+            else:
+                task_run, flow_run = get_task_and_flow_run_ids()
+                wanted = ArtifactCreate(
+                    type=kind,
+                    key=_key(f"{self.run.name}-{name}"),
+                    data=data,
+                    description=description,
+                    flow_run_id=flow_run,
+                    task_run_id=task_run,
+                )
+                self._ids[name] = client.create_artifact(wanted).id
+            self._patience = 30.0
+        except Exception as error:
+            if not self._blocked_until:
+                self._tell_user(f"Prefect does not take the run's artifacts ({type(error).__name__}); training goes on")
+            self._blocked_until = time.monotonic() + self._patience
+            self._patience *= 2
+
+
+def curves_text(uri: str | None, experiment: str, runs_dir: Path) -> str:
+    """Markdown that says where MLflow shows the run's curves."""
+    what = f"Curves, samples and checkpoints of every stage are in MLflow, experiment **{experiment}**"
+    if uri and uri.startswith(("http://", "https://")):
+        return f"{what}: [{uri}]({uri})."
+    return f"{what}.\n\nTo open it: `gradus ui --runs {runs_dir}`"
+
+
+def progress_line(step: int, steps: int, metrics: Mapping[str, float]) -> str:
+    """One line about a step.
+
+    >>> progress_line(3, 60, {"reward/mean": 0.5321, "throughput/tokens_per_second": 2345.6})
+    'step 3 of 60, reward 0.532, 2,346 tokens/s'
+    """
+    parts = [f"step {step} of {steps}"]
+    if (reward := metrics.get("reward/mean")) is not None:
+        parts.append(f"reward {reward:.3f}")
+    if (speed := metrics.get("throughput/tokens_per_second")) is not None:
+        parts.append(f"{speed:,.0f} tokens/s")
+    return ", ".join(parts)
+
+
+def table_row(label: str, result: Mapping[str, Any]) -> dict[str, Any]:
+    """A stage's line in the table of stages."""
+    low, high = result.get("interval") or (None, None)
+    return {
+        "stage": label,
+        "steps": result.get("steps"),
+        "accuracy before": _shown(result.get("accuracy_before")),
+        "accuracy after": _shown(result.get("accuracy_after")),
+        "95 % interval": "" if low is None or high is None else f"{low:.3f} - {high:.3f}",
+        "rollouts": _shown(result.get("rollouts"), ","),
+        "tokens": _shown(result.get("tokens"), ","),
+        "seconds": _shown(result.get("seconds"), ".1f"),
+        "note": "reused" if result.get("reused") else "",
+    }
+
+
+def _shown(value: float | None, form: str = ".3f") -> str:
+    return "" if value is None else format(value, form)
+
+
+def _key(name: str) -> str:
+    """A name as an artifact key: lower case letters, digits, single dashes."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "run"

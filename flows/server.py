@@ -1,0 +1,280 @@
+"""The loopback Prefect server that a launch ensures: started once, detached, reused by every later launch.
+
+Prefect's own temporary server loses records when two launches meet, outlives its parent and hangs on Ctrl-C, so gradus
+keeps one server of its own, under ``~/.gradus`` (or ``$GRADUS_HOME``). A user whose Prefect already has an API URL
+(environment, profile, ``prefect.toml``) keeps it, and nothing is started.
+
+Only the standard library is imported here, and nothing slow: Prefect reads its settings while it is being imported, so
+they have to be in place before (``flows.settings``). The server process itself is ``serve.py``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import Future
+from importlib import metadata
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+from flows.settings import prefect_home, server_environment, set_client_defaults, use_own_server, users_api_url
+
+START_LIMIT = 120.0
+"""Seconds a server may take until it answers: 3 on a quiet core, 8 the first time (it makes its database); but the
+making consists of 34,000 hand-overs between two threads, and took over a minute on a machine with three jobs a core."""
+
+SLOW_ANSWERS = 10
+"""Health checks of 2 s each that a running server may miss, on a busy machine, before it is taken for hung."""
+
+
+def ensure_server() -> str:
+    """URL of a Prefect API that answers, for this process and its children; starts the server where that is needed.
+
+    Raises: RuntimeError where the server does not come up; its message names the log file.
+    """
+    return _until_healthy(_prepare())
+
+
+def start_server_in_background() -> Future[str]:
+    """As :func:`ensure_server`, but waits in a thread: the server starts while torch loads.
+
+    The environment is complete when this returns, so Prefect may be imported before the server answers.
+    """
+    ready: Future[str] = Future()
+
+    def wait(url: str) -> None:
+        try:
+            ready.set_result(_until_healthy(url))
+        except BaseException as error:
+            ready.set_exception(error)
+
+    try:
+        Thread(target=wait, args=(_prepare(),), daemon=True, name="prefect-server").start()
+    except (OSError, RuntimeError) as error:
+        ready.set_exception(error)
+    return ready
+
+
+def server_status() -> dict[str, Any]:
+    """What is there; starts nothing.
+
+    ``owns`` (``gradus`` or ``user``), ``url``, ``running``, ``healthy``; of gradus's own server also ``log`` and, where
+    it runs, ``pid``, ``since`` (seconds since the epoch), ``version`` of Prefect and ``memory_mb``.
+    """
+    if url := users_api_url():
+        return {"owns": "user", "url": url, "running": True, "healthy": _healthy(url)}
+    record = _read_record()
+    running = _alive(record)
+    status: dict[str, Any] = {"owns": "gradus", "running": running, "healthy": running and _healthy(record["url"])}
+    status |= {"url": None, "log": str(prefect_home() / "server.log")}
+    if running:
+        status |= {key: record[key] for key in ("url", "pid", "since", "version")}
+        status["memory_mb"] = _memory_mb(record["pid"])
+    return status
+
+
+def stop_server() -> bool:
+    """End gradus's own server, if it runs; false where there was none. Never touches a process it did not start."""
+    with _locked():
+        record = _read_record()
+        if record:
+            _write_record(record | {"stopped": True})
+        return _stop(record)
+
+
+def revive_server() -> None:
+    """Start gradus's own server again where it has died (and was not stopped); does not wait for it.
+
+    What is asked of it meanwhile waits in its socket, so a client only sees a slow answer.
+    """
+    record = _read_record()
+    if users_api_url() is None and record and not record.get("stopped") and not _alive(record):
+        with contextlib.suppress(OSError, RuntimeError):
+            _prepare()
+
+
+def process_start(pid: int) -> str | None:
+    """When the process with this id began, as an opaque text; None where there is no such process.
+
+    Together with the id it names one process for good, because ids are used again.
+    """
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return None if fields[0] in "ZX" else f"{boot}/{fields[19]}"
+    except (FileNotFoundError, ProcessLookupError):
+        if Path("/proc/self/stat").exists():
+            return None
+    shown = subprocess.run(["ps", "-o", "stat=,lstart=", "-p", str(pid)], capture_output=True, text=True).stdout.split()
+    return None if not shown or shown[0].startswith("Z") else " ".join(shown[1:])
+
+
+# --- one launch -------------------------------------------------------------------------------------------------------
+
+_children: list[subprocess.Popen[bytes]] = []  # so that a server this process started can be reaped when it ends
+
+
+def _prepare() -> str:
+    """Complete the environment and see that a server is there or on its way; returns its URL at once."""
+    url = users_api_url()
+    if url is None:
+        with _locked():
+            record = _read_record()
+            if not _usable(record):
+                _stop(record)
+                record = _start(record.get("port", 0))
+        url = str(record["url"])
+        use_own_server(url)
+    set_client_defaults()
+    return url
+
+
+def _usable(record: dict[str, Any]) -> bool:
+    """Whether the recorded server answers, or is young enough to be still starting, or is only slow."""
+    if not _alive(record):
+        return False
+    return time.time() - record["since"] < START_LIMIT or any(_healthy(record["url"]) for _ in range(SLOW_ANSWERS))
+
+
+def _start(port: int) -> dict[str, Any]:
+    """Start a detached server and record it; the caller holds the lock."""
+    folder = prefect_home()
+    listener = _listen(port)
+    log = folder / "server.log"
+    fresh = not log.exists() or log.stat().st_size > 1_000_000
+    with listener, log.open("wb" if fresh else "ab") as output:
+        port = listener.getsockname()[1]
+        process = subprocess.Popen(
+            # -P: the folder of that file must not come first on the path
+            [sys.executable, "-P", str(Path(__file__).absolute().with_name("serve.py")), str(listener.fileno())],
+            cwd=folder,  # not the user's folder: Prefect reads .env, prefect.toml and pyproject.toml where it starts
+            env=server_environment(port),
+            pass_fds=[listener.fileno()],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    _children.append(process)
+    record = {
+        "pid": process.pid,
+        "started": process_start(process.pid),
+        "port": port,
+        "url": f"http://127.0.0.1:{port}/api",
+        "since": time.time(),
+        "version": metadata.version("prefect"),
+    }
+    _write_record(record)
+    return record
+
+
+def _listen(port: int) -> socket.socket:
+    """A listening loopback socket on the port of last time, so that links stay valid, or on any free one.
+
+    It is bound here and handed to the server, so no one can take the port in between and no request is ever refused.
+    """
+    for candidate in {port: None, 0: None}:
+        listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(("127.0.0.1", candidate))
+            listener.listen(128)
+            return listener
+        except OSError:
+            listener.close()
+    raise RuntimeError("no loopback port is free for the Prefect server")
+
+
+def _until_healthy(url: str) -> str:
+    """Wait for gradus's own server; a URL of the user's is taken as it is."""
+    record = _read_record()
+    if users_api_url() == url or record.get("url") != url:
+        return url
+    deadline = time.monotonic() + START_LIMIT
+    while not _healthy(url):
+        log = prefect_home() / "server.log"
+        if not _alive(record):
+            raise RuntimeError(f"the Prefect server ended while it was starting; see {log}")
+        if time.monotonic() > deadline:
+            with _locked():
+                _stop(record)
+            raise RuntimeError(f"the Prefect server did not answer within {START_LIMIT:.0f} s; see {log}")
+        time.sleep(0.05)
+    return url
+
+
+# --- the record -------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _locked() -> Iterator[None]:
+    """Hold the server's record; the lock dies with the process."""
+    folder = prefect_home()
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with (folder / "server.lock").open("a") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+
+
+def _read_record() -> dict[str, Any]:
+    try:
+        record = json.loads((prefect_home() / "server.json").read_text())
+        return record if {"pid", "started", "port", "url", "since", "version"} <= record.keys() else {}
+    except (OSError, ValueError, AttributeError):
+        return {}
+
+
+def _write_record(record: dict[str, Any]) -> None:
+    temporary = prefect_home() / "server.json.new"
+    temporary.write_text(json.dumps(record, indent=1) + "\n")
+    temporary.replace(prefect_home() / "server.json")
+
+
+def _alive(record: dict[str, Any]) -> bool:
+    """Whether the very process that was recorded still runs."""
+    _children[:] = [child for child in _children if child.poll() is None]
+    return bool(record) and record["started"] is not None and process_start(record["pid"]) == record["started"]
+
+
+def _stop(record: dict[str, Any]) -> bool:
+    """End the recorded process, gently and then not; the caller holds the lock."""
+    was_alive = _alive(record)
+    for kind, patience in ((signal.SIGTERM, 10.0), (signal.SIGKILL, 5.0)):
+        if not _alive(record):
+            break
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(record["pid"], kind)
+            os.kill(record["pid"], signal.SIGCONT)  # a suspended process would not see it
+        deadline = time.monotonic() + patience
+        while _alive(record) and time.monotonic() < deadline:
+            time.sleep(0.02)
+    return was_alive
+
+
+def _healthy(url: str) -> bool:
+    """Whether the API answers."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(f"{url}/health", timeout=2) as answer:
+            return bool(answer.status == 200)
+    except (OSError, urllib.error.URLError, ValueError):
+        return False
+
+
+def _memory_mb(pid: int) -> int | None:
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        return next(int(line.split()[1]) // 1024 for line in lines if line.startswith("VmRSS:"))
+    except (OSError, StopIteration):
+        return None

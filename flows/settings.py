@@ -1,0 +1,113 @@
+"""Which Prefect this process talks to, and what must be in the environment before Prefect is imported."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from pathlib import Path
+from typing import Any
+
+CLIENT_SETTINGS = {
+    "DO_NOT_TRACK": "true",
+    "PREFECT_LOGGING_LEVEL": "WARNING",
+    "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_SERVER_EPHEMERAL_ENABLED": "false",
+    # With the defaults a server that died held up a run of 20 s for almost four minutes.
+    "PREFECT_CLIENT_MAX_RETRIES": "1",
+    "PREFECT_API_REQUEST_TIMEOUT": "10",
+    "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
+}
+"""Defaults for this process; what the user has set stays."""
+
+IDLE_SERVICES = (
+    "CANCELLATION_CLEANUP",
+    "CLEANUP_RECONCILER",
+    "EVENT_LOGGER",
+    "FOREMAN",
+    "LATE_RUNS",
+    "PAUSE_EXPIRATIONS",
+    "REPOSSESSOR",
+    "SCHEDULER",
+    "TRIGGERS",
+)
+"""Services for deployments, workers and automations. Task runs are recorded without them."""
+
+
+def gradus_home() -> Path:
+    """Where gradus keeps what is not part of a run: ``$GRADUS_HOME``, else ``~/.gradus``."""
+    return Path(os.environ.get("GRADUS_HOME") or Path.home() / ".gradus").expanduser().absolute()
+
+
+def prefect_home() -> Path:
+    """Home of gradus's own server: its database, its log, the record of the process."""
+    return gradus_home() / "prefect"
+
+
+def use_own_server(url: str) -> None:
+    """Point this process and its children at gradus's own server."""
+    os.environ |= {"PREFECT_HOME": str(prefect_home()), "PREFECT_API_URL": url, "GRADUS_PREFECT_API_URL": url}
+    for name in ("PREFECT_PROFILE", "PREFECT_PROFILES_PATH"):
+        os.environ.pop(name, None)  # they name things that a private home does not have
+    for name in ("NO_PROXY", "no_proxy"):
+        hosts = [*filter(None, os.environ.get(name, "").split(","))]
+        os.environ[name] = ",".join(hosts if "127.0.0.1" in hosts else [*hosts, "127.0.0.1"])
+
+
+def set_client_defaults() -> None:
+    """Quiet and impatient, except where the user has chosen otherwise."""
+    for name, value in CLIENT_SETTINGS.items():
+        os.environ.setdefault(name, value)
+
+
+def server_environment(port: int) -> dict[str, str]:
+    """The whole environment of gradus's own server; no Prefect setting of the user's reaches it."""
+    home, origin = prefect_home(), f"http://127.0.0.1:{port}"
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    settings = {
+        "PREFECT_HOME": str(home),
+        "PREFECT_API_URL": f"{origin}/api",
+        "PREFECT_SERVER_API_HOST": "127.0.0.1",
+        "PREFECT_SERVER_API_PORT": str(port),
+        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": origin,  # no other web page may read or write here
+        "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{home}/prefect.db",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
+        "PREFECT_SERVER_REGISTER_BLOCKS_ON_START": "false",
+        "PREFECT_SERVER_UI_STATIC_DIRECTORY": f"{home}/ui",  # the installed package may be read-only
+        "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+        "DO_NOT_TRACK": "true",
+    }
+    return inherited | settings | {f"PREFECT_SERVER_SERVICES_{name}_ENABLED": "false" for name in IDLE_SERVICES}
+
+
+def users_api_url() -> str | None:
+    """The API URL that Prefect would use by itself, in its own order of precedence; None where it has none."""
+    url = os.environ.get("PREFECT_API_URL")
+    if url:
+        return None if url == os.environ.get("GRADUS_PREFECT_API_URL") else url
+    home = Path(os.environ.get("PREFECT_HOME") or "~/.prefect").expanduser()
+    profiles = _toml(Path(os.environ.get("PREFECT_PROFILES_PATH") or home / "profiles.toml").expanduser())
+    active = os.environ.get("PREFECT_PROFILE") or profiles.get("active") or ""
+    found = (
+        _dotenv(Path(".env")).get("PREFECT_API_URL"),
+        profiles.get("profiles", {}).get(active, {}).get("PREFECT_API_URL"),
+        _toml(Path("prefect.toml")).get("api", {}).get("url"),
+        _toml(Path("pyproject.toml")).get("tool", {}).get("prefect", {}).get("api", {}).get("url"),
+    )
+    return next(filter(None, found), None)
+
+
+def _toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def _dotenv(path: Path) -> dict[str, str]:
+    try:
+        pairs = (line.removeprefix("export ").partition("=") for line in path.read_text().splitlines())
+        return {name.strip(): value.strip().strip("\"'") for name, _, value in pairs}
+    except (OSError, ValueError):
+        return {}

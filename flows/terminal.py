@@ -1,0 +1,207 @@
+"""What a person sees in a terminal: progress while a run works, and tables of what it learned."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from pipeline.observer import Observer
+
+EVERY_SECONDS = 10.0
+"""Longest silence of a run whose output is no terminal."""
+EVERY_SHARE = 0.1
+"""Share of a stage's steps after which such a run says something."""
+
+
+@contextmanager
+def watching(console: Console) -> Iterator[Observer]:
+    """An observer that suits the console: live progress on a terminal, plain lines otherwise."""
+    if not console.is_terminal:
+        yield PlainObserver(console)
+        return
+    observer = LiveObserver(console)
+    with observer.progress:
+        yield observer
+
+
+class Lines(Observer):
+    """The lines that stay on the screen whichever way progress is shown."""
+
+    def __init__(self, console: Console):
+        self.console = console
+
+    def say(self, text: str) -> None:
+        """One line, as it is."""
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def prepared(self, accuracy: float, interval: tuple[float, float]) -> None:
+        self.say(f"start: held-out accuracy {accuracy:.3f} ({interval_text(interval)})")
+
+    def stage_finished(self, label: str, result: Mapping[str, Any]) -> None:
+        change = f"{number(result.get('accuracy_before'))} -> {number(result.get('accuracy_after'))}"
+        interval = interval_text(result.get("interval"))
+        seconds = duration(result.get("seconds"))
+        self.say(f"{label}: held-out accuracy {change} ({interval}) in {result.get('steps')} steps, {seconds}")
+
+    def note(self, text: str) -> None:
+        self.say(text)
+
+
+class PlainObserver(Lines):
+    """A line now and then, for logs and pipes."""
+
+    def __init__(self, console: Console):
+        super().__init__(console)
+        self._began = self._spoke = time.monotonic()
+        self._spoke_at = 0
+
+    def stage_started(self, label: str, index: int, total: int, steps: int) -> None:
+        self.say(f"{label}: stage {index + 1} of {total}, {steps} steps")
+        self._began = self._spoke = time.monotonic()
+        self._spoke_at = 0
+
+    def step_done(self, label: str, step: int, steps: int, metrics: Mapping[str, float]) -> None:
+        now = time.monotonic()
+        if step < steps and now - self._spoke < EVERY_SECONDS and step - self._spoke_at < EVERY_SHARE * steps:
+            return
+        self._spoke, self._spoke_at = now, step
+        left = (now - self._began) / step * (steps - step)
+        facts = [f"{label}: step {step}/{steps}", *step_facts(metrics), f"{duration(left)} left" if left >= 1 else ""]
+        self.say(", ".join(filter(None, facts)))
+
+
+class LiveObserver(Lines):
+    """One live line for the stage that is running."""
+
+    def __init__(self, console: Console):
+        super().__init__(console)
+        self.progress = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[facts]}", markup=False),
+            TimeRemainingColumn(compact=True),
+            console=console,
+            transient=True,
+        )
+        self._task = self.progress.add_task("preparing the data and the policy", total=None, facts="")
+
+    def _show(self, description: str, total: int | None) -> None:
+        self.progress.remove_task(self._task)
+        self._task = self.progress.add_task(description, total=total, facts="")
+
+    def prepared(self, accuracy: float, interval: tuple[float, float]) -> None:
+        super().prepared(accuracy, interval)
+        self._show("loading the first stage", None)
+
+    def stage_started(self, label: str, index: int, total: int, steps: int) -> None:
+        self._show(f"{index + 1}/{total} {label}", steps)
+
+    def step_done(self, label: str, step: int, steps: int, metrics: Mapping[str, float]) -> None:
+        self.progress.update(self._task, completed=step, facts="  ".join(step_facts(metrics)))
+        if step == steps:
+            self.progress.update(self._task, description=f"{label}: measuring held-out accuracy")
+
+    def stage_finished(self, label: str, result: Mapping[str, Any]) -> None:
+        super().stage_finished(label, result)
+        self._show("handing over", None)
+
+
+def step_facts(metrics: Mapping[str, float]) -> list[str]:
+    """Reward (or loss, where nothing is rewarded) and speed of one step."""
+    reward, loss = metrics.get("reward/mean"), metrics.get("update/loss")
+    speed = metrics.get("throughput/tokens_per_second")
+    facts = [f"reward {reward:.3f}"] if reward is not None else [f"loss {loss:.3f}"] if loss is not None else []
+    return [*facts, f"{speed:,.0f} tokens/s"] if speed is not None else facts
+
+
+def stage_table(stages: Sequence[Mapping[str, Any]], title: str = "") -> Table:
+    """A row a stage, from the entries of a run's summary; missing values stay empty."""
+    table = Table(
+        title=title or None, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0)
+    )
+    for name in ("stage", "variant", "steps", "accuracy", "95 % interval", "rollouts", "tokens", "time"):
+        right = name in ("steps", "rollouts", "tokens", "time")
+        table.add_column(name, justify="right" if right else "left", no_wrap=True)
+    for stage in stages:
+        change = f"{number(stage.get('accuracy_before'))} -> {number(stage.get('accuracy_after'))}"
+        table.add_row(
+            str(stage.get("name", "")),
+            str(stage.get("variant", "")),
+            count(stage.get("steps")),
+            stage.get("state") or change,
+            interval_text(stage.get("interval")),
+            count(stage.get("rollouts")),
+            count(stage.get("tokens")),
+            duration(stage.get("seconds")),
+        )
+    return table
+
+
+def number(value: Any) -> str:
+    """An accuracy with three digits, empty where there is none."""
+    return f"{value:.3f}" if isinstance(value, int | float) and math.isfinite(value) else ""
+
+
+def count(value: Any) -> str:
+    """A whole number with separators, empty where there is none."""
+    return f"{value:,}" if isinstance(value, int) else ""
+
+
+def interval_text(interval: Any) -> str:
+    """The two ends of an interval."""
+    return f"{interval[0]:.3f} to {interval[1]:.3f}" if interval and None not in interval else ""
+
+
+def duration(seconds: Any) -> str:
+    """A span of time as a person says it.
+
+    >>> [duration(s) for s in (0.4, 42, 200, 7300, None)]
+    ['0.4 s', '42 s', '3 min 20 s', '2 h 1 min', '']
+    """
+    if not isinstance(seconds, int | float):
+        return ""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    hours, minutes = divmod(whole // 60, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {whole % 60} s"
+
+
+def shown_path(path: Any) -> str:
+    """A path as short as it can be typed from here."""
+    absolute = Path(path).absolute()
+    return str(absolute.relative_to(Path.cwd())) if absolute.is_relative_to(Path.cwd()) else str(absolute)
+
+
+def runs_table(runs: Sequence[Mapping[str, Any]]) -> Table:
+    """A row a run: its state, stages done, accuracy at the start and now."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for name in ("run", "stages", "accuracy", "started", "state"):
+        table.add_column(name, no_wrap=True)
+    for run in runs:
+        change = f"{number(run['accuracy_start'])} -> {number(run['accuracy_end'])}"
+        created = str(run["created"])[:16].replace("T", " ")
+        table.add_row(run["name"], f"{run['done']}/{run['total']}", change, created, run["state"].split("\n")[0])
+    return table
+
+
+def tell_run(run: Mapping[str, Any], console: Console) -> None:
+    """One run: what it is doing, its stages, its checkpoints."""
+    say = Lines(console).say
+    say(f"{run['name']}: {run['state']} ({run['done']} of {run['total']} stages) in {shown_path(run['path'])}")
+    console.print(stage_table(run["stages"]), soft_wrap=True)
+    for stage in run["stages"]:
+        if stage.get("checkpoint"):
+            say(f"  {stage['name']}: {shown_path(stage['checkpoint'])}")

@@ -1,0 +1,144 @@
+"""What users install: the wheel, its metadata, and the set of dependencies it is proven with."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+DECLARED = [Requirement(line) for line in PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"]]
+LOCK = {
+    canonicalize_name(name): version
+    for name, _, version in (
+        line.partition("==")
+        for line in (ROOT / "requirements.lock").read_text().splitlines()
+        if line[:1] not in ("#", "")
+    )
+}
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("dist")
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(ROOT)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+def test_the_wheel_holds_the_product_and_nothing_else(wheel: Path) -> None:
+    assert wheel.name == f"gradus_rl-{PROJECT['version']}-py3-none-any.whl"
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        described = archive.read(next(n for n in names if n.endswith(".dist-info/METADATA"))).decode()
+        scripts = archive.read(next(n for n in names if n.endswith("entry_points.txt"))).decode()
+    tops = {name.split("/")[0] for name in names}
+    assert tops == {"pipeline", "stages", "flows", f"gradus_rl-{PROJECT['version']}.dist-info"}
+    sources = {str(p.relative_to(ROOT)) for top in ("pipeline", "stages", "flows") for p in (ROOT / top).rglob("*.py")}
+    assert sources <= set(names)
+    configs = {f"flows/configs/{path.name}" for path in (ROOT / "configs").glob("*.yaml")}
+    assert configs and configs <= set(names)
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+    assert "gradus = flows.cli:main" in scripts
+    assert "Requires-Python: >=3.11" in described and "License-Expression: Apache-2.0" in described
+
+
+def test_the_wheel_works_outside_the_checkout(wheel: Path, tmp_path: Path) -> None:
+    target, elsewhere = tmp_path / "site", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    install = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "-qq",
+        "--no-deps",
+        "--no-index",
+        "--target",
+        str(target),
+        str(wheel),
+    ]
+    subprocess.run(install, check=True, timeout=120)
+    environment = {**os.environ, "PYTHONPATH": str(target)}
+    done = subprocess.run(
+        [sys.executable, str(target / "bin" / "gradus"), "check", "quickstart"],
+        cwd=elsewhere, env=environment, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert str(target / "flows" / "configs" / "quickstart.yaml") in done.stdout
+    assert not list(elsewhere.iterdir()), "a check leaves nothing behind"
+
+
+def test_the_version_is_said_once_and_the_same() -> None:
+    from pipeline import __version__
+
+    assert PROJECT["version"] == __version__
+
+
+@pytest.mark.parametrize("requirement", DECLARED, ids=lambda r: r.name)
+def test_the_environment_and_the_lock_satisfy_the_declared_ranges(requirement: Requirement) -> None:
+    installed = metadata.version(requirement.name)
+    assert requirement.specifier.contains(installed, prereleases=True), f"{requirement}: {installed} is installed"
+    assert requirement.specifier.contains(LOCK[canonicalize_name(requirement.name)])
+
+
+def test_the_lock_suits_every_machine() -> None:
+    text = (ROOT / "requirements.lock").read_text()
+    assert LOCK["torch"] == "2.13.0"
+    for line in text.splitlines():
+        assert re.fullmatch(r"(#.*|[A-Za-z0-9._-]+==[A-Za-z0-9.]+)", line), f"a path, URL or local build: {line}"
+    assert not [name for name in LOCK if name.startswith(("nvidia", "triton", "gradus"))]
+
+
+def test_every_import_is_declared() -> None:
+    """A package that only another one brings along may be gone with its next release."""
+    import ast
+
+    declared = {canonicalize_name(requirement.name) for requirement in DECLARED}
+    by_module = metadata.packages_distributions()
+    own = {
+        "pipeline",
+        "stages",
+        "flows",
+        "tests",
+        *sys.stdlib_module_names,
+        *(p.stem for p in (ROOT / "tests").glob("*.py")),
+    }
+    missing = {}
+    for path in [
+        p for top in ("pipeline", "stages", "flows", "tests", "benchmarks") for p in (ROOT / top).rglob("*.py")
+    ]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) and node.module and not node.level else []
+            for top in {name.split(".")[0] for name in names} - own:
+                if not declared & {canonicalize_name(name) for name in by_module.get(top, [top])}:
+                    missing[top] = str(path.relative_to(ROOT))
+    assert not missing
+
+
+def test_prefects_server_and_mlflow_start_together(tmp_path: Path) -> None:
+    """FastAPI 0.151 broke the one without the other's or pip's complaint; see pyproject.toml."""
+    code = """
+from prefect.server.api.server import create_app
+create_app(final=True)
+import mlflow
+from mlflow.server import app, fastapi_app
+"""
+    environment = {**os.environ, "PREFECT_HOME": str(tmp_path), "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
+    environment |= {"DO_NOT_TRACK": "true", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]

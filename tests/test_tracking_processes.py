@@ -1,0 +1,180 @@
+"""The uploader and the UI as processes: whatever is dead, slow, killed or doubled, training goes on and nothing is lost."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from tracking_runs import client, empty_store, full_run, log_steps, new_run, new_stage, runs, steps_of  # noqa: F401
+
+from pipeline.errors import UserError
+from pipeline.tracking import sync_run, sync_runs
+from pipeline.tracking_client import (
+    Position,
+    count_undelivered,
+    file_lock,
+    read_run_ids,
+    start_uploader,
+    upload_lock,
+)
+from pipeline.tracking_ui import serve_ui
+
+DEAD = "http://127.0.0.1:1"
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 120.0) -> None:
+    limit = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < limit, "it did not happen in time"
+        time.sleep(0.05)
+
+
+def exists(pid: int) -> bool:
+    """Whether a process runs (one that has ended but was not collected does not)."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
+def test_a_dead_server_never_holds_training_up_and_sync_delivers_later(runs: Path) -> None:
+    run = new_run(runs, uri=DEAD)
+    started = time.monotonic()
+    handle = start_uploader(run)
+    stage = new_stage(run, steps=200)
+    stage.end()
+    assert time.monotonic() - started < 5.0
+    report = handle.finish(timeout=2.0)
+    assert time.monotonic() - started < 10.0
+    assert report.undelivered == count_undelivered(run) == 203
+    assert DEAD in report.message and "gradus sync" in report.message
+    assert handle.process is not None and handle.process.poll() is not None
+    (run / "config.yaml").write_text("tracking: {uri: null}")
+    (delivered,) = sync_runs(runs)
+    assert (delivered.undelivered, delivered.error) == (0, None)
+    assert steps_of(runs, run) == list(range(1, 201))
+
+
+def test_an_uploader_that_cannot_start_is_only_reported(runs: Path) -> None:
+    run = new_run(runs, uri="ftp://nowhere")
+    report = start_uploader(run).finish()
+    assert report.undelivered == 1
+    assert "cannot track" in (report.error or "")
+
+
+def test_kill_nine_in_the_middle_then_sync_gives_every_step_once(runs: Path) -> None:
+    run = new_run(runs)
+    stage = new_stage(run, steps=8_000)
+    handle = start_uploader(run)
+    assert handle.process is not None
+    wait_for(lambda: Position.read(stage.path).offset > 10_000)
+    handle.process.kill()
+    report = handle.finish()
+    assert 0 < report.undelivered < 8_002
+    sync_run(run)
+    assert count_undelivered(run) == 0
+    assert steps_of(runs, run) == list(range(1, 8_001))
+
+
+def test_two_uploaders_take_turns(runs: Path) -> None:
+    run = new_run(runs)
+    with file_lock(upload_lock(run)):
+        report = sync_run(run)
+    assert report.busy and report.undelivered == 1 and "another process" in report.message
+    handle, stage = start_uploader(run), new_stage(run)
+    for step in range(1, 31):
+        log_steps(stage, range(step, step + 1))
+        if step % 5 == 0:
+            sync_run(run)
+    assert handle.finish(timeout=120).undelivered == 0
+    assert steps_of(runs, run) == list(range(1, 31))
+
+
+TRAINER = """
+import os, sys, time
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from pipeline.journal import Journal
+from pipeline.tracking_client import start_uploader
+run = Path({run!r})
+handle = start_uploader(run)
+stage = Journal(run / "stages/01-first/journal.jsonl")
+stage.start("1 first")
+for step in range(1, 6):
+    stage.metrics(step, {{"reward/mean": step / 7}})
+print(handle.process.pid, flush=True)
+time.sleep(600)
+"""
+
+
+@contextlib.contextmanager
+def script(code: str) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
+def test_a_killed_trainer_takes_its_uploader_along_after_a_last_pass(runs: Path) -> None:
+    run = new_run(runs)
+    with script(TRAINER.format(run=str(run), tests=str(Path(__file__).parent.parent))) as trainer:
+        assert trainer.stdout is not None
+        uploader = int(trainer.stdout.readline())
+        assert exists(uploader)
+        os.kill(trainer.pid, signal.SIGKILL)
+        wait_for(lambda: not exists(uploader))
+    assert steps_of(runs, run) == [1, 2, 3, 4, 5]
+    assert {client(runs).get_run(run_id).info.status for run_id in read_run_ids(run).values()} == {"KILLED"}
+
+
+def test_two_uploaders_may_create_the_store_together(tmp_path: Path) -> None:
+    folders = [new_run(tmp_path / "new", name) for name in ("a", "b")]
+    command = [sys.executable, "-m", "pipeline.tracking"]
+    children = [subprocess.Popen([*command, str(folder)], stdout=subprocess.PIPE, text=True) for folder in folders]
+    reports = [json.loads(child.communicate(timeout=180)[0]) for child in children]
+    assert [(report["error"], report["undelivered"]) for report in reports] == [(None, 0)] * 2
+    assert len(client(tmp_path / "new").search_runs([Position.read(folders[0] / "journal.jsonl").experiment_id])) == 2
+
+
+INTERFACE = """
+import sys, time
+sys.path.insert(0, {tests!r})
+from pipeline.tracking_ui import serve_ui
+process, url = serve_ui({runs!r}, port={port})
+print(url, flush=True)
+time.sleep(600)
+"""
+
+
+def answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=2) as reply:
+            return reply.status == 200
+    except OSError:
+        return False
+
+
+def test_the_ui_serves_the_runs_folder_and_dies_with_its_caller(runs: Path) -> None:
+    sync_run(full_run(runs))
+    root = str(Path(__file__).parent.parent)
+    with script(INTERFACE.format(tests=root, runs=str(runs), port="None")) as caller:
+        assert caller.stdout is not None
+        page = caller.stdout.readline().strip()
+        url, _, route = page.partition("/#/")
+        assert url.startswith("http://127.0.0.1:") and route == "experiments/1/runs?workflowType=machine_learning"
+        assert answers(f"{url}/health")
+        with pytest.raises(UserError, match="cannot listen"):
+            serve_ui(runs, port=int(url.rpartition(":")[2]))
+        os.kill(caller.pid, signal.SIGKILL)
+        wait_for(lambda: not answers(f"{url}/health"))
