@@ -1,3 +1,3 @@
-"""The shared core: one sampler, one reward library, one learner, one loop. It knows no algorithm and no orchestrator."""
+"""The shared core: one sampler, one reward library, one learner, one loop; no algorithm, no orchestrator."""
 
 __version__ = "0.1.0"

@@ -32,7 +32,7 @@ def centre(rewards_PK: Tensor) -> Tensor:
 
 
 def zero_where_uniform(advantages_PK: Tensor, rewards_PK: Tensor) -> Tensor:
-    """``advantages_PK`` with the groups whose rewards are all equal set to exactly zero, so that no pass is spent on them."""
+    """``advantages_PK``, exactly zero where a group's rewards are all equal, so that no pass is spent on them."""
     mixed_P1 = (rewards_PK != rewards_PK[..., :1]).any(dim=-1, keepdim=True)
     return advantages_PK * mixed_P1
 

@@ -1,4 +1,4 @@
-"""A checkpoint is an ordinary Hugging Face folder plus one record, written last, that says what it is and proves it whole."""
+"""A checkpoint: an ordinary Hugging Face folder plus one record, written last, that proves it whole."""
 
 from __future__ import annotations
 

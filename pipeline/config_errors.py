@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from pipeline.config import Options
+from pipeline.config_base import Options
 from pipeline.errors import UserError
 from pipeline.yaml_text import Document, Path
 

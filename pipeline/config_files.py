@@ -11,8 +11,9 @@ from typing import Any, cast
 from pydantic import ValidationError
 
 from pipeline import config_errors, yaml_text
-from pipeline.config import FileTask, HubTask, PipelineConfig, StageConfig, Task, pipeline_model
+from pipeline.config import PipelineConfig, StageConfig, pipeline_model
 from pipeline.config_errors import Origin, did_you_mean, label_of, show
+from pipeline.config_task import FileTask, HubTask, Task
 from pipeline.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent

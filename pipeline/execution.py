@@ -1,4 +1,4 @@
-"""What an orchestrator calls: prepare a run, train one stage, write the summary. Only paths and plain data go in and out."""
+"""What an orchestrator calls: prepare a run, train a stage, write the summary. Paths and plain data go in and out."""
 
 from __future__ import annotations
 
@@ -132,7 +132,9 @@ def _train(
     checkpoint = trainer.train()
     after = evaluate(trainer.policy, all_prompts(task, "heldout"), suite, run.config)
     journal.metrics(trainer.step, {"heldout/accuracy": after.accuracy, "time/evaluate": after.seconds})
-    journal.tags({"gradus.accuracy_before": f"{before['accuracy']:.4f}", "gradus.accuracy_after": f"{after.accuracy:.4f}"})
+    journal.tags(
+        {"gradus.accuracy_before": f"{before['accuracy']:.4f}", "gradus.accuracy_after": f"{after.accuracy:.4f}"}
+    )
     journal.table("samples", trainer.step, _sample_rows(after, suite, run.config))
     journal.model(f"{run.name}-{config.label}", checkpoint, trainer.step, {"heldout/accuracy": after.accuracy})
     journal.end("FINISHED")
@@ -215,11 +217,11 @@ def _sample_rows(evaluation: Evaluation, suite: RewardSuite, config: PipelineCon
 def finish(run: RunFolder) -> dict[str, Any]:
     """Write and return the run's summary; every stage must be done."""
     start, results = read_json(run.path / START_FILE), [run.result(i) for i in range(len(run.config.stages))]
-    assert all(results), "the summary is written when every stage is done"
+    assert start is not None and all(results), "the summary is written when every stage is done"
     ids = read_run_ids(run.path)
-    stages = []
+    stages: list[dict[str, Any]] = []
     for index, result in enumerate(results):
-        entry = {**result, "mlflow_run_id": ids.get(run.stage_dir(index).name)}
+        entry: dict[str, Any] = {**(result or {}), "mlflow_run_id": ids.get(run.stage_dir(index).name)}
         stages.append({key: entry[key] for key in SUMMARY_KEYS} | {"algorithm": entry["algorithm"]})
     summary = {
         "name": run.name,
@@ -258,7 +260,7 @@ def flatten(value: Any, path: str = "") -> dict[str, Any]:
     {'a.b': 1, 'c': '[2, 3]'}
     """
     if isinstance(value, dict) and value:
-        return {k: v for key, inner in value.items() for k, v in flatten(inner, f"{path}.{key}" if path else key).items()}
+        return {
+            k: v for key, inner in value.items() for k, v in flatten(inner, f"{path}.{key}" if path else key).items()
+        }
     return {path: str(value) if isinstance(value, list | dict) else value}
-
-

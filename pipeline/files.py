@@ -43,7 +43,7 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
-def read_json(path: Path) -> Any | None:
+def read_json(path: Path) -> Any:
     """The value in ``path``, or None where there is no such file."""
     try:
         return json.loads(path.read_text())

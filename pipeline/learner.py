@@ -86,15 +86,13 @@ class Learner:
         self.optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
         self.skipped_in_a_row = 0
 
-    def update(
-        self, rollouts: Rollouts, step: int, weigh: Callable[[int], Tensor]
-    ) -> tuple[dict[str, float], Tensor]:
+    def update(self, rollouts: Rollouts, step: int, weigh: Callable[[int], Tensor]) -> tuple[dict[str, float], Tensor]:
         """Train on one batch, ``config.updates_per_batch`` times; ``weigh(n)`` gives the weights of update n.
 
         Returns the metrics of the last update and the weights of the first.
         Raises: StageFailed after too many updates in a row whose loss or gradient was not finite.
         """
-        rows, first_weights = Rows.of(rollouts), None
+        rows, first_weights, metrics = Rows.of(rollouts), None, dict[str, float]()
         for update in range(self.config.updates_per_batch):
             weights = weigh(update)
             first_weights = weights if first_weights is None else first_weights
@@ -130,9 +128,7 @@ class Learner:
     def _forward(self, rows: Rows, batch: list[int], coefficients_RT: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Log-probabilities of a micro-batch, with the sampler's, the coefficients and the mask beside them."""
         width, device = max(rows.lengths[r] for r in batch), self.policy.device
-        context = (
-            torch.autocast(device.type, dtype=torch.bfloat16) if self.autocast else contextlib.nullcontext()
-        )
+        context = torch.autocast(device.type, dtype=torch.bfloat16) if self.autocast else contextlib.nullcontext()
         with context:
             logprobs = completion_logprobs(
                 self.policy, [rows.prompts[r] for r in batch], rows.tokens_RT[batch, :width], self.temperature

@@ -8,9 +8,7 @@ import torch
 from torch import Tensor
 
 
-def spread_PK(
-    mask_PKT: Tensor, score: Literal["sum", "mean", "batch"], dtype: torch.dtype = torch.float32
-) -> Tensor:
+def spread_PK(mask_PKT: Tensor, score: Literal["sum", "mean", "batch"], dtype: torch.dtype = torch.float32) -> Tensor:
     """The factor that turns a completion's summed log-probability into its score.
 
     sum: 1. mean: one over the completion's own length. batch: one over the mean length in the batch, so that every
@@ -56,7 +54,7 @@ def weighted_likelihood(
 
 
 def kl_estimate(policy_logprobs: Tensor, reference_logprobs: Tensor, mask: Tensor) -> float:
-    """KL(policy || reference) per token, estimated on tokens that the policy drew: mean of exp(-d) - 1 + d, d the log-ratio.
+    """KL(policy || reference) a token, on tokens the policy drew: mean of exp(-d) - 1 + d, d the log-ratio.
 
     Never negative. Units: nats a token. Source: the "k3" estimator, J. Schulman, "Approximating KL divergence" (2020).
     """

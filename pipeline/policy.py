@@ -1,7 +1,7 @@
 """A causal language model with its tokenizer and its prompt template: create, load, save, and read log-probabilities.
 
-The three travel together: a policy is saved as an ordinary Hugging Face folder plus ``template.json``, which records how
-questions are wrapped and where completions end, chosen once when the policy enters the pipeline.
+The three travel together: a policy is saved as an ordinary Hugging Face folder plus ``template.json``, which records
+how questions are wrapped and where completions end, chosen once when the policy enters the pipeline.
 """
 
 from __future__ import annotations
@@ -69,6 +69,13 @@ class Policy:
         """Where the weights are."""
         return self.model.device
 
+    @property
+    def width(self) -> int:
+        """D, the width of its hidden states."""
+        head = self.model.get_output_embeddings()
+        assert head is not None
+        return int(head.weight.shape[1])
+
     @cached_property
     def forward_options(self) -> frozenset[str]:
         """Names of the arguments that the model's forward understands."""
@@ -88,7 +95,7 @@ class Policy:
 
     def decode(self, tokens: list[int]) -> str:
         """Text of completion tokens, special tokens removed, spaces as they were sampled."""
-        return self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return str(self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     def save(self, folder: Path) -> None:
         """Write a folder that ``AutoModelForCausalLM.from_pretrained`` loads, plus the template."""
@@ -151,8 +158,8 @@ def train_tokenizer(texts: Iterable[str], config: TokenizerConfig) -> PreTrained
     """Byte-level BPE over the bytes that occur in the task's own text; every digit and sign is a token of its own.
 
     Numbers are then spelled, not memorised. A sign takes the space before it along, nothing else. Bytes that
-    the text never shows become ``<|unk|>``: a vocabulary with hundreds of symbols that no demonstration uses would leave
-    a new model sampling them now and then, and one of them ruins a chain of reasoning.
+    the text never shows become ``<|unk|>``: a new model would sample hundreds of symbols that no demonstration uses
+    now and then, and one of them ruins a chain of reasoning.
     """
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -194,8 +201,8 @@ def load_policy(path: str | Path, config: PolicyConfig) -> Policy:
         ) from error
     saved = Path(path) / TEMPLATE_FILE
     if saved.is_file():
-        stored = json.loads(saved.read_text())
-        template = Template(**{**stored, "eos_ids": tuple(stored["eos_ids"])})
+        stored: dict[str, Any] = json.loads(saved.read_text())
+        template = Template(stored["kind"], stored["text"], tuple(stored["eos_ids"]), stored["pad_id"])
     else:
         template = _new_template(model, tokenizer, config)
     return _ready(model, tokenizer, template, config)
@@ -229,7 +236,9 @@ def _ready(model: PreTrainedModel, tokenizer: Any, template: Template, config: P
     tokenizer.pad_token_id = template.pad_id
     model.config.pad_token_id = model.generation_config.pad_token_id = template.pad_id
     model.config.eos_token_id = model.generation_config.eos_token_id = list(template.eos_ids)
-    return Policy(model.to(pick_device(config.device)).eval(), tokenizer, template)
+    module: torch.nn.Module = model
+    module.to(pick_device(config.device)).eval()
+    return Policy(model, tokenizer, template)
 
 
 def pick_device(wanted: str) -> torch.device:
@@ -272,7 +281,7 @@ def completion_logprobs(policy: Policy, prompts: list[list[int]], tokens_RT: Ten
     ids, mask = left_pad(prompts, policy.template.pad_id, policy.device)
     tokens_RT = tokens_RT.to(policy.device)
     # Right-padding needs no mask: causal attention keeps real tokens from seeing it.
-    inputs = {
+    inputs: dict[str, Any] = {
         "input_ids": torch.cat([ids, tokens_RT], dim=1),
         "attention_mask": torch.cat([mask, mask.new_ones(rows, width)], dim=1),
     }

@@ -1,4 +1,4 @@
-"""The run folder: what was asked for, what has been done, and who is working on it. Nothing is guessed from file dates."""
+"""The run folder: what was asked for, what is done, and who is working on it. Nothing is guessed from file dates."""
 
 from __future__ import annotations
 
@@ -15,18 +15,27 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from pipeline import __version__
+from pipeline import __version__, yaml_text
 from pipeline.config import PipelineConfig, StageConfig
 from pipeline.errors import UserError
 from pipeline.files import read_json, write_json, write_text
 
 CONFIG_FILE, RUN_FILE, SUMMARY_FILE, LOCK_FILE = "config.yaml", "run.json", "summary.json", "lock"
+UNKNOWN_HOLDER = {"pid": "?", "host": "?", "since": "?"}
 RESULT_FILE, FAILURE_FILE = "result.json", "failure.json"
-SUMMARY_KEYS = (
-    "name variant steps accuracy_before accuracy_after interval rollouts tokens seconds checkpoint mlflow_run_id"
-).split()
+SUMMARY_KEYS = [
+    "name",
+    "variant",
+    "steps",
+    "accuracy_before",
+    "accuracy_after",
+    "interval",
+    "rollouts",
+    "tokens",
+    "seconds",
+    "checkpoint",
+    "mlflow_run_id",
+]
 
 
 class RunFolder:
@@ -46,7 +55,12 @@ class RunFolder:
 
     @classmethod
     def create(
-        cls, runs_dir: Path, config: PipelineConfig, name: str, config_file: Path, stage_configs: list[type[StageConfig]]
+        cls,
+        runs_dir: Path,
+        config: PipelineConfig,
+        name: str,
+        config_file: Path,
+        stage_configs: list[type[StageConfig]],
     ) -> RunFolder:
         """The folder of a new run, or of an unfinished one with the same configuration, which then continues.
 
@@ -65,7 +79,7 @@ class RunFolder:
                     fix="choose another --name, or undo the change to continue that run",
                 )
             return run
-        write_text(folder / CONFIG_FILE, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+        write_text(folder / CONFIG_FILE, yaml_text.dump(config.model_dump(mode="json")))
         record = {
             "name": name,
             "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -84,14 +98,15 @@ class RunFolder:
     @cached_property
     def record(self) -> dict[str, Any]:
         """What run.json says."""
-        return read_json(self.path / RUN_FILE)
+        return read_json(self.path / RUN_FILE) or {}
 
     @cached_property
     def config(self) -> PipelineConfig:
         """The resolved configuration the run was started with."""
         from pipeline.config import pipeline_model
 
-        return pipeline_model(self.stage_configs).model_validate(yaml.safe_load((self.path / CONFIG_FILE).read_text()))
+        file = self.path / CONFIG_FILE
+        return pipeline_model(self.stage_configs).model_validate(yaml_text.parse(file.read_text(), str(file)).data)
 
     @property
     def base_dir(self) -> Path:
@@ -128,7 +143,7 @@ class RunFolder:
                 raise UserError(
                     f"another process is working on the run {self.name!r}",
                     where=str(self.path),
-                    got=f"process {holder.get('pid', '?')} on {holder.get('host', '?')}, since {holder.get('since', '?')}",
+                    got="process {pid} on {host}, since {since}".format(**{**UNKNOWN_HOLDER, **holder}),
                     expected="one process at a time",
                     fix="wait for it, stop it, or launch under another --name",
                 ) from None
@@ -182,13 +197,13 @@ def differences(old: Any, new: Any, path: str = "") -> list[str]:
     if isinstance(old, dict) and isinstance(new, dict):
         keys = [*old, *(key for key in new if key not in old)]
         return [
-            line for key in keys for line in differences(old.get(key), new.get(key), f"{path}.{key}" if path else str(key))
+            line
+            for key in keys
+            for line in differences(old.get(key), new.get(key), f"{path}.{key}" if path else str(key))
         ]
     if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         labels = [e.get("name") or i if isinstance(e, dict) else i for i, e in enumerate(old)]
-        return [
-            line for i, label in enumerate(labels) for line in differences(old[i], new[i], f"{path}.{label}")
-        ]
+        return [line for i, label in enumerate(labels) for line in differences(old[i], new[i], f"{path}.{label}")]
     return [] if old == new else [f"{path}: {_short(old)} -> {_short(new)}"]
 
 

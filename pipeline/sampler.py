@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -67,9 +68,7 @@ def sample(
     for chunk in _chunks(encoded, group_size, options):
         uniforms = None
         if draw is not None:
-            streams = [
-                draw.uniforms(prompts[p].id, k, options.max_tokens) for p in chunk for k in range(group_size)
-            ]
+            streams = [draw.uniforms(prompts[p].id, k, options.max_tokens) for p in chunk for k in range(group_size)]
             uniforms = torch.from_numpy(np.stack(streams)).to(policy.device)
         grown, states = _grow(policy, [encoded[p] for p in chunk], group_size, options, uniforms, want_states)
         for row, p in enumerate(chunk):
@@ -80,7 +79,7 @@ def sample(
 
 
 def _chunks(encoded: list[list[int]], group_size: int, options: SamplingConfig) -> list[list[int]]:
-    """Prompt indices, shortest first, in batches whose cache stays within the token budget (at least one prompt each)."""
+    """Prompt indices, shortest first, in batches whose cache stays within the token budget (one prompt at least)."""
     chunks: list[list[int]] = []
     for p in sorted(range(len(encoded)), key=lambda p: (len(encoded[p]), p)):
         held = (len(encoded[p]) + options.max_tokens) * group_size * (len(chunks[-1]) + 1 if chunks else 1)
@@ -145,7 +144,7 @@ def _grow(
 
 def _forward(policy: Policy, ids: Tensor, mask: Tensor, cache: DynamicCache, hidden: bool = False):
     """One pass over new tokens behind what the cache holds; logits of the last column only."""
-    inputs = {"input_ids": ids, "attention_mask": mask, "past_key_values": cache, "use_cache": True}
+    inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "past_key_values": cache, "use_cache": True}
     if "position_ids" in policy.forward_options:
         inputs["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
     if "logits_to_keep" in policy.forward_options:
@@ -153,9 +152,7 @@ def _forward(policy: Policy, ids: Tensor, mask: Tensor, cache: DynamicCache, hid
     return policy.model(**inputs, output_hidden_states=hidden)
 
 
-def draw_tokens(
-    logits_RV: Tensor, uniforms_R: Tensor | None, options: SamplingConfig
-) -> tuple[Tensor, Tensor, Tensor]:
+def draw_tokens(logits_RV: Tensor, uniforms_R: Tensor | None, options: SamplingConfig) -> tuple[Tensor, Tensor, Tensor]:
     """One token a row by inverting the cumulative distribution at the row's uniform number; greedy without one.
 
     Shapes: [R, V], [R] -> tokens int64 [R], their log-probabilities float32 [R], entropies float32 [R].

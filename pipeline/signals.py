@@ -1,4 +1,4 @@
-"""Provides what a stage declared it needs: orders, scores, a reference policy, a critic. It never asks who needs them."""
+"""Provides what a stage declared it needs: orders, scores, a reference policy, a critic; never asks who needs it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class SignalProvider:
         self.needs, self.config, self.policy, self.temperature = needs, config, policy, temperature
         self.reference = frozen_copy(policy) if needs.reference else None
         self.reference_groups = groups_of(self.reference) if self.reference and needs.reference_rewards else None
-        width = policy.model.get_input_embeddings().embedding_dim
+        width = policy.width
         self.critic = PromptCritic(width, needs.critic_lr) if needs.critic_lr is not None else None
         self.metrics: dict[str, float] = {}
 

@@ -7,7 +7,7 @@ declarations without knowing who asks. The update every stage shares is
 
 where ``score`` is the completion's log-probability under the policy, spread over its tokens as ``config.score`` says
 (``sum``; ``mean`` over its own tokens; ``batch``: the sum divided by the batch's mean completion length). A loss that
-is not of this shape, such as a preference loss L(score) of a group, fits by W = -K * dL/dscore: the gradient is the same.
+is not of this shape, such as a preference loss L(score) of a group, fits by W = -K * dL/dscore, with equal gradient.
 
 This module imports no torch, so that configurations can be checked without it.
 """

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from pipeline.config import ReasoningGymTask
+from pipeline.config_task import ReasoningGymTask
 from pipeline.errors import UserError
 from pipeline.solver import SOLVABLE, solvable, work_out
 from pipeline.task_values import as_text, encode
@@ -90,7 +90,7 @@ def _parts(specs: Any) -> list[Any]:
             gym_dataset(spec["name"], spec.get("config", {}))
         except UserError as error:
             raise UserError(error.what, where=where, got=spec, expected=error.expected, fix=error.fix) from error
-    return [DatasetSpec(**{"weight": 1.0, "config": {}, **spec}) for spec in specs]
+    return [DatasetSpec(spec["name"], spec.get("weight", 1.0), spec.get("config", {})) for spec in specs]
 
 
 def check_gym(task: ReasoningGymTask) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import Columns, HubTask
+from pipeline.config_task import Columns, HubTask
 from pipeline.errors import UserError
 from pipeline.task_gym import BATCH, Batch, nearest
 from pipeline.task_values import as_text, encode

@@ -19,7 +19,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.config import FileTask, HubTask, ReasoningGymTask
+from pipeline.config_task import FileTask, HubTask, ReasoningGymTask
 from pipeline.errors import UserError
 from pipeline.task_gym import BATCH, Batch, check_gym, read_gym
 from pipeline.task_sources import check_file, check_hub, read_file, read_hub
@@ -74,7 +74,8 @@ def read_prompts(dataset: Dataset, indices: Iterable[int]) -> list[Prompt]:
 
 def texts(data: TaskData) -> Iterator[str]:
     """Questions and demonstrations of the training split, for training a tokenizer."""
-    for batch in data.train.select_columns(["question", "demonstration"]).iter(BATCH):
+    columns: Any = data.train.select_columns(["question", "demonstration"])
+    for batch in columns.iter(BATCH):
         for question, demonstration in zip(batch["question"], batch["demonstration"], strict=True):
             yield question
             if demonstration is not None:
@@ -252,6 +253,14 @@ def load_task(folder: Path) -> TaskData:
     record = _record(folder)
     if record is None:
         raise UserError("the task's data is missing or damaged", where=str(folder), fix="start a new run")
-    tables = {split: Dataset(pyarrow.parquet.read_table(folder / f"{split}.parquet")) for split in SPLITS}
-    keys = ("hashes", "sizes", "notes", "source", "has_demonstrations")
-    return TaskData(**tables, **{key: record[key] for key in keys})
+    train, validation, heldout = (Dataset(pyarrow.parquet.read_table(folder / f"{split}.parquet")) for split in SPLITS)
+    return TaskData(
+        train,
+        validation,
+        heldout,
+        hashes=record["hashes"],
+        sizes=record["sizes"],
+        notes=record["notes"],
+        source=record["source"],
+        has_demonstrations=record["has_demonstrations"],
+    )

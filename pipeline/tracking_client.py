@@ -237,7 +237,8 @@ class UploaderHandle:
             except (OSError, ValueError, IndexError):
                 self.error = "the uploader ended early; see tracking.log in the run folder"
             self.stop()
-        report = Report(**{**said, "run": self.run_dir.name, "uri": redacted(self.uri)})
+        fields: dict[str, Any] = {**said, "run": self.run_dir.name, "uri": redacted(self.uri)}
+        report = Report(**fields)
         report.error = report.error or self.error
         with contextlib.suppress(OSError):
             report.undelivered = count_undelivered(self.run_dir)

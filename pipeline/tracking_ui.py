@@ -101,6 +101,7 @@ def _server_command(uri: str, runs_dir: Path, host: str, port: int) -> list[str]
 
 
 def _free_port(host: str, wanted: int | None) -> int:
+    reason = ""
     for port in [wanted] if wanted is not None else range(DEFAULT_PORT, DEFAULT_PORT + 100):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

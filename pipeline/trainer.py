@@ -1,4 +1,4 @@
-"""THE loop: sample a group, score it, weigh each completion, push its log-probability. It never asks an algorithm its name."""
+"""THE loop: sample a group, score it, weigh each completion, push its log-probability; no algorithm has a name here."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ class Trainer:
         return best[1]
 
     def _weigher(self, rollouts: Rollouts, step: int) -> Callable[[int], Tensor]:
-        """The weights of update n of a batch: the stage's pure function, and nothing for completions nobody could score."""
+        """The weights of update n of a batch: the stage's pure function, and 0 for completions nobody could score."""
         signals = self.signals.of(rollouts, step)
         assert rollouts.valid_PK is not None
         valid = rollouts.valid_PK
@@ -131,9 +131,7 @@ class Trainer:
             return folder
         return save_checkpoint(self.policy, folder, self.config.label, step, self.parent, self.fingerprint)
 
-    def _log(
-        self, step: int, rollouts: Rollouts, weights: Tensor, metrics: dict[str, float], began: float
-    ) -> None:
+    def _log(self, step: int, rollouts: Rollouts, weights: Tensor, metrics: dict[str, float], began: float) -> None:
         """Curves to the journal, progress to the observer."""
         passes = 2 if self.needs.reference_rewards else 1
         self.rollouts += rollouts.truncated_PK.numel() * passes
@@ -152,7 +150,9 @@ class Trainer:
         for label, example in self.source.failures.items():
             if label not in self._told:
                 self._told.add(label)
-                self.observer.note(f"the reward {label} failed on a completion, which therefore gets no weight: {example}")
+                self.observer.note(
+                    f"the reward {label} failed on a completion, which therefore gets no weight: {example}"
+                )
         self.observer.step_done(self.config.label, step, self.config.steps, finite(metrics))
 
 

@@ -5,7 +5,7 @@
 Source: operating manual, table of the four algorithms. What the manual calls DAPO is known elsewhere as Dr. GRPO's
 advantage; the published DAPO (arXiv 2503.14476) also divides by the standard deviation, clips the probability ratio,
 refills uniform groups and penalises overlong completions.
-Departure: ``score: mean`` averages the log-probability over a completion's own tokens; the manual sums (``score: sum``).
+Departure: ``score: mean`` averages the log-probability over a completion's tokens; the manual sums (``score: sum``).
 """
 
 from __future__ import annotations

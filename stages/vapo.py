@@ -9,7 +9,7 @@ The hidden state is detached: the critic learns from the policy and never moves 
 
 Source: operating manual, table of the four algorithms. The published VAPO (arXiv 2504.05118) has a critic for every
 token, pre-trained, with length-adaptive GAE and a likelihood term on correct completions.
-Departure: ``score: mean`` averages the log-probability over a completion's own tokens; the manual sums (``score: sum``).
+Departure: ``score: mean`` averages the log-probability over a completion's tokens; the manual sums (``score: sum``).
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def weigh(signals: Signals, config: VAPOConfig) -> Tensor:
 
 STAGE = Stage(
     name="vapo",
-    summary="reward against a learned expectation of the prompt, mixed with the group's mean; steady under noisy rewards",
+    summary="reward against a learned expectation of the prompt, mixed with the group's mean; steady with noisy rewards",
     config=VAPOConfig,
     weigh=weigh,
     needs=lambda config: Needs(critic_lr=config.critic_lr),

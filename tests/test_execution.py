@@ -44,7 +44,10 @@ def pipeline(stages: list[dict], configs=STAGE_CONFIGS, **options) -> PipelineCo
     architecture = {"model_type": "llama", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
     raw = {
         "name": "tiny",
-        "policy": {"architecture": {**architecture, "num_attention_heads": 2, "num_key_value_heads": 2}, "device": "cpu"},
+        "policy": {
+            "architecture": {**architecture, "num_attention_heads": 2, "num_key_value_heads": 2},
+            "device": "cpu",
+        },
         "task": {
             "source": "file",
             "path": "task.jsonl",
@@ -273,7 +276,9 @@ def test_a_fifth_algorithm_is_one_file(tmp_path, monkeypatch):
     try:
         configs = [stage.config for stage in discover().values()]
         assert "mine" in discover() and len(configs) == 6
-        run = launch(tmp_path, pipeline([{"stage": "sft"}, {"stage": "mine", "group_size": 2}], configs), configs=configs)
+        run = launch(
+            tmp_path, pipeline([{"stage": "sft"}, {"stage": "mine", "group_size": 2}], configs), configs=configs
+        )
         assert run.result(1)["algorithm"] == "mine" and run.result(1)["steps"] == 2
     finally:
         discover.cache_clear()

@@ -1,4 +1,4 @@
-"""The learner: how a batch is cut changes nothing, zero weights cost nothing, and broken gradients never reach the weights."""
+"""The learner: how a batch is cut changes nothing, zero weights cost nothing, broken gradients never get through."""
 
 from __future__ import annotations
 
@@ -75,7 +75,9 @@ def test_gradient_is_that_of_the_literal_loss(policy, prompts, score):
     norm = math.sqrt(sum(float(g.square().sum()) for g in expected))
     subject = Learner(policy, config(score=score, grad_clip=1e9), temperature=1.0)
     seen: list[torch.Tensor] = []
-    subject._apply = lambda finite, metrics: seen.extend(p.grad.clone() for p in parameters)  # before the step clears them
+    subject._apply = lambda finite, metrics: seen.extend(
+        p.grad.clone() for p in parameters
+    )  # before the step clears them
     metrics, _ = subject.update(rollouts, 1, lambda update: WEIGHTS)
     assert metrics["update/loss"] == pytest.approx(loss.item(), rel=1e-5)
     assert metrics["update/gradient_norm"] == pytest.approx(norm, rel=1e-5)
@@ -188,7 +190,10 @@ def test_learning_rate(schedule, expected):
 
 
 def test_demonstrations_become_rollouts_that_end(policy):
-    prompts = [Prompt("a", "1 + 2 =", "3", demonstration="1+2=3; answer: 3"), Prompt("b", "7 =", "7", demonstration="7")]
+    prompts = [
+        Prompt("a", "1 + 2 =", "3", demonstration="1+2=3; answer: 3"),
+        Prompt("b", "7 =", "7", demonstration="7"),
+    ]
     rollouts = demonstrated(policy, prompts)
     assert rollouts.tokens_PKT.shape[:2] == (2, 1)
     for p in range(2):

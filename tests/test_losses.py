@@ -53,7 +53,8 @@ def test_clip(coefficient, ratio, value, slope):
 
 
 def test_kl_estimate_by_hand():
-    # d = log pi - log ref = [0.5, -0.5]; exp(-d) - 1 + d = [e^-0.5 - 0.5, e^0.5 - 1.5] = [0.106531, 0.148721]; mean 0.127626
+    # d = log pi - log ref = [0.5, -0.5]
+    # exp(-d) - 1 + d = [e^-0.5 - 0.5, e^0.5 - 1.5] = [0.106531, 0.148721]; mean 0.127626
     policy, reference = torch.tensor([-1.0, -1.5, -9.0]), torch.tensor([-1.5, -1.0, 0.0])
     mask = torch.tensor([True, True, False])
     assert kl_estimate(policy, reference, mask) == pytest.approx(0.127626, rel=1e-5)

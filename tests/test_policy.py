@@ -64,7 +64,9 @@ def test_chat_template_is_used_where_there_is_one(policy, tmp_path):
     chat = load_policy(folder, PolicyConfig(path=str(folder)))
     assert chat.template.kind == "chat"
     assert chat.tokenizer.decode(chat.encode_prompt("1 + 2 =")) == "Calculate 1 + 2 =; answer:"
-    plain = load_policy(folder, PolicyConfig(path=str(folder), template="plain", plain_template="Calculate: {question}\n"))
+    plain = load_policy(
+        folder, PolicyConfig(path=str(folder), template="plain", plain_template="Calculate: {question}\n")
+    )
     assert plain.tokenizer.decode(plain.encode_prompt("1 + 2 =")) == "Calculate: 1 + 2 =\n"
     assert chat.template.digest != plain.template.digest
 
@@ -121,12 +123,16 @@ def test_a_device_that_is_not_there():
     if torch.cuda.is_available():
         pytest.skip("this machine has the device")
     with pytest.raises(UserError, match="no usable cuda"):
-        create_policy(PolicyConfig(architecture={"model_type": "gpt2", "n_embd": 8, "n_head": 2}, device="cuda"), TEXTS, 0)
+        create_policy(
+            PolicyConfig(architecture={"model_type": "gpt2", "n_embd": 8, "n_head": 2}, device="cuda"), TEXTS, 0
+        )
 
 
 def test_half_precision_weights():
     policy = create_policy(
-        PolicyConfig(architecture={"model_type": "gpt2", "n_embd": 16, "n_layer": 1, "n_head": 2}, dtype="bfloat16"), TEXTS, 0
+        PolicyConfig(architecture={"model_type": "gpt2", "n_embd": 16, "n_layer": 1, "n_head": 2}, dtype="bfloat16"),
+        TEXTS,
+        0,
     )
     assert policy.model.dtype == torch.bfloat16
 

@@ -1,4 +1,4 @@
-"""Each algorithm against its formula: golden numbers by hand, and float64 gradients against autograd through the letter of it.
+"""Each algorithm against its formula: golden numbers by hand, and float64 gradients against autograd through it.
 
 The literal losses below are written straight from the operating manual, as functions of a completion's log-probability.
 """
@@ -128,7 +128,9 @@ def srpo_combined(beta):
     ],
 )
 def test_gradient_equals_the_literal_formula(name, options, literal):
-    torch.testing.assert_close(gradient_through_the_core(name, **options), literal_gradient(literal), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(
+        gradient_through_the_core(name, **options), literal_gradient(literal), rtol=1e-9, atol=1e-12
+    )
 
 
 def test_sft_with_batch_score_is_cross_entropy_over_completion_tokens():
@@ -148,7 +150,8 @@ def weights(name, *, rewards=None, options=None, **signals):
 
 
 def test_dapo_golden():
-    # mean 0.25: 1 - 0.25 = 0.75, 0 - 0.25 = -0.25; the second group is uniform: exactly 0, although 0.1 has no exact mean
+    # mean 0.25: 1 - 0.25 = 0.75, 0 - 0.25 = -0.25
+    # the second group is uniform: exactly 0, although 0.1 has no exact mean
     result = weights("dapo", rewards=[[1.0, 0.0, 0.0, 0.0], [0.1, 0.1, 0.1, 0.1]])
     torch.testing.assert_close(result, torch.tensor([[0.75, -0.25, -0.25, -0.25], [0.0, 0.0, 0.0, 0.0]]))
     assert (result[1] == 0).all()
@@ -256,7 +259,9 @@ def test_law_groups_do_not_see_each_other(name):
     rewards = torch.rand(3, 4)
     alone = any_signals(rewards)
     changed = replace(
-        alone, rewards_PK=torch.cat([rewards[:1], 1 - rewards[1:]]), values_P=alone.values_P + torch.tensor([0, 1.0, 1.0])
+        alone,
+        rewards_PK=torch.cat([rewards[:1], 1 - rewards[1:]]),
+        values_P=alone.values_P + torch.tensor([0, 1.0, 1.0]),
     )
     torch.testing.assert_close(stage.weigh(changed, config)[0], stage.weigh(alone, config)[0])
 
