@@ -82,7 +82,7 @@ def check(config: Config, overrides: Overrides = None, runs: Runs = RUNS) -> Non
     loaded, stages = _load(config, overrides)
     _preflight(loaded, stages, runs)
     order = " -> ".join(f"{stage.label} ({stage.steps} steps)" for stage in loaded.config.stages)
-    print(f"{loaded.path}: in order\n{loaded.config.name}: {order}")
+    print(f"{loaded.path} is valid.\n{loaded.config.name}: {order}")
 
 
 @command(app)

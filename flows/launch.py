@@ -59,9 +59,17 @@ def launch(run: RunFolder, engine: str, console: Console) -> dict[str, Any]:
             uploader.finish(timeout=3)
             raise
         report = uploader.finish()
+        summary = _with_tracking_ids(run, summary)
     if report.message:
         console.print(report.message, highlight=False, markup=False, soft_wrap=True)
     return summary
+
+
+def _with_tracking_ids(run: RunFolder, summary: dict[str, Any]) -> dict[str, Any]:
+    """The summary again, now that the uploader is done: MLflow may have named its last run only then."""
+    from pipeline.execution import finish
+
+    return finish(run) if any(stage["mlflow_run_id"] is None for stage in summary["stages"]) else summary
 
 
 def _engine(name: str) -> Callable[[Path, Observer], dict[str, Any]]:
@@ -128,7 +136,7 @@ def check_name(name: str | None) -> None:
     """A run's name becomes a folder. Raises: UserError."""
     import re
 
-    from pipeline.config import NAME_PATTERN
+    from pipeline.config_base import NAME_PATTERN
 
     if name is not None and not re.fullmatch(NAME_PATTERN, name):
         expected = "at most 64 letters, digits, dots, dashes and underscores, a letter or digit first"

@@ -54,7 +54,7 @@ def weigh(signals: Signals, config: VAPOConfig) -> Tensor:
 
 STAGE = Stage(
     name="vapo",
-    summary="reward against a learned expectation of the prompt, mixed with the group's mean; steady with noisy rewards",
+    summary="reward against a learned expectation of the prompt, mixed with the group's mean; steady on noisy rewards",
     config=VAPOConfig,
     weigh=weigh,
     needs=lambda config: Needs(critic_lr=config.critic_lr),
