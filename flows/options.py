@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.config import Options
+from pipeline.config_base import Options
 
 
 def describe_options(options: type[BaseModel], without: type[BaseModel] | None = None) -> list[dict[str, str]]:

@@ -37,7 +37,7 @@ class PrefectView(Observer):
 
     def __init__(self, run: RunFolder, note: Callable[[str], None]):
         self.run = run
-        self._tell_user = note
+        self._tell_user, self._told_user = note, False
         self._rows: dict[str, dict[str, Any]] = {}
         self._ids: dict[str, UUID] = {}
         self._shown_at = 0.0
@@ -83,7 +83,7 @@ class PrefectView(Observer):
         """Give what is still on its way a moment, then let go of it."""
         if self._pending is not None:
             with contextlib.suppress(TimeoutError):
-                self._pending.result(patience)
+                self._pending.result(1.0 if time.monotonic() < self._blocked_until else patience)
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     def _publish(self, name: str, kind: str, data: str | float, description: str) -> None:
@@ -92,7 +92,7 @@ class PrefectView(Observer):
         self._pending = self._thread.submit(context.run, self._publish_now, name, kind, data, description)
 
     def _publish_now(self, name: str, kind: str, data: str | float, description: str) -> None:
-        if time.monotonic() < self._blocked_until:
+        if kind == "progress" and time.monotonic() < self._blocked_until:
             return
         try:
             client = get_client(sync_client=True)
@@ -109,9 +109,10 @@ class PrefectView(Observer):
                     task_run_id=task_run,
                 )
                 self._ids[name] = client.create_artifact(wanted).id
-            self._patience = 30.0
+            self._patience, self._blocked_until = 30.0, 0.0
         except Exception as error:
-            if not self._blocked_until:
+            if not self._told_user:
+                self._told_user = True
                 self._tell_user(f"Prefect does not take the run's artifacts ({type(error).__name__}); training goes on")
             self._blocked_until = time.monotonic() + self._patience
             self._patience *= 2

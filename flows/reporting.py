@@ -44,7 +44,9 @@ def command(group: typer.Typer, **options: Any) -> Callable[[Callable[P, None]],
             except StageFailed as error:
                 _leave(" ".join(str(error).split()), 1, error)
             except KeyboardInterrupt as error:
-                _leave("interrupted; finished stages are kept" if Process.folder else "interrupted", 130, error)
+                name = Process.folder.name if Process.folder else ""
+                again = f"; finished stages are kept: the same command with --name {name} goes on"
+                _leave(f"interrupted{again if name else ''}", 130, error)
             except BrokenPipeError:
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
                 raise typer.Exit(1) from None

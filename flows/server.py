@@ -31,8 +31,10 @@ from typing import Any
 from flows.settings import prefect_home, server_environment, set_client_defaults, use_own_server, users_api_url
 
 START_LIMIT = 120.0
-"""Seconds a server may take until it answers: 3 on a quiet core, 8 the first time (it makes its database); but the
-making consists of 34,000 hand-overs between two threads, and took over a minute on a machine with three jobs a core."""
+"""Seconds a server may take until it answers: 3 on a quiet core, 6 the first time, when it makes its database."""
+
+PORT_PATIENCE = 3.0
+"""Seconds that the last server's port may stay taken until another is used."""
 
 SLOW_ANSWERS = 10
 """Health checks of 2 s each that a running server may miss, on a busy machine, before it is taken for hung."""
@@ -180,20 +182,25 @@ def _start(port: int) -> dict[str, Any]:
 
 
 def _listen(port: int) -> socket.socket:
-    """A listening loopback socket on the port of last time, so that links stay valid, or on any free one.
+    """A listening loopback socket on the port of last time, so that links stay valid, or else on any free one.
 
     It is bound here and handed to the server, so no one can take the port in between and no request is ever refused.
     """
-    for candidate in {port: None, 0: None}:
+    deadline = time.monotonic() + PORT_PATIENCE
+    while True:
         listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            listener.bind(("127.0.0.1", candidate))
+            listener.bind(("127.0.0.1", port))
             listener.listen(128)
             return listener
         except OSError:
             listener.close()
-    raise RuntimeError("no loopback port is free for the Prefect server")
+            if port == 0:
+                raise
+        # A killed process counts as gone before its last thread has let go of the port.
+        time.sleep(0.02)
+        port = port if time.monotonic() < deadline else 0
 
 
 def _until_healthy(url: str) -> str:

@@ -36,7 +36,7 @@ RETRIES, RETRY_DELAY = 1, 2.0
 """How often, and after how many seconds, a stage is tried again after an infrastructure error."""
 
 FLUSH_LIMIT = 5.0
-"""Seconds that Prefect's background senders get at the end of a run."""
+"""Seconds that Prefect's background senders get at the end of a run; one where Prefect has just failed."""
 
 TALKERS = ("prefect", "prefect._internal", "EventsWorker", "APILogWorker")
 """Loggers through which Prefect would speak on the terminal."""
@@ -169,11 +169,12 @@ def run_staged(run_dir: Path | str, observer: Observer, work: Work | None = None
     except (OSError, RuntimeError) as error:
         observer.note(f"{error}; the run goes on without Prefect")
         return run_plain(run_dir, observer, work)
-    with _quiet(work.run.path / "prefect.log"), _settings(url), _flushed(), _bound(session):
+    with _quiet(work.run.path / "prefect.log"), _settings(url), _flushed(session), _bound(session):
         record.settle(url, observer.note)
         try:
             with tags("gradus", work.run.config.name):
-                staged_pipeline.with_options(flow_run_name=work.run.name)(str(work.run.path), return_state=True)
+                flow_of_this_run: Any = staged_pipeline.with_options(flow_run_name=work.run.name)
+                flow_of_this_run(str(work.run.path), return_state=True)
         except TerminationSignal as ending:
             session.error = ending
         except Exception as trouble:
@@ -250,7 +251,7 @@ def _settings(url: str) -> contextlib.AbstractContextManager[Any]:
 
 
 @contextlib.contextmanager
-def _flushed() -> Iterator[None]:
+def _flushed(session: _Session) -> Iterator[None]:
     """At the end give Prefect's background senders a moment, then let go of what they could not deliver.
 
     Left alone they would try at interpreter exit, 7 s an event, for as long as there are events.
@@ -261,7 +262,7 @@ def _flushed() -> Iterator[None]:
         with contextlib.suppress(AttributeError):  # private names: without them only a dead server costs time
             services: dict[Any, Any] = EventsWorker._instances  # type: ignore[misc]
             senders = [(service._loop, service._task) for service in services.values()]
-            outcome: Any = EventsWorker.drain_all(timeout=FLUSH_LIMIT)
+            outcome: Any = EventsWorker.drain_all(timeout=FLUSH_LIMIT if session.trouble is None else 1)
             for loop, sending in senders if outcome[1] else ():
                 loop.call_soon_threadsafe(sending.cancel)
             concurrent.futures.wait(outcome[1], timeout=1)
@@ -270,7 +271,7 @@ def _flushed() -> Iterator[None]:
 @contextlib.contextmanager
 def _quiet(log: Path) -> Iterator[None]:
     """Prefect's own words go to a file in the run folder; the terminal belongs to the run's progress."""
-    handler = logging.FileHandler(log, delay=True)
+    handler: logging.Handler = logging.FileHandler(log, delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root, talkers = logging.getLogger(), [logging.getLogger(name) for name in TALKERS]
     kept = root.handlers[:], [(t.handlers[:], t.propagate) for t in talkers], logging.raiseExceptions, logger.level

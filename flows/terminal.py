@@ -129,14 +129,13 @@ def stage_table(stages: Sequence[Mapping[str, Any]], title: str = "") -> Table:
     table = Table(
         title=title or None, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0)
     )
-    for name in ("stage", "variant", "steps", "accuracy", "95 % interval", "rollouts", "tokens", "time"):
+    for name in ("stage", "steps", "accuracy", "95 % interval", "rollouts", "tokens", "time"):
         right = name in ("steps", "rollouts", "tokens", "time")
         table.add_column(name, justify="right" if right else "left", no_wrap=True)
     for stage in stages:
         change = f"{number(stage.get('accuracy_before'))} -> {number(stage.get('accuracy_after'))}"
         table.add_row(
             str(stage.get("name", "")),
-            str(stage.get("variant", "")),
             count(stage.get("steps")),
             stage.get("state") or change,
             interval_text(stage.get("interval")),

@@ -46,6 +46,9 @@ class PolicyConfig(Options):
     """Wrap questions in the tokenizer's chat template, or in ``plain_template``; auto: chat where there is one."""
     plain_template: str = "{question}\n"
     """Text around a question when no chat template is used; must contain ``{question}``."""
+    threads: int | None = Field(None, ge=1)
+    """CPU threads of the trainer; default: one less than there are cores, because verifiers, uploads and the loopback
+    server need one too, and a thread that waits for its core holds up all the others."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Only for models whose code you have read."""
 

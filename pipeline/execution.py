@@ -8,12 +8,13 @@ from typing import Any
 
 from pipeline.checkpoint import read_record, save_checkpoint, verified_record
 from pipeline.config import PipelineConfig
+from pipeline.creation import create_policy
 from pipeline.errors import UserError
 from pipeline.evaluation import Evaluation, evaluate
 from pipeline.files import read_json, write_json
 from pipeline.journal import Journal
 from pipeline.observer import Observer
-from pipeline.policy import Policy, create_policy, load_policy
+from pipeline.policy import Policy, load_policy, use_threads
 from pipeline.rewards import RewardSuite
 from pipeline.runs import (
     FAILURE_FILE,
@@ -40,6 +41,7 @@ def prepare(run: RunFolder, observer: Observer) -> dict[str, Any]:
     reused = known is not None
     if known is None:
         began, config = time.perf_counter(), run.config
+        use_threads(config.policy)
         task = build_task(config.task, run.base_dir, run.path / "data")
         for text in task.notes:
             observer.note(text)
@@ -50,6 +52,7 @@ def prepare(run: RunFolder, observer: Observer) -> dict[str, Any]:
         _open_parent_journal(run, task, policy)
         with _suite(run) as suite:
             evaluation = evaluate(policy, all_prompts(task, "heldout"), suite, config)
+        Journal(run.path / "journal.jsonl").metrics(0, {"accuracy": evaluation.accuracy})
         known = {"checkpoint": str(folder), **evaluation.record(), "seconds": time.perf_counter() - began}
         known["policy"] = policy.describe()
         write_json(run.path / START_FILE, known)
@@ -104,6 +107,7 @@ def run_stage(run: RunFolder, index: int, parent: str, stage: Stage, observer: O
         journal.end("KILLED" if killed else "FAILED")
         raise
     write_json(folder / RESULT_FILE, result)
+    Journal(run.path / "journal.jsonl").metrics(index + 1, {"accuracy": result["accuracy_after"]})
     observer.stage_finished(config.label, result)
     return result
 
@@ -113,6 +117,7 @@ def _train(
 ) -> dict[str, Any]:
     """Load, train, evaluate; returns the success record."""
     began, config, task = time.perf_counter(), run.config.stages[index], load_task(run.path / "data")
+    use_threads(run.config.policy)
     parent_record = verified_record(parent)
     policy = load_policy(parent, run.config.policy)
     if policy.template.digest != parent_record.template:

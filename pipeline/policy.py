@@ -6,30 +6,26 @@ how questions are wrapped and where completions end, chosen once when the policy
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import inspect
 import json
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+import os
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
-    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
 from transformers.utils import logging as transformers_logging
 
-from pipeline.config import PolicyConfig, TokenizerConfig
+from pipeline.config import PolicyConfig
 from pipeline.errors import UserError
 
 TEMPLATE_FILE = "template.json"
@@ -116,70 +112,6 @@ class Policy:
         }
 
 
-def create_policy(config: PolicyConfig, texts: Iterable[str], seed: int) -> Policy:
-    """A new policy with random weights and a tokenizer trained on ``texts``.
-
-    Raises: UserError where transformers does not accept the architecture.
-    """
-    tokenizer = train_tokenizer((config.plain_template.replace("{question}", text) for text in texts), config.tokenizer)
-    template = Template("plain", config.plain_template, (tokenizer.eos_token_id,), tokenizer.pad_token_id)
-    options = dict(config.architecture or {})
-    ids = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            model_config = AutoConfig.for_model(options.pop("model_type"), vocab_size=len(tokenizer), **ids, **options)
-            _refuse_unknown_options(model_config, options)
-            model = AutoModelForCausalLM.from_config(
-                model_config, dtype=_dtype(config), **_attention(config), trust_remote_code=config.trust_remote_code
-            )
-    except (ValueError, TypeError, KeyError, ZeroDivisionError, RuntimeError, StrictDataclassError) as error:
-        raise UserError(
-            "the policy cannot be created from this architecture",
-            where="policy.architecture",
-            got=str(error).splitlines()[-1].strip() if str(error) else repr(error),
-            expected="options of the transformers configuration that `model_type` names",
-            fix="compare with that model's configuration class in the transformers documentation",
-        ) from error
-    return _ready(model, tokenizer, template, config)
-
-
-def _refuse_unknown_options(model_config: PretrainedConfig, options: dict[str, Any]) -> None:
-    """transformers keeps an option it does not know as a mere attribute; a misspelt width would go unnoticed."""
-    known = {f.name for f in fields(model_config)} | set(model_config.attribute_map)
-    unknown = sorted(set(options) - known)
-    if unknown:
-        guess = difflib.get_close_matches(unknown[0], known, n=1)
-        hint = f" (did you mean {guess[0]!r}?)" if guess else ""
-        raise ValueError(f"{type(model_config).__name__} has no option {unknown[0]!r}{hint}")
-
-
-def train_tokenizer(texts: Iterable[str], config: TokenizerConfig) -> PreTrainedTokenizerFast:
-    """Byte-level BPE over the bytes that occur in the task's own text; every digit and sign is a token of its own.
-
-    Numbers are then spelled, not memorised. A sign takes the space before it along, nothing else. Bytes that
-    the text never shows become ``<|unk|>``: a new model would sample hundreds of symbols that no demonstration uses
-    now and then, and one of them ruins a chain of reasoning.
-    """
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-
-    special = ["<|pad|>", "<|end|>", "<|unk|>"]
-    tokenizer = Tokenizer(models.BPE(unk_token=special[2]))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Digits(individual_digits=True),
-            pre_tokenizers.Split(Regex(r" ?[^\s\p{L}\p{N}]"), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=config.vocabulary, special_tokens=special, show_progress=False)
-    tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token=special[0], eos_token=special[1], unk_token=special[2]
-    )
-
-
 def load_policy(path: str | Path, config: PolicyConfig) -> Policy:
     """The policy in a local folder or on the Hub, in the template it was saved with or, entering here, a new one.
 
@@ -189,7 +121,7 @@ def load_policy(path: str | Path, config: PolicyConfig) -> Policy:
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, **options)
         model = AutoModelForCausalLM.from_pretrained(
-            path, dtype=_dtype(config), use_safetensors=True, **_attention(config), **options
+            path, dtype=weights_dtype(config), use_safetensors=True, **attention_options(config), **options
         )
     except (OSError, ValueError) as error:
         raise UserError(
@@ -205,7 +137,7 @@ def load_policy(path: str | Path, config: PolicyConfig) -> Policy:
         template = Template(stored["kind"], stored["text"], tuple(stored["eos_ids"]), stored["pad_id"])
     else:
         template = _new_template(model, tokenizer, config)
-    return _ready(model, tokenizer, template, config)
+    return ready(model, tokenizer, template, config)
 
 
 def _new_template(model: PreTrainedModel, tokenizer: Any, config: PolicyConfig) -> Template:
@@ -231,7 +163,7 @@ def _new_template(model: PreTrainedModel, tokenizer: Any, config: PolicyConfig) 
     return Template(kind, text, (first, *(e for e in listed if e != first)), pad)
 
 
-def _ready(model: PreTrainedModel, tokenizer: Any, template: Template, config: PolicyConfig) -> Policy:
+def ready(model: PreTrainedModel, tokenizer: Any, template: Template, config: PolicyConfig) -> Policy:
     """On its device, without dropout, with end and padding set explicitly wherever transformers looks for them."""
     tokenizer.pad_token_id = template.pad_id
     model.config.pad_token_id = model.generation_config.pad_token_id = template.pad_id
@@ -261,11 +193,19 @@ def pick_device(wanted: str) -> torch.device:
     return torch.device(wanted)
 
 
-def _dtype(config: PolicyConfig) -> torch.dtype:
+def use_threads(config: PolicyConfig) -> None:
+    """Set the number of CPU threads of this process: what the configuration says, or all cores but one."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    torch.set_num_threads(config.threads or max(1, cores - 1))
+
+
+def weights_dtype(config: PolicyConfig) -> torch.dtype:
+    """Type of the weights in memory."""
     return torch.float32 if config.dtype == "auto" else getattr(torch, config.dtype)
 
 
-def _attention(config: PolicyConfig) -> dict[str, str]:
+def attention_options(config: PolicyConfig) -> dict[str, str]:
+    """The attention implementation as transformers takes it; nothing where transformers shall choose."""
     return {} if config.attention == "auto" else {"attn_implementation": config.attention}
 
 

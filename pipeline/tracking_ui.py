@@ -20,7 +20,7 @@ from pipeline.errors import UserError
 from pipeline.tracking_client import Position, child_environment, file_lock, resolve_uri, tracking_options
 
 DEFAULT_PORT = 5000
-START_LIMIT = 90.0
+START_LIMIT = 180.0
 """Seconds the server may take to answer, on a machine that is busy with other things."""
 
 

@@ -1,6 +1,6 @@
 """The pipeline as a Prefect flow, against a real server: what is recorded, what is raised, and what survives what.
 
-Most tests rehearse: run folders, records and the flow are real, only the training inside a stage is left out.
+Most tests rehearse (`rehearsal.py`): run folders, records and the flow are real, only the training is left out.
 """
 
 from __future__ import annotations
@@ -14,12 +14,14 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from prefect_home import REPOSITORY, clean_environment, end_servers, new_home
+import rehearsal
+from prefect_home import REPOSITORY, clean_environment, end_servers
+from rehearsal import Rehearsal
 from test_execution import STAGE_CONFIGS, pipeline, write_task
 
 from flows import server
@@ -32,40 +34,6 @@ from stages import discover
 
 LABELS = ["sft", "dapo", "gfpo", "srpo"]
 FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
-
-
-class Rehearsal:
-    """Does everything a real execution does to a run folder, except training; ``surprises`` happen in their stage."""
-
-    def __init__(self, **surprises: Callable[[], None]):
-        self.surprises, self.order = surprises, []
-
-    def prepare(self, run: RunFolder, observer: Observer) -> dict[str, Any]:
-        self.order.append("prepare")
-        observer.prepared(0.1, (0.05, 0.15))
-        return {"checkpoint": str(run.path / "start"), "accuracy": 0.1, "interval": [0.05, 0.15], "seconds": 0.5}
-
-    def run_stage(self, run: RunFolder, index: int, parent: str, stage: Any, observer: Observer) -> dict[str, Any]:
-        config, done = run.config.stages[index], run.result(index)
-        self.order.append(config.label)
-        assert Path(parent) == (run.stage_dir(index - 1) if index else run.path / "start")
-        assert stage.name == config.stage
-        if done:
-            return {**done, "reused": True}
-        observer.stage_started(config.label, index, len(run.config.stages), config.steps)
-        self.surprises.get(config.label, lambda: None)()
-        for step in (1, 2):
-            observer.step_done(config.label, step, 2, {"reward/mean": step / 4, "throughput/tokens_per_second": 1234.5})
-        result = {"name": config.label, "variant": config.variant, "steps": 2, "interval": [0.3, 0.5], "tokens": 12345}
-        result |= {"accuracy_before": 0.1 + index / 10, "accuracy_after": 0.2 + index / 10, "rollouts": 48}
-        result |= {"seconds": 1.25, "checkpoint": str(run.stage_dir(index))}
-        write_json(run.stage_dir(index) / RESULT_FILE, result)
-        observer.stage_finished(config.label, result)
-        return result
-
-    def finish(self, run: RunFolder) -> dict[str, Any]:
-        stages = [run.result(index) for index in range(len(run.config.stages))]
-        return {"name": run.name, "stages": stages, "accuracy_start": 0.1, "accuracy_end": 0.5, "seconds": 5.5}
 
 
 class Listener(Observer):
@@ -90,7 +58,7 @@ def work(run: RunFolder, execution: Rehearsal) -> Work:
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A server of these tests' own, and an environment that points at it until they are over."""
-    home, saved = new_home(tmp_path_factory), dict(os.environ)
+    home, saved = tmp_path_factory.mktemp("gradus"), dict(os.environ)
     os.environ.clear()
     os.environ.update(clean_environment(home))
     server.ensure_server()
@@ -252,7 +220,7 @@ def test_ctrl_c_leaves_at_once_and_shows_as_crashed(staged: Any, tmp_path: Path)
 
 def child(run: RunFolder, kind: signal.Signals) -> subprocess.Popen[str]:
     """Another process that works on the run and sends itself this signal in its third stage."""
-    command = [sys.executable, __file__, str(run.path), str(int(kind))]
+    command = [sys.executable, rehearsal.__file__, str(run.path), str(int(kind))]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")])}
     return subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
@@ -288,6 +256,8 @@ def test_a_server_that_dies_is_back_for_the_next_stage(staged: Any, tmp_path: Pa
     def kill_server() -> None:
         time.sleep(0.5)  # let the events of the earlier stages arrive
         os.kill(server.server_status()["pid"], signal.SIGKILL)
+        while server.server_status()["running"]:
+            time.sleep(0.01)
 
     run, listener = open_run(tmp_path), Listener()
     summary = staged.run_staged(run.path, listener, work(run, Rehearsal(dapo=kill_server)))
@@ -363,22 +333,3 @@ def test_the_examples_and_the_link(staged: Any) -> None:
         outcome = doctest.testmod(module)
         assert outcome.attempted and not outcome.failed
     assert "[http://mlflow:5000](http://mlflow:5000)" in view.curves_text("http://mlflow:5000", "gradus", Path("/runs"))
-
-
-def main(run_dir: str, kind: int) -> None:
-    """A launch of its own that is hit by a signal in its third stage."""
-    server.start_server_in_background()
-    from flows.staged import run_staged
-
-    def hit() -> None:
-        time.sleep(1)  # so that the server has heard of the stage
-        os.kill(os.getpid(), kind)
-        time.sleep(5)
-
-    run = RunFolder(run_dir, STAGE_CONFIGS)
-    with run.lock():
-        run_staged(run.path, Observer(), work(run, Rehearsal(gfpo=hit)))
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))

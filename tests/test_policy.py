@@ -10,8 +10,9 @@ from conftest import TEXTS, tiny_policy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pipeline.config import PolicyConfig, TokenizerConfig
+from pipeline.creation import create_policy, train_tokenizer
 from pipeline.errors import UserError
-from pipeline.policy import create_policy, left_pad, load_policy, train_tokenizer
+from pipeline.policy import left_pad, load_policy
 
 CHAT = (
     "{% for m in messages %}Calculate {{ m['content'] }};{% endfor %}{% if add_generation_prompt %} answer:{% endif %}"

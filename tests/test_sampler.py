@@ -54,7 +54,7 @@ def gpt2():
     from conftest import TEXTS
 
     from pipeline.config import PolicyConfig
-    from pipeline.policy import create_policy
+    from pipeline.creation import create_policy
 
     options = {k: v for k, v in ARCHITECTURES["learned-positions"].items() if v is not None}
     return create_policy(PolicyConfig(architecture=options, device="cpu"), TEXTS, 0)

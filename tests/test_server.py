@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from prefect_home import REPOSITORY, clean_environment, end_servers, new_home, servers_of
+from prefect_home import REPOSITORY, clean_environment, end_servers, servers_of
 
 from flows import server, settings
 
@@ -32,7 +32,7 @@ def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Non
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A gradus home; its server is gone when the tests are."""
-    home = new_home(tmp_path_factory)
+    home = tmp_path_factory.mktemp("gradus")
     yield home
     end_servers(home)
 
@@ -138,6 +138,23 @@ def test_process_start_names_one_process() -> None:
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
     assert server.process_start(child.pid) is None, "a zombie is no process"
     child.wait()
+
+
+def test_the_database_is_the_one_that_prefect_would_make(tmp_path: Path) -> None:
+    code = """if True:
+        import asyncio, sqlite3
+        from pathlib import Path
+        from flows.serve import make_database
+        make_database(Path("prefect.db"))
+        def tables(): return sorted(sqlite3.connect("prefect.db").execute("select name, sql from sqlite_master"))
+        made = tables()
+        from prefect.server.database import provide_database_interface
+        asyncio.run(provide_database_interface().create_db())
+        assert tables() == made and dict(made).keys() > {"flow_run", "task_run", "alembic_version"}, made
+    """
+    url = {"PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{tmp_path}/prefect.db"}
+    subprocess.run([sys.executable, "-c", code], env=clean_environment(tmp_path) | url, cwd=tmp_path, check=True)
+    assert [file.name for file in tmp_path.glob("prefect.db.*") if file.suffix not in (".db-wal", ".db-shm")] == []
 
 
 def profile(text: str) -> dict[str, str]:

@@ -17,7 +17,7 @@ import pytest
 from huggingface_hub import constants
 from pydantic import TypeAdapter
 
-from pipeline.config import Task
+from pipeline.config_task import Task
 from pipeline.errors import UserError
 from pipeline.solver import solve
 from pipeline.task_gym import gym_dataset, read_gym

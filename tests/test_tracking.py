@@ -9,7 +9,9 @@ import time
 from pathlib import Path
 
 import pytest
-from tracking_runs import client, empty_store, full_run, log_steps, new_run, new_stage, runs, steps_of  # noqa: F401
+from tracking_runs import client, full_run, log_steps, new_run, new_stage, steps_of
+from tracking_runs import empty_store as empty_store  # the fixtures
+from tracking_runs import runs_folder as runs_folder
 
 from pipeline.errors import UserError
 from pipeline.journal import Journal

@@ -1,4 +1,4 @@
-"""The uploader and the UI as processes: whatever is dead, slow, killed or doubled, training goes on and nothing is lost."""
+"""The uploader and the UI as processes: whatever is dead, slow, killed or doubled, nothing is lost or doubled."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from tracking_runs import client, empty_store, full_run, log_steps, new_run, new_stage, runs, steps_of  # noqa: F401
+from tracking_runs import client, full_run, log_steps, new_run, new_stage, steps_of
+from tracking_runs import empty_store as empty_store  # the fixtures
+from tracking_runs import runs_folder as runs_folder
 
 from pipeline.errors import UserError
 from pipeline.tracking import sync_run, sync_runs

@@ -22,8 +22,8 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture
-def runs(empty_store: Path, tmp_path: Path) -> Path:
+@pytest.fixture(name="runs")
+def runs_folder(empty_store: Path, tmp_path: Path) -> Path:
     """A runs folder with an initialised store."""
     folder = tmp_path / "runs"
     folder.mkdir()

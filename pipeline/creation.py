@@ -1,0 +1,83 @@
+"""A policy from scratch: random weights, and a tokenizer trained on the task's own text."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import fields
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerFast
+
+from pipeline.config import PolicyConfig, TokenizerConfig
+from pipeline.errors import UserError
+from pipeline.policy import Policy, Template, attention_options, ready, weights_dtype
+
+
+def create_policy(config: PolicyConfig, texts: Iterable[str], seed: int) -> Policy:
+    """A new policy with random weights and a tokenizer trained on ``texts``.
+
+    Raises: UserError where transformers does not accept the architecture.
+    """
+    tokenizer = train_tokenizer((config.plain_template.replace("{question}", text) for text in texts), config.tokenizer)
+    template = Template("plain", config.plain_template, (tokenizer.eos_token_id,), tokenizer.pad_token_id)
+    options = dict(config.architecture or {})
+    ids = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model_config = AutoConfig.for_model(options.pop("model_type"), vocab_size=len(tokenizer), **ids, **options)
+            _refuse_unknown_options(model_config, options)
+            model = AutoModelForCausalLM.from_config(
+                model_config,
+                dtype=weights_dtype(config),
+                **attention_options(config),
+                trust_remote_code=config.trust_remote_code,
+            )
+    except (ValueError, TypeError, KeyError, ZeroDivisionError, RuntimeError, StrictDataclassError) as error:
+        raise UserError(
+            "the policy cannot be created from this architecture",
+            where="policy.architecture",
+            got=str(error).splitlines()[-1].strip() if str(error) else repr(error),
+            expected="options of the transformers configuration that `model_type` names",
+            fix="compare with that model's configuration class in the transformers documentation",
+        ) from error
+    return ready(model, tokenizer, template, config)
+
+
+def _refuse_unknown_options(model_config: PretrainedConfig, options: dict[str, Any]) -> None:
+    """transformers keeps an option it does not know as a mere attribute; a misspelt width would go unnoticed."""
+    known = {f.name for f in fields(model_config)} | set(model_config.attribute_map)
+    unknown = sorted(set(options) - known)
+    if unknown:
+        guess = difflib.get_close_matches(unknown[0], known, n=1)
+        hint = f" (did you mean {guess[0]!r}?)" if guess else ""
+        raise ValueError(f"{type(model_config).__name__} has no option {unknown[0]!r}{hint}")
+
+
+def train_tokenizer(texts: Iterable[str], config: TokenizerConfig) -> PreTrainedTokenizerFast:
+    """Byte-level BPE over the bytes that occur in the task's own text; every digit and sign is a token of its own.
+
+    Numbers are then spelled, not memorised. A sign takes the space before it along, nothing else. Bytes that
+    the text never shows become ``<|unk|>``: a new model would sample hundreds of symbols that no demonstration uses
+    now and then, and one of them ruins a chain of reasoning.
+    """
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    special = ["<|pad|>", "<|end|>", "<|unk|>"]
+    tokenizer = Tokenizer(models.BPE(unk_token=special[2]))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.Split(Regex(r" ?[^\s\p{L}\p{N}]"), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(vocab_size=config.vocabulary, special_tokens=special, show_progress=False)
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token=special[0], eos_token=special[1], unk_token=special[2]
+    )
