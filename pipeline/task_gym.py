@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import importlib.machinery
+import importlib.util
 import io
 import json
 import os
 import random
 import subprocess
 import sys
+import types
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -37,6 +40,20 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(names)}"
 
 
+def _stand_in_for_pycosat() -> None:
+    """Let reasoning_gym be imported without pycosat, which comes as C source only and serves one data set."""
+    if importlib.util.find_spec("pycosat") is not None:
+        return
+
+    def itersolve(*_: Any) -> None:
+        raise RuntimeError("zebra_puzzles needs pycosat: install a C compiler, then `pip install pycosat`")
+
+    module = types.ModuleType("pycosat")
+    module.__dict__["itersolve"] = itersolve
+    module.__spec__ = importlib.machinery.ModuleSpec("pycosat", None)
+    sys.modules["pycosat"] = module
+
+
 def gym_dataset(name: str, params: dict[str, Any], size: int = 1, seed: int = 0) -> Any:
     """A reasoning_gym data set by name and options; its ``score_answer(answer, entry)`` is the task's own scorer.
 
@@ -44,6 +61,7 @@ def gym_dataset(name: str, params: dict[str, Any], size: int = 1, seed: int = 0)
 
     Raises: UserError for an unknown name, or options that the data set refuses.
     """
+    _stand_in_for_pycosat()
     from reasoning_gym.factory import DATASETS
 
     if name not in DATASETS:

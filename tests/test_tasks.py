@@ -8,6 +8,7 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -440,3 +441,30 @@ def test_a_hub_that_does_not_know_the_data_set(code, where, tmp_path, monkeypatc
             check_task(make(source="hub", dataset="nobody/nothing", revision="v9"), tmp_path)
         server.shutdown()
     assert caught.value.where == where
+
+
+def test_reasoning_gym_without_pycosat_lacks_one_data_set_only() -> None:
+    script = """
+import sys
+class Without:
+    def find_spec(self, name, path=None, target=None):
+        if name == "pycosat": raise ModuleNotFoundError(name)
+sys.modules.pop("pycosat", None)
+import importlib.util
+real = importlib.util.find_spec
+importlib.util.find_spec = lambda name, package=None: None if name == "pycosat" else real(name, package)
+sys.meta_path.insert(0, Without())
+from pipeline.config_task import ReasoningGymTask
+from pipeline.errors import UserError
+from pipeline.task_gym import check_gym
+check_gym(ReasoningGymTask(source="reasoning_gym", dataset="chain_sum"))
+try:
+    check_gym(ReasoningGymTask(source="reasoning_gym", dataset="zebra_puzzles"))
+except UserError as error:
+    assert "pip install pycosat" in str(error), error
+    print("told")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=Path(__file__).parent.parent
+    )
+    assert done.stdout.strip() == "told", done.stderr
