@@ -282,7 +282,7 @@ def _load(source: str, overrides: list[str] | None) -> tuple[Any, dict[str, Any]
 def _preflight(loaded: Any, stages: dict[str, Any], runs: Path) -> None:
     from pipeline.preflight import preflight
 
-    preflight(loaded.config, loaded.base_dir, stages, runs)
+    preflight(loaded.config, loaded.base_dir, stages, runs, str(loaded.path))
 
 
 def _console() -> Any:

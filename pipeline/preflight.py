@@ -6,8 +6,7 @@ a run does.
 
 from __future__ import annotations
 
-import ast
-import importlib.util
+import functools
 import json
 import os
 import shutil
@@ -15,7 +14,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import PipelineConfig, PolicyConfig
+from pipeline.architectures import architecture_options, causal_model_types
+from pipeline.config import PipelineConfig, PolicyConfig, StageConfig
 from pipeline.config_errors import combined, did_you_mean
 from pipeline.errors import UserError
 from pipeline.stage import Stage
@@ -26,10 +26,13 @@ SPARE_BYTES = 200_000_000
 """Disk space that a run needs besides its checkpoints."""
 
 
-def preflight(config: PipelineConfig, base_dir: Path, stages: dict[str, Stage], runs_dir: Path | None = None) -> None:
+def preflight(
+    config: PipelineConfig, base_dir: Path, stages: dict[str, Stage], runs_dir: Path | None = None, file: str = ""
+) -> None:
     """Check a configuration against the world. Raises: UserError with every problem found.
 
-    ``runs_dir`` is where the run's folder will be made; without it, nothing about the disk is checked.
+    ``file`` is the configuration's, for the messages. ``runs_dir`` is where the run's folder will be made; without it,
+    nothing about the disk is checked.
     """
     from pipeline.rewards import check_rewards
     from pipeline.tasks import check_task
@@ -39,7 +42,7 @@ def preflight(config: PipelineConfig, base_dir: Path, stages: dict[str, Stage], 
         lambda: _check_lengths(config),
         lambda: check_task(config.task, base_dir),
         lambda: check_rewards(config.rewards, config.task.source),
-        lambda: _check_stages(config, stages),
+        *(functools.partial(_check_stage, config, stage, stages) for stage in config.stages),
         lambda: _check_tracking(config, runs_dir or Path.cwd()),
     ]
     if runs_dir is not None:
@@ -49,35 +52,37 @@ def preflight(config: PipelineConfig, base_dir: Path, stages: dict[str, Stage], 
         try:
             check()
         except UserError as problem:
-            problems.append(problem)
+            problems.append(_placed(problem, file))
     if problems:
-        raise combined(problems, f"the pipeline {config.name!r}")
+        raise combined(problems, file or f"the pipeline {config.name!r}")
 
 
-def _check_stages(config: PipelineConfig, stages: dict[str, Stage]) -> None:
+def _placed(problem: UserError, file: str) -> UserError:
+    """The problem with the file before its key, where the key is one of the configuration's."""
+    if not file or problem.where.split(".")[0] not in PipelineConfig.model_fields:
+        return problem
+    where = f"{file}, {problem.where}"
+    return UserError(problem.what, where=where, got=problem.got, expected=problem.expected, fix=problem.fix)
+
+
+def _check_stage(config: PipelineConfig, stage: StageConfig, stages: dict[str, Stage]) -> None:
+    """What a stage needs is there: demonstrations, and the rewards that its ranking names."""
     from pipeline.rewards.ranking import check_keys
 
-    labels = [reward.label for reward in config.rewards]
-    problems = []
-    for stage in config.stages:
-        needs = stages[stage.stage].needs(stage)
-        if needs.completions == "demonstrations" and config.task.demonstrations == "none":
-            problems.append(
-                UserError(
-                    f"the stage `{stage.label}` learns from demonstrations and the task has none",
-                    where="task.demonstrations",
-                    got="none",
-                    expected="column (a column with worked completions) or solver (arithmetic tasks of reasoning_gym)",
-                    fix=f"set task.demonstrations, or take the stage `{stage.label}` out",
-                )
-            )
-        try:
-            check_keys(list(needs.ranking), labels)
-        except UserError as error:
-            where = f"stages.{stage.label}.ranking"
-            problems.append(UserError(error.what, where=where, got=error.got, expected=error.expected, fix=error.fix))
-    if problems:
-        raise combined(problems, "the stages")
+    needs = stages[stage.stage].needs(stage)
+    if needs.completions == "demonstrations" and config.task.demonstrations == "none":
+        raise UserError(
+            f"the stage `{stage.label}` learns from demonstrations and the task has none",
+            where="task.demonstrations",
+            got="none",
+            expected="column (a column with worked completions) or solver (arithmetic tasks of reasoning_gym)",
+            fix=f"set task.demonstrations, or take the stage `{stage.label}` out",
+        )
+    try:
+        check_keys(list(needs.ranking), [reward.label for reward in config.rewards])
+    except UserError as error:
+        where = f"stages.{stage.label}.ranking"
+        raise UserError(error.what, where=where, got=error.got, expected=error.expected, fix=error.fix) from None
 
 
 def _check_lengths(config: PipelineConfig) -> None:
@@ -129,6 +134,7 @@ def check_policy(policy: PolicyConfig) -> None:
     """The policy is there and is one that can be trained. Raises: UserError."""
     if policy.architecture is not None:
         _check_model_type(policy.architecture["model_type"], "policy.architecture.model_type")
+        _check_architecture_options(policy.architecture)
         return
     path = policy.path or ""
     if Path(path).is_dir():
@@ -140,6 +146,19 @@ def check_policy(policy: PolicyConfig) -> None:
         raise UserError("there is no such model folder", where="policy.path", got=path, fix=fix)
     else:
         _check_hub_model(path, policy)
+
+
+def _check_architecture_options(architecture: dict[str, Any]) -> None:
+    """transformers keeps an option it does not know as a mere attribute: a misspelt width would go unnoticed."""
+    known = architecture_options(architecture["model_type"])
+    for name in architecture:
+        if known and name != "model_type" and name not in known:
+            raise UserError(
+                f"a {architecture['model_type']} model has no option `{name}`",
+                where=f"policy.architecture.{name}",
+                got=architecture[name],
+                fix=did_you_mean(name, known) or "leave it out, or correct its name",
+            )
 
 
 def _check_hub_model(name: str, policy: PolicyConfig) -> None:
@@ -233,26 +252,6 @@ def _check_model_type(model_type: str, where: str) -> None:
             else "choose one of transformers' causal language models, such as llama or qwen3"
         )
         raise UserError(f"transformers has no causal language model of the type `{model_type}`", where=where, fix=fix)
-
-
-def causal_model_types() -> set[str]:
-    """Model types that AutoModelForCausalLM accepts; empty where they cannot be told.
-
-    Read from the source of the installed transformers, because importing it takes two seconds and brings torch with it.
-    """
-    found = importlib.util.find_spec("transformers")
-    for folder in (found.submodule_search_locations or []) if found else []:
-        source = Path(folder) / "models" / "auto" / "modeling_auto.py"
-        try:
-            module = ast.parse(source.read_text(encoding="utf-8"))
-        except (OSError, SyntaxError):
-            continue
-        for node in module.body:
-            targets = node.targets if isinstance(node, ast.Assign) else []
-            if any(isinstance(t, ast.Name) and t.id == "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES" for t in targets):
-                pairs = [n.elts[0] for n in ast.walk(node) if isinstance(n, ast.Tuple) and len(n.elts) == 2]
-                return {p.value for p in pairs if isinstance(p, ast.Constant) and isinstance(p.value, str)}
-    return set()
 
 
 def _read_json(path: Path) -> dict[str, Any]:

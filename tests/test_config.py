@@ -13,10 +13,11 @@ import pytest
 import yaml
 
 from pipeline import yaml_text
+from pipeline.architectures import architecture_options, causal_model_types
 from pipeline.config import PipelineConfig
 from pipeline.config_files import dump_config, load_config, packaged_configs, schema
 from pipeline.errors import UserError
-from pipeline.preflight import causal_model_types, check_runs_folder, preflight
+from pipeline.preflight import check_runs_folder, preflight
 from stages import discover
 
 STAGES = [stage.config for stage in discover().values()]
@@ -344,3 +345,14 @@ def test_the_runs_folder_must_be_a_folder_with_room(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="too little disk space"):
         check_runs_folder(tmp_path / "new" / "runs", checkpoint_bytes=10**18)
     check_runs_folder(tmp_path / "new" / "runs")
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gpt2", "qwen3", "mistral", "gemma2", "gpt_neox"])
+def test_architecture_options_are_those_that_transformers_accepts(model_type: str) -> None:
+    from dataclasses import fields
+
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    config = CONFIG_MAPPING[model_type]
+    declared = {field.name for field in fields(config)} | set(config.attribute_map)
+    assert architecture_options(model_type) == declared

@@ -1,0 +1,62 @@
+"""What transformers knows of architectures, read from its source: importing it takes two seconds and brings torch.
+
+Where the source reads otherwise than expected, the answer is an empty set, and whoever asks must let things pass.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+from pathlib import Path
+
+
+def causal_model_types() -> set[str]:
+    """Model types that AutoModelForCausalLM accepts."""
+    for node in _module("models", "auto", "modeling_auto.py").body:
+        targets = node.targets if isinstance(node, ast.Assign) else []
+        if any(isinstance(t, ast.Name) and t.id == "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES" for t in targets):
+            pairs = [n.elts[0] for n in ast.walk(node) if isinstance(n, ast.Tuple) and len(n.elts) == 2]
+            return {p.value for p in pairs if isinstance(p, ast.Constant) and isinstance(p.value, str)}
+    return set()
+
+
+def architecture_options(model_type: str) -> set[str]:
+    """Options that the configuration class of a model type declares, its aliases and those that all have included."""
+    folder = model_type.replace("-", "_")
+    for node in _module("models", folder, f"configuration_{folder}.py").body:
+        if isinstance(node, ast.ClassDef) and _constants(node, "model_type") == [model_type]:
+            bases = [base.id for base in node.bases if isinstance(base, ast.Name)]
+            common = {name for c in _classes("configuration_utils.py") if c.name in bases for name in _declared(c)}
+            # A class that inherits from another model's is not read further: its options are not all here.
+            return common | _declared(node) | set(_constants(node, "attribute_map")) if common else set()
+    return set()
+
+
+def _module(*parts: str) -> ast.Module:
+    """A source file of the installed transformers, parsed; an empty module where there is none."""
+    found = importlib.util.find_spec("transformers")
+    for folder in (found.submodule_search_locations or []) if found else []:
+        try:
+            return ast.parse(Path(folder, *parts).read_text(encoding="utf-8"))
+        except (OSError, SyntaxError, ValueError):
+            continue
+    return ast.Module([], [])
+
+
+def _classes(file: str) -> list[ast.ClassDef]:
+    return [node for node in _module(file).body if isinstance(node, ast.ClassDef)]
+
+
+def _declared(node: ast.ClassDef) -> set[str]:
+    """Names of a class's annotated fields."""
+    fields = [n for n in node.body if isinstance(n, ast.AnnAssign) and "ClassVar" not in ast.unparse(n.annotation)]
+    return {n.target.id for n in fields if isinstance(n.target, ast.Name)}
+
+
+def _constants(node: ast.ClassDef, name: str) -> list[str]:
+    """The text, or the mapping's keys, that a class assigns to ``name``."""
+    for n in node.body:
+        if isinstance(n, ast.Assign) and any(isinstance(t, ast.Name) and t.id == name for t in n.targets):
+            values = n.value.keys if isinstance(n.value, ast.Dict) else [n.value]
+            return [v.value for v in values if isinstance(v, ast.Constant) and isinstance(v.value, str)]
+    return []
