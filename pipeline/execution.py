@@ -56,6 +56,8 @@ def prepare(run: RunFolder, observer: Observer) -> dict[str, Any]:
         known = {"checkpoint": str(folder), **evaluation.record(), "seconds": time.perf_counter() - began}
         known["policy"] = policy.describe()
         write_json(run.path / START_FILE, known)
+    elif run.summary() is None:
+        Journal(run.path / "journal.jsonl").start(run.name)  # the run goes on
     observer.prepared(known["accuracy"], tuple(known["interval"]))
     return {**known, "reused": reused}
 
@@ -104,7 +106,8 @@ def run_stage(run: RunFolder, index: int, parent: str, stage: Stage, observer: O
         if not killed:
             line = str(error).splitlines()[0] if str(error) else repr(error)
             write_json(folder / FAILURE_FILE, {"error": line, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
-        journal.end("KILLED" if killed else "FAILED")
+        for ended in (journal, Journal(run.path / "journal.jsonl")):
+            ended.end("KILLED" if killed else "FAILED")
         raise
     write_json(folder / RESULT_FILE, result)
     Journal(run.path / "journal.jsonl").metrics(index + 1, {"accuracy": result["accuracy_after"]})

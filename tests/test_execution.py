@@ -167,8 +167,12 @@ def test_a_done_stage_is_reused_and_an_unfinished_one_starts_again_beside_its_ea
     run = RunFolder(tmp_path / "runs" / "run", STAGE_CONFIGS)
     assert run.result(0) and run.result(1) is None and run.state() == "stopped"
     first = run.result(0)
+    assert read_events(run.path / "journal.jsonl", 0)[0][-1]["status"] == "KILLED"
     run = launch(tmp_path, config)
     assert run.result(0) == first
+    finish(run)
+    kinds = [e["kind"] for e in read_events(run.path / "journal.jsonl", 0)[0]]
+    assert kinds.count("start") == 2 and kinds[-1] == "end"
     attempts = sorted(p.name for p in (run.path / "stages").iterdir())
     assert attempts == ["01-sft", "02-dapo", "02-dapo.attempt-1"]
     assert run_stage(run, 1, first["checkpoint"], stage, Observer())["reused"] is True
@@ -194,6 +198,7 @@ def test_a_stage_that_fails_says_why_and_keeps_its_parent(tmp_path, monkeypatch)
     assert run.state().startswith("failed: the loss or its gradient was not finite in 2 updates in a row")
     assert read_record(Path(run.result(0)["checkpoint"])).stage == "sft"
     assert events(run, 1)[-1]["status"] == "FAILED"
+    assert read_events(run.path / "journal.jsonl", 0)[0][-1]["status"] == "FAILED"
 
 
 def test_a_damaged_parent_is_refused_before_any_step(tmp_path):
