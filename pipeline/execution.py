@@ -132,14 +132,14 @@ def _train(
     tags |= {"gradus.parent_checkpoint": parent_record.content, "gradus.fingerprint": identity}
     journal.start(display, tags, flatten(config.model_dump(mode="json")) | {"seed": run.config.seed})
     _journal_datasets(journal, run, task)
-    journal.metrics(0, {"heldout/accuracy": before["accuracy"]})
+    journal.metrics(0, _heldout(before))
     trainer = Trainer(
         policy, stage, config, run.config, task, suite, journal, observer,
         checkpoints=run.stage_dir(index) / "checkpoints", parent=parent_record.content, fingerprint=identity,
     )  # fmt: skip
     checkpoint = trainer.train()
     after = evaluate(trainer.policy, all_prompts(task, "heldout"), suite, run.config)
-    journal.metrics(trainer.step, {"heldout/accuracy": after.accuracy, "time/evaluate": after.seconds})
+    journal.metrics(trainer.step, _heldout(after.record()) | {"time/evaluate": after.seconds})
     journal.tags(
         {"gradus.accuracy_before": f"{before['accuracy']:.4f}", "gradus.accuracy_after": f"{after.accuracy:.4f}"}
     )
@@ -166,13 +166,19 @@ def _train(
     }
 
 
+def _heldout(measured: dict[str, Any]) -> dict[str, float]:
+    """Held-out accuracy with its 95 % interval, as curves."""
+    low, high = measured["interval"]
+    return {"heldout/accuracy": measured["accuracy"], "heldout/accuracy_low": low, "heldout/accuracy_high": high}
+
+
 def _accuracy_before(run: RunFolder, index: int, parent: Path) -> dict[str, Any]:
     """Accuracy of the parent, measured when it was made."""
     if index == 0:
         return read_json(run.path / START_FILE)
     result = run.result(index - 1)
     assert result is not None and result["checkpoint"] == str(parent), "a stage starts from the stage before it"
-    return {"accuracy": result["accuracy_after"]}
+    return {"accuracy": result["accuracy_after"], "interval": result["interval"]}
 
 
 def _set_aside_earlier_attempt(run: RunFolder, index: int) -> None:
