@@ -1,0 +1,81 @@
+"""What the quickstart learns, how long it trains and how much memory it takes, seed by seed.
+
+    python benchmarks/quickstart.py [--config quickstart] [--seeds 0 1 2] [--runs runs]
+
+Each seed is one `gradus run` in a process of its own, with all its helpers. Memory is the largest sum of proportional
+set sizes (what pages cost, shared ones divided) of the trainer, its child processes and the Prefect server, sampled
+every second. Prints a table in Markdown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import platform
+import subprocess
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from flows.server import server_status  # noqa: E402
+
+
+def memory(process: psutil.Process) -> int:
+    """Bytes held by a process, its descendants and gradus's own Prefect server right now."""
+    total, server = 0, server_status().get("pid")
+    members = [process, *process.children(recursive=True), *([psutil.Process(server)] if server else [])]
+    for member in members:
+        with contextlib.suppress(psutil.Error):
+            held = member.memory_full_info()
+            total += getattr(held, "pss", 0) or held.rss
+    return total
+
+
+def run(config: str, seed: int, runs: Path) -> dict[str, Any]:
+    """One launch; returns its summary with the peak memory in bytes."""
+    name = f"{config}-seed-{seed}"
+    command = [sys.executable, "-m", "flows.cli", "run", config, "--name", name, "--runs", str(runs)]
+    launched = subprocess.Popen([*command, "--set", f"seed={seed}"], cwd=ROOT, stdout=sys.stderr)
+    process, peak = psutil.Process(launched.pid), 0
+    while launched.poll() is None:
+        with contextlib.suppress(psutil.Error):
+            peak = max(peak, memory(process))
+        time.sleep(1)
+    if launched.returncode:
+        sys.exit(launched.returncode)
+    return json.loads((runs / name / "summary.json").read_text()) | {"peak": peak}
+
+
+def report(results: list[dict[str, Any]]) -> None:
+    """A row a seed: accuracy after every stage, the gain since the first, time and memory."""
+    names = [stage["name"] for stage in results[0]["stages"]]
+    header = ["seed", *(f"after {name}" for name in names), "since the first", "training", "peak memory"]
+    print("| " + " | ".join(header) + " |\n|" + "---|" * len(header))
+    for result in results:
+        after = [stage["accuracy_after"] for stage in result["stages"]]
+        gain, minutes = after[-1] - after[0], divmod(round(result["seconds"]), 60)
+        cells = [str(result["seed"]), *(f"{accuracy:.3f}" for accuracy in after), f"{gain:+.3f}"]
+        print("| " + " | ".join([*cells, "{} min {} s".format(*minutes), f"{result['peak'] / 1e9:.2f} GB"]) + " |")
+    packages = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "transformers", "prefect", "mlflow"))
+    print(f"\n{psutil.cpu_count()} CPUs ({platform.machine()}), Python {platform.python_version()}, {packages}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default="quickstart", help="a packaged configuration's name")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--runs", type=Path, default=Path("runs"))
+    options = parser.parse_args()
+    report([run(options.config, seed, options.runs.absolute()) for seed in options.seeds])
+
+
+if __name__ == "__main__":
+    main()
