@@ -295,3 +295,13 @@ def test_importing_the_library_imports_nothing_heavy() -> None:
     code = f"import sys, pipeline.rewards; print(*({heavy!r} & sys.modules.keys()))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert found.split() == []
+
+
+def test_equation_steps_can_count_the_steps_that_were_left_out() -> None:
+    problem = prompt("14", "State the answer: 4 + 3 - 2 + 9 =")
+    whole, short = "4+3=7; 7-2=5; 5+9=14; answer: 14", "4+3=7; answer: 7"
+    assert equation_steps(problem, short) == 1
+    assert equation_steps(problem, short, missing="count") == pytest.approx(1 / 3)
+    assert equation_steps(problem, whole, missing="count") == 1
+    assert equation_steps(prompt("5", "What is 5?"), "answer: 5", missing="count") == 0
+    assert equation_steps(MANUAL, "17*23=391; 391-19=372; answer: 371", missing="count") == 1

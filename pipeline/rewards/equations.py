@@ -50,7 +50,7 @@ class _TooLarge(ArithmeticError):
     """A number or an expression beyond the limits above."""
 
 
-def equation_share(question: str, reasoning: str) -> float:
+def equation_share(question: str, reasoning: str, count_missing: bool = False) -> float:
     """The share of the reasoning's equations that are true and follow, in [0, 1]; 0 where there is no equation.
 
     An equation is ``left = value``: ``left`` has at least one operation (+ - * /, in any usual notation; a minus before
@@ -58,8 +58,12 @@ def equation_share(question: str, reasoning: str) -> float:
     stands in the question or is the value of an earlier equation (a false one too: the mistake is charged once), and it
     was not written before. Equations with variables, powers or an expression on the right are passed over.
 
+    With ``count_missing`` the share is of at least as many equations as it takes to combine the question's numbers.
+
     >>> equation_share("(17 * 23) - 19", "17*23=381; 381-19=362;")
     0.5
+    >>> equation_share("(17 * 23) - 19", "17*23=391;"), equation_share("(17 * 23) - 19", "17*23=391;", True)
+    (1.0, 0.5)
     """
     parts = _plain(reasoning).split("=")
     if len(parts) == 1:
@@ -88,6 +92,8 @@ def equation_share(question: str, reasoning: str) -> float:
         known.add(value)
         if right[2]:
             known.update((_number(right[1]), _number(right[2])))
+    if count_missing:
+        total = max(total, len(NUMBER.findall(_plain(question))) - 1)
     return good / total if total else 0.0
 
 

@@ -183,17 +183,22 @@ def length(prompt: Prompt, completion: str, *, max: int, min: int = 0, falloff: 
 
 
 @reward("equation_steps", isolated=is_own_pattern, check=_check_extract)
-def equation_steps(prompt: Prompt, completion: str, *, extract: str = "auto") -> float:
+def equation_steps(
+    prompt: Prompt, completion: str, *, extract: str = "auto", missing: Literal["ignore", "count"] = "ignore"
+) -> float:
     """The share of the equations before the final answer that are true and follow from the question or earlier ones.
 
     An equation is ``left = value`` with at least one operation (+ - * /, brackets) on its left; it counts if it is
     exactly true, every number on its left is in the question or the value of an earlier equation (a false one too, so
     that a slip is charged once), and it was not written before. No equation scores 0. ``extract`` says where the final
-    answer, and so the end of the reasoning, is found.
+    answer, and so the end of the reasoning, is found. With ``missing: count`` the share is of at least one equation
+    fewer than the question has numbers, which is what combining them all takes: a policy that is ranked by this reward
+    otherwise learns to leave steps out.
     """
     found = find_answer(completion, extract)
     ends = found is not None and extract != "whole"
-    return equation_share(prompt.question, completion[: found[0]] if found and ends else completion)
+    reasoning = completion[: found[0]] if found and ends else completion
+    return equation_share(prompt.question, reasoning, count_missing=missing == "count")
 
 
 def _reference(prompt: Prompt, pattern: str) -> str:
