@@ -58,6 +58,8 @@ def prepare(run: RunFolder, observer: Observer) -> dict[str, Any]:
         write_json(run.path / START_FILE, known)
     elif run.summary() is None:
         Journal(run.path / "journal.jsonl").start(run.name)  # the run goes on
+    shown = "{model_type}, {parameters:,} parameters, {dtype} on {device}, {attention} attention, template {template}"
+    observer.note("policy: " + shown.format(**known["policy"]))
     observer.prepared(known["accuracy"], tuple(known["interval"]))
     return {**known, "reused": reused}
 

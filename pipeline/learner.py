@@ -150,7 +150,7 @@ class Learner:
         if self.skipped_in_a_row >= self.config.max_skipped:
             raise StageFailed(
                 f"the loss or its gradient was not finite in {self.skipped_in_a_row} updates in a row; "
-                f"the weights are those of the last good update. Lower the stage's lr, or check the rewards."
+                f"lower the stage's lr, or check the rewards. The weights are those of the last good update."
             )
 
 

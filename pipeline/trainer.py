@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pipeline.checkpoint import save_checkpoint
 from pipeline.config import PipelineConfig, StageConfig
+from pipeline.errors import StageFailed
 from pipeline.evaluation import evaluate
 from pipeline.journal import Journal
 from pipeline.learner import Learner, batch_logprobs
@@ -85,7 +86,7 @@ class Trainer:
             rollouts = self.source.batch(step)
             weigh = self._weigher(rollouts, step)
             sampled = time.perf_counter()
-            metrics, weights = self.learner.update(rollouts, step, weigh)
+            metrics, weights = self._update(rollouts, weigh)
             metrics["time/update"] = time.perf_counter() - sampled
             self._log(step, rollouts, weights, metrics, began)
             if not self.config.eval_every or (step % self.config.eval_every and step < self.config.steps):
@@ -113,6 +114,13 @@ class Trainer:
             return weights * (valid if weights.dim() == 2 else valid[..., None])
 
         return weigh
+
+    def _update(self, rollouts: Rollouts, weigh: Callable[[int], Tensor]) -> tuple[dict[str, float], Tensor]:
+        """The learner's update; where it gives up, the weights of its last good one are kept and named."""
+        try:
+            return self.learner.update(rollouts, self.step, weigh)
+        except StageFailed as error:
+            raise StageFailed(f"{error} They are kept in {self._save()}") from None
 
     @property
     def _chooses_best(self) -> bool:

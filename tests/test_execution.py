@@ -197,6 +197,8 @@ def test_a_stage_that_fails_says_why_and_keeps_its_parent(tmp_path, monkeypatch)
     run = RunFolder(tmp_path / "runs" / "run", STAGE_CONFIGS)
     assert run.state().startswith("failed: the loss or its gradient was not finite in 2 updates in a row")
     assert read_record(Path(run.result(0)["checkpoint"])).stage == "sft"
+    (kept,) = (run.stage_dir(1) / "checkpoints").iterdir()
+    assert read_record(kept).parent == read_record(Path(run.result(0)["checkpoint"])).content
     assert events(run, 1)[-1]["status"] == "FAILED"
     assert read_events(run.path / "journal.jsonl", 0)[0][-1]["status"] == "FAILED"
 
