@@ -226,8 +226,12 @@ class PipelineConfig(Options):
             raise ValueError(f"evaluation.reward {self.evaluation.reward!r} is none of the rewards: {', '.join(known)}")
         for stage in self.stages:
             wanted = "handover: best" if stage.handover == "best" else "stop_at" if stage.stop_at is not None else ""
-            if wanted and (self.task.validation == 0 or stage.eval_every == 0):
-                raise ValueError(f"stage {stage.label!r} has {wanted}: set task.validation and the stage's eval_every")
+            if wanted and not stage.eval_every:
+                raise ValueError(f"stage {stage.label!r} has {wanted}: set its eval_every")
+            if stage.eval_every and not self.task.validation:
+                raise ValueError(
+                    f"stage {stage.label!r} has eval_every: set task.validation, the prompts to evaluate on"
+                )
         return self
 
     @property

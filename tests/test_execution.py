@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from pydantic import ValidationError
 from transformers import AutoModelForCausalLM
 
 import stages
@@ -245,6 +246,20 @@ def test_a_stage_ends_early_once_validation_accuracy_reaches_its_goal(tmp_path, 
     run = launch(tmp_path, pipeline([{"stage": "sft", "steps": 50, "stop_at": 0.5, "eval_every": 2}]))
     assert run.result(0)["steps"] == 4 and run.result(0)["checkpoint"].endswith("step-000004")
     assert next(accuracies) == 0.9, "the validation prompts were evaluated twice"
+
+
+@pytest.mark.parametrize(
+    ("stage", "validation", "expected"),
+    [
+        ({"stop_at": 0.5}, 6, "set its eval_every"),
+        ({"handover": "best"}, 6, "set its eval_every"),
+        ({"eval_every": 1}, 0, "set task.validation"),
+    ],
+)
+def test_choosing_by_validation_needs_prompts_and_times_to_validate(stage, validation, expected):
+    task = {"source": "file", "path": "task.jsonl", "validation": validation}
+    with pytest.raises(ValidationError, match=expected):
+        pipeline([{"stage": "sft", **stage}], task=task)
 
 
 def test_two_processes_on_one_run(finished):
