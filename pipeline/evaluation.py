@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pipeline.config import PipelineConfig
 from pipeline.policy import Policy
@@ -26,6 +26,8 @@ class Evaluation:
     """Completions whose verifier failed; they count as not correct."""
     seconds: float
     rollouts: Rollouts
+    components: dict[str, list[list[float]]] = field(default_factory=dict)
+    """label of a reward -> P lists of one score; NaN where the reward failed."""
 
     def record(self) -> dict[str, object]:
         """As it is stored in a checkpoint's record."""
@@ -61,4 +63,5 @@ def evaluate(policy: Policy, prompts: list[Prompt], suite: RewardSuite, pipeline
         errors=scores.errors.get(pipeline.accuracy_reward, 0),
         seconds=time.perf_counter() - began,
         rollouts=rollouts,
+        components=scores.components,
     )

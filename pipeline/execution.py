@@ -145,7 +145,7 @@ def _train(
     journal.tags(
         {"gradus.accuracy_before": f"{before['accuracy']:.4f}", "gradus.accuracy_after": f"{after.accuracy:.4f}"}
     )
-    journal.table("samples", trainer.step, _sample_rows(after, suite, run.config))
+    journal.table("samples", trainer.step, _sample_rows(after, run.config))
     journal.model(f"{run.name}-{config.label}", checkpoint, trainer.step, {"heldout/accuracy": after.accuracy})
     journal.end("FINISHED")
     return {
@@ -214,17 +214,16 @@ def _journal_datasets(journal: Journal, run: RunFolder, task: TaskData) -> None:
         journal.dataset(f"{source}-{split}", source, task.hashes[split][:16], task.sizes[split], context)
 
 
-def _sample_rows(evaluation: Evaluation, suite: RewardSuite, config: PipelineConfig) -> list[dict[str, Any]]:
+def _sample_rows(evaluation: Evaluation, config: PipelineConfig) -> list[dict[str, Any]]:
     """The first held-out prompts with what the policy answers and how each reward scores it."""
     rollouts, count = evaluation.rollouts, config.tracking.samples
     prompts, answers = rollouts.prompts[:count], rollouts.texts[:count]
-    scores = suite.score(prompts, answers).components if count else {}
     return [
         {
             "question": prompt.question,
             "completion": answers[row][0],
             "answer": prompt.answer,
-            **{f"reward/{label}": values[row][0] for label, values in scores.items()},
+            **{f"reward/{label}": values[row][0] for label, values in evaluation.components.items()},
         }
         for row, prompt in enumerate(prompts)
     ]

@@ -173,20 +173,6 @@ def redacted(uri: str) -> str:
     return re.sub(r"//[^/@]*@", "//", uri)
 
 
-def stage_table(stages: list[dict[str, Any]]) -> str:
-    """A Markdown table of the stages' summary records, to stand as a run's description in MLflow."""
-    lines = ["| stage | steps | accuracy before | accuracy after | 95 % interval |", "|---|---:|---:|---:|---:|"]
-    for number, stage in enumerate(stages, 1):
-        before, after = (f"{stage[key]:.3f}" if stage.get(key) is not None else "" for key in _ACCURACIES)
-        low, high = stage.get("interval") or (None, None)
-        interval = f"{low:.3f} - {high:.3f}" if low is not None else ""
-        lines.append(f"| {number} {stage['name']} | {stage.get('steps', '')} | {before} | {after} | {interval} |")
-    return "\n".join(lines)
-
-
-_ACCURACIES = ("accuracy_before", "accuracy_after")
-
-
 @contextlib.contextmanager
 def file_lock(path: Path, wait: bool = True) -> Iterator[bool]:
     """Hold ``path`` exclusively; yields whether it was obtained (always, when waiting)."""
