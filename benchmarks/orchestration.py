@@ -38,7 +38,7 @@ class Idle:
 
     def run_stage(self, run: Any, index: int, parent: str, stage: Any, observer: Any) -> dict[str, Any]:
         config = run.config.stages[index]
-        observer.stage_started(config.label, index, len(run.config.stages), 1)
+        observer.stage_started(config.label, index, len(run.config.stages), 1, 0)
         observer.step_done(config.label, 1, 1, {"reward/mean": 0.0})
         numbers = dict.fromkeys(("accuracy_before", "accuracy_after", "rollouts", "tokens", "seconds"), 0)
         return {"name": config.label, "steps": 1, "interval": [0, 0], "checkpoint": config.label, **numbers}

@@ -54,8 +54,8 @@ class PrefectView(Observer):
     def prepared(self, accuracy: float, interval: tuple[float, float]) -> None:
         logger.info("prepared: the policy's accuracy before any stage is %.3f (%.3f - %.3f)", accuracy, *interval)
 
-    def stage_started(self, label: str, index: int, total: int, steps: int) -> None:
-        logger.info("%s: stage %d of %d, %s steps", label, index + 1, total, steps)
+    def stage_started(self, label: str, index: int, total: int, steps: int, done: int) -> None:
+        logger.info("%s: stage %d of %d, %s steps, %s of them done", label, index + 1, total, steps, done)
         self._shown_at = 0.0
 
     def step_done(self, label: str, step: int, steps: int, metrics: Mapping[str, float]) -> None:

@@ -61,19 +61,20 @@ class PlainObserver(Lines):
     def __init__(self, console: Console):
         super().__init__(console)
         self._began = self._spoke = time.monotonic()
-        self._spoke_at = 0
+        self._spoke_at = self._done = 0
 
-    def stage_started(self, label: str, index: int, total: int, steps: int) -> None:
-        self.say(f"{label}: stage {index + 1} of {total}, {steps} steps")
+    def stage_started(self, label: str, index: int, total: int, steps: int, done: int) -> None:
+        on = f", going on after {done}" if done else ""
+        self.say(f"{label}: stage {index + 1} of {total}, {steps} steps{on}")
         self._began = self._spoke = time.monotonic()
-        self._spoke_at = 0
+        self._spoke_at = self._done = done
 
     def step_done(self, label: str, step: int, steps: int, metrics: Mapping[str, float]) -> None:
         now = time.monotonic()
         if step < steps and now - self._spoke < EVERY_SECONDS and step - self._spoke_at < EVERY_SHARE * steps:
             return
         self._spoke, self._spoke_at = now, step
-        left = (now - self._began) / step * (steps - step)
+        left = (now - self._began) / (step - self._done) * (steps - step)
         facts = [f"{label}: step {step}/{steps}", *step_facts(metrics), f"{duration(left)} left" if left >= 1 else ""]
         self.say(", ".join(filter(None, facts)))
 
@@ -95,16 +96,16 @@ class LiveObserver(Lines):
         )
         self._task = self.progress.add_task("preparing the data and the policy", total=None, facts="")
 
-    def _show(self, description: str, total: int | None) -> None:
+    def _show(self, description: str, total: int | None, done: int = 0) -> None:
         self.progress.remove_task(self._task)
-        self._task = self.progress.add_task(description, total=total, facts="")
+        self._task = self.progress.add_task(description, total=total, completed=done, facts="")
 
     def prepared(self, accuracy: float, interval: tuple[float, float]) -> None:
         super().prepared(accuracy, interval)
         self._show("loading the first stage", None)
 
-    def stage_started(self, label: str, index: int, total: int, steps: int) -> None:
-        self._show(f"{index + 1}/{total} {label}", steps)
+    def stage_started(self, label: str, index: int, total: int, steps: int, done: int) -> None:
+        self._show(f"{index + 1}/{total} {label}", steps, done)
 
     def step_done(self, label: str, step: int, steps: int, metrics: Mapping[str, float]) -> None:
         self.progress.update(self._task, completed=step, facts="  ".join(step_facts(metrics)))

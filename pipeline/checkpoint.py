@@ -1,18 +1,32 @@
-"""A checkpoint: an ordinary Hugging Face folder plus one record, written last, that proves it whole."""
+"""A checkpoint: an ordinary Hugging Face folder plus one record, written last, that proves it whole.
+
+Two operations use it and are never confused. *Hand-over*: the next stage takes the weights, the tokenizer and the
+template, whose hash is the checkpoint's ``content``; everything else starts fresh. *Resume*: the same stage goes on
+and also takes what lies in ``resume/``: optimizer, critic, reference policy, counters.
+"""
 
 from __future__ import annotations
 
+import errno
+import hashlib
+import shutil
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import UserError
+from pipeline.errors import StageFailed, UserError
 from pipeline.files import folder_in_the_making, read_json, sha256, write_json
 
 if TYPE_CHECKING:
     from pipeline.policy import Policy
 
 RECORD_FILE = "gradus.json"
+CHECKPOINTS = "checkpoints"
+"""Folder of a stage's checkpoints, in the stage's folder."""
+RESUME = "resume"
+"""Folder, in a checkpoint, of what only the same stage needs."""
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True)
@@ -25,7 +39,7 @@ class CheckpointRecord:
     parent: str | None
     """Content hash of the checkpoint it was trained from."""
     fingerprint: str
-    """Hash of the configuration that produced it."""
+    """Hash of the identity of the stage that produced it."""
     template: str
     """Hash of the prompt template; the next stage must see the same."""
     files: dict[str, str] = field(default_factory=dict)
@@ -33,24 +47,57 @@ class CheckpointRecord:
 
     @property
     def content(self) -> str:
-        """One hash of the whole checkpoint."""
-        import hashlib
+        """One hash of everything that is handed over."""
+        handed = [f"{name} {digest}" for name, digest in sorted(self.files.items()) if not _only_for_resume(name)]
+        return hashlib.sha256("\n".join(handed).encode()).hexdigest()[:16]
 
-        listing = "\n".join(f"{name} {digest}" for name, digest in sorted(self.files.items()))
-        return hashlib.sha256(listing.encode()).hexdigest()[:16]
+    @property
+    def resumable(self) -> bool:
+        """Whether the stage that wrote it can go on from it."""
+        return any(map(_only_for_resume, self.files))
 
 
-def save_checkpoint(policy: Policy, folder: Path, stage: str, step: int, parent: str | None, fingerprint: str) -> Path:
+def _only_for_resume(name: str) -> bool:
+    return name.startswith(f"{RESUME}/")
+
+
+def save_checkpoint(
+    policy: Policy,
+    folder: Path,
+    stage: str,
+    step: int,
+    parent: str | None,
+    fingerprint: str,
+    write_state: Callable[[Path], None] | None = None,
+) -> Path:
     """Write the policy under a temporary name, hash it, write its record, flush, rename; returns ``folder``.
 
-    An interruption at any point leaves either the whole checkpoint or none.
+    ``write_state`` fills the folder that it is given with what a resume needs. An interruption at any point leaves
+    either the whole checkpoint or none.
+    Raises: StageFailed where the disk is full; OSError where it fails otherwise.
     """
-    with folder_in_the_making(folder) as making:
-        policy.save(making)
-        files = {str(p.relative_to(making)): sha256(p) for p in sorted(making.rglob("*")) if p.is_file()}
-        record = CheckpointRecord(stage, step, parent, fingerprint, policy.template.digest, files)
-        write_json(making / RECORD_FILE, asdict(record))
+    try:
+        with folder_in_the_making(folder) as making:
+            policy.save(making)
+            if write_state is not None:
+                (making / RESUME).mkdir()
+                write_state(making / RESUME)
+            files = {str(p.relative_to(making)): sha256(p) for p in sorted(making.rglob("*")) if p.is_file()}
+            record = CheckpointRecord(stage, step, parent, fingerprint, policy.template.digest, files)
+            write_json(making / RECORD_FILE, asdict(record))
+    except Exception as error:  # the libraries that write weights and tokenizers have errors of their own
+        if not _no_room(error):
+            raise
+        raise StageFailed(
+            f"there is no room for the checkpoint of step {step} ({folder}): {error}. Earlier checkpoints are whole; "
+            "free some space and resume the run"
+        ) from error
     return folder
+
+
+def _no_room(error: Exception) -> bool:
+    """Whether a full disk, a quota or a size limit is behind an error of whatever library."""
+    return getattr(error, "errno", None) in NO_ROOM or any(f"os error {number}" in str(error) for number in NO_ROOM)
 
 
 def read_record(folder: Path) -> CheckpointRecord:
@@ -58,39 +105,80 @@ def read_record(folder: Path) -> CheckpointRecord:
 
     Raises: UserError where the folder is not a checkpoint.
     """
-    raw: Any = read_json(folder / RECORD_FILE) if folder.is_dir() else None
-    if raw is None:
-        raise UserError(
-            "this is not a checkpoint",
-            where=str(folder),
-            expected=f"a folder with a {RECORD_FILE}",
-            fix="name a folder that `gradus status NAME` lists",
-        )
-    return CheckpointRecord(**raw)
+    raw: Any = None
+    try:
+        raw = read_json(folder / RECORD_FILE) if folder.is_dir() else None
+        if raw is not None:
+            return CheckpointRecord(**raw)
+        got = None
+    except (ValueError, TypeError) as error:
+        got = f"a damaged {RECORD_FILE}: {error}"
+    raise UserError(
+        "this is not a checkpoint",
+        where=str(folder),
+        got=got,
+        expected=f"a folder with a {RECORD_FILE}",
+        fix="name a folder that `gradus status NAME` lists",
+    )
 
 
-def damaged_files(folder: Path) -> list[str]:
+def damaged_files(folder: Path, for_resume: bool = True) -> list[str]:
     """Files of a checkpoint that are missing or differ from what its record says."""
-    record = read_record(folder)
     return [
         name
-        for name, digest in record.files.items()
-        if not (folder / name).is_file() or sha256(folder / name) != digest
+        for name, digest in read_record(folder).files.items()
+        if (for_resume or not _only_for_resume(name))
+        and (not (folder / name).is_file() or sha256(folder / name) != digest)
     ]
 
 
 def verified_record(folder: Path) -> CheckpointRecord:
-    """The record of a checkpoint whose every file is as it was written.
+    """The record of a checkpoint of which everything that is handed over is as it was written.
 
     Raises: UserError that names the damaged files.
     """
-    damaged = damaged_files(folder)
+    damaged = damaged_files(folder, for_resume=False)
     if damaged:
         raise UserError(
             "this checkpoint is damaged",
             where=str(folder),
             got=f"missing or altered: {', '.join(damaged)}",
             expected=f"the files whose hashes are in {RECORD_FILE}",
-            fix="remove this stage's folder from the run and launch it again; the stage is then trained anew",
+            fix="`gradus resume NAME` makes it again from the checkpoint before it",
         )
     return read_record(folder)
+
+
+def checkpoints_in(stage_dir: Path) -> list[tuple[int, Path]]:
+    """(step, folder) of a stage's checkpoints whose record can be read, newest first."""
+    found: list[tuple[int, Path]] = []
+    for path in (stage_dir / CHECKPOINTS).glob("step-*"):
+        try:
+            found.append((read_record(path).step, path))
+        except UserError:
+            continue
+    return sorted(found, reverse=True)
+
+
+def newest_whole(stage_dir: Path, parent: str, tell: Callable[[str], None]) -> Path | None:
+    """The newest checkpoint that the stage can go on from, every file as it was written; damaged ones are told of."""
+    for step, path in checkpoints_in(stage_dir):
+        record = read_record(path)
+        if record.parent != parent or not record.resumable:
+            continue
+        if not (damaged := damaged_files(path)):
+            return path
+        tell(f"the checkpoint of step {step} is damaged ({', '.join(damaged)}); the one before it is used")
+    return None
+
+
+def prune(stage_dir: Path, step: int, keep: int, also: set[int]) -> None:
+    """Remove checkpoints but the newest ``keep`` up to ``step`` and those of the steps in ``also``.
+
+    One beyond ``step`` was found damaged when the stage went on from an earlier one.
+    """
+    older = [each for each, _ in checkpoints_in(stage_dir) if each <= step]
+    kept = {f"step-{each:06d}" for each in {*older[:keep], *also}}
+    for path in (stage_dir / CHECKPOINTS).iterdir():
+        if path.name not in kept:
+            shutil.rmtree(path, ignore_errors=True)

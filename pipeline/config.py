@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, create_model, model_validator
 
-from pipeline.config_base import Name, Options
+from pipeline.config_base import RUNTIME, Name, Options
 from pipeline.config_task import Task
 
 
@@ -36,9 +36,9 @@ class PolicyConfig(Options):
     """Only for ``architecture``: how the tokenizer is trained."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Type of the weights in memory; auto: float32, so that small updates are not rounded away (see ``autocast``)."""
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    device: Annotated[Literal["auto", "cpu", "cuda", "mps"], RUNTIME] = "auto"
     """Where to compute; auto: cuda, then mps, then cpu."""
-    attention: Literal["auto", "eager", "sdpa", "flash_attention_2", "flash_attention_3"] = "auto"
+    attention: Annotated[Literal["auto", "eager", "sdpa", "flash_attention_2", "flash_attention_3"], RUNTIME] = "auto"
     """Attention implementation; auto: the one transformers prefers for the model."""
     autocast: Literal["auto", "off", "bfloat16"] = "auto"
     """Type of the learner's matrix products; auto: bfloat16 on cuda, off elsewhere."""
@@ -46,10 +46,10 @@ class PolicyConfig(Options):
     """Wrap questions in the tokenizer's chat template, or in ``plain_template``; auto: chat where there is one."""
     plain_template: str = "{question}\n"
     """Text around a question when no chat template is used; must contain ``{question}``."""
-    threads: int | None = Field(None, ge=1)
+    threads: Annotated[int | None, RUNTIME] = Field(None, ge=1)
     """CPU threads of the trainer; default: one less than there are cores, because verifiers, uploads and the loopback
     server need one too, and a thread that waits for its core holds up all the others."""
-    trust_remote_code: bool = False
+    trust_remote_code: Annotated[bool, RUNTIME] = False
     """Run Python code that comes with the model. Only for models whose code you have read."""
 
     @model_validator(mode="after")
@@ -94,7 +94,7 @@ class SamplingConfig(Options):
     """Keep the smallest set of tokens whose probability reaches this; 1 keeps all."""
     top_k: int = Field(0, ge=0)
     """Keep this many most probable tokens; 0 keeps all."""
-    token_budget: int = Field(65_536, ge=1)
+    token_budget: Annotated[int, RUNTIME] = Field(65_536, ge=1)
     """Tokens (prompt + max_tokens, times rows) that one sampling batch may hold; bounds the KV cache."""
 
 
@@ -118,6 +118,17 @@ class TrackingConfig(Options):
     """Steps between histograms of the advantages; 0 draws none."""
     samples: int = Field(16, ge=0)
     """Completions in each stage's table of samples."""
+
+
+class CheckpointConfig(Options):
+    """When a stage writes a checkpoint that it can resume from, besides its last one."""
+
+    every_seconds: float = Field(20.0, gt=0)
+    """Seconds of training between two; longer where writing one takes more than a twentieth of that."""
+    every_steps: int | None = Field(None, ge=1)
+    """Steps between two, instead of seconds."""
+    keep: int = Field(2, ge=2)
+    """How many of the newest stay, so that a damaged one costs little; the best and the one handed over always do."""
 
 
 class StageConfig(Options):
@@ -153,7 +164,7 @@ class StageConfig(Options):
     """Optimizer updates on each batch; more than one makes the later ones off-policy (see ``clip``)."""
     clip: tuple[Annotated[float, Field(gt=0, lt=1)], Annotated[float, Field(gt=0)]] | None = None
     """[low, high]: bound the probability ratio to the sampler's policy to [1-low, 1+high]; null: no ratio at all."""
-    token_budget: int = Field(16_384, ge=1)
+    token_budget: Annotated[int, RUNTIME] = Field(16_384, ge=1)
     """Tokens, padding included, that one forward and backward pass may hold; bounds memory, changes no result."""
     sampling: SamplingConfig | None = None
     """Replaces the pipeline's sampling options in this stage."""
@@ -177,7 +188,7 @@ class StageConfig(Options):
 class PipelineConfig(Options):
     """One pipeline: a policy is taken through stages, in order, on one task."""
 
-    name: Name
+    name: Annotated[Name, RUNTIME]
     """What the pipeline is called; runs are named after it."""
     seed: int = Field(0, ge=0)
     """Seed of the new weights, the order of prompts and every sampled token."""
@@ -191,8 +202,10 @@ class PipelineConfig(Options):
     """How completions are drawn."""
     evaluation: EvaluationConfig = EvaluationConfig()
     """How accuracy is measured."""
-    tracking: TrackingConfig = TrackingConfig()
+    tracking: Annotated[TrackingConfig, RUNTIME] = TrackingConfig()
     """Where curves go."""
+    checkpoints: Annotated[CheckpointConfig, RUNTIME] = CheckpointConfig()
+    """How often a stage's state is kept, to resume from."""
     stages: Annotated[list[Any], Field(min_length=1)]
     """The stages, in order; any order and repetition works."""
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pipeline.training_state import State, optimizer_state, restore_optimizer
+
 
 class PromptCritic:
     """A value head trained by squared error on the rewards of each batch, in reward units.
@@ -45,3 +47,17 @@ class PromptCritic:
         residual = (rewards_PK.mean(-1) - values_P.detach()).var(unbiased=False)
         spread = rewards_PK.mean(-1).var(unbiased=False).clamp(min=1e-8)
         return {"critic/loss": float(loss.detach()), "critic/explained_variance": float(1 - residual / spread)}
+
+    def state(self) -> State:
+        """Head, optimizer and whether it has seen a batch."""
+        return {
+            "head": dict(self.head.state_dict()),
+            "optimizer": optimizer_state(self.optimizer, self.head),
+            "fresh": self.fresh,
+        }
+
+    def restore(self, state: State) -> None:
+        """Go on from :meth:`state`."""
+        self.head.load_state_dict(state["head"])
+        restore_optimizer(self.optimizer, self.head, state["optimizer"])
+        self.fresh = state["fresh"]

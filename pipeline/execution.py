@@ -2,34 +2,45 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.checkpoint import read_record, save_checkpoint, verified_record
+from pipeline.checkpoint import (
+    CHECKPOINTS,
+    CheckpointRecord,
+    damaged_files,
+    newest_whole,
+    read_record,
+    save_checkpoint,
+    verified_record,
+)
 from pipeline.config import PipelineConfig
+from pipeline.config_base import identity
 from pipeline.creation import create_policy
 from pipeline.errors import UserError
-from pipeline.evaluation import Evaluation, evaluate
-from pipeline.files import read_json, write_json
+from pipeline.evaluation import evaluate
+from pipeline.files import write_json
 from pipeline.journal import Journal
+from pipeline.ledger import begin_stage, fingerprint, stage_identity
 from pipeline.observer import Observer
 from pipeline.policy import Policy, load_policy, use_threads
 from pipeline.rewards import RewardSuite
-from pipeline.runs import (
-    FAILURE_FILE,
-    RESULT_FILE,
-    SUMMARY_FILE,
-    SUMMARY_KEYS,
-    RunFolder,
-    fingerprint,
+from pipeline.run_journal import (
+    description,
+    flatten,
+    heldout_curves,
+    journal_datasets,
+    open_parent_journal,
+    sample_rows,
 )
+from pipeline.runs import FAILURE_FILE, RESULT_FILE, START_FILE, SUMMARY_FILE, SUMMARY_KEYS, RunFolder
 from pipeline.stage import Stage
 from pipeline.tasks import TaskData, build_task, load_task, texts
 from pipeline.tracking_client import read_run_ids
 from pipeline.trainer import Trainer, all_prompts
-
-START_FILE = "start.json"
 
 
 def prepare(run: RunFolder, observer: Observer) -> dict[str, Any]:
@@ -37,31 +48,55 @@ def prepare(run: RunFolder, observer: Observer) -> dict[str, Any]:
 
     Returns ``{"checkpoint": path, "accuracy": share, "interval": [low, high], "seconds": s, "reused": bool}``.
     """
-    known = read_json(run.path / START_FILE)
-    reused = known is not None
-    if known is None:
-        began, config = time.perf_counter(), run.config
-        use_threads(config.policy)
-        task = build_task(config.task, run.base_dir, run.path / "data")
-        for text in task.notes:
-            observer.note(text)
-        policy = _starting_policy(config, task, run.base_dir)
-        folder = run.path / "start"
-        identity = fingerprint(config.policy.model_dump(mode="json"), config.seed, task.hashes)
-        save_checkpoint(policy, folder, stage="start", step=0, parent=None, fingerprint=identity)
-        _open_parent_journal(run, task, policy)
-        with _suite(run) as suite:
-            evaluation = evaluate(policy, all_prompts(task, "heldout"), suite, config)
-        Journal(run.path / "journal.jsonl").metrics(0, {"accuracy": evaluation.accuracy})
-        known = {"checkpoint": str(folder), **evaluation.record(), "seconds": time.perf_counter() - began}
-        known["policy"] = policy.describe()
-        write_json(run.path / START_FILE, known)
+    known = run.start()
+    reused = known is not None and _still_good(run, known, observer)
+    if known is None or not reused:
+        known = _prepare(run, observer)
     elif run.summary() is None:
-        Journal(run.path / "journal.jsonl").start(run.name)  # the run goes on
+        open_parent_journal(run, known["policy"])  # the run goes on, or begins as a fork
     shown = "{model_type}, {parameters:,} parameters, {dtype} on {device}, {attention} attention, template {template}"
     observer.note("policy: " + shown.format(**known["policy"]))
     observer.prepared(known["accuracy"], tuple(known["interval"]))
     return {**known, "reused": reused}
+
+
+def _prepare(run: RunFolder, observer: Observer) -> dict[str, Any]:
+    began, config = time.perf_counter(), run.config
+    use_threads(config.policy)
+    task = build_task(config.task, run.base_dir, run.data_dir)
+    for text in task.notes:
+        observer.note(text)
+    policy = _starting_policy(config, task, run.base_dir)
+    folder = run.path / "start"
+    made_of = fingerprint(identity(config.policy), config.seed, task.hashes)
+    save_checkpoint(policy, folder, stage="start", step=0, parent=None, fingerprint=made_of)
+    open_parent_journal(run, policy.describe())
+    with _suite(run) as suite:
+        evaluation = evaluate(policy, all_prompts(task, "heldout"), suite, config)
+    Journal(run.path / "journal.jsonl").metrics(0, {"accuracy": evaluation.accuracy})
+    made = {"checkpoint": folder.name, **evaluation.record(), "seconds": time.perf_counter() - began}
+    write_json(run.path / START_FILE, made | {"policy": policy.describe(), "content": read_record(folder).content})
+    known = run.start()
+    assert known is not None
+    return known
+
+
+def _still_good(run: RunFolder, known: dict[str, Any], observer: Observer) -> bool:
+    """Whether the policy before any stage is whole, or no longer needed because the first stage is done."""
+    if run.result(0) is not None or run.origin is not None:
+        return True
+    damaged = _damage(Path(known["checkpoint"]))
+    if damaged:
+        observer.note(f"the policy before any stage is damaged ({damaged}); it is made again")
+    return not damaged
+
+
+def _damage(checkpoint: Path) -> str:
+    """What is wrong with a checkpoint that should be handed over, or nothing."""
+    try:
+        return ", ".join(damaged_files(checkpoint, for_resume=False))
+    except UserError as error:
+        return error.what
 
 
 def _suite(run: RunFolder) -> RewardSuite:
@@ -86,157 +121,149 @@ def _starting_policy(config: PipelineConfig, task: TaskData, base_dir: Path) -> 
 def run_stage(run: RunFolder, index: int, parent: str, stage: Stage, observer: Observer) -> dict[str, Any]:
     """Train stage ``index`` from the checkpoint ``parent`` and return its success record, or the one it already has.
 
-    The record is written last: a stage that was interrupted has none, and starts again from its parent. What it left
-    behind is kept as a numbered attempt.
+    The record is written last: a stage that was interrupted has none, and goes on from its newest whole checkpoint.
 
-    Raises: StageFailed, UserError; the reason is also written to the stage's folder.
+    Raises: StageFailed, UserError, Interrupted; a failure's reason is also written to the stage's folder.
     """
-    config, done = run.config.stages[index], run.result(index)
-    total = len(run.config.stages)
-    if done is not None and done["parent"] == read_record(Path(parent)).content:
+    config, total = run.config.stages[index], len(run.config.stages)
+    parent_record = verified_record(Path(parent)) if not _done(run, index, parent, observer) else None
+    if parent_record is None:
         observer.note(f"stage {config.label} is done already: its checkpoint is reused")
-        return {**done, "reused": True}
-    observer.stage_started(config.label, index, total, config.steps)
-    _set_aside_earlier_attempt(run, index)
-    folder = run.stage_dir(index)
-    journal = Journal(folder / "journal.jsonl")
+        return {**(run.result(index) or {}), "reused": True}
+    task = load_task(run.data_dir)
+    made_of = stage_identity(run.config, index, parent_record.content, task.hashes)
+    folder = begin_stage(run, index, made_of)
+    checkpoint = newest_whole(folder, parent_record.content, observer.note)
+    observer.stage_started(config.label, index, total, config.steps, read_record(checkpoint).step if checkpoint else 0)
+    journals = Journal(folder / "journal.jsonl"), Journal(run.path / "journal.jsonl")
+    work = StageWork(run, index, Path(parent), parent_record, task, fingerprint(made_of), checkpoint)
     try:
         with _suite(run) as suite:
-            result = _train(run, index, Path(parent), stage, suite, journal, observer)
+            result = _train(work, stage, suite, journals[0], observer)
+        attempts = len(run.attempts(index))
+        journals[1].metrics(index + 1 + attempts * total, {"accuracy": result["accuracy_after"]})
+        write_json(folder / RESULT_FILE, result)
     except BaseException as error:
         killed = isinstance(error, KeyboardInterrupt | SystemExit)
         if not killed:
             line = str(error).splitlines()[0] if str(error) else repr(error)
-            write_json(folder / FAILURE_FILE, {"error": line, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
-        for ended in (journal, Journal(run.path / "journal.jsonl")):
-            ended.end("KILLED" if killed else "FAILED")
+            with contextlib.suppress(OSError):  # a full disk may be the very reason
+                write_json(folder / FAILURE_FILE, {"error": line, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
+        for journal in journals:
+            journal.end("KILLED" if killed else "FAILED")
         raise
-    write_json(folder / RESULT_FILE, result)
-    Journal(run.path / "journal.jsonl").metrics(index + 1, {"accuracy": result["accuracy_after"]})
-    observer.stage_finished(config.label, result)
-    return result
+    finished = run.result(index)
+    assert finished is not None
+    observer.stage_finished(config.label, finished)
+    return finished
 
 
-def _train(
-    run: RunFolder, index: int, parent: Path, stage: Stage, suite: RewardSuite, journal: Journal, observer: Observer
-) -> dict[str, Any]:
+def _done(run: RunFolder, index: int, parent: str, observer: Observer) -> bool:
+    """Whether the stage has a result from this very parent, whose checkpoint is whole where it is still needed."""
+    done = run.result(index)
+    if done is None:
+        return False
+    if done["parent"] != read_record(Path(parent)).content:
+        run.set_aside(index)
+        return False
+    needed = index + 1 == len(run.config.stages) or run.result(index + 1) is None
+    damaged = _damage(Path(done["checkpoint"])) if needed else ""
+    if damaged and "shared" in done:
+        raise UserError(
+            f"the checkpoint that this run shares with {done['shared']} is damaged",
+            where=done["checkpoint"],
+            got=damaged,
+            fix=f"`gradus resume {done['shared']}` makes it again",
+        )
+    if damaged:
+        observer.note(f"the result of stage {done['name']} is damaged ({damaged}); it is made again")
+        (run.stage_dir(index) / RESULT_FILE).unlink()
+    return not damaged
+
+
+@dataclass(frozen=True)
+class StageWork:
+    """What one stage works on and from where."""
+
+    run: RunFolder
+    index: int
+    parent: Path
+    parent_record: CheckpointRecord
+    task: TaskData
+    fingerprint: str
+    """Hash of the stage's identity."""
+    resume_from: Path | None
+    """Its newest whole checkpoint, or None where it begins."""
+
+
+def _train(work: StageWork, stage: Stage, suite: RewardSuite, journal: Journal, observer: Observer) -> dict[str, Any]:
     """Load, train, evaluate; returns the success record."""
-    began, config, task = time.perf_counter(), run.config.stages[index], load_task(run.path / "data")
+    run, index, task = work.run, work.index, work.task
+    config, parent = run.config.stages[index], work.parent_record.content
     use_threads(run.config.policy)
-    parent_record = verified_record(parent)
-    policy = load_policy(parent, run.config.policy)
-    if policy.template.digest != parent_record.template:
-        raise UserError("the prompt template differs from the one the parent was trained with", where=str(parent))
-    before = _accuracy_before(run, index, parent)
-    identity = fingerprint(config.model_dump(mode="json"), run.config.seed, parent_record.content, task.hashes)
-    display = f"{index + 1} {config.label}"
+    policy = load_policy(work.parent, run.config.policy)
+    if policy.template.digest != work.parent_record.template:
+        raise UserError("the prompt template differs from the one the parent was trained with", where=str(work.parent))
+    before = _accuracy_before(run, index, work.parent)
     tags = {"gradus.stage": config.label, "gradus.algorithm": config.stage, "gradus.variant": config.variant}
-    tags |= {"gradus.parent_checkpoint": parent_record.content, "gradus.fingerprint": identity}
-    journal.start(display, tags, flatten(config.model_dump(mode="json")) | {"seed": run.config.seed})
-    _journal_datasets(journal, run, task)
-    journal.metrics(0, _heldout(before))
+    tags |= {"gradus.parent_checkpoint": parent, "gradus.fingerprint": work.fingerprint}
+    journal.start(
+        f"{index + 1} {config.label}", tags, flatten(config.model_dump(mode="json")) | {"seed": run.config.seed}
+    )
+    if work.resume_from is None:
+        journal_datasets(journal, run)
+        journal.metrics(0, heldout_curves(before))
     trainer = Trainer(
-        policy, stage, config, run.config, task, suite, journal, observer,
-        checkpoints=run.stage_dir(index) / "checkpoints", parent=parent_record.content, fingerprint=identity,
+        policy, stage, config, run.config, task, suite, journal, observer, folder=run.stage_dir(index),
+        parent=parent, fingerprint=work.fingerprint, resume_from=work.resume_from,
     )  # fmt: skip
     checkpoint = trainer.train()
-    after = evaluate(trainer.policy, all_prompts(task, "heldout"), suite, run.config)
-    journal.metrics(trainer.step, _heldout(after.record()) | {"time/evaluate": after.seconds})
+    after, progress = evaluate(trainer.policy, all_prompts(task, "heldout"), suite, run.config), trainer.progress
+    journal.metrics(progress.step, heldout_curves(after.record()) | {"time/evaluate": after.seconds})
     journal.tags(
         {"gradus.accuracy_before": f"{before['accuracy']:.4f}", "gradus.accuracy_after": f"{after.accuracy:.4f}"}
     )
-    journal.table("samples", trainer.step, _sample_rows(after, run.config))
-    journal.model(f"{run.name}-{config.label}", checkpoint, trainer.step, {"heldout/accuracy": after.accuracy})
+    journal.table("samples", progress.step, sample_rows(after, run.config))
+    journal.model(f"{run.name}-{config.label}", checkpoint, progress.step, {"heldout/accuracy": after.accuracy})
     journal.end("FINISHED")
+    journal.sync()
     return {
         "name": config.label,
         "variant": config.variant,
-        "steps": trainer.step,
+        "steps": progress.step,
         "accuracy_before": before["accuracy"],
         "accuracy_after": after.accuracy,
         "interval": list(after.interval),
-        "rollouts": trainer.rollouts,
-        "tokens": trainer.tokens,
-        "seconds": round(time.perf_counter() - began, 3),
-        "checkpoint": str(checkpoint),
+        "rollouts": progress.rollouts,
+        "tokens": progress.tokens,
+        "seconds": round(trainer.seconds, 3),
+        "checkpoint": f"{CHECKPOINTS}/{checkpoint.name}",
         "algorithm": config.stage,
-        "parent": parent_record.content,
-        "fingerprint": identity,
+        "parent": parent,
+        "fingerprint": work.fingerprint,
         "content": read_record(checkpoint).content,
         "prompts": after.prompts,
         "verifier_errors": after.errors,
     }
 
 
-def _heldout(measured: dict[str, Any]) -> dict[str, float]:
-    """Held-out accuracy with its 95 % interval, as curves."""
-    low, high = measured["interval"]
-    return {"heldout/accuracy": measured["accuracy"], "heldout/accuracy_low": low, "heldout/accuracy_high": high}
-
-
 def _accuracy_before(run: RunFolder, index: int, parent: Path) -> dict[str, Any]:
     """Accuracy of the parent, measured when it was made."""
     if index == 0:
-        return read_json(run.path / START_FILE)
+        return run.start() or {}
     result = run.result(index - 1)
     assert result is not None and result["checkpoint"] == str(parent), "a stage starts from the stage before it"
     return {"accuracy": result["accuracy_after"], "interval": result["interval"]}
 
 
-def _set_aside_earlier_attempt(run: RunFolder, index: int) -> None:
-    """Rename the folder of an unfinished attempt, so that the new one starts clean and nothing is overwritten."""
-    folder = run.stage_dir(index)
-    if not folder.exists():
-        return
-    number = 1
-    while (aside := folder.with_name(f"{folder.name}.attempt-{number}")).exists():
-        number += 1
-    if run.failure(index) is None and run.result(index) is None:
-        Journal(folder / "journal.jsonl").end("KILLED")
-    folder.rename(aside)
-
-
-def _open_parent_journal(run: RunFolder, task: TaskData, policy: Policy) -> None:
-    """The pipeline's own run in the tracking store."""
-    journal, config = Journal(run.path / "journal.jsonl"), run.config
-    order = " -> ".join(stage.label for stage in config.stages)
-    params = flatten(config.model_dump(mode="json", exclude={"stages"}))
-    params |= {f"policy.{name}": value for name, value in policy.describe().items()}
-    journal.start(run.name, {"gradus.pipeline": config.name, "gradus.stages": order}, params)
-    _journal_datasets(journal, run, task)
-    journal.artifact(run.path / "config.yaml")
-
-
-def _journal_datasets(journal: Journal, run: RunFolder, task: TaskData) -> None:
-    """The data set's splits, by content hash."""
-    source = str(getattr(run.config.task, "dataset", None) or getattr(run.config.task, "path", ""))
-    for split, context in (("train", "training"), ("heldout", "evaluation")):
-        journal.dataset(f"{source}-{split}", source, task.hashes[split][:16], task.sizes[split], context)
-
-
-def _sample_rows(evaluation: Evaluation, config: PipelineConfig) -> list[dict[str, Any]]:
-    """The first held-out prompts with what the policy answers and how each reward scores it."""
-    rollouts, count = evaluation.rollouts, config.tracking.samples
-    prompts, answers = rollouts.prompts[:count], rollouts.texts[:count]
-    return [
-        {
-            "question": prompt.question,
-            "completion": answers[row][0],
-            "answer": prompt.answer,
-            **{f"reward/{label}": values[row][0] for label, values in evaluation.components.items()},
-        }
-        for row, prompt in enumerate(prompts)
-    ]
-
-
 def finish(run: RunFolder) -> dict[str, Any]:
     """Write and return the run's summary; every stage must be done."""
-    start, results = read_json(run.path / START_FILE), [run.result(i) for i in range(len(run.config.stages))]
+    start, results = run.start(), [run.result(i) for i in range(len(run.config.stages))]
     assert start is not None and all(results), "the summary is written when every stage is done"
     ids = read_run_ids(run.path)
     stages: list[dict[str, Any]] = []
     for index, result in enumerate(results):
-        entry: dict[str, Any] = {**(result or {}), "mlflow_run_id": ids.get(run.stage_dir(index).name)}
+        entry: dict[str, Any] = {"mlflow_run_id": ids.get(run.stage_dir(index).name), **(result or {})}
         stages.append({key: entry[key] for key in SUMMARY_KEYS} | {"algorithm": entry["algorithm"]})
     summary = {
         "name": run.name,
@@ -249,33 +276,10 @@ def finish(run: RunFolder) -> dict[str, Any]:
     if run.summary() is None:
         journal = Journal(run.path / "journal.jsonl")
         accuracies = {f"accuracy/{stage['name']}": stage["accuracy_after"] for stage in stages}
-        journal.metrics(0, {"accuracy/start": summary["accuracy_start"]} | accuracies)
-        journal.metrics(0, {"accuracy/end": summary["accuracy_end"], "time/total": summary["seconds"]})
-        journal.tags({"mlflow.note.content": _description(summary)})
+        again = sum(len(run.attempts(index)) for index in range(len(stages)))
+        journal.metrics(again, {"accuracy/start": summary["accuracy_start"]} | accuracies)
+        journal.metrics(again, {"accuracy/end": summary["accuracy_end"], "time/total": summary["seconds"]})
+        journal.tags({"mlflow.note.content": description(summary)})
         journal.end("FINISHED")
     write_json(run.path / SUMMARY_FILE, summary)
     return summary
-
-
-def _description(summary: dict[str, Any]) -> str:
-    """The run's page in MLflow opens with this table (Markdown)."""
-    lines = ["| stage | steps | held-out accuracy before | after (95 % interval) | seconds |", "|---|---|---|---|---|"]
-    for stage in summary["stages"]:
-        low, high = stage["interval"]
-        after = f"{stage['accuracy_after']:.3f} ({low:.3f} to {high:.3f})"
-        cells = (stage["name"], stage["steps"], f"{stage['accuracy_before']:.3f}", after, f"{stage['seconds']:.0f}")
-        lines.append(f"| {' | '.join(map(str, cells))} |")
-    return "\n".join(lines)
-
-
-def flatten(value: Any, path: str = "") -> dict[str, Any]:
-    """Nested options as dotted keys, the way tracking lists parameters.
-
-    >>> flatten({"a": {"b": 1}, "c": [2, 3]})
-    {'a.b': 1, 'c': '[2, 3]'}
-    """
-    if isinstance(value, dict) and value:
-        return {
-            k: v for key, inner in value.items() for k, v in flatten(inner, f"{path}.{key}" if path else key).items()
-        }
-    return {path: str(value) if isinstance(value, list | dict) else value}

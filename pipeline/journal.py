@@ -9,6 +9,7 @@ the middle of a line leaves a torn last line: readers wait for its newline, and 
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -127,6 +128,13 @@ class Journal:
         """The run ends: FINISHED, FAILED or KILLED."""
         self._append("end", status=status)
 
+    def sync(self) -> None:
+        """Make everything appended so far durable. Raises: OSError where that fails, or an event was lost earlier."""
+        if self.lost:
+            raise OSError(errno.ENOSPC, f"{self.lost} events could not be written", str(self.path))
+        if self._file is not None:
+            os.fsync(self._file)
+
     def close(self) -> None:
         """Release the file; a later event opens it again."""
         if self._file is not None:
@@ -193,3 +201,13 @@ def journals(run_dir: str | Path) -> list[tuple[str, Path]]:
     stages = sorted(path for path in run_dir.glob("stages/*/journal.jsonl"))
     parent = run_dir / "journal.jsonl"
     return ([("", parent)] if parent.exists() else []) + [(path.parent.name, path) for path in stages]
+
+
+def metric_history(path: str | Path) -> dict[str, dict[int, float]]:
+    """metric -> step -> value. A resumed run repeats steps, with the same values; what was written first counts."""
+    history: dict[str, dict[int, float]] = {}
+    for event, _ in iter_events(path):
+        if event is not None and event["kind"] == "metrics":
+            for name, value in event["values"].items():
+                history.setdefault(name, {}).setdefault(event["step"], value)
+    return history

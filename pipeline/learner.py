@@ -18,6 +18,7 @@ from pipeline.config import StageConfig
 from pipeline.errors import StageFailed
 from pipeline.losses import token_weights, weighted_likelihood
 from pipeline.policy import Policy, completion_logprobs
+from pipeline.training_state import State, optimizer_state, restore_optimizer
 from pipeline.types import Rollouts
 
 
@@ -100,6 +101,18 @@ class Learner:
             metrics = self._step(rows, coefficients, rollouts.truncated_PK.numel(), learning_rate(step, self.config))
         assert first_weights is not None
         return metrics, first_weights
+
+    def state(self) -> State:
+        """The optimizer's moments, and how many updates in a row were skipped."""
+        return {
+            "optimizer": optimizer_state(self.optimizer, self.policy.model),
+            "skipped_in_a_row": self.skipped_in_a_row,
+        }
+
+    def restore(self, state: State) -> None:
+        """Go on from :meth:`state`."""
+        restore_optimizer(self.optimizer, self.policy.model, state["optimizer"])
+        self.skipped_in_a_row = state["skipped_in_a_row"]
 
     def _step(self, rows: Rows, coefficients_RT: Tensor, completions: int, rate: float) -> dict[str, float]:
         """One optimizer update. Rows whose coefficients are all zero take no part."""

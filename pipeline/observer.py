@@ -12,8 +12,8 @@ class Observer:
     def prepared(self, accuracy: float, interval: tuple[float, float]) -> None:
         """Data and the untrained policy are ready; its held-out accuracy with a 95 % interval."""
 
-    def stage_started(self, label: str, index: int, total: int, steps: int) -> None:
-        """Stage ``index`` (from 0) of ``total`` begins."""
+    def stage_started(self, label: str, index: int, total: int, steps: int, done: int) -> None:
+        """Stage ``index`` (from 0) of ``total`` begins, or goes on after ``done`` of its ``steps``."""
 
     def step_done(self, label: str, step: int, steps: int, metrics: Mapping[str, float]) -> None:
         """``step`` (from 1) of ``steps`` is done; metrics as they are logged."""
@@ -35,9 +35,9 @@ class Observers(Observer):
         for member in self.members:
             member.prepared(accuracy, interval)
 
-    def stage_started(self, label: str, index: int, total: int, steps: int) -> None:
+    def stage_started(self, label: str, index: int, total: int, steps: int, done: int) -> None:
         for member in self.members:
-            member.stage_started(label, index, total, steps)
+            member.stage_started(label, index, total, steps, done)
 
     def step_done(self, label: str, step: int, steps: int, metrics: Mapping[str, float]) -> None:
         for member in self.members:

@@ -199,6 +199,18 @@ def use_threads(config: PolicyConfig) -> None:
     torch.set_num_threads(config.threads or max(1, cores - 1))
 
 
+def parameters(policy: Policy) -> dict[str, Tensor]:
+    """The parameters by name, tied ones once."""
+    return dict(policy.model.named_parameters())
+
+
+@torch.no_grad()
+def copy_parameters(source: dict[str, Tensor], target: Policy) -> None:
+    """Give ``target`` the parameters that :func:`parameters` gave of a policy of the same architecture."""
+    for name, parameter in target.model.named_parameters():
+        parameter.copy_(source[name])
+
+
 def weights_dtype(config: PolicyConfig) -> torch.dtype:
     """Type of the weights in memory."""
     return torch.float32 if config.dtype == "auto" else getattr(torch, config.dtype)

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
+import contextlib
 import json
 import os
-import socket
-import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pipeline import __version__, yaml_text
+from pipeline import __version__, run_lock, yaml_text
+from pipeline.checkpoint import CHECKPOINTS, RECORD_FILE, read_record
 from pipeline.config import PipelineConfig, StageConfig
+from pipeline.config_base import identity
 from pipeline.errors import UserError
 from pipeline.files import read_json, write_json, write_text
 
-CONFIG_FILE, RUN_FILE, SUMMARY_FILE, LOCK_FILE = "config.yaml", "run.json", "summary.json", "lock"
-UNKNOWN_HOLDER = {"pid": "?", "host": "?", "since": "?"}
+CONFIG_FILE, RUN_FILE, START_FILE, SUMMARY_FILE = "config.yaml", "run.json", "start.json", "summary.json"
 RESULT_FILE, FAILURE_FILE = "result.json", "failure.json"
 SUMMARY_KEYS = [
     "name",
@@ -62,32 +59,28 @@ class RunFolder:
         config_file: Path,
         stage_configs: list[type[StageConfig]],
     ) -> RunFolder:
-        """The folder of a new run, or of an unfinished one with the same configuration, which then continues.
+        """The folder of a new run, or of one that asked for the same thing, which then goes on.
 
-        Raises: UserError where a run of that name has another configuration.
+        Raises: UserError with every difference, where a run of that name asked for something else.
         """
         folder = Path(runs_dir).absolute() / name
         if (folder / RUN_FILE).is_file():
             run = cls(folder, stage_configs)
-            changed = differences(run.config.model_dump(mode="json"), config.model_dump(mode="json"))
+            changed = differences(identity(run.config), identity(config))
             if changed:
                 raise UserError(
                     f"the run {name!r} exists with another configuration",
                     where=str(folder / CONFIG_FILE),
                     got="\n            ".join(changed),
                     expected="the configuration the run was started with",
-                    fix="choose another --name, or undo the change to continue that run",
+                    fix=f"`gradus resume {name}` goes on with the old configuration; `gradus fork {name} --from STAGE "
+                    "--set KEY=VALUE` makes a new run that shares what is done before STAGE; or choose another --name",
                 )
+            if run.holder() is None:
+                run.adopt(config)
             return run
         write_text(folder / CONFIG_FILE, yaml_text.dump(config.model_dump(mode="json")))
-        record = {
-            "name": name,
-            "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            "gradus": __version__,
-            "config_file": str(Path(config_file).absolute()),
-            "seed": config.seed,
-        }
-        write_json(folder / RUN_FILE, record)
+        write_json(folder / RUN_FILE, new_record(name, config, Path(config_file).absolute()))
         return cls(folder, stage_configs)
 
     @property
@@ -108,73 +101,103 @@ class RunFolder:
         file = self.path / CONFIG_FILE
         return pipeline_model(self.stage_configs).model_validate(yaml_text.parse(file.read_text(), str(file)).data)
 
+    def adopt(self, config: PipelineConfig) -> list[str]:
+        """Take over the runtime options of a configuration that asks for the same thing; returns what changed."""
+        changed = differences(self.config.model_dump(mode="json"), config.model_dump(mode="json"))
+        if changed:
+            write_text(self.path / CONFIG_FILE, yaml_text.dump(config.model_dump(mode="json")))
+            self.__dict__.pop("config")
+        return changed
+
     @property
     def base_dir(self) -> Path:
         """Folder that relative paths of the configuration are relative to."""
         return Path(self.record["config_file"]).parent
 
+    @property
+    def data_dir(self) -> Path:
+        """The task's data; a fork reads its origin's."""
+        return self.path / self.record.get("data", "data")
+
+    @property
+    def origin(self) -> dict[str, Any] | None:
+        """What this run was forked from: ``run``, ``stage``, ``checkpoint``, ``changes`` and ``mlflow_run_id``."""
+        return self.record.get("fork")
+
+    def stage_index(self, label: str) -> int:
+        """The position of a stage, from 0. Raises: UserError where the pipeline has none of that name."""
+        labels = [stage.label for stage in self.config.stages]
+        if label not in labels:
+            raise UserError(
+                f"the run {self.name!r} has no stage `{label}`", where="--from", expected=f"one of {', '.join(labels)}"
+            )
+        return labels.index(label)
+
     def stage_dir(self, index: int) -> Path:
         """``stages/01-label``, numbered from 1 in the pipeline's order."""
         return self.path / "stages" / f"{index + 1:02d}-{self.config.stages[index].label}"
 
+    def attempts(self, index: int) -> list[Path]:
+        """Folders of earlier attempts at a stage that were set aside, oldest first."""
+        folder = self.stage_dir(index)
+        numbered = [(int(path.suffix.removeprefix(".attempt-")), path) for path in _attempts_beside(folder)]
+        return [path for _, path in sorted(numbered)]
+
+    def set_aside(self, index: int) -> Path | None:
+        """Keep what a stage has as its next numbered attempt, so that it can begin anew."""
+        folder, earlier = self.stage_dir(index), self.attempts(index)
+        if not folder.exists():
+            return None
+        last = int(earlier[-1].suffix.removeprefix(".attempt-")) if earlier else 0
+        aside = folder.with_name(f"{folder.name}.attempt-{last + 1}")
+        folder.rename(aside)
+        return aside
+
+    def start(self) -> dict[str, Any] | None:
+        """What was measured before any stage, with the checkpoint's absolute path; None before that is done."""
+        start = read_json(self.path / START_FILE)
+        return start and start | {"checkpoint": str(self._found(self.path / start["checkpoint"], start))}
+
     def result(self, index: int) -> dict[str, Any] | None:
-        """A stage's success record, or None."""
-        return read_json(self.stage_dir(index) / RESULT_FILE)
+        """A stage's success record, with the checkpoint's absolute path, or None."""
+        folder = self.stage_dir(index)
+        result = read_json(folder / RESULT_FILE)
+        return result and result | {"checkpoint": str(self._found(folder / result["checkpoint"], result))}
+
+    @staticmethod
+    def _found(path: Path, result: dict[str, Any]) -> Path:
+        """Where a checkpoint is now: a fork's origin may have set the stage aside that made it."""
+        path = Path(os.path.normpath(path))
+        if path.is_dir() or "content" not in result:
+            return path
+        stage_dir = path.parent.parent
+        candidates = [folder / CHECKPOINTS / path.name for folder in _attempts_beside(stage_dir)]
+        same = [c for c in candidates if (c / RECORD_FILE).is_file() and read_record(c).content == result["content"]]
+        return same[0] if same else path
 
     def failure(self, index: int) -> dict[str, Any] | None:
         """A stage's failure record, or None; a stage that succeeded later has none."""
         return None if self.result(index) else read_json(self.stage_dir(index) / FAILURE_FILE)
 
     def summary(self) -> dict[str, Any] | None:
-        """The summary of a complete run, or None."""
-        return read_json(self.path / SUMMARY_FILE)
+        """The summary of a complete run, with checkpoints where they are now, or None."""
+        summary = read_json(self.path / SUMMARY_FILE)
+        for index, stage in enumerate(summary["stages"] if summary else ()):
+            stage["checkpoint"] = (self.result(index) or stage)["checkpoint"]
+        return summary
 
-    @contextmanager
+    @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the run for this process; the lock dies with it.
-
-        Raises: UserError that says who holds it.
-        """
-        with (self.path / LOCK_FILE).open("a+") as stream:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                holder = self.holder() or {}
-                raise UserError(
-                    f"another process is working on the run {self.name!r}",
-                    where=str(self.path),
-                    got="process {pid} on {host}, since {since}".format(**{**UNKNOWN_HOLDER, **holder}),
-                    expected="one process at a time",
-                    fix="wait for it, stop it, or launch under another --name",
-                ) from None
-            holder = {
-                "pid": os.getpid(),
-                "host": socket.gethostname(),
-                "since": time.strftime("%Y-%m-%d %H:%M:%S"),
-                "command": " ".join(sys.argv)[:200],
-            }
-            stream.truncate(0)
-            stream.write(json.dumps(holder))
-            stream.flush()
+        """Hold the run for this process; the lock dies with it. Raises: UserError that says who holds it."""
+        with run_lock.hold(self.path):
             yield
 
     def holder(self) -> dict[str, Any] | None:
-        """Who is working on the run right now, or None; a record that a dead process left behind does not count."""
-        try:
-            with (self.path / LOCK_FILE).open("r") as stream:
-                try:
-                    fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    try:
-                        return json.loads(stream.read())
-                    except json.JSONDecodeError:
-                        return {}
-        except FileNotFoundError:
-            pass
-        return None
+        """Who is working on the run right now, or None."""
+        return run_lock.holder(self.path)
 
     def state(self) -> str:
-        """``done``, ``running``, ``failed: why`` or ``stopped``."""
+        """``running``, ``done``, ``failed: why`` or ``stopped``; of a run whose process died, ``stopped``."""
         if self.holder() is not None:
             return "running"
         if self.summary():
@@ -183,9 +206,19 @@ class RunFolder:
         return f"failed: {failures[-1]['error']}" if failures else "stopped"
 
 
-def fingerprint(*parts: Any) -> str:
-    """Hash of plain values: equal exactly where they are equal."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+def new_record(name: str, config: PipelineConfig, config_file: Path) -> dict[str, Any]:
+    """What a new run's run.json says."""
+    return {
+        "name": name,
+        "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "gradus": __version__,
+        "config_file": str(config_file),
+        "seed": config.seed,
+    }
+
+
+def _attempts_beside(stage_dir: Path) -> list[Path]:
+    return [p for p in stage_dir.parent.glob(f"{stage_dir.name}.attempt-*") if p.suffix[9:].isdigit()]
 
 
 def differences(old: Any, new: Any, path: str = "") -> list[str]:
@@ -193,7 +226,13 @@ def differences(old: Any, new: Any, path: str = "") -> list[str]:
 
     >>> differences({"lr": 0.1, "steps": [1, 2]}, {"lr": 0.2, "steps": [1, 2]})
     ['lr: 0.1 -> 0.2']
+    >>> differences({"stages": [{"name": "a"}]}, {"stages": [{"name": "a"}, {"name": "b"}]})
+    ['stages.b: null -> {"name": "b"}']
     """
+    if isinstance(old, list) and isinstance(new, list):
+        olds, news = _labelled(old), _labelled(new)
+        if olds is not None and news is not None:
+            old, new = olds, news
     if isinstance(old, dict) and isinstance(new, dict):
         keys = [*old, *(key for key in new if key not in old)]
         return [
@@ -201,10 +240,13 @@ def differences(old: Any, new: Any, path: str = "") -> list[str]:
             for key in keys
             for line in differences(old.get(key), new.get(key), f"{path}.{key}" if path else str(key))
         ]
-    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        labels = [e.get("name") or i if isinstance(e, dict) else i for i, e in enumerate(old)]
-        return [line for i, label in enumerate(labels) for line in differences(old[i], new[i], f"{path}.{label}")]
     return [] if old == new else [f"{path}: {_short(old)} -> {_short(new)}"]
+
+
+def _labelled(entries: list[Any]) -> dict[str, Any] | None:
+    """A list of stages or rewards by their labels, so that one more or less is one line; None for other lists."""
+    labels = [str(e.get("name") or e.get("reward") or "") if isinstance(e, dict) else "" for e in entries]
+    return dict(zip(labels, entries, strict=True)) if all(labels) and len(set(labels)) == len(labels) else None
 
 
 def _short(value: Any) -> str:

@@ -11,10 +11,11 @@ from pipeline.config import StageConfig
 from pipeline.critic import PromptCritic
 from pipeline.learner import batch_logprobs
 from pipeline.losses import spread_PK
-from pipeline.policy import Policy
+from pipeline.policy import Policy, copy_parameters, parameters
 from pipeline.rewards.ranking import order_PKK
 from pipeline.sources import SampledGroups
 from pipeline.stage import Needs, Signals
+from pipeline.training_state import State
 from pipeline.types import Rollouts
 
 
@@ -36,6 +37,7 @@ class SignalProvider:
     ):
         self.needs, self.config, self.policy, self.temperature = needs, config, policy, temperature
         self.reference = frozen_copy(policy) if needs.reference else None
+        self.refreshed = False
         self.reference_groups = groups_of(self.reference) if self.reference and needs.reference_rewards else None
         width = policy.width
         self.critic = PromptCritic(width, needs.critic_lr) if needs.critic_lr is not None else None
@@ -45,7 +47,23 @@ class SignalProvider:
         """Refresh the reference where the stage's declared interval has passed."""
         every = self.needs.refresh_reference
         if self.reference is not None and every and step > 1 and (step - 1) % every == 0:
-            self.reference.model.load_state_dict(self.policy.model.state_dict())
+            copy_parameters(parameters(self.policy), self.reference)
+            self.refreshed = True
+
+    def state(self) -> State:
+        """The critic, and the reference policy once it is another than the stage's start."""
+        state: State = {"critic": self.critic.state() if self.critic is not None else None}
+        if self.reference is not None and self.refreshed:
+            state["reference"] = parameters(self.reference)
+        return state
+
+    def restore(self, state: State) -> None:
+        """Go on from :meth:`state`."""
+        if self.critic is not None:
+            self.critic.restore(state["critic"])
+        if self.reference is not None and "reference" in state:
+            copy_parameters(state["reference"], self.reference)
+            self.refreshed = True
 
     def of(self, rollouts: Rollouts, step: int) -> Callable[[int], Signals]:
         """The signals of a batch, as a function of the update's number: what depends on the policy is taken anew."""

@@ -24,13 +24,13 @@ from typing import Any
 
 from pipeline.errors import UserError
 from pipeline.journal import journals
+from pipeline.run_lock import holder
 from pipeline.tracking_client import (
     ENVIRONMENT,
     Position,
     Report,
     count_undelivered,
     file_lock,
-    is_working,
     read_run_ids,
     redacted,
     tracking_options,
@@ -155,7 +155,7 @@ def sync_run(run_dir: str | Path) -> Report:
                 return Report(run_dir.name, redacted(uri), undelivered=count_undelivered(run_dir), busy=True)
             uploader = Uploader(run_dir, uri, experiment)
             report = uploader.sync()
-            if report.error is None and not is_working(run_dir):
+            if report.error is None and holder(run_dir) is None:
                 uploader.end_runs("KILLED")
             return report
     except (OSError, UserError) as error:
@@ -215,7 +215,7 @@ def _passes(uploader: Uploader, parent: _Parent, total: Report) -> Report:
         total.rejected += report.rejected
         total.undelivered, total.error, total.run_ids = report.undelivered, report.error, report.run_ids
         if last:
-            if not parent.asked:
+            if not parent.asked and holder(uploader.run_dir) is None:  # or the next launch is at it already
                 uploader.end_runs("KILLED")
             return total
         pause = PASS_EVERY if report.error is None else min(MAX_PAUSE, 2 * pause)

@@ -12,7 +12,6 @@ import fcntl
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -189,20 +188,6 @@ def file_lock(path: Path, wait: bool = True) -> Iterator[bool]:
 def upload_lock(run_dir: str | Path) -> Path:
     """The file that the one uploader of a run holds."""
     return Path(run_dir) / "mlflow.lock"
-
-
-def is_working(run_dir: str | Path) -> bool:
-    """Whether a process may be training in this run folder; true also where another host's process cannot be asked."""
-    try:
-        holder = json.loads((Path(run_dir) / "lock").read_text())
-        if holder["host"] != socket.gethostname():
-            return True
-        os.kill(int(holder["pid"]), 0)
-    except PermissionError:
-        return True
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-    return True
 
 
 class UploaderHandle:

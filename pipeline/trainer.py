@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
-from pipeline.checkpoint import save_checkpoint
-from pipeline.config import PipelineConfig, StageConfig
+from pipeline import interruption
+from pipeline.checkpoint import CHECKPOINTS, RESUME, prune, read_record, save_checkpoint, verified_record
+from pipeline.config import CheckpointConfig, PipelineConfig, StageConfig
 from pipeline.errors import StageFailed
 from pipeline.evaluation import evaluate
 from pipeline.journal import Journal
@@ -18,13 +20,53 @@ from pipeline.learner import Learner, batch_logprobs
 from pipeline.losses import kl_estimate
 from pipeline.metrics import advantage_metrics, finite, rollout_metrics
 from pipeline.observer import Observer
-from pipeline.policy import Policy, load_policy
+from pipeline.policy import Policy, copy_parameters, load_policy, parameters
 from pipeline.rewards import RewardSuite
 from pipeline.signals import SignalProvider, frozen_copy
 from pipeline.sources import Demonstrations, SampledGroups, Source, sampling_of
 from pipeline.stage import Stage
 from pipeline.tasks import PromptStream, TaskData
+from pipeline.training_state import read_state, write_state
 from pipeline.types import Prompt, Rollouts
+
+WRITING_SHARE = 0.05
+"""Largest share of a stage's time that checkpoints by the clock may take."""
+
+
+@dataclass
+class Progress:
+    """How far a stage has come; what a resume starts from."""
+
+    step: int = 0
+    """Steps done."""
+    rollouts: int = 0
+    """Completions trained on or sampled so far, those of a reference policy included."""
+    tokens: int = 0
+    """Their completion tokens."""
+    seconds: float = 0.0
+    """Training time behind the last checkpoint."""
+    reached: bool = False
+    """Whether ``stop_at`` was reached."""
+    best_step: int | None = None
+    """The checkpoint with the highest accuracy on the validation prompts, where the stage chooses by that."""
+    best_accuracy: float = -1.0
+
+
+class Timer:
+    """When the next checkpoint is due: by steps, or by the clock but never for more than a small share of the time."""
+
+    def __init__(self, config: CheckpointConfig):
+        self.config, self.cost, self.since = config, 0.0, time.perf_counter()
+
+    def due(self, step: int) -> bool:
+        """Whether a checkpoint should be written after this step."""
+        if self.config.every_steps is not None:
+            return step % self.config.every_steps == 0
+        return time.perf_counter() - self.since >= max(self.config.every_seconds, self.cost / WRITING_SHARE)
+
+    def wrote(self, seconds: float) -> None:
+        """One was written, and took this long."""
+        self.cost, self.since = seconds, time.perf_counter()
 
 
 @dataclass
@@ -32,6 +74,7 @@ class Trainer:
     """Everything one stage trains with. ``train`` leaves the policy as it should be handed over."""
 
     policy: Policy
+    """The parent's policy."""
     stage: Stage
     config: StageConfig
     pipeline: PipelineConfig
@@ -39,18 +82,15 @@ class Trainer:
     suite: RewardSuite
     journal: Journal
     observer: Observer
-    checkpoints: Path
-    """Folder for this stage's checkpoints."""
+    folder: Path
+    """The stage's folder; checkpoints lie in it."""
     parent: str
     """Content hash of the checkpoint that the policy came from."""
     fingerprint: str
-    """Hash of the configuration, written into each checkpoint."""
-    rollouts: int = field(default=0, init=False)
-    """Completions trained on or sampled so far, those of a reference policy included."""
-    tokens: int = field(default=0, init=False)
-    """Their completion tokens."""
-    step: int = field(default=0, init=False)
-    """Steps done."""
+    """Hash of the stage's identity, written into each checkpoint."""
+    resume_from: Path | None = None
+    """A whole checkpoint of this very stage to go on from."""
+    progress: Progress = field(default_factory=Progress, init=False)
 
     def __post_init__(self) -> None:
         self.needs = self.stage.needs(self.config)
@@ -74,34 +114,49 @@ class Trainer:
         self.temperature = temperature
         measures_kl = self.config.kl_every > 0 and self.needs.completions == "policy"
         self.start = frozen_copy(self.policy) if measures_kl else None
+        self.timer, self.began = Timer(self.pipeline.checkpoints), time.perf_counter()
         self._told: set[str] = set()
+        if self.resume_from is not None:
+            self._resume(self.resume_from)
 
     def train(self) -> Path:
-        """Run every step, or until ``stop_at`` is reached; returns the checkpoint to hand over."""
-        best = (self._accuracy(), self._save()) if self._chooses_best else None
-        while self.step < self.config.steps:
-            self.step = step = self.step + 1
-            began = time.perf_counter()
-            self.signals.begin(step)
-            rollouts = self.source.batch(step)
-            weigh = self._weigher(rollouts, step)
-            sampled = time.perf_counter()
-            metrics, weights = self._update(rollouts, weigh)
-            metrics["time/update"] = time.perf_counter() - sampled
-            self._log(step, rollouts, weights, metrics, began)
-            if not self.config.eval_every or (step % self.config.eval_every and step < self.config.steps):
-                continue
-            accuracy = self._accuracy()
-            if best is not None and accuracy > best[0]:
-                best = accuracy, self._save()
-            if self.config.stop_at is not None and accuracy >= self.config.stop_at:
-                self.observer.note(f"{self.config.label}: {accuracy:.3f} on the validation prompts, stopping at {step}")
-                break
+        """Run every step that is left, or until ``stop_at`` is reached; returns the checkpoint to hand over.
+
+        Raises: Interrupted after a signal, once the step in hand is done and kept.
+        """
+        if self.config.handover == "best" and self.progress.best_step is None:
+            self._keep_best(self._accuracy())
+        while self.progress.step < self.config.steps and not self.progress.reached:
+            with interruption.deferred():
+                self._train_step()
+                self._validate()
+                if interruption.requested() or self.timer.due(self.progress.step):
+                    self._save()
+            interruption.leave_if_requested()
         last = self._save()
-        if best is None or best[1] == last:
+        if self.progress.best_step in (None, self.progress.step):
             return last
-        self.policy.model = load_policy(best[1], self.pipeline.policy).model
-        return best[1]
+        best = self._checkpoint(self.progress.best_step)
+        verified_record(best)
+        copy_parameters(parameters(load_policy(best, self.pipeline.policy)), self.policy)
+        return best
+
+    def _train_step(self) -> None:
+        """One batch: from prompts to an update and its curves."""
+        began = time.perf_counter()
+        step = self.progress.step + 1
+        torch.manual_seed(self.pipeline.seed + step)  # whatever draws from the global generator repeats after a resume
+        self.signals.begin(step)
+        rollouts = self.source.batch(step)
+        weigh = self._weigher(rollouts, step)
+        sampled = time.perf_counter()
+        try:
+            metrics, step_weights = self.learner.update(rollouts, step, weigh)
+        except StageFailed as error:
+            raise StageFailed(f"{error} They are kept in {self._save()}") from None
+        metrics["time/update"] = time.perf_counter() - sampled
+        self.progress.step = step
+        self._log(step, rollouts, step_weights, metrics, began)
 
     def _weigher(self, rollouts: Rollouts, step: int) -> Callable[[int], Tensor]:
         """The weights of update n of a batch: the stage's pure function, and 0 for completions nobody could score."""
@@ -115,36 +170,71 @@ class Trainer:
 
         return weigh
 
-    def _update(self, rollouts: Rollouts, weigh: Callable[[int], Tensor]) -> tuple[dict[str, float], Tensor]:
-        """The learner's update; where it gives up, the weights of its last good one are kept and named."""
-        try:
-            return self.learner.update(rollouts, self.step, weigh)
-        except StageFailed as error:
-            raise StageFailed(f"{error} They are kept in {self._save()}") from None
-
-    @property
-    def _chooses_best(self) -> bool:
-        return self.config.handover == "best"
+    def _validate(self) -> None:
+        """Every ``eval_every`` steps: is this the best so far, and is it good enough?"""
+        step, every = self.progress.step, self.config.eval_every
+        if not every or (step % every and step < self.config.steps):
+            return
+        accuracy = self._accuracy()
+        if self.config.stop_at is not None and accuracy >= self.config.stop_at:
+            self.progress.reached = True
+            self.observer.note(f"{self.config.label}: {accuracy:.3f} on the validation prompts, stopping at {step}")
+        if self.config.handover == "best" and accuracy > self.progress.best_accuracy:
+            self._keep_best(accuracy)
 
     def _accuracy(self) -> float:
         """Accuracy on the validation prompts, never on those that are reported."""
         evaluation = evaluate(self.policy, all_prompts(self.task, "validation"), self.suite, self.pipeline)
-        self.journal.metrics(self.step, {"validation/accuracy": evaluation.accuracy})
+        self.journal.metrics(self.progress.step, {"validation/accuracy": evaluation.accuracy})
         return evaluation.accuracy
 
+    def _keep_best(self, accuracy: float) -> None:
+        self.progress.best_step, self.progress.best_accuracy = self.progress.step, accuracy
+        self._save()
+
+    def _checkpoint(self, step: int | None) -> Path:
+        return self.folder / CHECKPOINTS / f"step-{step:06d}"
+
     def _save(self) -> Path:
-        """Checkpoint the policy as it is now, once a step."""
-        folder, step = self.checkpoints / f"step-{self.step:06d}", self.step
-        if folder.is_dir():
+        """Checkpoint everything as it is now, once a step, and remove what the keep rule does not hold."""
+        folder, step = self._checkpoint(self.progress.step), self.progress.step
+        if self.resume_from == folder:
             return folder
-        return save_checkpoint(self.policy, folder, self.config.label, step, self.parent, self.fingerprint)
+        began = time.perf_counter()
+
+        def write(resume: Path) -> None:
+            self.journal.sync()  # the curves up to here are as safe as the weights
+            progress = asdict(self.progress) | {"seconds": self.seconds}
+            state = {"progress": progress, "learner": self.learner.state(), "signals": self.signals.state()}
+            write_state(resume, state)
+
+        save_checkpoint(self.policy, folder, self.config.label, step, self.parent, self.fingerprint, write)
+        self.resume_from = folder
+        best = self.progress.best_step
+        prune(self.folder, step, self.pipeline.checkpoints.keep, set() if best is None else {best})
+        self.timer.wrote(time.perf_counter() - began)
+        return folder
+
+    def _resume(self, checkpoint: Path) -> None:
+        """Take over the weights and the state of a checkpoint of this stage."""
+        assert read_record(checkpoint).parent == self.parent, "a stage goes on from its own checkpoints"
+        copy_parameters(parameters(load_policy(checkpoint, self.pipeline.policy)), self.policy)
+        state = read_state(checkpoint / RESUME)
+        self.progress = Progress(**state["progress"])
+        self.learner.restore(state["learner"])
+        self.signals.restore(state["signals"])
+
+    @property
+    def seconds(self) -> float:
+        """Training time so far, that before a resume included."""
+        return self.progress.seconds + time.perf_counter() - self.began
 
     def _log(self, step: int, rollouts: Rollouts, weights: Tensor, metrics: dict[str, float], began: float) -> None:
         """Curves to the journal, progress to the observer."""
         passes = 2 if self.needs.reference_rewards else 1
-        self.rollouts += rollouts.truncated_PK.numel() * passes
+        self.progress.rollouts += rollouts.truncated_PK.numel() * passes
         step_tokens = int(rollouts.mask_PKT.sum()) * passes
-        self.tokens += step_tokens
+        self.progress.tokens += step_tokens
         metrics |= rollout_metrics(rollouts) | advantage_metrics(weights) | self.source.metrics | self.signals.metrics
         if self.start is not None and step % self.config.kl_every == 0:
             reference = batch_logprobs(self.start, rollouts, self.temperature, self.config.token_budget)

@@ -38,7 +38,7 @@ class Rehearsal:
         assert stage.name == config.stage
         if done:
             return {**done, "reused": True}
-        observer.stage_started(config.label, index, len(run.config.stages), config.steps)
+        observer.stage_started(config.label, index, len(run.config.stages), config.steps, 0)
         self.surprises.get(config.label, lambda: None)()
         for step in (1, 2):
             observer.step_done(config.label, step, 2, {"reward/mean": step / 4, "throughput/tokens_per_second": 1234.5})

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from pipeline.checkpoint import damaged_files, read_record, save_checkpoint, verified_record
-from pipeline.errors import UserError
+from pipeline.errors import StageFailed, UserError
 from pipeline.policy import Policy
 
 
@@ -52,7 +52,7 @@ def test_a_failure_while_saving_leaves_the_earlier_checkpoint_whole(policy, tmp_
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Policy, "save", disk_full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(StageFailed, match="no room for the checkpoint of step 3"):
         save(policy, folder)
     assert json.loads((folder / "gradus.json").read_text()) == before and not damaged_files(folder)
     assert [p.name for p in tmp_path.iterdir()] == ["c"]

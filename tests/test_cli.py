@@ -283,7 +283,7 @@ def test_a_terminal_gets_one_live_line_and_finished_stages_stay() -> None:
     with terminal.watching(console) as observer:
         assert isinstance(observer, terminal.LiveObserver)
         observer.prepared(0.1, (0.05, 0.15))
-        observer.stage_started("gfpo", 1, 3, 10)
+        observer.stage_started("gfpo", 1, 3, 10, 0)
         observer.step_done("gfpo", 4, 10, {"reward/mean": 0.5, "throughput/tokens_per_second": 1234.5})
         observer.progress.refresh()
         shown = console.export_text(clear=False)
@@ -295,7 +295,7 @@ def test_a_terminal_gets_one_live_line_and_finished_stages_stay() -> None:
 def test_a_pipe_gets_a_line_a_tenth(capsys: pytest.CaptureFixture[str]) -> None:
     console = Console(width=200)
     with terminal.watching(console) as observer:
-        observer.stage_started("sft", 0, 1, 100)
+        observer.stage_started("sft", 0, 1, 100, 0)
         for step in range(1, 101):
             observer.step_done("sft", step, 100, {"update/loss": 1.0})
     lines = capsys.readouterr().out.splitlines()

@@ -155,7 +155,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_does_not(finished
     assert again.result(1)["content"] == finished.result(1)["content"] != other.result(1)["content"]
 
 
-def test_a_done_stage_is_reused_and_an_unfinished_one_starts_again_beside_its_earlier_attempt(tmp_path):
+def test_a_done_stage_is_reused_and_an_unfinished_one_goes_on_in_its_folder(tmp_path):
     config, stage = pipeline(EVERY_STAGE[:2]), discover()["dapo"]
 
     class Interrupted(Observer):
@@ -175,7 +175,7 @@ def test_a_done_stage_is_reused_and_an_unfinished_one_starts_again_beside_its_ea
     kinds = [e["kind"] for e in read_events(run.path / "journal.jsonl", 0)[0]]
     assert kinds.count("start") == 2 and kinds[-1] == "end"
     attempts = sorted(p.name for p in (run.path / "stages").iterdir())
-    assert attempts == ["01-sft", "02-dapo", "02-dapo.attempt-1"]
+    assert attempts == ["01-sft", "02-dapo"]
     assert run_stage(run, 1, first["checkpoint"], stage, Observer())["reused"] is True
 
 

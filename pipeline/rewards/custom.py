@@ -72,6 +72,12 @@ def _find_module(module: str) -> ModuleSpec | None:
     return spec
 
 
+def source_file(name: str) -> Path | None:
+    """The file of a reward of the user's own; None for the library's, and where there is no source."""
+    spec = _find_module(name.partition(":")[0]) if ":" in name else None
+    return Path(spec.origin) if spec is not None and spec.origin and spec.origin.endswith(".py") else None
+
+
 def _bindings(body: list[ast.stmt]) -> Iterator[tuple[str, ast.AST]]:
     """(name, where it is bound) for every name that a module's top level may bind; ``*`` for a star import."""
     for node in body:

@@ -1,0 +1,88 @@
+"""What a run tells tracking about itself, as events of its journals."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pipeline.config import PipelineConfig
+from pipeline.evaluation import Evaluation
+from pipeline.files import read_json
+from pipeline.journal import Journal
+from pipeline.runs import RunFolder
+
+
+def open_parent_journal(run: RunFolder, policy: dict[str, Any]) -> None:
+    """The pipeline's own run in the tracking store begins, or goes on."""
+    journal, config = Journal(run.path / "journal.jsonl"), run.config
+    order = " -> ".join(stage.label for stage in config.stages)
+    params = flatten(config.model_dump(mode="json", exclude={"stages"}))
+    params |= {f"policy.{name}": value for name, value in policy.items()}
+    journal.start(run.name, {"gradus.pipeline": config.name, "gradus.stages": order, **lineage_tags(run)}, params)
+    journal_datasets(journal, run)
+    journal.artifact(run.path / "config.yaml")
+
+
+def lineage_tags(run: RunFolder) -> dict[str, str]:
+    """What a fork came from and what it changed, as labels that the tracking pages can show in columns."""
+    if (origin := run.origin) is None:
+        return {}
+    tags = {"gradus.forked_from": origin["run"], "gradus.forked_at": origin["stage"]}
+    tags |= {
+        "gradus.parent_checkpoint": origin["checkpoint"],
+        "gradus.forked_from_run_id": origin["mlflow_run_id"] or "",
+    }
+    changes = [change.partition(": ") for change in origin["changes"]]
+    return tags | {f"changed.{key}": value for key, _, value in changes}
+
+
+def journal_datasets(journal: Journal, run: RunFolder) -> None:
+    """The data set's splits, by content hash."""
+    record = read_json(run.data_dir / "data.json")
+    source = str(getattr(run.config.task, "dataset", None) or getattr(run.config.task, "path", ""))
+    for split, context in (("train", "training"), ("heldout", "evaluation")):
+        journal.dataset(f"{source}-{split}", source, record["hashes"][split][:16], record["sizes"][split], context)
+
+
+def sample_rows(evaluation: Evaluation, config: PipelineConfig) -> list[dict[str, Any]]:
+    """The first held-out prompts with what the policy answers and how each reward scores it."""
+    rollouts, count = evaluation.rollouts, config.tracking.samples
+    prompts, answers = rollouts.prompts[:count], rollouts.texts[:count]
+    return [
+        {
+            "question": prompt.question,
+            "completion": answers[row][0],
+            "answer": prompt.answer,
+            **{f"reward/{label}": values[row][0] for label, values in evaluation.components.items()},
+        }
+        for row, prompt in enumerate(prompts)
+    ]
+
+
+def heldout_curves(measured: dict[str, Any]) -> dict[str, float]:
+    """Held-out accuracy with its 95 % interval, as curves."""
+    low, high = measured["interval"]
+    return {"heldout/accuracy": measured["accuracy"], "heldout/accuracy_low": low, "heldout/accuracy_high": high}
+
+
+def description(summary: dict[str, Any]) -> str:
+    """The run's page in MLflow opens with this table (Markdown)."""
+    lines = ["| stage | steps | held-out accuracy before | after (95 % interval) | seconds |", "|---|---|---|---|---|"]
+    for stage in summary["stages"]:
+        low, high = stage["interval"]
+        after = f"{stage['accuracy_after']:.3f} ({low:.3f} to {high:.3f})"
+        cells = (stage["name"], stage["steps"], f"{stage['accuracy_before']:.3f}", after, f"{stage['seconds']:.0f}")
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines)
+
+
+def flatten(value: Any, path: str = "") -> dict[str, Any]:
+    """Nested options as dotted keys, the way tracking lists parameters.
+
+    >>> flatten({"a": {"b": 1}, "c": [2, 3]})
+    {'a.b': 1, 'c': '[2, 3]'}
+    """
+    if isinstance(value, dict) and value:
+        return {
+            k: v for key, inner in value.items() for k, v in flatten(inner, f"{path}.{key}" if path else key).items()
+        }
+    return {path: str(value) if isinstance(value, list | dict) else value}

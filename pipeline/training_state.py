@@ -1,0 +1,72 @@
+"""What a stage must know to go on as if nothing had happened, as files: tensors as safetensors, the rest as JSON.
+
+The parts of a trainer describe themselves as nested mappings of tensors and plain values; here they become two files
+and come back the same, bit for bit. Random numbers need no state: draws, prompts and learning rates are functions of
+the step.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from pipeline.files import read_json, write_json
+
+State = dict[str, Any]
+"""Nested mappings of tensors and of values that JSON can hold; keys without a slash."""
+
+TENSORS, VALUES = "state.safetensors", "state.json"
+
+
+def write_state(folder: Path, state: State) -> None:
+    """Write a state into an existing folder."""
+    tensors: dict[str, Tensor] = {}
+    values = _without_tensors(state, "", tensors)
+    save_file(tensors, folder / TENSORS)
+    write_json(folder / VALUES, values)
+
+
+def read_state(folder: Path) -> State:
+    """What :func:`write_state` was given, on the CPU."""
+    state = read_json(folder / VALUES)
+    for path, tensor in load_file(folder / TENSORS).items():
+        *parents, name = path.split("/")
+        place = state
+        for parent in parents:
+            place = place[parent]
+        place[name] = tensor
+    return state
+
+
+def _without_tensors(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
+    """The same mappings with their tensors moved to ``tensors``, under the path of their keys."""
+    if not isinstance(value, dict):
+        return value
+    kept: State = {}
+    for key, item in value.items():
+        here = f"{path}/{key}" if path else key
+        if isinstance(item, Tensor):
+            tensors[here] = item.detach().contiguous()
+        else:
+            kept[key] = _without_tensors(item, here, tensors)
+    return kept
+
+
+def optimizer_state(optimizer: torch.optim.Optimizer, model: torch.nn.Module) -> State:
+    """The optimizer's moments and counts by parameter name; a parameter that had no gradient yet has none."""
+    return {
+        name: dict(optimizer.state[parameter])
+        for name, parameter in model.named_parameters()
+        if parameter in optimizer.state
+    }
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, model: torch.nn.Module, state: State) -> None:
+    """Give a new optimizer over the same parameters the state of an earlier one, each tensor as it was."""
+    for name, parameter in model.named_parameters():
+        if name in state:
+            optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in state[name].items()}
