@@ -1,0 +1,87 @@
+"""One run in several lives: each but the last is ended by a signal at a moment of its own.
+
+As a script: ``python lives.py FOLDER NAME LIFE ...`` where a life is ``label:step:share:signal``: once that step of
+that stage is done, the signal comes after that share of a further step's time; ``-`` is a life that may end in peace.
+Every life is a process of its own, forked from one that has imported everything.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from test_execution import STAGE_CONFIGS, write_task
+
+from flows.plain import run_plain
+from pipeline import interruption, yaml_text
+from pipeline.config import pipeline_model
+from pipeline.observer import Observer
+from pipeline.runs import RunFolder
+
+
+class Fate(Observer):
+    """Sends this process a signal while it is in the step after the fated one."""
+
+    def __init__(self, life: str):
+        label, step, share, number = life.split(":")
+        self.label, self.step, self.share, self.number = label, int(step), float(share), int(number)
+        self.last = 0.0
+        self.seconds = 0.05
+
+    def stage_started(self, label: str, index: int, total: int, steps: int, done: int) -> None:
+        self.last = time.perf_counter()
+        if label == self.label and self.step == 0:
+            self._strike_later()
+
+    def step_done(self, label: str, step: int, steps: int, metrics: Any) -> None:
+        self.seconds, self.last = time.perf_counter() - self.last, time.perf_counter()
+        if label == self.label and step == self.step:
+            self._strike_later()
+
+    def _strike_later(self) -> None:
+        def strike() -> None:
+            time.sleep(self.share * self.seconds)
+            os.kill(os.getpid(), self.number)
+
+        threading.Thread(target=strike, daemon=True).start()
+
+
+def live(run: RunFolder, life: str) -> int:
+    """The exit status of a process that works on the run until it is done or struck."""
+    child = os.fork()
+    if child:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    code = 1
+    try:
+        with run.lock(), interruption.handled():
+            run_plain(run.path, Observer() if life == "-" else Fate(life))
+        code = 0
+    except SystemExit as ending:
+        code = int(ending.code or 0)
+    finally:
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def main(folder: Path, name: str, *lives: str) -> None:
+    torch.set_num_threads(1)
+    raw = yaml_text.parse((folder / "config.yaml").read_text(), "config.yaml").data
+    config = pipeline_model(STAGE_CONFIGS).model_validate(raw)
+    if not (folder / "task.jsonl").exists():
+        write_task(folder)
+    for life in lives:
+        run = RunFolder.create(folder / "runs", config, name, folder / "config.yaml", STAGE_CONFIGS)
+        expected = {0} if life == "-" else {-signal.SIGKILL, 128 + signal.SIGTERM, 128 + signal.SIGINT}
+        status = live(run, life)
+        assert status in expected, f"life {life} ended with {status}"
+        print(life, status, flush=True)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), *sys.argv[2:])

@@ -1,0 +1,87 @@
+"""Resume means: as if nothing had happened. Runs that were killed and went on equal runs that were not, bit for bit."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from test_execution import STAGE_CONFIGS, pipeline
+
+from pipeline import yaml_text
+from pipeline.checkpoint import checkpoints_in
+from pipeline.runs import RunFolder
+from pipeline.sameness import outcome_differences
+
+TESTS = Path(__file__).resolve().parent
+STEPS = 6
+STAGES = [
+    {"stage": "sft", "eval_every": 2, "handover": "best"},
+    {"stage": "dapo", "group_size": 3},
+    {"stage": "vapo", "group_size": 3},
+    {"stage": "gfpo", "group_size": 3, "ranking": ["reward", "equation_steps", "shorter"], "updates_per_batch": 2},
+    {"stage": "srpo", "group_size": 2, "refresh": 2, "advantage": "combined"},
+]
+LABELS = [str(stage["stage"]) for stage in STAGES]
+KILL, TERM, INT = int(signal.SIGKILL), int(signal.SIGTERM), int(signal.SIGINT)
+
+
+def run_lives(folder: Path, name: str, *lives: str) -> RunFolder:
+    """The run after these lives, see lives.py."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)]), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(TESTS / "lives.py"), str(folder), name, *lives]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    return RunFolder(folder / "runs" / name, STAGE_CONFIGS)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pipeline of every stage, with a checkpoint every other step."""
+    folder = tmp_path_factory.mktemp("resume")
+    stages = [{**stage, "steps": STEPS} for stage in STAGES]
+    config = pipeline(stages, checkpoints={"every_steps": 2})
+    (folder / "config.yaml").write_text(yaml_text.dump(config.model_dump(mode="json")))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(folder: Path) -> RunFolder:
+    return run_lives(folder, "undisturbed", "-")
+
+
+def assert_same(undisturbed: RunFolder, run: RunFolder) -> None:
+    assert outcome_differences(undisturbed, run) == []
+    assert run.state() == "done"
+    assert not [path for path in run.path.rglob("*") if "attempt" in path.name]
+    leftovers = [path.name for path in run.path.rglob(".*") if not path.name.startswith(".mlflow")]
+    assert not leftovers
+
+
+def test_killed_at_a_random_moment_in_every_stage(folder: Path, undisturbed: RunFolder) -> None:
+    chance = random.Random()
+    lives = [f"{label}:{chance.randrange(1, STEPS)}:{chance.random():.3f}:{KILL}" for label in LABELS]
+    print("lives:", lives)  # shown when the test fails
+    assert_same(undisturbed, run_lives(folder, "killed", *lives, "-"))
+
+
+@pytest.mark.parametrize("step", [0, STEPS - 1, STEPS], ids=["first step", "last step", "after the last step"])
+def test_killed_in_the_first_and_the_last_step(folder: Path, undisturbed: RunFolder, step: int) -> None:
+    lives = [f"{label}:{step}:0.5:{KILL}" for label in LABELS]
+    assert_same(undisturbed, run_lives(folder, f"killed-{step}", *lives, "-"))
+
+
+@pytest.mark.parametrize("number", [TERM, INT], ids=["SIGTERM", "Ctrl-C"])
+def test_asked_to_end_in_every_stage(folder: Path, undisturbed: RunFolder, number: int) -> None:
+    lives = [f"{label}:{step}:0.5:{number}" for label, step in zip(LABELS, [0, 1, 2, 3, STEPS - 1], strict=True)]
+    assert_same(undisturbed, run_lives(folder, f"ended-{number}", *lives, "-"))
+
+
+def test_a_first_signal_finishes_the_step_and_keeps_it(folder: Path) -> None:
+    run = run_lives(folder, "polite", f"dapo:3:0.5:{TERM}")
+    assert [step for step, _ in checkpoints_in(run.stage_dir(1))] == [4, 2], "step 4 was finished and kept"
+    assert run.state() == "stopped"
