@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -84,7 +85,8 @@ def save_checkpoint(
                 write_state(making / RESUME)
             files = {str(p.relative_to(making)): sha256(p) for p in sorted(making.rglob("*")) if p.is_file()}
             record = CheckpointRecord(stage, step, parent, fingerprint, policy.template.digest, files)
-            write_json(making / RECORD_FILE, asdict(record))
+            fields = asdict(record)
+            write_json(making / RECORD_FILE, fields | {"record": _digest(fields)})
     except Exception as error:  # the libraries that write weights and tokenizers have errors of their own
         if not _no_room(error):
             raise
@@ -100,6 +102,11 @@ def _no_room(error: Exception) -> bool:
     return getattr(error, "errno", None) in NO_ROOM or any(f"os error {number}" in str(error) for number in NO_ROOM)
 
 
+def _digest(fields: dict[str, Any]) -> str:
+    """Hash of a record's fields, which it carries itself: nothing else would tell of a flipped bit in it."""
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
+
+
 def read_record(folder: Path) -> CheckpointRecord:
     """The record of a checkpoint.
 
@@ -108,10 +115,13 @@ def read_record(folder: Path) -> CheckpointRecord:
     raw: Any = None
     try:
         raw = read_json(folder / RECORD_FILE) if folder.is_dir() else None
-        if raw is not None:
-            return CheckpointRecord(**raw)
         got = None
-    except (ValueError, TypeError) as error:
+        if raw is not None:
+            digest = raw.pop("record")
+            if digest == _digest(raw):
+                return CheckpointRecord(**raw)
+            got = f"a damaged {RECORD_FILE}"
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         got = f"a damaged {RECORD_FILE}: {error}"
     raise UserError(
         "this is not a checkpoint",
@@ -150,25 +160,22 @@ def verified_record(folder: Path) -> CheckpointRecord:
 
 
 def checkpoints_in(stage_dir: Path) -> list[tuple[int, Path]]:
-    """(step, folder) of a stage's checkpoints whose record can be read, newest first."""
-    found: list[tuple[int, Path]] = []
-    for path in (stage_dir / CHECKPOINTS).glob("step-*"):
-        try:
-            found.append((read_record(path).step, path))
-        except UserError:
-            continue
-    return sorted(found, reverse=True)
+    """(step, folder) of a stage's checkpoints, newest first, whether they are whole or not."""
+    named = [(path.name.removeprefix("step-"), path) for path in (stage_dir / CHECKPOINTS).glob("step-*")]
+    return sorted(((int(step), path) for step, path in named if step.isdigit()), reverse=True)
 
 
 def newest_whole(stage_dir: Path, parent: str, tell: Callable[[str], None]) -> Path | None:
     """The newest checkpoint that the stage can go on from, every file as it was written; damaged ones are told of."""
     for step, path in checkpoints_in(stage_dir):
-        record = read_record(path)
-        if record.parent != parent or not record.resumable:
-            continue
-        if not (damaged := damaged_files(path)):
+        try:
+            record, damaged = read_record(path), ", ".join(damaged_files(path))
+        except UserError as error:
+            record, damaged = None, error.got or f"no {RECORD_FILE}"
+        if damaged:
+            tell(f"the checkpoint of step {step} is damaged ({damaged}); the one before it is used")
+        elif record is not None and record.parent == parent and record.resumable:
             return path
-        tell(f"the checkpoint of step {step} is damaged ({', '.join(damaged)}); the one before it is used")
     return None
 
 

@@ -80,3 +80,17 @@ def folder_in_the_making(final: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(making, ignore_errors=True)
         raise
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what a killed process was in the middle of writing below ``folder``; nobody else may be writing there.
+
+    Tracking's own files are left to the uploader, which may outlive the process that it served.
+    """
+    for path in [*folder.rglob(".*"), *folder.rglob("*.partial")]:
+        if path.name.startswith(".mlflow"):
+            continue
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)

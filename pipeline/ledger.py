@@ -155,7 +155,7 @@ def _plan_stage(run: RunFolder, config: PipelineConfig, index: int, parent: str,
         )
     if changes:
         return planned("run", "its configuration changed" if begun_with["parent"] == parent else "its parent changed")
-    steps = [step for step, path in checkpoints_in(folder) if (r := read_record(path)).parent == parent and r.resumable]
+    steps = [step for step, _ in checkpoints_in(folder)]
     if known is None or not steps:
         return planned("run", "stopped before its first checkpoint" if known else "not begun")
     failure = run.failure(index)

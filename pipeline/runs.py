@@ -16,7 +16,7 @@ from pipeline.checkpoint import CHECKPOINTS, RECORD_FILE, read_record
 from pipeline.config import PipelineConfig, StageConfig
 from pipeline.config_base import identity
 from pipeline.errors import UserError
-from pipeline.files import read_json, write_json, write_text
+from pipeline.files import read_json, remove_leftovers, write_json, write_text
 
 CONFIG_FILE, RUN_FILE, START_FILE, SUMMARY_FILE = "config.yaml", "run.json", "start.json", "summary.json"
 RESULT_FILE, FAILURE_FILE = "result.json", "failure.json"
@@ -188,8 +188,12 @@ class RunFolder:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the run for this process; the lock dies with it. Raises: UserError that says who holds it."""
+        """Hold the run for this process; the lock dies with it. What a dead holder had half written is removed.
+
+        Raises: UserError that says who holds it.
+        """
         with run_lock.hold(self.path):
+            remove_leftovers(self.path)
             yield
 
     def holder(self) -> dict[str, Any] | None:

@@ -1,7 +1,8 @@
 """One run in several lives: each but the last is ended by a signal at a moment of its own.
 
 As a script: ``python lives.py FOLDER NAME LIFE ...`` where a life is ``label:step:share:signal``: once that step of
-that stage is done, the signal comes after that share of a further step's time; ``-`` is a life that may end in peace.
+that stage, or a later one, is done, the signal comes after that share of a further step's time; ``-``
+lets a life end in peace.
 Every life is a process of its own, forked from one that has imported everything.
 """
 
@@ -26,30 +27,27 @@ from pipeline.runs import RunFolder
 
 
 class Fate(Observer):
-    """Sends this process a signal while it is in the step after the fated one."""
+    """Sends this process a signal while it is in the step after the fated one, or later where that is done already."""
 
-    def __init__(self, life: str):
+    def __init__(self, life: str, labels: list[str]):
         label, step, share, number = life.split(":")
-        self.label, self.step, self.share, self.number = label, int(step), float(share), int(number)
-        self.last = 0.0
-        self.seconds = 0.05
+        self.labels, self.fated, self.share, self.number = labels, (labels.index(label), int(step)), share, number
+        self.struck = False
 
     def stage_started(self, label: str, index: int, total: int, steps: int, done: int) -> None:
-        self.last = time.perf_counter()
-        if label == self.label and self.step == 0:
-            self._strike_later()
+        self._strike_later((index, done), 0.1)
 
     def step_done(self, label: str, step: int, steps: int, metrics: Any) -> None:
-        self.seconds, self.last = time.perf_counter() - self.last, time.perf_counter()
-        if label == self.label and step == self.step:
-            self._strike_later()
+        self._strike_later((self.labels.index(label), step), metrics["time/step"])
 
-    def _strike_later(self) -> None:
+    def _strike_later(self, now: tuple[int, int], seconds: float) -> None:
         def strike() -> None:
-            time.sleep(self.share * self.seconds)
-            os.kill(os.getpid(), self.number)
+            time.sleep(float(self.share) * seconds)
+            os.kill(os.getpid(), int(self.number))
 
-        threading.Thread(target=strike, daemon=True).start()
+        if now >= self.fated and not self.struck:
+            self.struck = True
+            threading.Thread(target=strike, daemon=True).start()
 
 
 def live(run: RunFolder, life: str) -> int:
@@ -59,8 +57,9 @@ def live(run: RunFolder, life: str) -> int:
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     code = 1
     try:
+        labels = [stage.label for stage in run.config.stages]
         with run.lock(), interruption.handled():
-            run_plain(run.path, Observer() if life == "-" else Fate(life))
+            run_plain(run.path, Observer() if life == "-" else Fate(life, labels))
         code = 0
     except SystemExit as ending:
         code = int(ending.code or 0)
