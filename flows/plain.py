@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from pipeline import interruption
+from pipeline.journal import Journal
 from pipeline.observer import Observer
 
 if TYPE_CHECKING:
@@ -57,23 +59,46 @@ class Work:
         stages = discover()
         return cls(RunFolder(run_dir, [stage.config for stage in stages.values()]), stages, execution)
 
+    def reopen(self) -> None:
+        """A piece of work that failed is tried again: the tracked run, which has ended with it, goes on."""
+        start = self.run.start()
+        if start is not None:
+            from pipeline.run_journal import open_parent_journal
+
+            open_parent_journal(self.run, start["policy"])
+
+    def ended(self, error: BaseException) -> None:
+        """The run ends with an error, whichever piece of work it came from, or a signal between two of them."""
+        path = self.run.path / "journal.jsonl"
+        if path.exists():
+            stopped = isinstance(error, KeyboardInterrupt | SystemExit)
+            Journal(path).end("KILLED" if stopped else "FAILED")
+
 
 def run_pipeline(work: Work, observer: Observer, call: Call) -> Result:
     """Prepare, then every stage on the checkpoint that the one before hands over; returns the run's summary."""
     run, execution = work.run, work.execution
-    parent = call(PREPARE, lambda: execution.prepare(run, observer), "")["checkpoint"]
-    for index, config in enumerate(run.config.stages):
+    try:
+        parent = call(PREPARE, lambda: execution.prepare(run, observer), "")["checkpoint"]
+        for index, config in enumerate(run.config.stages):
 
-        def stage(index: int = index, parent: str = parent, name: str = config.stage) -> Result:
-            return execution.run_stage(run, index, parent, work.stages[name], observer)
+            def stage(index: int = index, parent: str = parent, name: str = config.stage) -> Result:
+                return execution.run_stage(run, index, parent, work.stages[name], observer)
 
-        parent = call(config.label, stage, parent)["checkpoint"]
-    return execution.finish(run)
+            parent = call(config.label, stage, parent)["checkpoint"]
+        return execution.finish(run)
+    except BaseException as error:
+        work.ended(error)
+        raise
 
 
 def run_plain(run_dir: Path | str, observer: Observer, work: Work | None = None) -> Result:
-    """The whole pipeline as plain calls; returns the run's summary. The caller holds the run's lock."""
-    return run_pipeline(work or Work.open(run_dir), observer, lambda label, work, parent: work())
+    """The whole pipeline as plain calls; returns the run's summary. The caller holds the run's lock.
+
+    Raises: whatever a stage raised; Interrupted after SIGINT or SIGTERM.
+    """
+    with interruption.handled(observer.note):
+        return run_pipeline(work or Work.open(run_dir), observer, lambda label, work, parent: work())
 
 
 def failure_line(label: str, error: BaseException) -> str:

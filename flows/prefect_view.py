@@ -12,7 +12,7 @@ import json
 import logging
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,8 @@ class PrefectView(Observer):
     def __init__(self, run: RunFolder, note: Callable[[str], None]):
         self.run = run
         self._tell_user, self._told_user = note, False
+        self.resumed: dict[str, int] = {}
+        """Stage -> steps that were done before this launch went on with it."""
         self._rows: dict[str, dict[str, Any]] = {}
         self._ids: dict[str, UUID] = {}
         self._shown_at = 0.0
@@ -45,11 +47,14 @@ class PrefectView(Observer):
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="prefect-view")
         self._pending: Future[None] | None = None
 
-    def opened(self) -> None:
-        """The flow run has begun: say where its curves are."""
+    def opened(self, earlier: Sequence[Mapping[str, Any]] = (), origin_page: str = "") -> None:
+        """The flow run has begun: say where its curves are and, of one that goes on, where it comes from."""
         tracking = self.run.config.tracking
         text = curves_text(tracking.uri, tracking.experiment, self.run.path.parent)
         self._publish("curves", "markdown", text, "Where the curves are")
+        if lineage := lineage_text(self.run.origin, origin_page, earlier):
+            logger.info(lineage)
+            self._publish("lineage", "markdown", lineage, "What this flow run goes on from")
 
     def prepared(self, accuracy: float, interval: tuple[float, float]) -> None:
         logger.info("prepared: the policy's accuracy before any stage is %.3f (%.3f - %.3f)", accuracy, *interval)
@@ -57,6 +62,7 @@ class PrefectView(Observer):
     def stage_started(self, label: str, index: int, total: int, steps: int, done: int) -> None:
         logger.info("%s: stage %d of %d, %s steps, %s of them done", label, index + 1, total, steps, done)
         self._shown_at = 0.0
+        self.resumed[label] = done
 
     def step_done(self, label: str, step: int, steps: int, metrics: Mapping[str, float]) -> None:
         now, last = time.monotonic(), step >= steps
@@ -70,10 +76,9 @@ class PrefectView(Observer):
 
     def work_done(self, label: str, result: Mapping[str, Any]) -> None:
         """A stage has returned its record, freshly made or reused; the table of stages is published anew."""
-        row = self._rows[label] = table_row(label, result)
-        logger.info(
-            "%s: accuracy %s -> %s%s", label, row["accuracy before"], row["accuracy after"], row["note"] and ", reused"
-        )
+        row = self._rows[label] = table_row(label, result, self.resumed.get(label, 0))
+        told = ", ".join(filter(None, (f"accuracy {row['accuracy before']} -> {row['accuracy after']}", row["note"])))
+        logger.info("%s: %s", label, told)
         self._publish("stages", "table", json.dumps(list(self._rows.values())), "Stages so far")
 
     def note(self, text: str) -> None:
@@ -126,6 +131,28 @@ def curves_text(uri: str | None, experiment: str, runs_dir: Path) -> str:
     return f"{what}.\n\nTo open it: `gradus ui --runs {runs_dir}`"
 
 
+def lineage_text(origin: Mapping[str, Any] | None, page: str, earlier: Sequence[Mapping[str, Any]]) -> str:
+    """Markdown that links a flow run to those it goes on from, the newest first, and a fork to its origin.
+
+    >>> lineage_text(None, "", [{"began": "2026-01-31 10:00:00", "page": "http://p/1", "state": "Stopped"}])
+    'This flow run goes on from:\\n\\n- [the flow run of 2026-01-31 10:00:00](http://p/1): Stopped'
+    """
+    paragraphs = []
+    if origin is not None:
+        name = f"[{origin['run']}]({page})" if page else f"**{origin['run']}**"
+        what = f"This run is a fork of {name}: it shares what comes before the stage **{origin['stage']}**"
+        paragraphs.append(f"{what} and changes")
+        paragraphs.append("\n".join(f"- `{change}`" for change in origin["changes"]) or "- nothing")
+    if earlier:
+        paragraphs.append("This flow run goes on from:")
+        lines = []
+        for entry in reversed(earlier):
+            link = f"[the flow run of {entry.get('began', 'an earlier launch')}]({entry['page']})"
+            lines.append(f"- {link}: {entry['state'] or 'its end is not known'}")
+        paragraphs.append("\n".join(lines))
+    return "\n\n".join(paragraphs)
+
+
 def progress_line(step: int, steps: int, metrics: Mapping[str, float]) -> str:
     """One line about a step.
 
@@ -140,9 +167,10 @@ def progress_line(step: int, steps: int, metrics: Mapping[str, float]) -> str:
     return ", ".join(parts)
 
 
-def table_row(label: str, result: Mapping[str, Any]) -> dict[str, Any]:
-    """A stage's line in the table of stages."""
+def table_row(label: str, result: Mapping[str, Any], done: int = 0) -> dict[str, Any]:
+    """A stage's line in the table of stages, of one that went on after ``done`` steps."""
     low, high = result.get("interval") or (None, None)
+    note = f"shared with {result['shared']}" if "shared" in result else "reused" if result.get("reused") else ""
     return {
         "stage": label,
         "steps": result.get("steps"),
@@ -152,7 +180,7 @@ def table_row(label: str, result: Mapping[str, Any]) -> dict[str, Any]:
         "rollouts": _shown(result.get("rollouts"), ","),
         "tokens": _shown(result.get("tokens"), ","),
         "seconds": _shown(result.get("seconds"), ".1f"),
-        "note": "reused" if result.get("reused") else "",
+        "note": note or (f"resumed after step {done}" if done else ""),
     }
 
 

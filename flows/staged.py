@@ -6,11 +6,8 @@ disk decides what may be reused, and where Prefect fails for reasons of its own 
 
 from __future__ import annotations
 
-import concurrent.futures
 import contextlib
-import logging
 import signal
-import threading
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -19,17 +16,21 @@ from typing import Any
 
 from prefect import flow, tags, task
 from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import StateType
 from prefect.context import FlowRunContext, TagsContext
-from prefect.events.worker import EventsWorker
 from prefect.exceptions import TerminationSignal
-from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 from prefect.states import Completed, Failed, State
 
-from flows import server, settings
+from flows import server
+from flows.around_flow import flow_settings, flushed, quiet
 from flows.flow_record import FlowRecord
-from flows.plain import Result, Work, failure_line, run_pipeline, run_plain
+from flows.plain import PREPARE, Result, Work, failure_line, run_pipeline, run_plain
 from flows.prefect_view import PrefectView, logger
+from flows.stopping import Patience
+from pipeline import interruption
+from pipeline.checkpoint import NO_ROOM
 from pipeline.errors import StageFailed, UserError
+from pipeline.interruption import Interrupted
 from pipeline.observer import Observer, Observers
 
 RETRIES, RETRY_DELAY = 1, 2.0
@@ -37,9 +38,6 @@ RETRIES, RETRY_DELAY = 1, 2.0
 
 FLUSH_LIMIT = 5.0
 """Seconds that Prefect's background senders get at the end of a run; one where Prefect has just failed."""
-
-TALKERS = ("prefect", "prefect._internal", "EventsWorker", "APILogWorker")
-"""Loggers through which Prefect would speak on the terminal."""
 
 FLAWS = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
 """OS errors that say that something is wrong rather than busy; trying again would not help."""
@@ -51,9 +49,14 @@ class _Session:
 
     work: Work
     observer: Observer
+    patience: Patience
     view: PrefectView | None = None
+    label: str = PREPARE
+    """Of the work that is to be done next, or now."""
     pending: Callable[[], Result] = dict
     """What the next task does."""
+    tries: int = 0
+    """How often that was begun."""
     result: Result | None = None
     error: BaseException | None = None
     """Of the work that ran last."""
@@ -65,7 +68,8 @@ class _Session:
 
     def call(self, label: str, work: Callable[[], Result], parent: str) -> Result:
         """Run one piece of work as a task of its name; without the task where Prefect cannot."""
-        self.pending, self.result, self.error, self.failure = work, None, None, None
+        self.label, self.pending, self.tries = label, work, 0
+        self.result, self.error, self.failure = None, None, None
         server.revive_server()
         try:
             _stage.with_options(name=label, task_run_name=label)(label, parent, return_state=True)
@@ -73,35 +77,63 @@ class _Session:
             self.trouble = trouble
         if self.error is not None:
             raise self.error
-        result = work() if self.result is None else self.result
+        result = self.do() if self.result is None else self.result
         if self.view is not None and "steps" in result:
             self.view.work_done(label, result)
         return result
+
+    def do(self) -> Result:
+        """The pending work, which a signal ends in good order, also one that came just before it."""
+        self.tries += 1
+        try:
+            with interruption.handled(self.observer.note):
+                self.patience.leave_if_requested()
+                if self.tries > 1:
+                    self.work.reopen()
+                return self.pending()
+        except Interrupted as error:
+            self.patience.requested = error.number  # so that the next one does not wait for Prefect
+            raise
 
     def attempt(self, label: str) -> State[Any]:
         """Do the pending work and say in a state how it ended; the result or error itself stays here."""
         self.result = self.error = self.failure = None
         try:
-            with _exit_on_sigterm():
-                self.result = self.pending()
+            self.result = self.do()
         except Exception as error:
             self.error, self.failure = error, failure_line(label, error)
             logger.error(self.failure, exc_info=None if isinstance(error, UserError | StageFailed) else error)
             return Failed(message=self.failure)
+        except Interrupted as error:
+            self.error = error
+            return self.stopped()
         except BaseException as error:
             self.error = error
             raise
         name = "Reused" if self.result.get("reused") else "Completed"
-        return Completed(name=name, message=_success_line(self.result), data=self.result)
+        done = self.view.resumed.get(label, 0) if self.view is not None else 0
+        return Completed(name=name, message=_success_line(self.result, done), data=self.result)
+
+    def stopped(self) -> State[Any]:
+        """The state of what a signal ended: nobody's fault, and it can go on."""
+        return State(type=StateType.CANCELLED, name="Stopped", message=self.stopping)
+
+    @property
+    def stopping(self) -> str:
+        return f"stopped at {self.label}; `gradus resume {self.work.run.name}` goes on"
 
 
 _session: ContextVar[_Session] = ContextVar("session")
 
 
 def _worth_retrying(task: Any, task_run: Any, state: State[Any]) -> bool:
-    """Whether the last attempt failed for a reason that may pass: the disk, the network; never the work itself."""
+    """Whether the last attempt failed for a reason that may pass: the disk, the network; never the work itself.
+
+    A full disk does not pass by itself.
+    """
     session = _session.get()
-    again = isinstance(session.error, OSError) and not isinstance(session.error, FLAWS)
+    error = session.error
+    again = isinstance(error, OSError) and not isinstance(error, FLAWS) and error.errno not in NO_ROOM
     if again:
         session.observer.note(f"{session.failure}; trying again")
     return again
@@ -119,32 +151,29 @@ def _stage(label: str, parent: str) -> State[Any]:
     return _session.get().attempt(label)
 
 
-def _ended(flow: Any, flow_run: Any, state: State[Any]) -> None:
+def _crashed(flow: Any, flow_run: Any, state: State[Any]) -> None:
     """Hook: Prefect has taken the final state, so no later launch has to put it right."""
     FlowRecord(Path(flow_run.parameters["run_dir"])).settled(state.name or "")
 
 
-@flow(
-    name="staged-pipeline",
-    persist_result=False,
-    on_completion=[_ended],
-    on_failure=[_ended],
-    on_crashed=[_ended],
-)
+@flow(name="staged-pipeline", persist_result=False, on_crashed=[_crashed])
 def staged_pipeline(run_dir: str) -> State[Any]:
     """Take the policy of a run folder through its stages."""
     session = _session.get()
-    run, context = session.work.run, FlowRunContext.get()
+    session.patience.install()  # instead of Prefect's handler, which it removes itself at the end
+    run, context, record = session.work.run, FlowRunContext.get(), FlowRecord(session.work.run.path)
     if context is not None and context.flow_run is not None:
-        page = FlowRecord(run.path).begin(context.flow_run)
-        session.observer.note(f"Prefect shows this run at {page}")
+        session.observer.note(f"Prefect shows this run at {record.begin(context.flow_run)}")
     session.view = view = PrefectView(run, session.observer.note)
-    view.opened()
+    view.opened(record.earlier(), record.page_of_origin(run))
     try:
         # A task would inherit the flow's tags and ask the server for a concurrency slot for each: 2 s where the
         # connection has meanwhile gone stale.
         with TagsContext(current_tags=set()):
             session.summary = run_pipeline(session.work, Observers(session.observer, view), session.call)
+    except Interrupted as error:
+        session.error = error
+        return session.stopped()
     except Exception as error:
         if error is not session.error:
             session.error, session.failure = error, f"the pipeline failed: {_brief(error)}"
@@ -159,55 +188,75 @@ def staged_pipeline(run_dir: str) -> State[Any]:
 def run_staged(run_dir: Path | str, observer: Observer, work: Work | None = None) -> Result:
     """The whole pipeline as a flow; returns the run's summary. The caller holds the run's lock.
 
-    Raises: whatever a stage raised, unchanged; SystemExit(143) on SIGTERM. Prefect's own failures are only noted.
+    Raises: whatever a stage raised, unchanged; Interrupted after SIGINT or SIGTERM. Prefect's own failures are noted.
     """
     work = work or Work.open(run_dir)
-    session = _Session(work, observer)
-    record = FlowRecord(work.run.path)
-    try:
-        url = server.ensure_server()
-    except (OSError, RuntimeError) as error:
-        observer.note(f"{error}; the run goes on without Prefect")
-        return run_plain(run_dir, observer, work)
-    with _quiet(work.run.path / "prefect.log"), _settings(url), _flushed(session), _bound(session):
-        record.settle(url, observer.note)
+    session = _Session(work, observer, Patience(observer.note))
+    with interruption.handled(observer.note):
         try:
-            with tags("gradus", work.run.config.name):
-                flow_of_this_run: Any = staged_pipeline.with_options(flow_run_name=work.run.name)
-                flow_of_this_run(str(work.run.path), return_state=True)
-        except TerminationSignal as ending:
-            session.error = ending
-        except Exception as trouble:
-            session.trouble = trouble
-    if isinstance(session.error, TerminationSignal):
-        raise SystemExit(143)
-    if session.error is not None:
-        if session.failure is not None:
-            record.finish(session.failure)
-        raise session.error
-    if session.trouble is not None or session.summary is None:
-        reason = "it did not run the flow" if session.trouble is None else _brief(session.trouble)
-        observer.note(f"Prefect failed ({reason}); its pages miss a part of this run")
-    summary = session.summary if session.summary is not None else run_plain(run_dir, observer, work)
-    record.finish(None)
+            url = server.ensure_server()
+        except (OSError, RuntimeError) as error:
+            observer.note(f"{error}; the run goes on without Prefect")
+            return run_plain(run_dir, observer, work)
+        _run_flow(session, url)
+        record = FlowRecord(work.run.path)
+        if session.error is not None:
+            if isinstance(session.error, Interrupted):
+                record.finish("stopped", session.stopping)
+            elif session.failure is not None:
+                record.finish("failed", session.failure)
+            raise session.error
+        if session.trouble is not None or session.summary is None:
+            reason = "it did not run the flow" if session.trouble is None else _brief(session.trouble)
+            observer.note(f"Prefect failed ({reason}); its pages miss a part of this run")
+        summary = session.summary if session.summary is not None else run_plain(run_dir, observer, work)
+        record.finish("completed", "")
+        session.patience.leave_if_requested()
     return summary
 
 
-def _success_line(result: Result) -> str:
-    """What a state says about work that went well.
+def _run_flow(session: _Session, url: str) -> None:
+    """The session's work as a flow run of the server at ``url``; what comes of it is in the session."""
+    run, record = session.work.run, FlowRecord(session.work.run.path)
 
-    >>> _success_line({"accuracy_before": 0.4, "accuracy_after": 0.625, "seconds": 83.21})
-    'accuracy 0.400 -> 0.625 in 83 s'
+    def time_to_flush() -> float:
+        return FLUSH_LIMIT if session.trouble is None else 1.0
+
+    with quiet(run.path / "prefect.log"), flow_settings(url), flushed(time_to_flush), _bound(session):
+        record.settle(url, session.observer.note)
+        labels = ["gradus", run.config.name]
+        labels += ["resumed"] if record.read() else []
+        labels += ["fork"] if run.origin else []
+        try:
+            with session.patience.installed(), tags(*labels):
+                flow_of_this_run: Any = staged_pipeline.with_options(flow_run_name=run.name)
+                state = flow_of_this_run(str(run.path), return_state=True)
+            record.settled(state.name or "")
+        except TerminationSignal:  # SIGTERM before the flow's first line
+            session.error = Interrupted(signal.SIGTERM)
+        except Interrupted as error:
+            session.error = error
+        except Exception as trouble:
+            session.trouble = trouble
+
+
+def _success_line(result: Result, done: int = 0) -> str:
+    """What a state says about work that went well, of a stage that went on after ``done`` steps.
+
+    >>> _success_line({"accuracy_before": 0.4, "accuracy_after": 0.625, "seconds": 83.21}, 40)
+    'accuracy 0.400 -> 0.625 in 83 s, resumed after step 40'
     """
     before, after, seconds = (result.get(key) for key in ("accuracy_before", "accuracy_after", "seconds"))
-    parts = []
+    parts: list[str] = []
     if before is not None and after is not None:
         parts.append(f"accuracy {before:.3f} -> {after:.3f}")
     elif (accuracy := result.get("accuracy")) is not None:
         parts.append(f"accuracy {accuracy:.3f}")
     if seconds is not None:
         parts.append(f"in {seconds:.0f} s")
-    return " ".join(parts)
+    more = [f"resumed after step {done}"] if done else []
+    more += [f"shared with {result['shared']}"] if "shared" in result else []
+    return ", ".join([*([" ".join(parts)] if parts else []), *more])
 
 
 def _brief(error: BaseException) -> str:
@@ -217,74 +266,9 @@ def _brief(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def _exit_on_sigterm() -> Iterator[None]:
-    """While the work runs, SIGTERM leaves as SystemExit: Prefect's own signal means nothing to a stage."""
-
-    def leave(*_: object) -> None:
-        raise SystemExit(143)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-
-
-@contextlib.contextmanager
 def _bound(session: _Session) -> Iterator[None]:
     token = _session.set(session)
     try:
         yield
     finally:
         _session.reset(token)
-
-
-def _settings(url: str) -> contextlib.AbstractContextManager[Any]:
-    """This flow's settings: the server's URL, also where Prefect was imported before it was known."""
-    changes: dict[Any, Any] = {PREFECT_API_URL: url}
-    if settings.users_api_url() is None:
-        changes[PREFECT_FLOWS_HEARTBEAT_FREQUENCY] = None  # no one listens on gradus's own server; saves up to 1 s
-    return temporary_settings(changes)
-
-
-@contextlib.contextmanager
-def _flushed(session: _Session) -> Iterator[None]:
-    """At the end give Prefect's background senders a moment, then let go of what they could not deliver.
-
-    Left alone they would try at interpreter exit, 7 s an event, for as long as there are events.
-    """
-    try:
-        yield
-    finally:
-        with contextlib.suppress(AttributeError):  # private names: without them only a dead server costs time
-            services: dict[Any, Any] = EventsWorker._instances  # type: ignore[misc]
-            senders = [(service._loop, service._task) for service in services.values()]
-            outcome: Any = EventsWorker.drain_all(timeout=FLUSH_LIMIT if session.trouble is None else 1)
-            for loop, sending in senders if outcome[1] else ():
-                loop.call_soon_threadsafe(sending.cancel)
-            concurrent.futures.wait(outcome[1], timeout=1)
-
-
-@contextlib.contextmanager
-def _quiet(log: Path) -> Iterator[None]:
-    """Prefect's own words go to a file in the run folder; the terminal belongs to the run's progress."""
-    handler: logging.Handler = logging.FileHandler(log, delay=True)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    root, talkers = logging.getLogger(), [logging.getLogger(name) for name in TALKERS]
-    kept = root.handlers[:], [(t.handlers[:], t.propagate) for t in talkers], logging.raiseExceptions, logger.level
-    root.handlers = [h for h in root.handlers if not type(h).__module__.startswith("prefect.")]
-    for talker in talkers:
-        talker.handlers, talker.propagate = [handler], False
-    logging.raiseExceptions = False
-    logger.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        root.handlers, earlier, logging.raiseExceptions, level = kept
-        for talker, (handlers, propagate) in zip(talkers, earlier, strict=True):
-            talker.handlers, talker.propagate = handlers, propagate
-        logger.setLevel(level)
-        handler.close()

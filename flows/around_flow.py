@@ -1,0 +1,67 @@
+"""What a flow of ours needs around it: settings, a terminal without Prefect's words, an end without waiting."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from prefect.events.worker import EventsWorker
+from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+
+from flows import settings
+from flows.prefect_view import logger
+
+TALKERS = ("prefect", "prefect._internal", "EventsWorker", "APILogWorker")
+"""Loggers through which Prefect would speak on the terminal."""
+
+
+def flow_settings(url: str) -> contextlib.AbstractContextManager[Any]:
+    """This flow's settings: the server's URL, also where Prefect was imported before it was known."""
+    changes: dict[Any, Any] = {PREFECT_API_URL: url}
+    if settings.users_api_url() is None:
+        changes[PREFECT_FLOWS_HEARTBEAT_FREQUENCY] = None  # no one listens on gradus's own server; saves up to 1 s
+    return temporary_settings(changes)
+
+
+@contextlib.contextmanager
+def flushed(patience: Callable[[], float]) -> Iterator[None]:
+    """At the end give Prefect's background senders some seconds, then let go of what they could not deliver.
+
+    Left alone they would try at interpreter exit, 7 s an event, for as long as there are events.
+    """
+    try:
+        yield
+    finally:
+        with contextlib.suppress(AttributeError):  # private names: without them only a dead server costs time
+            services: dict[Any, Any] = EventsWorker._instances  # type: ignore[misc]
+            senders = [(service._loop, service._task) for service in services.values()]
+            outcome: Any = EventsWorker.drain_all(timeout=patience())
+            for loop, sending in senders if outcome[1] else ():
+                loop.call_soon_threadsafe(sending.cancel)
+            concurrent.futures.wait(outcome[1], timeout=1)
+
+
+@contextlib.contextmanager
+def quiet(log: Path) -> Iterator[None]:
+    """Prefect's own words go to a file in the run folder; the terminal belongs to the run's progress."""
+    handler: logging.Handler = logging.FileHandler(log, delay=True)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    root, talkers = logging.getLogger(), [logging.getLogger(name) for name in TALKERS]
+    kept = root.handlers[:], [(t.handlers[:], t.propagate) for t in talkers], logging.raiseExceptions, logger.level
+    root.handlers = [h for h in root.handlers if not type(h).__module__.startswith("prefect.")]
+    for talker in talkers:
+        talker.handlers, talker.propagate = [handler], False
+    logging.raiseExceptions = False
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        root.handlers, earlier, logging.raiseExceptions, level = kept
+        for talker, (handlers, propagate) in zip(talkers, earlier, strict=True):
+            talker.handlers, talker.propagate = handlers, propagate
+        logger.setLevel(level)
+        handler.close()

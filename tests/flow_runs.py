@@ -1,0 +1,94 @@
+"""Run folders that are rehearsed as flows, a Prefect server for them, and what that server knows of them."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect_home import clean_environment, end_servers
+from rehearsal import Rehearsal
+from test_execution import STAGE_CONFIGS, pipeline
+
+from flows import server
+from flows.plain import Work
+from pipeline.files import read_json
+from pipeline.observer import Observer
+from pipeline.runs import RunFolder
+from stages import discover
+
+LABELS = ["sft", "dapo", "gfpo", "srpo"]
+FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
+
+
+class Listener(Observer):
+    """Keeps the notes that a user would see."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+def open_run(folder: Path, name: str = "run") -> RunFolder:
+    config = pipeline([{"stage": label} for label in LABELS])
+    return RunFolder.create(folder, config, name, folder / "tiny.yaml", STAGE_CONFIGS)
+
+
+def work(run: RunFolder, execution: Rehearsal) -> Work:
+    return Work(run, discover(), execution)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A server of these tests' own, and an environment that points at it until they are over."""
+    home, saved = tmp_path_factory.mktemp("gradus"), dict(os.environ)
+    os.environ.clear()
+    os.environ.update(clean_environment(home))
+    server.ensure_server()
+    yield home
+    os.environ.clear()
+    os.environ.update(saved)
+    end_servers(home)
+
+
+@pytest.fixture
+def staged(home: Path) -> Any:
+    """The module, imported as a launch imports it: once the server is known."""
+    server.ensure_server()
+    return importlib.import_module("flows.staged")
+
+
+def api(path: str, body: dict[str, Any] | None = None) -> Any:
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(os.environ["PREFECT_API_URL"] + path, data, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        return json.load(answer)
+
+
+def flow_run(run: RunFolder) -> dict[str, Any]:
+    return api(f"/flow_runs/{read_json(run.path / 'prefect.json')['flow_run_id']}")
+
+
+def task_states(flow_run_id: str, wanted: int) -> dict[str, str]:
+    """Task name -> state name, once that many tasks are final: they are recorded from events, a moment later."""
+    deadline = time.monotonic() + 20
+    while True:
+        tasks = api(
+            "/task_runs/filter", {"flow_runs": {"id": {"any_": [flow_run_id]}}, "sort": "EXPECTED_START_TIME_ASC"}
+        )
+        if sum(task["state_type"] in FINAL for task in tasks) >= wanted or time.monotonic() > deadline:
+            return {task["name"]: task["state_name"] for task in tasks}
+        time.sleep(0.05)
+
+
+def artifacts(flow_run_id: str) -> dict[str, dict[str, Any]]:
+    found = api("/artifacts/filter", {"flow_runs": {"id": {"any_": [flow_run_id]}}})
+    return {artifact["key"]: artifact for artifact in found}
