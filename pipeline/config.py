@@ -123,7 +123,7 @@ class TrackingConfig(Options):
 class CheckpointConfig(Options):
     """When a stage writes a checkpoint that it can resume from, besides its last one."""
 
-    every_seconds: float = Field(20.0, gt=0)
+    every_seconds: float = Field(10.0, gt=0)
     """Seconds of training between two; longer where writing one takes more than a twentieth of that."""
     every_steps: int | None = Field(None, ge=1)
     """Steps between two, instead of seconds."""

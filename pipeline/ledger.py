@@ -70,7 +70,7 @@ def begin_stage(run: RunFolder, index: int, wanted_identity: dict[str, Any]) -> 
     if known is not None and not _drift(known, wanted_identity):
         (folder / FAILURE_FILE).unlink(missing_ok=True)
     else:
-        if folder.exists():
+        if folder.exists() and any(folder.iterdir()):
             run.set_aside(index)
         write_json(folder / STAGE_FILE, {"fingerprint": fingerprint(wanted_identity), **wanted_identity})
     return folder

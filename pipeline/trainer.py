@@ -213,6 +213,7 @@ class Trainer:
         best = self.progress.best_step
         prune(self.folder, step, self.pipeline.checkpoints.keep, set() if best is None else {best})
         self.timer.wrote(time.perf_counter() - began)
+        self.journal.metrics(step, {"time/checkpoint": self.timer.cost})
         return folder
 
     def _resume(self, checkpoint: Path) -> None:
