@@ -37,7 +37,7 @@ def find_run(path: Path, stage_configs: list) -> RunFolder:
 def latest_checkpoint(run: RunFolder) -> Path:
     """The checkpoint of the last stage that is done, or the policy before any stage."""
     done = [result for result in map(run.result, range(len(run.config.stages))) if result]
-    folder = Path(done[-1]["checkpoint"]) if done else run.path / "start"
+    folder = Path((done[-1] if done else run.start() or {}).get("checkpoint", run.path / "start"))
     if not (folder / RECORD_FILE).is_file():
         raise UserError(f"the run {run.name!r} has no checkpoint yet", where=str(run.path), fix="let a stage finish")
     return folder
@@ -50,7 +50,7 @@ def evaluate_checkpoint(path: Path, stage_configs: list) -> dict[str, Any]:
     record = verified_record(checkpoint)
     policy = load_policy(checkpoint, run.config.policy)
     with RewardSuite(run.config.rewards) as suite:
-        evaluation = evaluate(policy, all_prompts(load_task(run.path / "data"), "heldout"), suite, run.config)
+        evaluation = evaluate(policy, all_prompts(load_task(run.data_dir), "heldout"), suite, run.config)
     return {
         "checkpoint": str(checkpoint),
         "stage": record.stage,

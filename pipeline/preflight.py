@@ -117,17 +117,25 @@ def check_runs_folder(runs_dir: Path, checkpoint_bytes: int = 0) -> None:
         )
     free, needed = shutil.disk_usage(existing).free, SPARE_BYTES + checkpoint_bytes
     if free < needed:
-        got, expected = f"{free / 1e9:.1f} GB free", f"{needed / 1e9:.1f} GB, for one checkpoint a stage"
+        got, expected = (
+            f"{free / 1e9:.1f} GB free",
+            f"{needed / 1e9:.1f} GB, for the checkpoints that are kept of each stage",
+        )
         fix = "free some space, or choose another folder with --runs"
         raise UserError("there is too little disk space", where=str(existing), got=got, expected=expected, fix=fix)
 
 
 def _checkpoint_bytes(config: PipelineConfig) -> int:
-    """What the checkpoints of a local policy will take, one for the start and one a stage; 0 where it is not known."""
+    """What the checkpoints of a local policy will take; 0 where its size is not known.
+
+    One for the start and, for each stage, those that are kept, with Adam's two moments of each weight; and one more
+    while it is written.
+    """
     folder = Path(config.policy.path or "")
     if config.policy.path is None or not folder.is_dir():
         return 0
-    return (1 + len(config.stages)) * sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    weights = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    return (1 + 3 * (len(config.stages) * config.checkpoints.keep + 1)) * weights
 
 
 def check_policy(policy: PolicyConfig) -> None:

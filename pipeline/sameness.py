@@ -20,7 +20,8 @@ def outcome_differences(one: RunFolder, two: RunFolder) -> list[str]:
 
     Times are left out. Also told are curves that contradict themselves: a step repeated with another value.
     """
-    found = _file_differences("start", one.path / "start", two.path / "start")
+    starts = [Path((run.start() or {"checkpoint": run.path / "start"})["checkpoint"]) for run in (one, two)]
+    found = _file_differences("start", *starts)
     for index, stage in enumerate(one.config.stages):
         results = one.result(index), two.result(index)
         if results[0] is None or results[1] is None:

@@ -5,7 +5,7 @@ The only file that imports mlflow, and only when there is something to deliver.
     python -m pipeline.tracking RUN_DIR --follow --parent-pid PID
 
 The child started this way makes a pass every two seconds. It ends, after one last pass, when it reads ``finish`` or the
-end of its standard input, or when its parent is dead; MLflow runs whose trainer died silently are then marked KILLED.
+end of its standard input, or when its parent is dead; MLflow runs that nobody has ended are then marked KILLED.
 """
 
 from __future__ import annotations
@@ -29,10 +29,12 @@ from pipeline.tracking_client import (
     ENVIRONMENT,
     Position,
     Report,
+    count_events,
     count_undelivered,
     file_lock,
     read_run_ids,
     redacted,
+    remove_leftovers,
     tracking_options,
     upload_lock,
 )
@@ -94,6 +96,8 @@ class Uploader:
         if delivery.refresh():
             delivery.open(Position.read(self.run_dir / "journal.jsonl").run_id if label else "")
             delivery.deliver(report, deadline)
+        if delivery.set_aside and not count_events(path, Position.read(path).offset):
+            delivery.terminate("KILLED")  # a new attempt has taken its place; nobody will say how it ended
 
     def _delivery(self, label: str, path: Path) -> RunDelivery:
         return RunDelivery(self._mlflow, self._client, self.uri, self._experiment_id, self.run_dir, label, path)
@@ -153,6 +157,7 @@ def sync_run(run_dir: str | Path) -> Report:
         with file_lock(upload_lock(run_dir), wait=False) as free:
             if not free:
                 return Report(run_dir.name, redacted(uri), undelivered=count_undelivered(run_dir), busy=True)
+            remove_leftovers(run_dir)
             uploader = Uploader(run_dir, uri, experiment)
             report = uploader.sync()
             if report.error is None and holder(run_dir) is None:
@@ -199,6 +204,7 @@ def follow(run_dir: Path, parent: _Parent) -> Report:
     while True:
         with file_lock(upload_lock(run_dir), wait=False) as free:
             if free:
+                remove_leftovers(run_dir)
                 return _passes(uploader, parent, total)
         if parent.ends:
             total.busy, total.undelivered = True, count_undelivered(run_dir)
@@ -215,13 +221,24 @@ def _passes(uploader: Uploader, parent: _Parent, total: Report) -> Report:
         total.rejected += report.rejected
         total.undelivered, total.error, total.run_ids = report.undelivered, report.error, report.run_ids
         if last:
-            if not parent.asked and holder(uploader.run_dir) is None:  # or the next launch is at it already
+            if _is_over(uploader.run_dir, parent, report):
                 uploader.end_runs("KILLED")
             return total
         pause = PASS_EVERY if report.error is None else min(MAX_PAUSE, 2 * pause)
         waited = time.monotonic() + pause
         while time.monotonic() < waited and not parent.spoke.wait(min(PASS_EVERY, pause)) and parent.alive:
             pass
+
+
+def _is_over(run_dir: Path, parent: _Parent, report: Report) -> bool:
+    """Whether nobody will say any more how MLflow runs ended that are still RUNNING.
+
+    Where the next launch is at the run already, it will. A parent that lives has said what it had to say.
+    """
+    if parent.asked and report.undelivered:
+        return False
+    now = holder(run_dir)
+    return now is None or now.get("pid") == parent.pid
 
 
 def main(arguments: list[str] | None = None) -> int:

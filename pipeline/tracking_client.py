@@ -20,7 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
+from pipeline.files import write_json
 from pipeline.journal import iter_events, journals
+from pipeline.run_lock import holder
+
+POSITION_FILE = "mlflow.json"
+"""Beside each journal: how far MLflow has it."""
 
 ENVIRONMENT = {
     "DO_NOT_TRACK": "true",
@@ -97,17 +102,14 @@ class Position:
     def read(cls, journal: Path) -> Position:
         """The position of ``journal``; a fresh one where nothing was delivered yet."""
         try:
-            raw = json.loads((journal.parent / "mlflow.json").read_text())
+            raw = json.loads((journal.parent / POSITION_FILE).read_text())
             return cls(**{name: raw[name] for name in cls.__dataclass_fields__ if name in raw})
         except (OSError, ValueError, TypeError):
             return cls()
 
     def write(self, journal: Path) -> None:
         """Replace the position of ``journal`` atomically."""
-        target = journal.parent / "mlflow.json"
-        temporary = target.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_text(json.dumps(asdict(self), indent=1))
-        os.replace(temporary, target)
+        write_json(journal.parent / POSITION_FILE, asdict(self))
 
 
 def read_run_ids(run_dir: str | Path) -> dict[str, str]:
@@ -128,7 +130,27 @@ def run_links(run_dir: str | Path) -> dict[str, str]:
 
 def count_undelivered(run_dir: str | Path) -> int:
     """Journal records that MLflow has not confirmed."""
-    return sum(sum(1 for _ in iter_events(path, Position.read(path).offset)) for _, path in journals(run_dir))
+    return sum(count_events(path, Position.read(path).offset) for _, path in journals(run_dir))
+
+
+def count_events(journal: Path, offset: int) -> int:
+    """Whole lines of a journal from byte ``offset`` on."""
+    return sum(1 for _ in iter_events(journal, offset))
+
+
+def needs_delivery(run_dir: str | Path) -> bool:
+    """Whether MLflow lacks something of a run: records, or that a run is over whose processes died without a word."""
+    if count_undelivered(run_dir):
+        return True
+    running = any(Position.read(path).status == "RUNNING" for _, path in journals(run_dir))
+    return running and holder(run_dir) is None
+
+
+def remove_leftovers(run_dir: str | Path) -> None:
+    """Remove what an uploader left that was killed while it wrote a position; only for who holds the upload lock."""
+    for _, path in journals(run_dir):
+        for leftover in path.parent.glob(f".{POSITION_FILE}.*"):
+            leftover.unlink(missing_ok=True)
 
 
 def tracking_options(run_dir: str | Path) -> tuple[str, str]:

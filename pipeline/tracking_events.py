@@ -73,7 +73,8 @@ class EventWriter:
 
     def _set_params(self, values: dict[str, Any]) -> None:
         """Parameters are immutable in MLflow: a changed one becomes a tag, an overlong one is kept in a file."""
-        known = self.client.get_run(self.run_id).data.params
+        data = self.client.get_run(self.run_id).data
+        known = data.params
         wanted = {tracked_name(key): _text(value) for key, value in values.items()}
         if any(len(value) > MAX_PARAM for value in wanted.values()):
             self.client.log_dict(self.run_id, values, "params/full.json")
@@ -81,8 +82,9 @@ class EventWriter:
         new = [self.mlflow.entities.Param(key, value) for key, value in cut.items() if key not in known]
         for start in range(0, len(new), MAX_LABELS):
             self.client.log_batch(self.run_id, params=new[start : start + MAX_LABELS])
-        changed = {f"param_changed.{key}": value for key, value in cut.items() if known.get(key, value) != value}
-        self._set_tags(changed)
+        told = {key: value for key, value in cut.items() if f"param_changed.{key}" in data.tags}  # and changed back
+        changed = {key: value for key, value in cut.items() if known.get(key, value) != value}
+        self._set_tags({f"param_changed.{key}": value for key, value in {**told, **changed}.items()})
 
     def _on_histogram(self, event: Event) -> None:
         name, step, at = event["name"], int(event["step"]), int(event["time"])
@@ -147,27 +149,19 @@ class EventWriter:
         if model.model_id not in [output.model_id for output in (outputs.model_outputs if outputs else [])]:
             output = self.mlflow.entities.LoggedModelOutput(model.model_id, int(event["step"]))
             self.client.log_outputs(self.run_id, [output])
-        step = int(event["step"])
+        step, at = int(event["step"]), int(event["time"])
+        points = {key: self._known(key, step) or (value, at) for key, value in event.get("metrics", {}).items()}
         scores = [
-            self.mlflow.entities.Metric(
-                key,
-                value,
-                self._time_of(key, value, step) or int(event["time"]),
-                step,
-                model.model_id,
-                run_id=self.run_id,
-            )
-            for key, value in event.get("metrics", {}).items()
+            self.mlflow.entities.Metric(key, value, at, step, model.model_id, run_id=self.run_id)
+            for key, (value, at) in points.items()
         ]
         if scores:
             self.client.log_batch(self.run_id, metrics=scores)
 
-    def _time_of(self, key: str, value: float, step: int) -> int | None:
-        """When this very point was logged already, so that the model's copy does not add a second one to the run."""
-        if self.position.seen.get(key, -1) < step:
-            return None
+    def _known(self, key: str, step: int) -> tuple[float, int] | None:
+        """Value and time of the run's point at this step: the model's copy of it must not add a second one."""
         history = self.client.get_metric_history(self.run_id, key)
-        return next((point.timestamp for point in history if (point.step, point.value) == (step, value)), None)
+        return next(((point.value, point.timestamp) for point in history if point.step == step), None)
 
     def _on_artifact(self, event: Event) -> None:
         if not Path(event["path"]).is_file():

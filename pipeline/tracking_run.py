@@ -18,6 +18,8 @@ from pipeline.journal import Event, iter_events
 from pipeline.tracking_client import Position, Report, redacted
 from pipeline.tracking_events import EventWriter, Metric, refused, status_of
 
+ATTEMPT = re.compile(r"\.attempt-\d+$")
+"""How the name of a stage's folder ends that was set aside."""
 MAX_METRICS = 1000
 """Most metrics that one MLflow request may carry."""
 
@@ -71,12 +73,12 @@ class RunDelivery:
         """Find the MLflow run of this journal, or create it, and save its id before anything is sent."""
         if self._opened and self._opened == self.position.run_id:
             return
-        if self.position.uri != self.store:
+        first = next((event for event, _ in iter_events(self.journal) if event), {"time": time.time() * 1000})
+        if self.position.uri != self.store or not self._is_of(first):
             self.position = Position(uri=self.store)
         if self.position.run_id and not self._exists():
             self.position = Position(uri=self.store)  # the store was replaced: deliver from the start
         if not self.position.run_id:
-            first = next((event for event, _ in iter_events(self.journal) if event), {"time": time.time() * 1000})
             self.position.key = self._key(first)
             self.position.run_id = self._find() or self._create(first, parent_id)
             self.position.experiment_id = self.experiment_id
@@ -130,9 +132,18 @@ class RunDelivery:
 
     def _key(self, first: Event) -> str:
         """The journal's first moment tells one attempt at a stage from the next, wherever its folder is now."""
-        stage = re.sub(r"\.attempt-\d+$", "", self.label) or "pipeline"
+        stage = ATTEMPT.sub("", self.label) or "pipeline"
         parts = (self.run_dir.name, stage, first["time"])
         return re.sub(r"[^\w.:+-]", "_", "__".join(str(part) for part in parts))
+
+    def _is_of(self, first: Event) -> bool:
+        """Whether the position is this journal's, and not one that a folder had which was set aside meanwhile."""
+        return not self.position.key or self.position.key.rpartition("__")[2] == self._key(first).rpartition("__")[2]
+
+    @property
+    def set_aside(self) -> bool:
+        """Whether this is an earlier attempt at a stage, to which nothing will be added."""
+        return ATTEMPT.search(self.label) is not None
 
     def _find(self) -> str | None:
         """A run that an uploader created and did not live to write down."""
