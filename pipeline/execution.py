@@ -35,6 +35,7 @@ from pipeline.run_journal import (
     journal_datasets,
     open_parent_journal,
     sample_rows,
+    stage_lineage_tags,
 )
 from pipeline.runs import FAILURE_FILE, RESULT_FILE, START_FILE, SUMMARY_FILE, SUMMARY_KEYS, RunFolder
 from pipeline.stage import Stage
@@ -207,6 +208,7 @@ def _train(work: StageWork, stage: Stage, suite: RewardSuite, journal: Journal, 
     before = _accuracy_before(run, index, work.parent)
     tags = {"gradus.stage": config.label, "gradus.algorithm": config.stage, "gradus.variant": config.variant}
     tags |= {"gradus.parent_checkpoint": parent, "gradus.fingerprint": work.fingerprint}
+    tags |= stage_lineage_tags(run, index)
     journal.start(
         f"{index + 1} {config.label}", tags, flatten(config.model_dump(mode="json")) | {"seed": run.config.seed}
     )
@@ -279,7 +281,7 @@ def finish(run: RunFolder) -> dict[str, Any]:
         again = sum(len(run.attempts(index)) for index in range(len(stages)))
         journal.metrics(again, {"accuracy/start": summary["accuracy_start"]} | accuracies)
         journal.metrics(again, {"accuracy/end": summary["accuracy_end"], "time/total": summary["seconds"]})
-        journal.tags({"mlflow.note.content": description(summary)})
+        journal.tags({"mlflow.note.content": description(run, summary)})
         journal.end("FINISHED")
     write_json(run.path / SUMMARY_FILE, summary)
     return summary

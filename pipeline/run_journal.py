@@ -9,6 +9,7 @@ from pipeline.evaluation import Evaluation
 from pipeline.files import read_json
 from pipeline.journal import Journal
 from pipeline.runs import RunFolder
+from pipeline.tracking_client import Position
 
 
 def open_parent_journal(run: RunFolder, policy: dict[str, Any]) -> None:
@@ -17,7 +18,10 @@ def open_parent_journal(run: RunFolder, policy: dict[str, Any]) -> None:
     order = " -> ".join(stage.label for stage in config.stages)
     params = flatten(config.model_dump(mode="json", exclude={"stages"}))
     params |= {f"policy.{name}": value for name, value in policy.items()}
-    journal.start(run.name, {"gradus.pipeline": config.name, "gradus.stages": order, **lineage_tags(run)}, params)
+    tags = {"gradus.pipeline": config.name, "gradus.stages": order, **lineage_tags(run)}
+    if run.origin is not None:
+        tags["mlflow.note.content"] = description(run)
+    journal.start(run.name, tags, params)
     journal_datasets(journal, run)
     journal.artifact(run.path / "config.yaml")
 
@@ -27,12 +31,19 @@ def lineage_tags(run: RunFolder) -> dict[str, str]:
     if (origin := run.origin) is None:
         return {}
     tags = {"gradus.forked_from": origin["run"], "gradus.forked_at": origin["stage"]}
-    tags |= {
-        "gradus.parent_checkpoint": origin["checkpoint"],
-        "gradus.forked_from_run_id": origin["mlflow_run_id"] or "",
-    }
+    tags |= {"gradus.parent_checkpoint": origin["checkpoint"]}
+    tags |= {"gradus.forked_from_run_id": origin["mlflow_run_id"]} if origin["mlflow_run_id"] else {}
     changes = [change.partition(": ") for change in origin["changes"]]
     return tags | {f"changed.{key}": value for key, _, value in changes}
+
+
+def stage_lineage_tags(run: RunFolder, index: int) -> dict[str, str]:
+    """The same stage's run in the origin of a fork, where tracking knows it, for comparing the two."""
+    if run.origin is None:
+        return {}
+    stage = run.path.parent / run.origin["run"] / "stages" / run.stage_dir(index).name
+    run_id = Position.read(stage / "journal.jsonl").run_id
+    return {"gradus.forked_from_run_id": run_id} if run_id else {}
 
 
 def journal_datasets(journal: Journal, run: RunFolder) -> None:
@@ -64,8 +75,27 @@ def heldout_curves(measured: dict[str, Any]) -> dict[str, float]:
     return {"heldout/accuracy": measured["accuracy"], "heldout/accuracy_low": low, "heldout/accuracy_high": high}
 
 
-def description(summary: dict[str, Any]) -> str:
-    """The run's page in MLflow opens with this table (Markdown)."""
+def description(run: RunFolder, summary: dict[str, Any] | None = None) -> str:
+    """The run's page in MLflow opens with this (Markdown): what a fork came from and, once known, what was learned."""
+    return "\n\n".join(filter(None, (_fork_text(run), _stages_table(summary) if summary else "")))
+
+
+def _fork_text(run: RunFolder) -> str:
+    """What the run was forked from and what it changed; nothing where it is no fork."""
+    if (origin := run.origin) is None:
+        return ""
+    source, name = Position.read(run.path.parent / origin["run"] / "journal.jsonl"), f"`{origin['run']}`"
+    if source.run_id and source.run_id == origin["mlflow_run_id"]:
+        name = f"[{origin['run']}](#/experiments/{source.experiment_id}/runs/{source.run_id})"
+    changes = [change.partition(": ") for change in origin["changes"]]
+    lines = [
+        f"**Fork** of {name}, whose checkpoint `{origin['checkpoint']}` the stage `{origin['stage']}` starts from."
+    ]
+    lines += ["Changed: " + ", ".join(f"`{key}` {value}" for key, _, value in changes) + "."] if changes else []
+    return "\n\n".join(lines)
+
+
+def _stages_table(summary: dict[str, Any]) -> str:
     lines = ["| stage | steps | held-out accuracy before | after (95 % interval) | seconds |", "|---|---|---|---|---|"]
     for stage in summary["stages"]:
         low, high = stage["interval"]

@@ -73,7 +73,9 @@ class RunDelivery:
         """Find the MLflow run of this journal, or create it, and save its id before anything is sent."""
         if self._opened and self._opened == self.position.run_id:
             return
-        first = next((event for event, _ in iter_events(self.journal) if event), {"time": time.time() * 1000})
+        first = next((event for event, _ in iter_events(self.journal) if event), None)
+        if first is None:
+            return  # only damaged lines so far: there is nothing to send
         if self.position.uri != self.store or not self._is_of(first):
             self.position = Position(uri=self.store)
         if self.position.run_id and not self._exists():
