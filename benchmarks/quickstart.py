@@ -4,7 +4,7 @@
 
 Each seed is one `gradus run` in a process of its own, with all its helpers. Memory is the largest sum of proportional
 set sizes (what pages cost, shared ones divided) of the trainer, its child processes and the Prefect server, sampled
-every second. Prints a table in Markdown.
+every second. "checkpoints" is the share of the stages' time that went into writing them. Prints a table in Markdown.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from flows.server import server_status  # noqa: E402
+from pipeline.journal import metric_history  # noqa: E402
 
 
 def memory(process: psutil.Process) -> int:
@@ -51,19 +52,23 @@ def run(config: str, seed: int, runs: Path) -> dict[str, Any]:
         time.sleep(1)
     if launched.returncode:
         sys.exit(launched.returncode)
-    return json.loads((runs / name / "summary.json").read_text()) | {"peak": peak}
+    journals = (runs / name / "stages").glob("*/journal.jsonl")
+    writing = sum(sum(metric_history(journal).get("time/checkpoint", {}).values()) for journal in journals)
+    return json.loads((runs / name / "summary.json").read_text()) | {"peak": peak, "writing": writing}
 
 
 def report(results: list[dict[str, Any]]) -> None:
     """A row a seed: accuracy after every stage, the gain since the first, time and memory."""
     names = [stage["name"] for stage in results[0]["stages"]]
-    header = ["seed", *(f"after {name}" for name in names), "since the first", "training", "peak memory"]
+    header = ["seed", *(f"after {name}" for name in names), "since the first", "training", "checkpoints", "peak memory"]
     print("| " + " | ".join(header) + " |\n|" + "---|" * len(header))
     for result in results:
         after = [stage["accuracy_after"] for stage in result["stages"]]
         gain, minutes = after[-1] - after[0], divmod(round(result["seconds"]), 60)
         cells = [str(result["seed"]), *(f"{accuracy:.3f}" for accuracy in after), f"{gain:+.3f}"]
-        print("| " + " | ".join([*cells, "{} min {} s".format(*minutes), f"{result['peak'] / 1e9:.2f} GB"]) + " |")
+        share = sum(stage["seconds"] for stage in result["stages"])
+        cells += ["{} min {} s".format(*minutes), f"{result['writing'] / share:.1%}", f"{result['peak'] / 1e9:.2f} GB"]
+        print("| " + " | ".join(cells) + " |")
     packages = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "transformers", "prefect", "mlflow"))
     print(f"\n{psutil.cpu_count()} CPUs ({platform.machine()}), Python {platform.python_version()}, {packages}")
 

@@ -174,6 +174,8 @@ class StageConfig(Options):
     """End the stage as soon as accuracy on the validation prompts reaches this: switch by result, not by the clock."""
     handover: Literal["best", "last"] = "last"
     """Which checkpoint the next stage starts from: the last, or the best by validation accuracy."""
+    carry: list[Literal["optimizer", "critic"]] = []
+    """What is taken over from the stage before, besides its weights, tokenizer and template; the rest starts fresh."""
     kl_every: int = Field(10, ge=0)
     """Steps between measurements of the KL divergence to the stage's start; 0 never measures it."""
     max_skipped: int = Field(5, ge=1)
@@ -237,6 +239,8 @@ class PipelineConfig(Options):
         known = [r.label for r in self.rewards]
         if self.evaluation.reward is not None and self.evaluation.reward not in known:
             raise ValueError(f"evaluation.reward {self.evaluation.reward!r} is none of the rewards: {', '.join(known)}")
+        if self.stages[0].carry:
+            raise ValueError(f"stage {self.stages[0].label!r} is the first: there is nothing to carry over")
         for stage in self.stages:
             wanted = "handover: best" if stage.handover == "best" else "stop_at" if stage.stop_at is not None else ""
             if wanted and not stage.eval_every:

@@ -111,8 +111,12 @@ class Learner:
 
     def restore(self, state: State) -> None:
         """Go on from :meth:`state`."""
-        restore_optimizer(self.optimizer, self.policy.model, state["optimizer"])
+        self.take_moments(state)
         self.skipped_in_a_row = state["skipped_in_a_row"]
+
+    def take_moments(self, state: State) -> None:
+        """Take over the optimizer's moments alone, as from another stage."""
+        restore_optimizer(self.optimizer, self.policy.model, state["optimizer"])
 
     def _step(self, rows: Rows, coefficients_RT: Tensor, completions: int, rate: float) -> dict[str, float]:
         """One optimizer update. Rows whose coefficients are all zero take no part."""

@@ -7,6 +7,7 @@ a run does.
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import os
 import shutil
@@ -43,6 +44,7 @@ def preflight(
         lambda: check_task(config.task, base_dir),
         lambda: check_rewards(config.rewards, config.task.source),
         *(functools.partial(_check_stage, config, stage, stages) for stage in config.stages),
+        *(functools.partial(_check_carry, *pair, stages) for pair in itertools.pairwise(config.stages)),
         lambda: _check_tracking(config, runs_dir or Path.cwd()),
     ]
     if runs_dir is not None:
@@ -83,6 +85,19 @@ def _check_stage(config: PipelineConfig, stage: StageConfig, stages: dict[str, S
     except UserError as error:
         where = f"stages.{stage.label}.ranking"
         raise UserError(error.what, where=where, got=error.got, expected=error.expected, fix=error.fix) from None
+
+
+def _check_carry(before: StageConfig, stage: StageConfig, stages: dict[str, Stage]) -> None:
+    """A critic can be carried over only from a stage that has one to a stage that wants one."""
+    lacking = [each.label for each in (before, stage) if stages[each.stage].needs(each).critic_lr is None]
+    if "critic" in stage.carry and lacking:
+        raise UserError(
+            f"the stage `{stage.label}` cannot carry a critic over from `{before.label}`",
+            where=f"stages.{stage.label}.carry",
+            got=f"{lacking[0]}, which has none",
+            expected="two stages in a row that have a critic",
+            fix="leave critic out of carry",
+        )
 
 
 def _check_lengths(config: PipelineConfig) -> None:

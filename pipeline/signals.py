@@ -59,11 +59,15 @@ class SignalProvider:
 
     def restore(self, state: State) -> None:
         """Go on from :meth:`state`."""
-        if self.critic is not None:
-            self.critic.restore(state["critic"])
+        self.take_critic(state)
         if self.reference is not None and "reference" in state:
             copy_parameters(state["reference"], self.reference)
             self.refreshed = True
+
+    def take_critic(self, state: State) -> None:
+        """Take over the critic alone, as from another stage."""
+        if self.critic is not None:
+            self.critic.restore(state["critic"])
 
     def of(self, rollouts: Rollouts, step: int) -> Callable[[int], Signals]:
         """The signals of a batch, as a function of the update's number: what depends on the policy is taken anew."""

@@ -26,7 +26,7 @@ from pipeline.signals import SignalProvider, frozen_copy
 from pipeline.sources import Demonstrations, SampledGroups, Source, sampling_of
 from pipeline.stage import Stage
 from pipeline.tasks import PromptStream, TaskData
-from pipeline.training_state import read_state, write_state
+from pipeline.training_state import State, read_state, write_state
 from pipeline.types import Prompt, Rollouts
 
 WRITING_SHARE = 0.05
@@ -88,6 +88,8 @@ class Trainer:
     """Content hash of the checkpoint that the policy came from."""
     fingerprint: str
     """Hash of the stage's identity, written into each checkpoint."""
+    carried: State | None = None
+    """The parent's state, of which a stage that begins takes over what ``config.carry`` names."""
     resume_from: Path | None = None
     """A whole checkpoint of this very stage to go on from."""
     progress: Progress = field(default_factory=Progress, init=False)
@@ -118,6 +120,11 @@ class Trainer:
         self._told: set[str] = set()
         if self.resume_from is not None:
             self._resume(self.resume_from)
+        elif self.carried is not None:
+            if "optimizer" in self.config.carry:
+                self.learner.take_moments(self.carried["learner"])
+            if "critic" in self.config.carry:
+                self.signals.take_critic(self.carried["signals"])
 
     def train(self) -> Path:
         """Run every step that is left, or until ``stop_at`` is reached; returns the checkpoint to hand over.
