@@ -11,7 +11,7 @@ import errno
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,8 +49,16 @@ class CheckpointRecord:
     @property
     def content(self) -> str:
         """One hash of everything that is handed over."""
-        handed = [f"{name} {digest}" for name, digest in sorted(self.files.items()) if not _only_for_resume(name)]
-        return hashlib.sha256("\n".join(handed).encode()).hexdigest()[:16]
+        return self._hash_of(name for name in self.files if not _only_for_resume(name))
+
+    @property
+    def state(self) -> str:
+        """One hash of the state that a resume needs, and that a stage may carry over from its parent."""
+        return self._hash_of(filter(_only_for_resume, self.files))
+
+    def _hash_of(self, names: Iterable[str]) -> str:
+        listing = "\n".join(f"{name} {self.files[name]}" for name in sorted(names))
+        return hashlib.sha256(listing.encode()).hexdigest()[:16]
 
     @property
     def resumable(self) -> bool:
@@ -142,12 +150,14 @@ def damaged_files(folder: Path, for_resume: bool = True) -> list[str]:
     ]
 
 
-def verified_record(folder: Path) -> CheckpointRecord:
+def verified_record(folder: Path, with_state: bool = False) -> CheckpointRecord:
     """The record of a checkpoint of which everything that is handed over is as it was written.
+
+    ``with_state`` looks at what a resume needs as well.
 
     Raises: UserError that names the damaged files.
     """
-    damaged = damaged_files(folder, for_resume=False)
+    damaged = damaged_files(folder, for_resume=with_state)
     if damaged:
         raise UserError(
             "this checkpoint is damaged",
@@ -188,4 +198,11 @@ def prune(stage_dir: Path, step: int, keep: int, also: set[int]) -> None:
     kept = {f"step-{each:06d}" for each in {*older[:keep], *also}}
     for path in (stage_dir / CHECKPOINTS).iterdir():
         if path.name not in kept:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def discard_from(stage_dir: Path, damaged: Path) -> None:
+    """Remove a damaged checkpoint and those that were made after it, newest first, so that they are made again."""
+    for _, path in checkpoints_in(stage_dir):
+        if path.name >= damaged.name:
             shutil.rmtree(path, ignore_errors=True)

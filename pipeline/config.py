@@ -174,7 +174,7 @@ class StageConfig(Options):
     """End the stage as soon as accuracy on the validation prompts reaches this: switch by result, not by the clock."""
     handover: Literal["best", "last"] = "last"
     """Which checkpoint the next stage starts from: the last, or the best by validation accuracy."""
-    carry: list[Literal["optimizer", "critic"]] = []
+    carry: list[Literal["optimizer", "critic"]] = Field(default_factory=list)
     """What is taken over from the stage before, besides its weights, tokenizer and template; the rest starts fresh."""
     kl_every: int = Field(10, ge=0)
     """Steps between measurements of the KL divergence to the stage's start; 0 never measures it."""

@@ -10,8 +10,10 @@ from typing import Any
 
 from pipeline.checkpoint import (
     CHECKPOINTS,
+    RESUME,
     CheckpointRecord,
     damaged_files,
+    discard_from,
     newest_whole,
     read_record,
     save_checkpoint,
@@ -42,6 +44,7 @@ from pipeline.stage import Stage
 from pipeline.tasks import TaskData, build_task, load_task, texts
 from pipeline.tracking_client import read_run_ids
 from pipeline.trainer import Trainer, all_prompts
+from pipeline.training_state import read_state
 
 
 def prepare(run: RunFolder, observer: Observer) -> dict[str, Any]:
@@ -127,12 +130,11 @@ def run_stage(run: RunFolder, index: int, parent: str, stage: Stage, observer: O
     Raises: StageFailed, UserError, Interrupted; a failure's reason is also written to the stage's folder.
     """
     config, total = run.config.stages[index], len(run.config.stages)
-    parent_record = verified_record(Path(parent)) if not _done(run, index, parent, observer) else None
-    if parent_record is None:
+    if _done(run, index, parent, observer):
         observer.note(f"stage {config.label} is done already: its checkpoint is reused")
         return {**(run.result(index) or {}), "reused": True}
-    task = load_task(run.data_dir)
-    made_of = stage_identity(run.config, index, parent_record.content, task.hashes)
+    parent_record, task = verified_record(Path(parent), with_state=bool(config.carry)), load_task(run.data_dir)
+    made_of = stage_identity(run.config, index, parent_record, task.hashes)
     folder = begin_stage(run, index, made_of)
     checkpoint = newest_whole(folder, parent_record.content, observer.note)
     observer.stage_started(config.label, index, total, config.steps, read_record(checkpoint).step if checkpoint else 0)
@@ -179,6 +181,7 @@ def _done(run: RunFolder, index: int, parent: str, observer: Observer) -> bool:
     if damaged:
         observer.note(f"the result of stage {done['name']} is damaged ({damaged}); it is made again")
         (run.stage_dir(index) / RESULT_FILE).unlink()
+        discard_from(run.stage_dir(index), Path(done["checkpoint"]))
     return not damaged
 
 
@@ -218,6 +221,7 @@ def _train(work: StageWork, stage: Stage, suite: RewardSuite, journal: Journal, 
     trainer = Trainer(
         policy, stage, config, run.config, task, suite, journal, observer, folder=run.stage_dir(index),
         parent=parent, fingerprint=work.fingerprint, resume_from=work.resume_from,
+        carried=read_state(work.parent / RESUME) if config.carry else None,
     )  # fmt: skip
     checkpoint = trainer.train()
     after, progress = evaluate(trainer.policy, all_prompts(task, "heldout"), suite, run.config), trainer.progress
@@ -242,6 +246,7 @@ def _train(work: StageWork, stage: Stage, suite: RewardSuite, journal: Journal, 
         "checkpoint": f"{CHECKPOINTS}/{checkpoint.name}",
         "algorithm": config.stage,
         "parent": parent,
+        "carried": ["weights", "tokenizer", "template", *config.carry],
         "fingerprint": work.fingerprint,
         "content": read_record(checkpoint).content,
         "prompts": after.prompts,

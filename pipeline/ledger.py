@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline.checkpoint import checkpoints_in, read_record
+from pipeline.checkpoint import CheckpointRecord, checkpoints_in, read_record
 from pipeline.config import PipelineConfig, StageConfig
 from pipeline.config_base import identity
 from pipeline.files import read_json, write_json
@@ -53,10 +53,13 @@ def code_version(config: PipelineConfig, stage: StageConfig) -> dict[str, str]:
     return hashes | {name: importlib.metadata.version(name) for name in LIBRARIES}
 
 
-def stage_identity(config: PipelineConfig, index: int, parent: str, data: dict[str, str]) -> dict[str, Any]:
-    """Everything that a stage's result depends on; ``parent`` and ``data`` are content hashes."""
-    code = code_version(config, config.stages[index])
-    return {"config": wanted(config, index), "parent": parent, "data": data, "code": code}
+def stage_identity(
+    config: PipelineConfig, index: int, parent: CheckpointRecord, data: dict[str, str]
+) -> dict[str, Any]:
+    """Everything that a stage's result depends on; ``data`` are content hashes."""
+    stage = config.stages[index]
+    made_of = {"config": wanted(config, index), "parent": parent.content, "data": data}
+    return made_of | ({"state": parent.state} if stage.carry else {}) | {"code": code_version(config, stage)}
 
 
 def begin_stage(run: RunFolder, index: int, wanted_identity: dict[str, Any]) -> Path:
@@ -83,6 +86,8 @@ def _drift(known: dict[str, Any], now: dict[str, Any]) -> list[str]:
     changes += [line for key in new if key != "stage" for line in differences(old.get(key), new[key], key)]
     if known["parent"] != now["parent"]:
         changes.append(f"parent checkpoint: {known['parent']} -> {now['parent']}")
+    if known.get("state") != now.get("state"):
+        changes.append(f"the parent's state: {known.get('state')} -> {now.get('state')}")
     return changes + [f"data.{change}" for change in differences(known["data"], now["data"])]
 
 
@@ -113,7 +118,7 @@ def plan(run: RunFolder | None, config: PipelineConfig) -> list[StagePlan]:
         return [StagePlan(stage.label, stage.steps, "run", why="new run") for stage in config.stages]
     start, plans = run.start(), list[StagePlan]()
     known_labels = [stage.label for stage in run.config.stages]
-    parent = read_record(Path(start["checkpoint"])).content if start and Path(start["checkpoint"]).is_dir() else None
+    parent = read_record(Path(start["checkpoint"])) if start and Path(start["checkpoint"]).is_dir() else None
     data = (read_json(run.data_dir / "data.json") or {}).get("hashes", {})
     waiting = "" if parent else "the policy and the data are not prepared yet"
     for index, stage in enumerate(config.stages):
@@ -126,13 +131,15 @@ def plan(run: RunFolder | None, config: PipelineConfig) -> list[StagePlan]:
             made = _plan_stage(run, config, index, parent, data)
         plans.append(made)
         if made.action == "reuse" and not waiting:
-            parent = (run.result(index) or {}).get("content", "")
+            parent = read_record(Path((run.result(index) or {})["checkpoint"]))
         elif not waiting:
             waiting = f"comes after {stage.label}"
     return plans
 
 
-def _plan_stage(run: RunFolder, config: PipelineConfig, index: int, parent: str, data: dict[str, str]) -> StagePlan:
+def _plan_stage(
+    run: RunFolder, config: PipelineConfig, index: int, parent: CheckpointRecord, data: dict[str, str]
+) -> StagePlan:
     """One stage whose parent is there."""
     stage, folder, result = config.stages[index], run.stage_dir(index), run.result(index)
     known = read_json(folder / STAGE_FILE)
@@ -146,7 +153,7 @@ def _plan_stage(run: RunFolder, config: PipelineConfig, index: int, parent: str,
     if result is not None and not changes:
         if not Path(result["checkpoint"]).is_dir():
             return planned("run", f"its checkpoint is gone: {result['checkpoint']}")
-        if result["parent"] != parent:
+        if result["parent"] != parent.content:
             return planned("run", "the stage before it has another result now")
         if shared := result.get("shared"):
             return planned("reuse", f"shared with {shared}", result["steps"])
@@ -154,7 +161,9 @@ def _plan_stage(run: RunFolder, config: PipelineConfig, index: int, parent: str,
             "reuse", f"done, {result['accuracy_before']:.3f} -> {result['accuracy_after']:.3f}", result["steps"]
         )
     if changes:
-        return planned("run", "its configuration changed" if begun_with["parent"] == parent else "its parent changed")
+        return planned(
+            "run", "its configuration changed" if begun_with["parent"] == parent.content else "its parent changed"
+        )
     steps = [step for step, _ in checkpoints_in(folder)]
     if known is None or not steps:
         return planned("run", "stopped before its first checkpoint" if known else "not begun")

@@ -53,8 +53,8 @@ class RunDelivery:
         self.store = redacted(uri)  # what mlflow.json may hold: no password
         self.run_dir, self.label, self.journal = run_dir, label, journal
         self.position = Position()
-        self._opened = ""
-        """Run id that was found in the store."""
+        self._opened = ("", 0)
+        """Run id that was found in the store, and the file that it was found for."""
         self._file = 0
 
     def refresh(self) -> bool:
@@ -71,7 +71,7 @@ class RunDelivery:
 
     def open(self, parent_id: str) -> None:
         """Find the MLflow run of this journal, or create it, and save its id before anything is sent."""
-        if self._opened and self._opened == self.position.run_id:
+        if self.position.run_id and self._opened == (self.position.run_id, self._file):
             return
         first = next((event for event, _ in iter_events(self.journal) if event), None)
         if first is None:
@@ -87,7 +87,7 @@ class RunDelivery:
             self._save()
         if self._was_cut():
             self.position.offset, self.position.floor = 0, dict(self.position.seen)
-        self._opened = self.position.run_id
+        self._opened = self.position.run_id, self._file
 
     def deliver(self, report: Report, deadline: float | None = None) -> None:
         """Send everything from the confirmed offset on, in order, until the end or the deadline (monotonic seconds)."""
@@ -236,7 +236,7 @@ class RunDelivery:
         except Exception as error:
             raise Unreachable(one_line(error)) from error
         if not exists:
-            self._opened = ""
+            self._opened = "", 0
             raise Unreachable("the MLflow run is gone; it is created again at the next pass")
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pipeline import interruption
-from pipeline.checkpoint import CHECKPOINTS, RESUME, prune, read_record, save_checkpoint, verified_record
+from pipeline.checkpoint import CHECKPOINTS, RESUME, damaged_files, prune, read_record, save_checkpoint
 from pipeline.config import CheckpointConfig, PipelineConfig, StageConfig
 from pipeline.errors import StageFailed
 from pipeline.evaluation import evaluate
@@ -144,7 +144,9 @@ class Trainer:
         if self.progress.best_step in (None, self.progress.step):
             return last
         best = self._checkpoint(self.progress.best_step)
-        verified_record(best)
+        if damaged := damaged_files(best, for_resume=False):
+            again = f"`gradus resume RUN --from {self.config.label}` trains the stage anew"
+            raise StageFailed(f"the best checkpoint, {best}, is damaged ({', '.join(damaged)}); {again}")
         copy_parameters(parameters(load_policy(best, self.pipeline.policy)), self.policy)
         return best
 

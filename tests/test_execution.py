@@ -13,11 +13,13 @@ from pydantic import ValidationError
 from transformers import AutoModelForCausalLM
 
 import stages
-from pipeline.checkpoint import read_record
+from pipeline.checkpoint import checkpoints_in, damaged_files, read_record
 from pipeline.config import PipelineConfig, pipeline_model
 from pipeline.errors import StageFailed, UserError
 from pipeline.execution import finish, prepare, run_stage
-from pipeline.journal import read_events
+from pipeline.files import read_json
+from pipeline.journal import metric_history, read_events
+from pipeline.ledger import plan
 from pipeline.observer import Observer
 from pipeline.runs import RunFolder
 from pipeline.signals import frozen_copy
@@ -75,6 +77,13 @@ def launch(folder: Path, config: PipelineConfig, name="run", observer=None, conf
     for index, stage in enumerate(run.config.stages):
         parent = run_stage(run, index, parent, discover()[stage.stage], observer)["checkpoint"]
     return run
+
+
+class Notes(Observer):
+    """Collects what a user is told."""
+
+    def __init__(self, notes: list[str]):
+        self.note = notes.append
 
 
 EVERY_STAGE = [
@@ -214,6 +223,88 @@ def test_a_damaged_parent_is_refused_before_any_step(tmp_path):
         stream.truncate(1000)
     with pytest.raises(UserError, match=r"damaged[\s\S]*model\.safetensors"):
         run_stage(run, 1, checkpoint, discover()["dapo"], Observer())
+
+
+def flip(file: Path) -> None:
+    """Turn one bit in the middle of a file."""
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+
+
+@pytest.mark.parametrize("handover", ["last", "best"])
+def test_a_damaged_result_is_made_again_the_same(tmp_path, handover):
+    validated = {"steps": 5, "handover": handover, "eval_every": 2}
+    config = pipeline([{"stage": "sft", **validated}], checkpoints={"every_steps": 2})
+    run = launch(tmp_path, config)
+    first, notes = run.result(0), []
+    flip(Path(first["checkpoint"]) / "model.safetensors")
+    again = launch(tmp_path, config, observer=Notes(notes)).result(0)
+    assert "the result of stage sft is damaged (model.safetensors); it is made again" in notes
+    assert not damaged_files(Path(again["checkpoint"]))
+    assert {**again, "seconds": 0} == {**first, "seconds": 0}
+
+
+def test_a_damaged_result_that_is_not_needed_any_more_stays(tmp_path):
+    config = pipeline([{"stage": "sft"}, {"stage": "dapo"}])
+    run = launch(tmp_path, config)
+    flip(Path(run.result(0)["checkpoint"]) / "model.safetensors")
+    notes: list[str] = []
+    launch(tmp_path, config, observer=Notes(notes))
+    assert not [note for note in notes if "damaged" in note]
+
+
+def test_a_damaged_start_is_made_again(tmp_path):
+    config = pipeline([{"stage": "sft"}])
+    run = RunFolder.create(tmp_path / "runs", config, "run", tmp_path / "tiny.yaml", STAGE_CONFIGS)
+    write_task(tmp_path)
+    first, notes = prepare(run, Observer()), []
+    flip(Path(first["checkpoint"]) / "tokenizer.json")
+    again = prepare(run, Notes(notes))
+    assert again["content"] == first["content"] and not again["reused"]
+    assert any("tokenizer.json" in note for note in notes)
+
+
+def test_a_stage_whose_parent_changed_begins_anew_and_keeps_what_it_had(tmp_path):
+    config = pipeline([{"stage": "sft"}, {"stage": "dapo", "steps": 3}], checkpoints={"every_steps": 1})
+    run = launch(tmp_path, config)
+    (run.stage_dir(1) / "result.json").unlink()
+    stage_file = run.stage_dir(1) / "stage.json"
+    stage_file.write_text(stage_file.read_text().replace(run.result(0)["content"], "0" * 16))
+    run = launch(tmp_path, config)
+    assert [folder.name for folder in run.attempts(1)] == ["02-dapo.attempt-1"]
+    assert run.result(1)["parent"] == run.result(0)["content"]
+    assert checkpoints_in(run.attempts(1)[0]), "an attempt keeps its checkpoints"
+
+
+def test_what_is_carried_over_is_said_and_done(tmp_path):
+    graded = [{"reward": "length", "params": {"max": 5, "falloff": 15}}]
+    stages = [{"stage": "vapo", "group_size": 3}, {"stage": "vapo", "group_size": 3}]
+    plain = launch(tmp_path, pipeline(stages, rewards=graded), "plain")
+    stages[1] |= {"carry": ["optimizer", "critic"]}
+    carrying = launch(tmp_path, pipeline(stages, rewards=graded), "carrying")
+    assert plain.result(1)["carried"] == ["weights", "tokenizer", "template"]
+    assert carrying.result(1)["carried"] == ["weights", "tokenizer", "template", "optimizer", "critic"]
+    assert plain.result(0)["content"] == carrying.result(0)["content"]
+    assert plain.result(1)["content"] != carrying.result(1)["content"]
+    first = {run: metric_history(run.stage_dir(1) / "journal.jsonl") for run in (plain, carrying)}
+    gap = {run: abs(curves["critic/value_mean"][1] - curves["reward/mean"][1]) for run, curves in first.items()}
+    assert gap[plain] < 1e-6 < 1e-3 < gap[carrying], (
+        "a fresh critic starts at the batch's mean, one carried over does not"
+    )
+    assert len(read_json(carrying.stage_dir(1) / "stage.json")["state"]) == 16
+    with pytest.raises(ValidationError, match="nothing to carry over"):
+        pipeline([{"stage": "vapo", "carry": ["critic"]}])
+
+
+def test_runtime_options_may_change_while_a_run_goes_on(tmp_path):
+    config = pipeline([{"stage": "sft"}])
+    run = launch(tmp_path, config)
+    other = pipeline([{"stage": "sft", "token_budget": 77}], checkpoints={"keep": 9})
+    again = RunFolder.create(tmp_path / "runs", other, "run", tmp_path / "tiny.yaml", STAGE_CONFIGS)
+    assert (again.config.checkpoints.keep, again.config.stages[0].token_budget) == (9, 77)
+    assert [each.action for each in plan(again, other)] == ["reuse"]
+    assert run.result(0) == again.result(0)
 
 
 def test_best_hands_over_the_checkpoint_with_the_highest_validation_accuracy(tmp_path, monkeypatch):
