@@ -160,7 +160,7 @@ class Torture:
         self.wrong += [
             f"{name}: plan would {p['action']} {p['label']}" for p in planned["stages"] if p["action"] != "reuse"
         ]
-        self.wrong += [f"{name}: left over: {p}" for p in [*run.path.rglob(".*"), *run.path.rglob("*.partial")]]
+        self.wrong += [f"{name}: left over: {p}" for p in run.path.rglob(".*")]
         self.check_tracking(run)
 
     def check_tracking(self, run: RunFolder) -> None:

@@ -87,7 +87,7 @@ def remove_leftovers(folder: Path) -> None:
 
     Tracking's own files are left to the uploader, which may outlive the process that it served.
     """
-    for path in [*folder.rglob(".*"), *folder.rglob("*.partial")]:
+    for path in list(folder.rglob(".*")):
         if path.name.startswith(".mlflow"):
             continue
         if path.is_dir():

@@ -11,8 +11,6 @@ appended rows change the held-out set only by those that belong into it.
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -21,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.config_task import FileTask, HubTask, ReasoningGymTask
 from pipeline.errors import UserError
+from pipeline.files import folder_in_the_making, read_json, sha256, write_json
 from pipeline.task_gym import BATCH, Batch, check_gym, read_gym
 from pipeline.task_sources import check_file, check_hub, read_file, read_hub
 from pipeline.task_split import COLUMNS, content_hash, distinct, split
@@ -199,46 +198,31 @@ def _describe(task: AnyTask) -> str:
 
 
 def _write(folder: Path, splits: dict[str, pyarrow.Table], task: AnyTask, notes: list[str]) -> None:
-    """The folder, such that a process that dies on the way leaves nothing that looks complete."""
+    """The folder, whole or not at all."""
     import pyarrow.parquet
 
-    folder.mkdir(parents=True, exist_ok=True)
-    files = {}
-    for name, table in splits.items():
-        path, partial = folder / f"{name}.parquet", folder / f"{name}.parquet.partial"
-        pyarrow.parquet.write_table(table, partial)
-        files[path.name] = _publish(partial, path)
-    record = {
-        "format": FORMAT,
-        "source": _describe(task),
-        "config": task.model_dump(mode="json"),
-        "hashes": {name: content_hash(table) for name, table in splits.items()},
-        "sizes": {name: table.num_rows for name, table in splits.items()},
-        "has_demonstrations": task.demonstrations != "none",
-        "notes": notes,
-        "files": files,
-    }
-    partial = folder / "data.json.partial"
-    partial.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    _publish(partial, folder / "data.json")
-
-
-def _publish(partial: Path, path: Path) -> str:
-    """Gives a complete file its name, on disk before anything that relies on it; returns its sha256."""
-    with partial.open("rb") as file:
-        os.fsync(file.fileno())
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    partial.replace(path)
-    return digest
+    with folder_in_the_making(folder) as making:
+        for name, table in splits.items():
+            pyarrow.parquet.write_table(table, making / f"{name}.parquet")
+        record = {
+            "format": FORMAT,
+            "source": _describe(task),
+            "config": task.model_dump(mode="json"),
+            "hashes": {name: content_hash(table) for name, table in splits.items()},
+            "sizes": {name: table.num_rows for name, table in splits.items()},
+            "has_demonstrations": task.demonstrations != "none",
+            "notes": notes,
+            "files": {f"{name}.parquet": sha256(making / f"{name}.parquet") for name in splits},
+        }
+        write_json(making / "data.json", record)
 
 
 def _record(folder: Path) -> dict[str, Any] | None:
     """data.json where it and the files it names are intact, else None."""
     try:
-        record = json.loads((folder / "data.json").read_text(encoding="utf-8"))
+        record = read_json(folder / "data.json")
         intact = record["format"] == FORMAT and all(
-            hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest
-            for name, digest in record["files"].items()
+            sha256(folder / name) == digest for name, digest in record["files"].items()
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None
