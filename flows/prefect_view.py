@@ -53,7 +53,7 @@ class PrefectView(Observer):
         text = curves_text(tracking.uri, tracking.experiment, self.run.path.parent)
         self._publish("curves", "markdown", text, "Where the curves are")
         if lineage := lineage_text(self.run.origin, origin_page, earlier):
-            logger.info(lineage)
+            logger.info(re.sub(r"\[(.+?)\]\((.+?)\)", r"\1 (\2 )", lineage))  # the log shows addresses as links
             self._publish("lineage", "markdown", lineage, "What this flow run goes on from")
 
     def prepared(self, accuracy: float, interval: tuple[float, float]) -> None:
@@ -139,8 +139,8 @@ def lineage_text(origin: Mapping[str, Any] | None, page: str, earlier: Sequence[
     """
     paragraphs = []
     if origin is not None:
-        name = f"[{origin['run']}]({page})" if page else f"**{origin['run']}**"
-        what = f"This run is a fork of {name}: it shares what comes before the stage **{origin['stage']}**"
+        name = f"[{origin['run']}]({page})" if page else f"`{origin['run']}`"
+        what = f"This run is a fork of {name}: it shares what comes before the stage `{origin['stage']}`"
         paragraphs.append(f"{what} and changes")
         paragraphs.append("\n".join(f"- `{change}`" for change in origin["changes"]) or "- nothing")
     if earlier:

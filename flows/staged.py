@@ -173,6 +173,7 @@ def staged_pipeline(run_dir: str) -> State[Any]:
             session.summary = run_pipeline(session.work, Observers(session.observer, view), session.call)
     except Interrupted as error:
         session.error = error
+        logger.info(session.stopping)
         return session.stopped()
     except Exception as error:
         if error is not session.error:

@@ -43,6 +43,8 @@ from pipeline.tracking_run import RunDelivery, Undeliverable, Unreachable, one_l
 PASS_EVERY = 2.0
 """Seconds between passes while all goes well; after failures the pause doubles, up to MAX_PAUSE."""
 MAX_PAUSE = 30.0
+PASS_LIMIT = 5.0
+"""Seconds after which a pass looks at every journal anew, so that one with much to send does not hold up the others."""
 LAST_PASS = 60.0
 """Seconds that the last pass may take after the trainer died."""
 
@@ -216,7 +218,7 @@ def _passes(uploader: Uploader, parent: _Parent, total: Report) -> Report:
     pause = PASS_EVERY
     while True:
         last = parent.ends
-        report = uploader.sync(time.monotonic() + LAST_PASS if last else None)
+        report = uploader.sync(time.monotonic() + (LAST_PASS if last else PASS_LIMIT))
         total.delivered += report.delivered
         total.rejected += report.rejected
         total.undelivered, total.error, total.run_ids = report.undelivered, report.error, report.run_ids

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -185,8 +186,11 @@ def test_a_position_that_another_attempt_left_is_not_taken_over(runs: Path) -> N
 class Gone:
     """A trainer as its uploader sees it in its last pass."""
 
-    ends = True
     alive = False
+
+    @property
+    def ends(self) -> bool:
+        return True
 
     def __init__(self, pid: int, asked: bool):
         self.pid, self.asked = pid, asked
@@ -208,6 +212,32 @@ def test_the_last_pass_marks_what_nobody_else_will(
         with run_lock.hold(run):
             _passes(uploader, trainer, Report(run.name))
     assert client(runs).get_run(read_run_ids(run)[""]).info.status == status
+
+
+def test_a_stage_with_much_to_send_does_not_hold_up_the_news(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a server was away: that the run goes on is told before all that it missed."""
+    run = new_run(runs)
+    stage = new_stage(run)
+    for step in range(1, 21):
+        stage.histogram(step, "advantage", [0.0, 1.0])
+    told: list[tuple[str, bool]] = []
+
+    class Living(Gone):
+        @property
+        def ends(self) -> bool:
+            positions = [Position.read(folder / "journal.jsonl") for folder in (run, stage.path.parent)]
+            if len(told) == 2:
+                Journal(run / "journal.jsonl").end("KILLED")
+            told.append((positions[0].status, positions[1].offset == stage.path.stat().st_size))
+            return told[-1] == ("KILLED", False) or len(told) > 10
+
+    monkeypatch.setattr("pipeline.tracking.PASS_LIMIT", 0.0)
+    monkeypatch.setattr("pipeline.tracking.PASS_EVERY", 0.0)
+    living: Any = Living(os.getpid(), True)
+    living.spoke = threading.Event()
+    report = _passes(Uploader(run, resolve_uri(None, runs), "gradus"), living, Report(run.name))
+    assert told[-1] == ("KILLED", False), "the run's end before the rest of its stage"
+    assert report.undelivered == 0
 
 
 def uploading(run: Path) -> bool:
