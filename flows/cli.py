@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import json
-from collections.abc import Callable
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated
 
 import typer
 
+from flows import commands_runs
+from flows.command_options import RUNS, AsJson, Config, Engine, Overrides, Runs, check_world, console, load, sayer
 from flows.reporting import Process, command, quiet_libraries
 from pipeline import __version__
 from pipeline.errors import UserError
@@ -25,14 +24,6 @@ app = typer.Typer(
 server = typer.Typer(help="The Prefect server on this machine that shows runs as flows.", no_args_is_help=True)
 app.add_typer(server, name="server")
 
-Config = Annotated[str, typer.Argument(help="A YAML file, or the name of a packaged configuration such as quickstart.")]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override an option, such as stages.gfpo.steps=40; repeatable."),
-]
-Runs = Annotated[Path, typer.Option("--runs", metavar="DIR", help="The folder that holds the runs.")]
-RUNS = Path("runs")
-
 
 def _version(wanted: bool) -> None:
     if wanted:
@@ -47,7 +38,7 @@ def root(
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", envvar="GRADUS_DEBUG", help="Show tracebacks.")] = False,
 ) -> None:
-    Process.debug = debug
+    Process.debug, Process.folder = debug, None
 
 
 @command(app)
@@ -58,29 +49,35 @@ def run(
         str | None, typer.Option(help="Name of the run; an unfinished one with the same configuration continues.")
     ] = None,
     runs: Runs = RUNS,
-    engine: Annotated[
-        Literal["prefect", "none"], typer.Option(help="Show the stages as a Prefect flow, or call them plainly.")
-    ] = "prefect",
+    engine: Engine = "prefect",
 ) -> None:
     """Train a pipeline, stage after stage."""
     from flows import launch
 
     quiet_libraries()
-    console = _console()
+    screen = console()
     launch.check_name(name)
-    loaded, stages = _load(config, overrides)
-    _preflight(loaded, stages, runs)
-    folder = launch.open_run(loaded, runs, name, stages, _say(console))
+    loaded, stages = load(config, overrides)
+    check_world(loaded, stages, runs)
+    folder = launch.open_run(loaded, runs, name, stages, sayer(screen))
     Process.folder = folder.path
-    _say(console)(f"run {folder.name} in {folder.path}")
-    launch.tell(folder, launch.launch(folder, engine, console), runs, console)
+    sayer(screen)(f"run {folder.name} in {folder.path}")
+    launch.tell(folder, launch.launch(folder, engine, screen), runs, screen)
+
+
+# Help lists commands in the order in which they are registered.
+command(app)(commands_runs.resume)
+command(app)(commands_runs.plan)
+command(app)(commands_runs.fork)
+command(app)(commands_runs.status)
+command(app)(commands_runs.verify)
 
 
 @command(app)
 def check(config: Config, overrides: Overrides = None, runs: Runs = RUNS) -> None:
     """Check a configuration and everything it names, without computing anything."""
-    loaded, stages = _load(config, overrides)
-    _preflight(loaded, stages, runs)
+    loaded, stages = load(config, overrides)
+    check_world(loaded, stages, runs)
     order = " -> ".join(f"{stage.label} ({stage.steps} steps)" for stage in loaded.config.stages)
     print(f"{loaded.path} is valid.\n{loaded.config.name}: {order}")
 
@@ -103,39 +100,13 @@ def config(
         fix = f"give a YAML file or a packaged configuration ({known}), or --schema"
         raise UserError("there is nothing to print", fix=fix)
     else:
-        print(config_files.dump_config(_load(config, overrides)[0].config), end="")
-
-
-@command(app)
-def status(
-    name: Annotated[str | None, typer.Argument(help="A run; without it all are listed.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
-    runs: Runs = RUNS,
-) -> None:
-    """Show all runs, or the stages of one."""
-    from flows import status as runs_status
-    from flows.terminal import runs_table, tell_run
-    from pipeline.runs import RunFolder
-    from stages import discover
-
-    configs = [stage.config for stage in discover().values()]
-    if name is not None:
-        found = runs_status.run_status(RunFolder(runs / name, configs))
-        print(json.dumps(found, indent=2)) if as_json else tell_run(found, _console())
-        return
-    listed = runs_status.all_runs(runs, configs)
-    if as_json:
-        print(json.dumps(listed, indent=2))
-    elif listed:
-        _console().print(runs_table(listed), soft_wrap=True)
-    else:
-        print(f"There are no runs in {runs.absolute()}; `gradus run quickstart` makes one.")
+        print(config_files.dump_config(load(config, overrides)[0].config), end="")
 
 
 @command(app, name="eval")
 def evaluate(
     checkpoint: Annotated[str, typer.Argument(help="A checkpoint's folder, or a run's folder or name.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
+    as_json: AsJson = False,
     runs: Runs = RUNS,
 ) -> None:
     """Measure a checkpoint's accuracy on its run's held-out prompts."""
@@ -205,9 +176,9 @@ def ui(
 @command(app)
 def sync(runs: Runs = RUNS) -> None:
     """Deliver to MLflow what it missed while it could not be reached."""
-    from pipeline.tracking_client import count_undelivered
+    from pipeline.tracking_client import needs_delivery
 
-    waiting = [file.parent for file in sorted(runs.glob("*/journal.jsonl")) if count_undelivered(file.parent)]
+    waiting = [file.parent for file in sorted(runs.glob("*/journal.jsonl")) if needs_delivery(file.parent)]
     if not waiting:
         print("MLflow has everything.")
         return
@@ -221,7 +192,7 @@ def sync(runs: Runs = RUNS) -> None:
 
 
 @command(app)
-def stages(as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False) -> None:
+def stages(as_json: AsJson = False) -> None:
     """List the stages there are, with their own options and those that all have."""
     from flows.options import describe_options, tell_options
     from pipeline.config import StageConfig
@@ -235,11 +206,11 @@ def stages(as_json: Annotated[bool, typer.Option("--json", help="Machine-readabl
     if as_json:
         print(json.dumps({"stages": found, "common_options": common}, indent=2))
     else:
-        tell_options(found, common, _console())
+        tell_options(found, common, console())
 
 
 @command(app)
-def rewards(as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False) -> None:
+def rewards(as_json: AsJson = False) -> None:
     """List the rewards there are, with their range and options."""
     from pipeline.rewards import describe
 
@@ -269,30 +240,6 @@ def server_stop() -> None:
     from flows.server import stop_server
 
     print("the server was stopped" if stop_server() else "no server of gradus's own was running")
-
-
-def _load(source: str, overrides: list[str] | None) -> tuple[Any, dict[str, Any]]:
-    from pipeline.config_files import load_config
-    from stages import discover
-
-    found = discover()
-    return load_config(source, overrides or [], [stage.config for stage in found.values()]), found
-
-
-def _preflight(loaded: Any, stages: dict[str, Any], runs: Path) -> None:
-    from pipeline.preflight import preflight
-
-    preflight(loaded.config, loaded.base_dir, stages, runs, str(loaded.path))
-
-
-def _console() -> Any:
-    from rich.console import Console
-
-    return Console()
-
-
-def _say(console: Any) -> Callable[[str], None]:
-    return functools.partial(console.print, highlight=False, markup=False, soft_wrap=True)
 
 
 def main() -> None:

@@ -3,58 +3,137 @@
 from __future__ import annotations
 
 import contextlib
-import signal
-import sys
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from flows.terminal import duration, number, shown_path, stage_table, watching
+from flows.plans import refuse_drift
+from flows.tables import print_stages
+from flows.terminal import duration, number, runs_option, shown_path, watching
+from pipeline import interruption
 from pipeline.config_files import LoadedConfig
-from pipeline.errors import UserError
-from pipeline.observer import Observer
-from pipeline.runs import RUN_FILE, RunFolder
+from pipeline.errors import StageFailed, UserError
+from pipeline.files import read_json, sync_folder
+from pipeline.observer import Observer, Observers
+from pipeline.runs import RUN_FILE, SUMMARY_FILE, RunFolder, differences
 from pipeline.stage import Stage
-
-DEFAULT_RUNS = Path("runs")
 
 
 def open_run(
     loaded: LoadedConfig, runs_dir: Path, name: str | None, stages: dict[str, Stage], say: Callable[[str], None]
-):
-    """The folder to work in: the named run, which continues where it exists, or a new one under the next free name."""
+) -> RunFolder:
+    """The folder to work in: the named run, which continues where it exists, or a new one under the next free name.
+
+    Raises: UserError where the named run asked for something else, with the ways on.
+    """
     configs = [stage.config for stage in stages.values()]
     if name is None:
-        name = _reserve(runs_dir, loaded.config.name)
-        earlier = runs_dir / loaded.config.name / RUN_FILE
-        if name != loaded.config.name and earlier.is_file():
-            say(f"a run called {loaded.config.name} exists, so this one is {name} (--name continues an unfinished one)")
-    return RunFolder.create(runs_dir, loaded.config, name, loaded.path, configs)
+        name = reserve(runs_dir, loaded.config.name)
+        if name != loaded.config.name and (runs_dir / loaded.config.name / RUN_FILE).is_file():
+            go_on = f"`gradus resume {loaded.config.name}{runs_option(runs_dir)}` goes on with that one"
+            say(f"a run called {loaded.config.name} exists, so this one is {name} ({go_on})")
+    if not (runs_dir / name / RUN_FILE).is_file():
+        return RunFolder.create(runs_dir, loaded.config, name, loaded.path, configs)
+    earlier = RunFolder(runs_dir / name, configs)
+    refuse_drift(earlier, loaded.config)
+    before = earlier.config.model_dump(mode="json")
+    run = RunFolder.create(runs_dir, loaded.config, name, loaded.path, configs)
+    for change in differences(before, run.config.model_dump(mode="json")):
+        say(f"goes on with {change}")
+    return run
 
 
-def _reserve(runs_dir: Path, base: str) -> str:
+def reserve(runs_dir: Path, base: str) -> str:
     """Make the first free folder of NAME, NAME-2, NAME-3 ...; of two launches at once each gets its own."""
-    number = 1
-    while True:
-        name = base if number == 1 else f"{base}-{number}"
+    for name in candidates(base):
         with contextlib.suppress(FileExistsError):
             (runs_dir / name).mkdir(parents=True)
-            return name
-        number += 1
+            break
+    return name
 
 
-def launch(run: RunFolder, engine: str, console: Console) -> dict[str, Any]:
-    """Work on a run until its summary is written, and return that. Raises: StageFailed, UserError."""
+def candidates(base: str) -> Iterator[str]:
+    """The names that a new run may get, in order."""
+    return (base if number == 1 else f"{base}-{number}" for number in itertools.count(1))
+
+
+def place_for_fork(runs_dir: Path, origin: str, name: str | None) -> Path:
+    """An empty folder for a fork: NAME, or the first free one of ORIGIN-fork, ORIGIN-fork-2 ... Raises: UserError."""
+    if name is None:
+        check_name(f"{origin}-fork-99")
+        return runs_dir / reserve(runs_dir, f"{origin}-fork")
+    try:
+        (runs_dir / name).mkdir()
+    except FileExistsError:
+        what = "run" if (runs_dir / name / RUN_FILE).is_file() else "folder"
+        fix = "choose another --name"
+        raise UserError(f"there is a {what} called {name!r} already", where=str(runs_dir.absolute()), fix=fix) from None
+    return runs_dir / name
+
+
+def check_anew(run: RunFolder, index: int) -> None:
+    """There is something to start stage ``index`` from. Raises: UserError."""
+    before = run.result(index - 1) if index else run.start()
+    if before is None:
+        label = run.config.stages[index].label
+        missing = (
+            f"stage {run.config.stages[index - 1].label} has no result" if index else "data and policy are not ready"
+        )
+        raise UserError(
+            f"there is nothing to start {label} from yet",
+            where=f"--from {label}",
+            got=missing,
+            fix=f"`gradus resume {run.name}{runs_option(run.path.parent)}` goes on",
+        )
+
+
+def begin_anew(run: RunFolder, index: int) -> None:
+    """Set aside stage ``index`` and all after it. The caller holds the run's lock. Raises: UserError.
+
+    The summary goes first and the stages from the last one on, so that a kill on the way leaves a run that can go on:
+    what is still there follows from what is before it.
+    """
+    check_anew(run, index)
+    forget_summary(run)
+    for each in reversed(range(index, len(run.config.stages))):
+        run.set_aside(each)
+    sync_folder(run.path)
+
+
+def forget_summary(run: RunFolder) -> None:
+    """The run is no longer complete; the summary is made again at its end."""
+    (run.path / SUMMARY_FILE).unlink(missing_ok=True)
+
+
+class _Steps(Observer):
+    """Counts the steps of a launch."""
+
+    done = 0
+
+    def step_done(self, label: str, step: int, steps: int, metrics: Mapping[str, float]) -> None:
+        self.done += 1
+
+
+def launch(run: RunFolder, engine: str, console: Console, before: Callable[[], None] = lambda: None) -> dict[str, Any]:
+    """Work on a run until its summary is written, and return that; ``before`` is called once the run is locked.
+
+    Raises: StageFailed, UserError, Interrupted.
+    """
     from pipeline.tracking_client import start_uploader
 
-    with run.lock(), _ending_on_sigterm():
+    steps = _Steps()
+    with run.lock(), interruption.handled(lambda text: console.print(text, highlight=False, markup=False)):
+        before()
         run_engine = _engine(engine)
         uploader = start_uploader(run.path)
         try:
             with watching(console) as observer:
-                summary = run_engine(run.path, observer)
+                summary = run_engine(run.path, Observers(observer, steps))
+            if run.summary() is None:
+                raise StageFailed(f"the launch took {steps.done or 'no'} steps, and {run.name} is not complete")
         except BaseException:
             uploader.finish(timeout=3)
             raise
@@ -86,18 +165,23 @@ def _engine(name: str) -> Callable[[Path, Observer], dict[str, Any]]:
     return run_staged
 
 
-@contextlib.contextmanager
-def _ending_on_sigterm():
-    """Let SIGTERM unwind the stack as Ctrl-C does, so that journals and helpers are closed."""
+def tell_prefect(run: RunFolder, say: Callable[[str], None]) -> None:
+    """Tell the Prefect server, where it is up, how a launch ended that was killed before it could do so itself."""
+    record = read_json(run.path / "prefect.json")
+    if not record or record["state"] or run.holder() is not None:
+        return
+    from flows.server import ensure_server, server_status
 
-    def leave(*_: object) -> None:
-        sys.exit(128 + signal.SIGTERM)
+    found = server_status()
+    if not found["healthy"] or found["url"] != record["api_url"]:
+        return
+    with contextlib.suppress(OSError, RuntimeError):
+        url = ensure_server()  # sets this process up for it, before Prefect is imported
+        from flows.around_flow import flow_settings
+        from flows.flow_record import FlowRecord
 
-    previous = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
+        with run.lock(), flow_settings(url):
+            FlowRecord(run.path).settle(url, say)
 
 
 def tell(run: RunFolder, summary: dict[str, Any], runs_dir: Path, console: Console) -> None:
@@ -107,15 +191,15 @@ def tell(run: RunFolder, summary: dict[str, Any], runs_dir: Path, console: Conso
         console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     say()
-    console.print(stage_table(summary["stages"]), soft_wrap=True)
+    print_stages(summary["stages"], console)
     say()
     change = f"{number(summary['accuracy_start'])} to {number(summary['accuracy_end'])}"
     say(f"What was learned: held-out accuracy went from {change} in {duration(summary['seconds'])}.")
     say("Checkpoints, each a normal Hugging Face folder:")
-    for stage in summary["stages"]:
-        say(f"  {stage['name']}: {shown_path(stage['checkpoint'])}")
-    runs = "" if runs_dir.absolute() == DEFAULT_RUNS.absolute() else f" --runs {shown_path(runs_dir)}"
-    say(f"Curves, in MLflow: gradus ui{runs}")
+    for index, stage in enumerate(summary["stages"]):
+        owner = (run.result(index) or {}).get("shared")
+        say(f"  {stage['name']}: {shown_path(stage['checkpoint'])}" + (f" (shared with {owner})" if owner else ""))
+    say(f"Curves, in MLflow: gradus ui{runs_option(runs_dir)}")
     say(f'Try it: gradus sample {shown_path(summary["stages"][-1]["checkpoint"])} "{_example(run)}"')
 
 
@@ -124,7 +208,7 @@ def _example(run: RunFolder) -> str:
     with contextlib.suppress(Exception):
         import pyarrow.parquet
 
-        file = next((run.path / "data").glob("heldout*.parquet"))
+        file = next(run.data_dir.glob("heldout*.parquet"))
         for batch in pyarrow.parquet.ParquetFile(file).iter_batches(batch_size=50, columns=["question"]):
             short = [q for q in batch.to_pydict()["question"] if len(q) < 80 and not set(q) & set('"`$\\!\n')]
             if short:

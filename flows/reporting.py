@@ -17,6 +17,7 @@ import typer
 
 from pipeline import __version__
 from pipeline.errors import StageFailed, UserError
+from pipeline.interruption import Interrupted
 
 P = ParamSpec("P")
 
@@ -30,7 +31,10 @@ class Process:
 
 
 def command(group: typer.Typer, **options: Any) -> Callable[[Callable[P, None]], Callable[P, None]]:
-    """Register a command whose errors end as words and an exit code: 2 the user's, 1 a failed stage, 130 Ctrl-C."""
+    """Register a command whose errors end as words and an exit code.
+
+    2 is the user's, 1 a failed stage, a full disk or a mistake of ours, 130 Ctrl-C, 143 SIGTERM.
+    """
 
     def register(function: Callable[P, None]) -> Callable[P, None]:
         @functools.wraps(function)
@@ -42,18 +46,20 @@ def command(group: typer.Typer, **options: Any) -> Callable[[Callable[P, None]],
             except UserError as error:
                 _leave(str(error), 2, error)
             except StageFailed as error:
-                _leave(" ".join(str(error).split()), 1, error)
-            except KeyboardInterrupt as error:
-                name = Process.folder.name if Process.folder else ""
-                again = f"; finished stages are kept: the same command with --name {name} goes on"
-                _leave(f"interrupted{again if name else ''}", 130, error)
+                _leave(" ".join(str(error).split()) + how_to_go_on("\n"), 1, error)
+            except (Interrupted, KeyboardInterrupt) as error:
+                code = int(error.code or 0) if isinstance(error, Interrupted) else 130
+                _leave(_stopped(), code, error)
             except BrokenPipeError:
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
                 raise typer.Exit(1) from None
             except Exception as error:
+                if told := full_disk(error):
+                    _leave(f"{told}{how_to_go_on('; free some space, ')}", 1, error)
                 text = " ".join(str(error).split())
                 line = f"{type(error).__name__}: {text}"[:300] if text else type(error).__name__
-                _leave(f"{line}\nThis is not your doing. The traceback is in {_write_traceback()}", 1, error)
+                kept = f"This is not your doing. The traceback is in {_write_traceback()}"
+                _leave(f"{line}\n{kept}{how_to_go_on(chr(10))}", 1, error)
 
         return group.command(**options)(reported)
 
@@ -69,6 +75,40 @@ def quiet_libraries() -> None:
     ):
         os.environ.setdefault(name, "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+
+def how_to_go_on(before: str = "") -> str:
+    """What to type to go on with the run of this command, after these words; empty where there is none."""
+    from flows.terminal import runs_option
+    from pipeline.runs import RUN_FILE
+
+    if Process.folder is None or not (Process.folder / RUN_FILE).is_file():
+        return ""
+    return f"{before}to go on: gradus resume {Process.folder.name}{runs_option(Process.folder.parent)}"
+
+
+def _stopped() -> str:
+    """The one line about a command that a signal ended."""
+    from pipeline.runs import SUMMARY_FILE
+
+    if Process.folder is not None and (Process.folder / SUMMARY_FILE).is_file():
+        return "stopped; the run is complete, and `gradus sync` delivers what MLflow may lack"
+    go_on = how_to_go_on("; ")
+    return f"stopped: what was finished is kept{go_on}" if go_on else "stopped"
+
+
+def full_disk(error: BaseException | None) -> str:
+    """What to say where a full disk or a quota is behind an error, of whatever library; empty otherwise."""
+    from pipeline.checkpoint import NO_ROOM
+
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in NO_ROOM:
+            where = f" ({error.filename})" if error.filename else ""
+            return f"there is no room left on the disk{where}: {error.strerror or error}"
+        if any(f"os error {number}" in str(error) for number in NO_ROOM):  # libraries written in Rust say it in words
+            return f"there is no room left on the disk: {' '.join(str(error).split())[:200]}"
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return ""
 
 
 def _leave(message: str, code: int, error: BaseException) -> NoReturn:

@@ -2,58 +2,119 @@
 
 from __future__ import annotations
 
+import json
+import os
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
+from pipeline.checkpoint import checkpoints_in
 from pipeline.config import StageConfig
 from pipeline.errors import UserError
 from pipeline.files import read_json
+from pipeline.forking import forks_in
 from pipeline.runs import RUN_FILE, RunFolder
+
+TAIL = 65_536
+"""Bytes at the end of a journal that are read for the step that a stage is at."""
+STEP_METRIC = "time/step"
+"""A metric that every step has, and nothing else."""
 
 
 def all_runs(runs_dir: Path, stage_configs: list[type[StageConfig]]) -> list[dict[str, Any]]:
     """Every run in the folder, oldest first; one that cannot be read says why in its state."""
-    folders = [file.parent for file in Path(runs_dir).glob(f"*/{RUN_FILE}")]
-    statuses = [run_status(RunFolder(folder, stage_configs)) for folder in folders]
+    folders, forks = [file.parent for file in Path(runs_dir).glob(f"[!.]*/{RUN_FILE}")], forks_in(Path(runs_dir))
+    statuses = [run_status(RunFolder(folder, stage_configs), forks) for folder in folders]
     return sorted(statuses, key=lambda status: (status["created"], status["name"]))
 
 
-def run_status(run: RunFolder) -> dict[str, Any]:
-    """One run: state, stages done of how many, accuracy at the start and now, and an entry for every stage."""
+def run_status(run: RunFolder, forks: dict[str, list[dict[str, str]]] | None = None) -> dict[str, Any]:
+    """One run: state, stages done of how many, accuracy at the start and now, lineage, an entry for every stage.
+
+    ``stage``, ``step`` and ``steps`` say where a run is that is not done; without a step it is before that stage.
+    """
     status: dict[str, Any] = {"name": run.name, "path": str(run.path), "state": "", "created": "", "seed": None}
     status |= {"done": 0, "total": 0, "accuracy_start": None, "accuracy_end": None, "stages": []}
+    status |= {"stage": None, "step": None, "steps": None, "fork": None, "forks": [], "folders": []}
     try:
         record, start = run.record or {}, read_json(run.path / "start.json") or {}
         status |= {key: record.get(key) for key in ("created", "seed") if key in record}
         status |= {"accuracy_start": start.get("accuracy"), "accuracy_end": start.get("accuracy")}
-        summary = run.summary()
-        if summary is not None and run.holder() is None:
+        status |= {"fork": run.origin, "forks": (forks or forks_in(run.path.parent)).get(run.name, [])}
+        summary, running = run.summary(), run.holder() is not None
+        indices = range(len(run.config.stages))
+        status["folders"] = [_stage_folder(run, index) for index in indices]
+        if summary is not None and not running:
             stages = summary["stages"]
             status |= {"state": "done", "done": len(stages), "total": len(stages), "stages": stages}
             return status | {key: summary[key] for key in ("accuracy_start", "accuracy_end", "seconds")}
-        status["stages"] = [_stage_entry(run, index) for index in range(len(run.config.stages))]
+        status["stages"] = [_stage_entry(run, index, running) for index in indices]
         finished = [stage for stage in status["stages"] if "accuracy_after" in stage]
         status |= {"state": run.state(), "done": len(finished), "total": len(status["stages"])}
         if finished:
             status["accuracy_end"] = finished[-1]["accuracy_after"]
-    except (ValidationError, UserError, OSError, ValueError, KeyError, TypeError) as error:
+        status |= next((_position(e) for e in status["stages"] if "accuracy_after" not in e), {})
+    except (ValidationError, UserError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         status["state"] = f"unreadable: {str(error).splitlines()[0]}"
     return status
 
 
-def _stage_entry(run: RunFolder, index: int) -> dict[str, Any]:
-    """A stage's success record, or what is known of it without one."""
-    result, config = run.result(index), run.config.stages[index]
+def _position(entry: dict[str, Any]) -> dict[str, Any]:
+    """Where a run is whose first stage without a result has this entry."""
+    return {"stage": entry["name"], "step": entry.get("step"), "steps": entry["steps"]}
+
+
+def _stage_entry(run: RunFolder, index: int, running: bool) -> dict[str, Any]:
+    """A stage's success record, or what is known of it without one; ``step`` where it has begun."""
+    result, config, folder = run.result(index), run.config.stages[index], run.stage_dir(index)
     if result is not None:
         return result
     entry: dict[str, Any] = {"name": config.label, "variant": config.variant, "steps": config.steps}
+    if not folder.is_dir():
+        return entry | {"state": "waiting"}
+    step = next((step for step, _ in checkpoints_in(folder)), 0)
+    if running:
+        return entry | {"state": "running", "step": _last_step(folder / "journal.jsonl") or step}
     failure = run.failure(index)
-    if failure is not None:
-        return entry | {"state": f"failed: {failure['error']}"}
-    begun = run.stage_dir(index).is_dir()
-    return entry | {"state": ("running" if run.holder() is not None else "stopped") if begun else "waiting"}
+    return entry | {"state": f"failed: {failure['error']}" if failure else "stopped", "step": step}
+
+
+def _last_step(journal: Path) -> int | None:
+    """The last step in the end of a journal, unless a resume, which begins at its checkpoint, came after it."""
+    try:
+        with journal.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - TAIL))
+            lines = file.read().split(b"\n")[:-1]
+    except OSError:
+        return None
+    for line in reversed(lines):
+        try:
+            event = json.loads(line)
+            if event["kind"] == "start":
+                return None
+            if event["kind"] == "metrics" and STEP_METRIC in event["values"]:
+                return event["step"]
+        except (ValueError, KeyError, TypeError):
+            continue  # the first line is cut, and others may be damaged
+    return None
+
+
+def _stage_folder(run: RunFolder, index: int) -> dict[str, Any]:
+    """What lies in a stage's folder: its checkpoints, newest first, and earlier attempts, oldest first."""
+    result, folder = run.result(index), run.stage_dir(index)
+    handed = result["checkpoint"] if result else None
+    shared = result.get("shared") if result else None
+    found = [(result["steps"], Path(handed))] if result and shared and handed else checkpoints_in(folder)
+    checkpoints = [{"step": step, "path": str(path), "handed_over": str(path) == handed} for step, path in found]
+    return {
+        "stage": run.config.stages[index].label,
+        "path": str(folder),
+        "shared": shared,
+        "checkpoints": checkpoints,
+        "attempts": [str(path) for path in run.attempts(index)],
+    }
 
 
 def checkpoint_or_run(text: str, runs: Path, hub: bool = False) -> Path:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,7 +13,6 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 from pipeline.observer import Observer
 
@@ -52,7 +53,8 @@ class Lines(Observer):
         self.say(f"{label}: held-out accuracy {change} ({interval}) in {result.get('steps')} steps, {seconds}")
 
     def note(self, text: str) -> None:
-        self.say(text)
+        with contextlib.suppress(RuntimeError):  # a signal's answer may come in the middle of another line
+            self.say(text)
 
 
 class PlainObserver(Lines):
@@ -125,28 +127,6 @@ def step_facts(metrics: Mapping[str, float]) -> list[str]:
     return [*facts, f"{speed:,.0f} tokens/s"] if speed is not None else facts
 
 
-def stage_table(stages: Sequence[Mapping[str, Any]], title: str = "") -> Table:
-    """A row a stage, from the entries of a run's summary; missing values stay empty."""
-    table = Table(
-        title=title or None, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0)
-    )
-    for name in ("stage", "steps", "accuracy", "95 % interval", "rollouts", "tokens", "time"):
-        right = name in ("steps", "rollouts", "tokens", "time")
-        table.add_column(name, justify="right" if right else "left", no_wrap=True)
-    for stage in stages:
-        change = f"{number(stage.get('accuracy_before'))} -> {number(stage.get('accuracy_after'))}"
-        table.add_row(
-            str(stage.get("name", "")),
-            count(stage.get("steps")),
-            stage.get("state") or change,
-            interval_text(stage.get("interval")),
-            count(stage.get("rollouts")),
-            count(stage.get("tokens")),
-            duration(stage.get("seconds")),
-        )
-    return table
-
-
 def number(value: Any) -> str:
     """An accuracy with three digits, empty where there is none."""
     return f"{value:.3f}" if isinstance(value, int | float) and math.isfinite(value) else ""
@@ -185,23 +165,31 @@ def shown_path(path: Any) -> str:
     return str(absolute.relative_to(Path.cwd())) if absolute.is_relative_to(Path.cwd()) else str(absolute)
 
 
-def runs_table(runs: Sequence[Mapping[str, Any]]) -> Table:
-    """A row a run: its state, stages done, accuracy at the start and now."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for name in ("run", "stages", "accuracy", "started", "state"):
-        table.add_column(name, no_wrap=True)
-    for run in runs:
-        change = f"{number(run['accuracy_start'])} -> {number(run['accuracy_end'])}"
-        created = str(run["created"])[:16].replace("T", " ")
-        table.add_row(run["name"], f"{run['done']}/{run['total']}", change, created, run["state"].split("\n")[0])
-    return table
+def runs_option(runs_dir: Path) -> str:
+    """`` --runs DIR`` for a command that is to be typed from here, empty where the folder is the usual one."""
+    return "" if runs_dir.absolute() == Path("runs").absolute() else f" --runs {shlex.quote(shown_path(runs_dir))}"
 
 
-def tell_run(run: Mapping[str, Any], console: Console) -> None:
-    """One run: what it is doing, its stages, its checkpoints."""
-    say = Lines(console).say
-    say(f"{run['name']}: {run['state']} ({run['done']} of {run['total']} stages) in {shown_path(run['path'])}")
-    console.print(stage_table(run["stages"]), soft_wrap=True)
-    for stage in run["stages"]:
-        if stage.get("checkpoint"):
-            say(f"  {stage['name']}: {shown_path(stage['checkpoint'])}")
+def size_text(size: int) -> str:
+    """Bytes as a person says them.
+
+    >>> [size_text(n) for n in (512, 1_500_000, 2_300_000_000)]
+    ['512 bytes', '1.5 MB', '2.3 GB']
+    """
+    for factor, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if size >= factor:
+            return f"{size / factor:.1f} {unit}"
+    return f"{size} bytes"
+
+
+def print_table(
+    console: Console, header: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str] = ()
+) -> None:
+    """Aligned columns, those named in ``right`` to the right. No line is cut: a terminal wraps it, a pipe keeps it."""
+    cells = [[" ".join(str(cell).split()) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
+    for row in (header, *cells):
+        columns = zip(row, widths, header, strict=True)
+        line = "  ".join(cell.rjust(w) if name in right else cell.ljust(w) for cell, w, name in columns).rstrip()
+        style = "bold" if row is header else None
+        console.print(line, style=style, highlight=False, markup=False, soft_wrap=True)

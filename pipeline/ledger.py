@@ -19,6 +19,7 @@ from typing import Any, Literal
 from pipeline.checkpoint import CheckpointRecord, checkpoints_in, read_record
 from pipeline.config import PipelineConfig, StageConfig
 from pipeline.config_base import identity
+from pipeline.errors import UserError
 from pipeline.files import read_json, write_json
 from pipeline.rewards.custom import source_file
 from pipeline.runs import FAILURE_FILE, RunFolder, differences
@@ -81,14 +82,20 @@ def begin_stage(run: RunFolder, index: int, wanted_identity: dict[str, Any]) -> 
 
 def _drift(known: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """What a stage was begun with and is not asked for any more, code apart."""
-    old, new = known["config"], now["config"]
-    changes = differences(old["stage"], new["stage"])
-    changes += [line for key in new if key != "stage" for line in differences(old.get(key), new[key], key)]
+    changes = _config_drift(known["config"], now["config"])
     if known["parent"] != now["parent"]:
         changes.append(f"parent checkpoint: {known['parent']} -> {now['parent']}")
     if known.get("state") != now.get("state"):
         changes.append(f"the parent's state: {known.get('state')} -> {now.get('state')}")
     return changes + [f"data.{change}" for change in differences(known["data"], now["data"])]
+
+
+def _config_drift(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Changes between two of what :func:`wanted` gives; the stage's own options go by its label."""
+    label = new["stage"].get("name") or new["stage"]["stage"]
+    shared = [key for key in new if key != "stage"]
+    changes = differences(old["stage"], new["stage"], label)
+    return changes + [line for key in shared for line in differences(old.get(key), new[key], key)]
 
 
 @dataclass(frozen=True)
@@ -103,69 +110,110 @@ class StagePlan:
     """Steps that are done already."""
     why: str = ""
     changes: tuple[str, ...] = ()
-    """What drifted, ``key: old -> new``."""
+    """What drifted, ``key: old -> new``; the stage's own options go by its label."""
     code: tuple[str, ...] = ()
     """Code that changed since the stage began; what is done is kept all the same."""
 
 
-def plan(run: RunFolder | None, config: PipelineConfig) -> list[StagePlan]:
+def plan(run: RunFolder | None, config: PipelineConfig, anew: int | None = None) -> list[StagePlan]:
     """What a launch with this configuration would do about every stage of ``run``; without a run, of a new one.
 
-    Reads records only: damage is found when a checkpoint is used, or by ``gradus verify``.
+    From stage ``anew`` on everything is to begin again. Reads records only: damage is found when a checkpoint is used,
+    or by ``gradus verify``.
     """
-    labels = [stage.label for stage in config.stages]
     if run is None:
         return [StagePlan(stage.label, stage.steps, "run", why="new run") for stage in config.stages]
     start, plans = run.start(), list[StagePlan]()
-    known_labels = [stage.label for stage in run.config.stages]
-    parent = read_record(Path(start["checkpoint"])) if start and Path(start["checkpoint"]).is_dir() else None
-    data = (read_json(run.data_dir / "data.json") or {}).get("hashes", {})
-    waiting = "" if parent else "the policy and the data are not prepared yet"
+    parent = _record(start)
+    changed = [
+        name for name in ("policy", "task") if identity(getattr(run.config, name)) != identity(getattr(config, name))
+    ]
+    if changed:
+        waiting = f"the {' and the '.join(changed)} changed"
+    elif parent is None:
+        waiting = (
+            f"{start['checkpoint']} is gone or damaged" if start else "the policy and the data are not prepared yet"
+        )
+    else:
+        waiting = ""
     for index, stage in enumerate(config.stages):
-        if waiting:
-            made = StagePlan(stage.label, stage.steps, "run", why=waiting)
-        elif known_labels[: index + 1] != labels[: index + 1]:
-            made = StagePlan(stage.label, stage.steps, "run", why="the run has no such stage here")
+        here = [each.label for each in run.config.stages][: index + 1] == [each.label for each in config.stages][
+            : index + 1
+        ]
+        drift = tuple(_asked(run, config, index, changed)) if here else ()
+        if anew is not None and index >= anew:
+            plans.append(StagePlan(stage.label, stage.steps, "run", why=_begun_again(run, index)))
+        elif waiting:
+            plans.append(StagePlan(stage.label, stage.steps, "run", why=waiting, changes=drift))
+        elif not here or parent is None:
+            plans.append(StagePlan(stage.label, stage.steps, "run", why="the run has no such stage here"))
         else:
-            assert parent is not None
-            made = _plan_stage(run, config, index, parent, data)
-        plans.append(made)
-        if made.action == "reuse" and not waiting:
-            parent = read_record(Path((run.result(index) or {})["checkpoint"]))
+            plans.append(_plan_stage(run, config, index, parent, drift))
+        if plans[-1].action == "reuse":
+            parent = _record(run.result(index))
         elif not waiting:
             waiting = f"comes after {stage.label}"
     return plans
 
 
+def _asked(run: RunFolder, config: PipelineConfig, index: int, names: list[str]) -> list[str]:
+    """How what is asked of a stage, and of the pipeline's parts of these names, differs from what the run asks for."""
+    pairs = [(name, identity(getattr(run.config, name)), identity(getattr(config, name))) for name in names]
+    common = [line for name, old, new in pairs for line in differences(old, new, name)]
+    own = _config_drift(wanted(run.config, index), wanted(config, index))
+    return common + [line for line in own if line not in common]
+
+
+def _record(made: dict[str, Any] | None) -> CheckpointRecord | None:
+    """The record of a success record's checkpoint; None where there is none that can be read."""
+    try:
+        return read_record(Path(made["checkpoint"])) if made else None
+    except UserError:
+        return None
+
+
+def _begun_again(run: RunFolder, index: int) -> str:
+    """Why a stage is trained although it was: as asked, or because one before it is."""
+    if not run.stage_dir(index).exists():
+        return "not begun"
+    earlier = run.attempts(index)
+    number = int(earlier[-1].suffix.removeprefix(".attempt-")) + 1 if earlier else 1
+    return f"anew, as asked; what is there is kept as attempt {number}"
+
+
 def _plan_stage(
-    run: RunFolder, config: PipelineConfig, index: int, parent: CheckpointRecord, data: dict[str, str]
+    run: RunFolder, config: PipelineConfig, index: int, parent: CheckpointRecord, drift: tuple[str, ...]
 ) -> StagePlan:
-    """One stage whose parent is there."""
+    """One stage whose parent is there; ``drift`` is how the configuration differs from the run's."""
     stage, folder, result = config.stages[index], run.stage_dir(index), run.result(index)
     known = read_json(folder / STAGE_FILE)
-    begun_with, now = known or {}, stage_identity(config, index, parent, data)
-    changes = tuple(_drift(begun_with, now)) if known else ()
-    code = tuple(differences(begun_with["code"], now["code"])) if known and not changes else ()
+    data = (read_json(run.data_dir / "data.json") or {}).get("hashes", {})
+    now = stage_identity(config, index, parent, data)
+    changes = tuple(_drift(known, now)) if known and result is None else drift
+    code = tuple(differences(known["code"], now["code"])) if known and not changes else ()
 
     def planned(action: Literal["reuse", "resume", "run"], why: str, step: int = 0) -> StagePlan:
-        return StagePlan(stage.label, stage.steps, action, step, why, changes, code)
+        return StagePlan(stage.label, stage.steps, action, step, why, changes, code if action != "run" else ())
 
     if result is not None and not changes:
-        if not Path(result["checkpoint"]).is_dir():
-            return planned("run", f"its checkpoint is gone: {result['checkpoint']}")
+        if _record(result) is None:
+            return planned("run", f"its checkpoint is gone or damaged: {result['checkpoint']}")
         if result["parent"] != parent.content:
             return planned("run", "the stage before it has another result now")
-        if shared := result.get("shared"):
-            return planned("reuse", f"shared with {shared}", result["steps"])
-        return planned(
-            "reuse", f"done, {result['accuracy_before']:.3f} -> {result['accuracy_after']:.3f}", result["steps"]
-        )
+        shared, change = result.get("shared"), "{accuracy_before:.3f} -> {accuracy_after:.3f}".format(**result)
+        return planned("reuse", f"shared with {shared}" if shared else f"done, {change}", result["steps"])
+    if known is None and result is None:
+        return planned("run", "not begun")
     if changes:
-        return planned(
-            "run", "its configuration changed" if begun_with["parent"] == parent.content else "its parent changed"
-        )
-    steps = [step for step, _ in checkpoints_in(folder)]
-    if known is None or not steps:
-        return planned("run", "stopped before its first checkpoint" if known else "not begun")
-    failure = run.failure(index)
-    return planned("resume", f"failed: {failure['error']}" if failure else f"stopped after step {steps[0]}", steps[0])
+        why = "its parent changed" if known and known["parent"] != parent.content else "its configuration changed"
+        return planned("run", why)
+    step, failure = _newest_step(folder, parent.content), run.failure(index)
+    stopped = f"stopped after step {step}" if step is not None else "stopped before its first checkpoint"
+    why = f"failed: {failure['error']}" if failure else stopped
+    return planned("run", why) if step is None else planned("resume", why, step)
+
+
+def _newest_step(stage_dir: Path, parent: str) -> int | None:
+    """The step of the newest checkpoint that the stage can go on from, as far as records tell."""
+    found = ((step, _record({"checkpoint": path})) for step, path in checkpoints_in(stage_dir))
+    return next((step for step, record in found if record and record.parent == parent and record.resumable), None)

@@ -153,7 +153,7 @@ def test_names_new_continued_and_refused(trained: tuple[Gradus, str]) -> None:
     again = gradus(*run, "--name", "tiny").output
     assert "stage sft is done already" in again and "stage dapo is done already" in again
     changed = gradus(*run, "--name", "tiny", "--set", "stages.dapo.lr=3e-4", code=2).stderr
-    assert "stages.dapo.lr: 0.0001 -> 0.0003" in changed and "--name" in changed
+    assert "stages.dapo.lr: 0.0001 -> 0.0003" in changed and "gradus fork tiny --from dapo" in changed
     assert "a run cannot have this name" in gradus(*run, "--name", "../x", code=2).stderr
     loaded = load_config(str(gradus.config), [], [stage.config for stage in discover().values()])
     told: list[str] = []
@@ -183,8 +183,8 @@ def test_ctrl_c_ends_with_one_line_and_the_run_is_stopped(gradus: Gradus) -> Non
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 130
     (line,) = errors.strip().splitlines()
-    assert line.startswith("interrupted; finished stages are kept: the same command with --name tiny")
-    assert "stopped" in gradus("status", "--runs", str(gradus.runs)).output
+    assert line == "stopped: what was finished is kept; to go on: gradus resume tiny"
+    assert re.search(r"stopped at sft step \d+/100000", gradus("status", "--runs", str(gradus.runs)).output)
 
 
 def test_an_unknown_error_is_one_line_and_a_traceback_in_the_run_folder(
@@ -263,7 +263,9 @@ def test_wrong_names_are_answered_in_words(gradus: Gradus) -> None:
     assert gradus("sync", *runs).output == "MLflow has everything.\n"
 
 
-@pytest.mark.parametrize(("arguments", "limit"), [("--help", 0.5), ("check tiny.yaml", 2.0), ("status", 1.0)])
+@pytest.mark.parametrize(
+    ("arguments", "limit"), [("--help", 0.5), ("check tiny.yaml", 2.0), ("status", 1.0), ("plan tiny.yaml", 2.0)]
+)
 def test_what_should_answer_at_once_does(gradus: Gradus, arguments: str, limit: float) -> None:
     """Processor time, so that other work on the machine does not count; users are promised these seconds."""
     spent = []

@@ -82,9 +82,10 @@ def test_files_stay_short() -> None:
 def test_what_answers_at_once_imports_nothing_slow() -> None:
     """Help, checks and status would take seconds otherwise."""
     light = [
-        "flows.cli", "flows.launch", "flows.status", "flows.options", "flows.terminal", "pipeline.config_files",
+        "flows.cli", "flows.launch", "flows.status", "flows.options", "flows.terminal", "flows.plans", "flows.tables",
+        "pipeline.config_files",
         "pipeline.preflight", "pipeline.rewards", "pipeline.tasks", "pipeline.runs", "pipeline.journal",
-        "pipeline.tracking_client", "stages",
+        "pipeline.tracking_client", "pipeline.forking", "pipeline.verification", "flows.commands_runs", "stages",
     ]  # fmt: skip
     slow = ["torch", "transformers", "prefect", "mlflow", "datasets", "numpy", "pandas", "reasoning_gym"]
     code = f"""

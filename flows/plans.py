@@ -1,0 +1,138 @@
+"""What a launch would do, before it does it: the plan as plain data, and the ways on where a launch would refuse."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from flows.terminal import runs_option, shown_path
+from pipeline.config import PipelineConfig
+from pipeline.config_base import identity
+from pipeline.errors import UserError
+from pipeline.forking import shareable_until
+from pipeline.ledger import plan
+from pipeline.run_lock import UNKNOWN_HOLDER
+from pipeline.runs import RunFolder, differences
+
+KEYS_AND_VALUES = ["--set", "KEY=VALUE"]
+
+
+def describe(
+    run: RunFolder | None, config: PipelineConfig, runs_dir: Path, name: str, asked: Sequence[str], fresh: str = ""
+) -> dict[str, Any]:
+    """The plan of launching ``config`` as the run of this name, as plain data.
+
+    ``asked`` are the words of the launching command without a name (``gradus run CONFIG ...``), empty where no
+    configuration was given; ``fresh`` is the name that it would take by itself, where that is another one.
+    """
+    where = runs_option(runs_dir)
+    stages = [asdict(stage) for stage in plan(run, config)]
+    planned: dict[str, Any] = {"run": name, "exists": run is not None, "refused": False, "stages": stages}
+    planned |= {"changes": [], "runtime": [], "notes": [], "ways_on": [], "fresh": fresh}
+    launching = shlex.join(asked) + where
+    if run is None:
+        planned["notes"] = [f"`{launching}` begins this new run, {name}."]
+        return planned
+    planned |= {"changes": drift_lines(run, config, stages), "runtime": runtime_changes(run, config)}
+    named = f"{shlex.join([*asked[:3], '--name', name, *asked[3:]])}{where}"
+    if planned["changes"] and identity(run.config) != identity(config):
+        refusal = f"`{named}` refuses this: " if asked else "A run's configuration stays as it is: "
+        planned["notes"].append(f"{refusal}{name} was begun with another configuration. The ways on:")
+        planned |= {"refused": True, "ways_on": ways_on(run, config, runs_dir, asked)}
+    elif (holder := run.holder()) is not None:
+        at = "process {pid} on {host}, since {since}".format(**UNKNOWN_HOLDER | holder)
+        planned["notes"].append(f"{name} is running ({at}); this is what a launch would do if that ended now.")
+        for stage in (each for each in stages if each["action"] == "resume"):
+            stage["why"] = f"running; its newest checkpoint is that of step {stage['step']}"
+    elif run.summary() is not None and all(stage["action"] == "reuse" for stage in stages):
+        planned["notes"].append(f"{name} is complete: nothing is left to do.")
+    elif planned["runtime"]:
+        planned["notes"].append(f"`{named}` does this, with {'; '.join(planned['runtime'])}.")
+    else:
+        planned["notes"].append(f"`gradus resume {name}{where}` does this.")
+    if fresh:
+        text = f"`{launching}` without --name begins a new run, {fresh}."
+        place = len(planned["notes"]) - 1 if planned["ways_on"] else len(planned["notes"])
+        planned["notes"].insert(place, text)
+    return planned
+
+
+def drift_lines(run: RunFolder, config: PipelineConfig, stages: Sequence[dict[str, Any]]) -> list[str]:
+    """Everything that differs between what is asked for and what the run is; a stage's options go by its label."""
+    asked = [change.removeprefix("stages.") for change in differences(identity(run.config), identity(config))]
+    found = [change for stage in stages for change in stage["changes"]]
+    return list(dict.fromkeys([*asked, *found]))
+
+
+def runtime_changes(run: RunFolder, config: PipelineConfig) -> list[str]:
+    """Changed options that only say how to compute; a run takes them over."""
+    changed = differences(identity(run.config), identity(config))
+    everything = differences(run.config.model_dump(mode="json"), config.model_dump(mode="json"))
+    return [change for change in everything if change not in changed]
+
+
+def refuse_drift(run: RunFolder, config: PipelineConfig) -> None:
+    """A run goes on with what it was begun with. Raises: UserError with every difference and the ways on."""
+    changed = differences(identity(run.config), identity(config))
+    if not changed:
+        return
+    ways = ways_on(run, config, run.path.parent, ["gradus", "run", "CONFIG"])
+    raise UserError(
+        f"the run {run.name!r} was begun with another configuration",
+        where=shown_path(run.path / "config.yaml"),
+        got="\n            ".join(changed),
+        expected="the configuration that the run was begun with",
+        fix="\n            ".join(f"`{way['command']}`: {way['what']}" for way in ways),
+    )
+
+
+def ways_on(run: RunFolder, config: PipelineConfig, runs_dir: Path, asked: Sequence[str]) -> list[dict[str, str]]:
+    """Commands, and what each would do, where a run asked for something else than is asked for now."""
+    where, ways = runs_option(runs_dir), []
+    if run.summary() is None:
+        goes_on = "goes on with the configuration that it has"
+        ways.append({"command": f"gradus resume {run.name}{where}", "what": goes_on})
+    index = _first_changed(run, config)
+    if index is not None and (last := shareable_until(run)) >= 0:
+        label = run.config.stages[min(index, last)].label
+        shares = f"shares what is done before {label}" if min(index, last) else "shares the data and the start"
+        command = ["gradus", "fork", run.name, "--from", label, *_overrides(run, config)]
+        ways.append({"command": f"{shlex.join(command)}{where}", "what": f"a new run that {shares}"})
+    if len(ways) < 2:
+        command = f"{shlex.join(asked or ['gradus', 'run', 'CONFIG'])}{where}"
+        ways.append({"command": command, "what": "a new run that shares nothing"})
+    return ways
+
+
+def _first_changed(run: RunFolder, config: PipelineConfig) -> int | None:
+    """The stage that a fork with this configuration would begin with; None where no fork could ask for it."""
+    old, new = identity(run.config), identity(config)
+    if any(old[name] != new[name] for name in ("policy", "task")):
+        return None
+    if any(old[name] != new[name] for name in old if name != "stages"):
+        index = 0
+    else:
+        pairs = list(zip(old["stages"], new["stages"], strict=False))
+        index = next((place for place, (one, two) in enumerate(pairs) if one != two), len(pairs))
+    labels = [[stage.label for stage in each.stages[index : index + 1]] for each in (run.config, config)]
+    same_place = labels[0] == labels[1] != []
+    return index if same_place else index - 1 if index else None
+
+
+def _overrides(run: RunFolder, config: PipelineConfig) -> list[str]:
+    """The changes as ``--set`` options, where each can be said as one."""
+    options = []
+    for change in differences(identity(run.config), identity(config)):
+        key, _, values = change.partition(": ")
+        value = values.partition(" -> ")[2]
+        if change.endswith("...") or " -> " in value or (key.count(".") < 2 and key.startswith("stages.")):
+            return KEYS_AND_VALUES
+        plain = re.fullmatch(r'"([A-Za-z][\w./-]*)"', value)
+        if plain and plain[1].lower() not in ("true", "false", "null", "yes", "no", "on", "off"):
+            value = plain[1]
+        options += ["--set", f"{key}={value}"]
+    return options

@@ -1,0 +1,152 @@
+"""What the run folders say, as tables and lines for a person."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+
+from flows.terminal import Lines, count, duration, interval_text, number, print_table, shown_path, size_text
+from pipeline.verification import Finding
+
+RIGHT = ("steps", "step", "rollouts", "tokens", "time", "size")
+"""Columns of numbers."""
+
+
+def print_stages(stages: Sequence[Mapping[str, Any]], console: Console) -> None:
+    """A row a stage, from the entries of a run's summary; missing values stay empty."""
+    rows = []
+    for stage in stages:
+        change = f"{number(stage.get('accuracy_before'))} -> {number(stage.get('accuracy_after'))}"
+        numbers = [count(stage.get("rollouts")), count(stage.get("tokens")), duration(stage.get("seconds"))]
+        state = stage.get("state")
+        what = f"{state} at step {stage['step']}" if state in ("running", "stopped") else state or change
+        rows.append([stage["name"], count(stage.get("steps")), what, interval_text(stage.get("interval")), *numbers])
+    header = ["stage", "steps", "accuracy", "95 % interval", "rollouts", "tokens", "time"]
+    print_table(console, header, rows, RIGHT)
+
+
+def print_runs(runs: Sequence[Mapping[str, Any]], console: Console) -> None:
+    """A row a run: stages done, accuracy at the start and now, where it comes from, what it is doing."""
+    rows = []
+    for run in runs:
+        change = f"{number(run['accuracy_start'])} -> {number(run['accuracy_end'])}" if run["total"] else ""
+        created = str(run["created"])[:16].replace("T", " ")
+        stages = f"{run['done']}/{run['total']}" if run["total"] else ""
+        rows.append([run["name"], stages, change, created, origin_text(run), state_text(run)])
+    header = ["run", "stages", "accuracy", "started", "origin", "state"]
+    if not any(row[4] for row in rows):
+        header, rows = [*header[:4], "state"], [[*row[:4], row[5]] for row in rows]
+    print_table(console, header, rows, RIGHT)
+
+
+def state_text(run: Mapping[str, Any]) -> str:
+    """What a run is doing, and where.
+
+    >>> state_text({"state": "stopped", "stage": "gfpo", "step": 40, "steps": 120, "done": 2, "total": 4})
+    'stopped at gfpo step 40/120'
+    """
+    state, stage, step = run["state"], run.get("stage"), run.get("step")
+    if state not in ("running", "stopped"):
+        return state
+    if step is not None:
+        return f"{'running:' if state == 'running' else 'stopped at'} {stage} step {step}/{run['steps']}"
+    if stage is None:
+        return f"{state} before its summary" if run["total"] else state
+    return f"{state} before {stage if run['done'] else 'the first stage'}"
+
+
+def origin_text(run: Mapping[str, Any]) -> str:
+    """``fork of quickstart before gfpo``, empty for a run of its own."""
+    origin = run.get("fork")
+    return f"fork of {origin['run']} before {origin['stage']}" if origin else ""
+
+
+def tell_run(run: Mapping[str, Any], console: Console) -> None:
+    """One run: what it is doing, where it comes from, its stages, its checkpoints."""
+    say = Lines(console).say
+    done = f"({run['done']} of {run['total']} stages) " if run["total"] else ""
+    say(f"{run['name']}: {state_text(run)} {done}in {shown_path(run['path'])}")
+    if origin := run.get("fork"):
+        say(origin_text(run) + (", which changes" if origin["changes"] else ", which changes nothing"))
+        for change in origin["changes"]:
+            say(f"  {change}")
+    if forks := run.get("forks"):
+        say("forked into " + ", ".join("{run} (before {stage})".format(**fork) for fork in forks))
+    if not run["stages"]:
+        return
+    say("")
+    print_stages(run["stages"], console)
+    folders = run.get("folders", ())
+    if any(folder["checkpoints"] or folder["attempts"] for folder in folders):
+        say("\nCheckpoints, each a normal Hugging Face folder:")
+    for folder in folders:
+        _tell_checkpoints(folder, say)
+
+
+def _tell_checkpoints(folder: Mapping[str, Any], say: Any) -> None:
+    """A stage's checkpoints, newest first, and the attempts at it that were set aside."""
+    shared = f" (shared with {folder['shared']})" if folder["shared"] else ""
+    for place, checkpoint in enumerate(folder["checkpoints"]):
+        name = f"{folder['stage']}:" if place == 0 else " " * (len(folder["stage"]) + 1)
+        mark = " (handed over)" if checkpoint["handed_over"] and len(folder["checkpoints"]) > 1 else shared
+        say(f"  {name} {shown_path(checkpoint['path'])}{mark}")
+    for attempt in folder["attempts"]:
+        say(f"  {folder['stage']}, set aside: {shown_path(attempt)}/")
+
+
+def tell_plan(planned: Mapping[str, Any], console: Console) -> None:
+    """A launch before it happens: a row a stage, what drifted, and what a command would do about it."""
+    say = Lines(console).say
+    print_plan(planned["stages"], console)
+    if planned["changes"]:
+        say("\nWhat is asked for differs from what the run was begun with:")
+    for line in planned["changes"]:
+        say(f"  {line}")
+    for line in planned["notes"]:
+        say(f"\n{line}")
+    tell_ways(planned["ways_on"], console)
+
+
+def tell_ways(ways: Sequence[Mapping[str, str]], console: Console) -> None:
+    """Commands to type, each with what it does."""
+    width = max((len(way["command"]) for way in ways), default=0)
+    for way in ways:
+        Lines(console).say(f"  {way['command'].ljust(width)}  {way['what']}")
+
+
+def print_plan(stages: Sequence[Mapping[str, Any]], console: Console) -> None:
+    """What a launch does about each stage and why; below it the stages whose code has changed."""
+    words = {"reuse": "reuse", "run": "run"}
+    rows = [
+        [s["label"], str(s["steps"]), words.get(s["action"], f"resume at step {s['step']}"), s["why"]] for s in stages
+    ]
+    print_table(console, ["stage", "steps", "what", "why"], rows, RIGHT)
+    for stage in stages:
+        if stage["code"]:
+            changed = ", ".join(change.partition(": ")[0] for change in stage["code"])
+            text = f"{stage['label']} was begun with other code ({changed}); what is done is kept"
+            console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def tell_findings(name: str, findings: Sequence[Finding], running: bool, console: Console) -> None:
+    """What was looked at, and one line about what to do."""
+    say = Lines(console).say
+    rows = []
+    for finding in findings:
+        state = finding.damage or (f"left over: {finding.path.name}" if finding.leftover else "ok")
+        rows.append([finding.what, "" if finding.step is None else str(finding.step), size_text(finding.bytes), state])
+    print_table(console, ["what", "step", "size", "state"], rows, RIGHT)
+    damaged = [finding for finding in findings if finding.damage]
+    say("")
+    if running:
+        say(f"{name} is running: what it is writing or removing right now may look damaged.")
+    if damaged:
+        say(f"{len(damaged)} of {len(findings)} damaged: {'; '.join(dict.fromkeys(f.remedy for f in damaged))}.")
+    elif not findings:
+        say(f"{name} has nothing to look at yet: it was stopped before its data were ready.")
+    else:
+        total = size_text(sum(finding.bytes for finding in findings))
+        left = " What is left over is removed at the next launch." if any(f.leftover for f in findings) else ""
+        say(f"Everything is as it was written: {total}.{left}")

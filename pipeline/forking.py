@@ -1,0 +1,155 @@
+"""A fork: a new run that shares, by reference, what another one has done before a stage, and goes its own way from it.
+
+Nothing is copied but records: the fork's folder points at its origin's data and checkpoints. A fork of a fork points at
+the run that owns what is shared. See :class:`pipeline.runs.RunFolder` for how these records are read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+from typing import Any
+
+from pipeline import yaml_text
+from pipeline.checkpoint import read_record
+from pipeline.config import PipelineConfig
+from pipeline.config_base import identity
+from pipeline.errors import UserError
+from pipeline.files import folder_in_the_making, read_json, write_json, write_text
+from pipeline.ledger import plan
+from pipeline.runs import CONFIG_FILE, RESULT_FILE, RUN_FILE, START_FILE, RunFolder, differences, new_record
+from pipeline.tracking_client import read_run_ids
+from pipeline.verification import damage
+
+
+def shareable_until(run: RunFolder) -> int:
+    """The last stage, counted from 0, that a fork could begin with; -1 where there is nothing to share yet."""
+    if run.start() is None:
+        return -1
+    open_stages = (index for index, each in enumerate(plan(run, run.config)) if each.action != "reuse")
+    return next(open_stages, len(run.config.stages) - 1)
+
+
+def check_shareable(origin: RunFolder, index: int) -> None:
+    """Everything before stage ``index`` is done. Raises: UserError."""
+    labels, last = [stage.label for stage in origin.config.stages], shareable_until(origin)
+    if index > last:
+        missing = f"the stage `{labels[last]}` has no result yet" if last >= 0 else "its data and policy are not ready"
+        raise UserError(
+            f"a fork from {labels[index]} shares what is before it, and {origin.name!r} has not done that yet",
+            where=f"--from {labels[index]}",
+            got=missing,
+            expected=" or ".join(f"--from {label}" for label in labels[: last + 1]),
+            fix=f"`gradus resume {origin.name}` goes on with it",
+        )
+
+
+def check_parent(origin: RunFolder, index: int, config: PipelineConfig) -> None:
+    """What stage ``index`` starts from is whole, with the state that it carries over. Raises: UserError."""
+    parent = Path(_parent(origin, index)["checkpoint"])
+    if damaged := damage(parent, for_resume=bool(config.stages[index].carry)):
+        raise UserError(
+            "the checkpoint that the fork would start from is damaged",
+            where=str(parent),
+            got=damaged,
+            fix=f"`gradus verify {origin.name}` says what can be done",
+        )
+
+
+def check_changes(origin: RunFolder, index: int, config: PipelineConfig) -> list[str]:
+    """How a fork's configuration differs from its origin's, one ``key: old -> new`` a line.
+
+    Raises: UserError where that touches what the fork shares: the policy, the task or a stage before ``index``.
+    """
+    old, new = identity(origin.config), identity(config)
+    labels, known = [stage.label for stage in config.stages], [stage.label for stage in origin.config.stages]
+    label = known[index]
+    changed = differences(old, new)
+    _refuse(origin, label, [line for line in changed if line.startswith(("policy.", "task."))])
+    if labels[: index + 1] != known[: index + 1]:
+        raise UserError(
+            f"a fork shares what is before {label}, which therefore stays stage {index + 1}",
+            where="--set stages",
+            got=", ".join(labels),
+            expected=f"{', '.join(known[: index + 1])}, then anything",
+            fix="leave these stages as they are, or start a new run",
+        )
+    for each in range(index):
+        _refuse(
+            origin, label, differences(old["stages"][each], new["stages"][each], f"stages.{known[each]}"), known[each]
+        )
+    return changed
+
+
+def _refuse(origin: RunFolder, label: str, changes: list[str], earlier: str = "") -> None:
+    if changes:
+        keys = ", ".join(f"`{change.partition(': ')[0]}`" for change in changes)
+        new_run = "start a new run: `gradus run CONFIG`"
+        raise UserError(
+            f"a fork shares what is before {label}; {keys} changes that",
+            where="--set",
+            got="\n            ".join(changes),
+            fix=f"`gradus fork {origin.name} --from {earlier}`, or {new_run}" if earlier else new_run,
+        )
+
+
+def fork(origin: RunFolder, index: int, config: PipelineConfig, folder: Path) -> RunFolder:
+    """Make the run ``folder`` from ``origin``, whole or not at all; the folder is new, or reserved and empty.
+
+    The checks above have been made.
+    """
+    folder = folder.absolute()
+    try:
+        with folder_in_the_making(folder) as making:
+            write_text(making / CONFIG_FILE, yaml_text.dump(config.model_dump(mode="json")))
+            write_json(making / START_FILE, _shared(origin.start() or {}, folder))
+            for each in range(index):
+                place = Path("stages") / origin.stage_dir(each).name
+                write_json(making / place / RESULT_FILE, _shared_result(origin, each, folder / place))
+            write_json(making / RUN_FILE, _record(origin, index, config, folder))
+    except BaseException:
+        with contextlib.suppress(OSError):
+            folder.rmdir()  # the reservation; never a folder that holds something
+        raise
+    return RunFolder(folder, origin.stage_configs)
+
+
+def _record(origin: RunFolder, index: int, config: PipelineConfig, folder: Path) -> dict[str, Any]:
+    """The fork's run.json: where it comes from, and where its data are."""
+    lineage = {
+        "run": origin.name,
+        "stage": config.stages[index].label,
+        "checkpoint": read_record(Path(_parent(origin, index)["checkpoint"])).content,
+        "changes": differences(identity(origin.config), identity(config)),
+        "mlflow_run_id": read_run_ids(origin.path).get(""),
+    }
+    data = os.path.relpath(os.path.normpath(origin.data_dir), folder)
+    return new_record(folder.name, config, Path(origin.record["config_file"])) | {"fork": lineage, "data": data}
+
+
+def _parent(run: RunFolder, index: int) -> dict[str, Any]:
+    """The record of what stage ``index`` starts from."""
+    return (run.result(index - 1) if index else run.start()) or {}
+
+
+def _shared(made: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """A success record whose checkpoint stays where it is, as seen from ``folder``."""
+    return made | {"checkpoint": os.path.relpath(made["checkpoint"], folder)}
+
+
+def _shared_result(origin: RunFolder, index: int, folder: Path) -> dict[str, Any]:
+    """A stage's success record for a fork; of a stage that is shared already, the owner stays the same."""
+    result = origin.result(index) or {}
+    tracked = read_run_ids(origin.path).get(origin.stage_dir(index).name)
+    return {"shared": origin.name, "mlflow_run_id": tracked, **_shared(result, folder)}
+
+
+def forks_in(runs_dir: Path) -> dict[str, list[dict[str, str]]]:
+    """Run -> ``{"run": name, "stage": label}`` of those that were forked from it, by name."""
+    found: dict[str, list[dict[str, str]]] = {}
+    for file in sorted(runs_dir.glob(f"[!.]*/{RUN_FILE}")):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+            if (origin := read_json(file).get("fork")) is not None:
+                found.setdefault(origin["run"], []).append({"run": file.parent.name, "stage": origin["stage"]})
+    return found

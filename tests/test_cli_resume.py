@@ -1,0 +1,456 @@
+"""The command line around resuming, as a user meets it: what a launch would do, going on, beginning anew, verifying."""
+
+from __future__ import annotations
+
+import errno
+import json
+import re
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_cli import TINY, Gradus, gradus, quiet_process  # noqa: F401
+
+from flows import launch
+from pipeline import run_lock, tracking_client
+from pipeline.checkpoint import checkpoints_in
+from pipeline.errors import StageFailed
+from pipeline.runs import RunFolder
+from pipeline.tracking_client import UploaderHandle
+from stages import discover
+
+GRADED = """\
+evaluation: {reward: exact_answer}
+rewards:
+  - {reward: length, name: brevity, params: {max: 5, falloff: 15}} # one that a new policy earns in part
+"""
+GFPO = """\
+  - stage: gfpo
+    steps: 2
+    prompts_per_step: 2
+    group_size: 2
+    ranking: [reward, shorter]
+checkpoints: {every_steps: 1, keep: 9}
+"""
+CHAIN = TINY.replace("name: tiny", "name: chain").replace("rewards:\n", GRADED) + GFPO
+CONFIGS = [stage.config for stage in discover().values()]
+
+
+class Chain(Gradus):
+    """The command in a folder with a three-stage configuration, its run called chain and without Prefect."""
+
+    def __init__(self, folder: Path):
+        super().__init__(folder)
+        self.config = folder / "chain.yaml"
+        self.config.write_text(CHAIN)
+
+    def tell(self, *arguments: str, code: int = 0) -> str:
+        """What the command said, in the order of standard output, standard error."""
+        launching = arguments[0] in ("run", "resume") or (arguments[0] == "fork" and "--no-run" not in arguments)
+        engine = ["--engine", "none"] if launching else []
+        result = self(*arguments, "--runs", str(self.runs), *engine, code=code)
+        return result.stdout + result.stderr
+
+    def run(self, name: str = "chain") -> RunFolder:
+        return RunFolder(self.runs / name, CONFIGS)
+
+    def stop_after(self, index: int, step: int) -> None:
+        """Make the run look as if it had been stopped after that step of that stage."""
+        run = self.run()
+        (run.path / "summary.json").unlink()
+        (run.stage_dir(index) / "result.json").unlink()
+        for later in range(index + 1, len(run.config.stages)):
+            shutil.rmtree(run.stage_dir(later))
+        for each, path in checkpoints_in(run.stage_dir(index)):
+            if each > step:
+                shutil.rmtree(path)
+
+    def contents(self, name: str = "chain") -> list[str]:
+        """Content hash of every stage's result."""
+        run = self.run(name)
+        return [(run.result(index) or {})["content"] for index in range(len(run.config.stages))]
+
+
+@pytest.fixture(autouse=True)
+def untracked(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """Launches in this process keep their curves for later: importing MLflow takes longer than training."""
+    monkeypatch.setattr(tracking_client, "start_uploader", lambda path: UploaderHandle(path, None, ""))
+
+
+@pytest.fixture(scope="session")
+def trained_chain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    chain = Chain(tmp_path_factory.mktemp("chain"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tracking_client, "start_uploader", lambda path: UploaderHandle(path, None, ""))
+        chain.tell("run", str(chain.config))
+    return chain.folder
+
+
+@pytest.fixture
+def chain(trained_chain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Chain:
+    """A complete run called chain, in a folder of its own that is the current one."""
+    shutil.copytree(trained_chain / "runs", tmp_path / "runs")
+    monkeypatch.chdir(tmp_path)
+    return Chain(tmp_path)
+
+
+def flip(file: Path) -> None:
+    raw = bytearray(file.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    file.write_bytes(raw)
+
+
+# --- plan -------------------------------------------------------------------------------------------------------------
+
+
+def table(text: str) -> list[list[str]]:
+    """A printed table's cells."""
+    lines = text.splitlines()
+    begin = next(number for number, line in enumerate(lines) if line.startswith("stage "))
+    block = lines[begin + 1 : lines.index("", begin)] if "" in lines[begin:] else lines[begin + 1 :]
+    return [re.split(r"  +", line) for line in block]
+
+
+DONE = "done, 0.000 -> 0.000"
+
+
+def test_plan_of_a_new_run(gradus: Gradus) -> None:
+    said = gradus("plan", str(gradus.config), "--runs", str(gradus.runs)).stdout
+    assert table(said) == [["sft", "4", "run", "new run"], ["dapo", "2", "run", "new run"]]
+    assert f"`gradus run {gradus.config} --runs {gradus.runs}` begins this new run, tiny." in said
+    assert not gradus.runs.exists()
+    named = gradus("plan", str(gradus.config), "--name", "other", "--runs", str(gradus.runs)).stdout
+    assert "--name other" in named and "begins this new run, other." in named
+    assert "nothing to plan" in gradus("plan", code=2).stderr
+    assert "no run called 'x'" in gradus("plan", "--name", "x", "--runs", str(gradus.runs), code=2).stderr
+
+
+def test_plan_of_a_complete_run_and_of_one_that_stopped(chain: Chain) -> None:
+    said = chain.tell("plan", "chain.yaml")
+    assert table(said) == [["sft", "4", "reuse", DONE], ["dapo", "2", "reuse", DONE], ["gfpo", "2", "reuse", DONE]]
+    assert "chain is complete: nothing is left to do." in said
+    assert "`gradus run chain.yaml` without --name begins a new run, chain-2." in said
+    chain.stop_after(1, 1)
+    said = chain.tell("plan", "--name", "chain")
+    assert table(said) == [
+        ["sft", "4", "reuse", DONE],
+        ["dapo", "2", "resume at step 1", "stopped after step 1"],
+        ["gfpo", "2", "run", "comes after dapo"],
+    ]
+    assert said.endswith("\n`gradus resume chain` does this.\n")
+    (chain.run().stage_dir(1) / "failure.json").write_text('{"error": "the moon was full", "time": ""}')
+    said = chain.tell("plan", "--name", "chain")
+    assert ["dapo", "2", "resume at step 1", "failed: the moon was full"] in table(said)
+
+
+def test_plan_tells_what_drifted_field_by_field_and_the_two_ways_on(chain: Chain) -> None:
+    chain.stop_after(2, 1)
+    changes = ["--set", "stages.gfpo.lr=5e-5", "--set", "stages.gfpo.schedule=linear"]
+    said = chain.tell("plan", "chain.yaml", "--name", "chain", *changes)
+    assert table(said)[1:] == [["dapo", "2", "reuse", DONE], ["gfpo", "2", "run", "its configuration changed"]]
+    assert '\n  gfpo.lr: 0.0001 -> 5e-05\n  gfpo.schedule: "constant" -> "linear"\n' in said
+    assert "`gradus run chain.yaml --name chain --set" in said and "refuses this" in said
+    assert re.search(r"\n  gradus resume chain +goes on with the configuration that it has\n", said)
+    sets = "--set stages.gfpo.lr=5e-05 --set stages.gfpo.schedule=linear"
+    assert f"\n  gradus fork chain --from gfpo {sets}  a new run that shares what is done before gfpo\n" in said
+    planned = json.loads(chain.tell("plan", "--name", "chain", *changes, "--json"))
+    assert planned["refused"] and [each["action"] for each in planned["stages"]] == ["reuse", "reuse", "run"]
+    assert planned["stages"][2]["changes"] == ["gfpo.lr: 0.0001 -> 5e-05", 'gfpo.schedule: "constant" -> "linear"']
+
+
+def test_plan_notices_the_policy_the_task_and_what_all_stages_share(chain: Chain) -> None:
+    said = chain.tell("plan", "chain.yaml", "--name", "chain", "--set", "policy.tokenizer.vocabulary=299")
+    assert [row[2:] for row in table(said)] == [["run", "the policy changed"]] * 3
+    assert "\n  policy.tokenizer.vocabulary: 300 -> 299\n" in said and "gradus fork" not in said
+    said = chain.tell(
+        "plan", "chain.yaml", "--name", "chain", "--set", "task.size=151", "--set", "policy.dtype=bfloat16"
+    )
+    assert [row[3] for row in table(said)] == ["the policy and the task changed"] * 3
+    assert "task.size: 150 -> 151" in said and said.count("policy.dtype: ") == 1
+    said = chain.tell("plan", "chain.yaml", "--name", "chain", "--set", "sampling.max_tokens=12")
+    assert [row[3] for row in table(said)] == ["its configuration changed", "comes after sft", "comes after sft"]
+    assert said.count("sampling.max_tokens: 16 -> 12") == 1
+    fewer = chain.tell(
+        "plan", "chain.yaml", "--name", "chain", "--set", "stages=[{stage: sft, steps: 4, prompts_per_step: 8}]"
+    )
+    assert "stages.dapo: {" not in fewer and "  dapo: {" in fewer and "refuses this" in fewer
+
+
+def test_plan_tells_of_other_code_in_a_line_a_stage_and_of_runtime_options(chain: Chain) -> None:
+    file = chain.run().stage_dir(1) / "stage.json"
+    known = json.loads(file.read_text())
+    known["code"] |= {"torch": "1.0", "pipeline/losses.py": "old"}
+    file.write_text(json.dumps(known))
+    said = chain.tell("plan", "chain.yaml", "--name", "chain", "--set", "checkpoints.keep=5")
+    (line,) = (line for line in said.splitlines() if "other code" in line)
+    assert line == "dapo was begun with other code (pipeline/losses.py, torch); what is done is kept"
+    assert [row[2] for row in table(said.replace(f"{line}\n", ""))] == ["reuse"] * 3
+    chain.stop_after(2, 1)
+    said = chain.tell("plan", "chain.yaml", "--name", "chain", "--set", "checkpoints.keep=5")
+    assert "does this, with checkpoints.keep: 9 -> 5." in said
+
+
+# --- resume -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_complete_run_has_nothing_to_resume(chain: Chain) -> None:
+    said = chain.tell("resume", "chain")
+    assert said.startswith("chain is complete: nothing to resume.")
+    assert "gradus resume chain --from gfpo" in said and "gradus fork chain --from gfpo --set KEY=VALUE" in said
+
+
+def test_resume_goes_on_to_the_same_result(chain: Chain) -> None:
+    undisturbed = chain.contents()
+    chain.stop_after(1, 1)
+    said = chain.tell("resume", "chain")
+    assert ["dapo", "2", "resume at step 1", "stopped after step 1"] in [row[:4] for row in table(said)]
+    assert "dapo: stage 2 of 3, 2 steps, going on after 1" in said and "What was learned" in said
+    assert chain.contents() == undisturbed and chain.run().state() == "done"
+
+
+def test_from_a_stage_keeps_what_was_there_as_numbered_attempts(chain: Chain) -> None:
+    undisturbed = chain.contents()
+    said = chain.tell("resume", "chain", "--from", "dapo")
+    assert ["dapo", "2", "run", "anew, as asked; what is there is kept as attempt 1"] in table(said)
+    assert "stage sft is done already" in said and "dapo: stage 2 of 3, 2 steps\n" in said
+    said = chain.tell("resume", "chain", "--from", "gfpo")
+    assert ["gfpo", "2", "run", "anew, as asked; what is there is kept as attempt 2"] in table(said)
+    attempts = [[path.name for path in chain.run().attempts(index)] for index in range(3)]
+    assert attempts == [[], ["02-dapo.attempt-1"], ["03-gfpo.attempt-1", "03-gfpo.attempt-2"]]
+    assert chain.contents() == undisturbed
+    told = chain.tell("status", "chain")
+    assert "  gfpo, set aside: runs/chain/stages/03-gfpo.attempt-2/" in told and "(handed over)" in told
+
+
+def test_the_summary_goes_first_and_the_last_stage_next(chain: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, seen = RunFolder.set_aside, []
+
+    def set_aside(run: RunFolder, index: int) -> Path | None:
+        seen.append((index, (run.path / "summary.json").exists(), run_lock.holder(run.path) is not None))
+        if index == 1:
+            raise KeyboardInterrupt  # as a kill half-way
+        return real(run, index)
+
+    monkeypatch.setattr(RunFolder, "set_aside", set_aside)
+    said = chain.tell("resume", "chain", "--from", "sft", code=130)
+    assert said.endswith("stopped: what was finished is kept; to go on: gradus resume chain\n")
+    assert seen == [(2, False, True), (1, False, True)]
+    monkeypatch.undo()
+    assert [row[2] for row in table(chain.tell("plan", "--name", "chain"))] == ["reuse", "reuse", "run"]
+
+
+def test_refusals_are_words_and_change_nothing(chain: Chain) -> None:
+    before = sorted(str(path) for path in chain.runs.rglob("*"))
+    assert "has no stage `x`" in chain.tell("resume", "chain", "--from", "x", code=2)
+    assert "there is no run called 'x'" in chain.tell("resume", "x", code=2)
+    with run_lock.hold(chain.run().path):
+        said = chain.tell("resume", "chain", "--from", "sft", code=2)
+        assert "another process is working on the run 'chain'" in said and "process " in said
+        assert "another process is working" in chain.tell("run", "chain.yaml", "--name", "chain", code=2)
+    after = sorted(str(path) for path in chain.runs.rglob("*"))
+    assert after == before
+    chain.stop_after(1, 1)
+    said = chain.tell("resume", "chain", "--from", "gfpo", code=2)
+    assert "there is nothing to start gfpo from yet" in said and "`gradus resume chain` goes on" in said
+    assert "stage dapo has no result" in said
+    (chain.run().path / "start.json").unlink()
+    assert "nothing to start sft from yet" in chain.tell("resume", "chain", "--from", "sft", code=2)
+
+
+def test_a_damaged_last_checkpoint_of_a_complete_run_is_made_again(chain: Chain) -> None:
+    undisturbed = chain.contents()
+    flip(Path(chain.run().result(2)["checkpoint"]) / "model.safetensors")
+    said = chain.tell("resume", "chain")
+    assert "chain was complete, but the checkpoint of its last stage is damaged (altered: model.safetensors)" in said
+    assert chain.contents() == undisturbed and chain.run().summary()
+    assert "nothing to resume" in chain.tell("resume", "chain")
+
+
+def test_a_launch_that_does_nothing_is_no_success(chain: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
+    chain.stop_after(2, 1)
+    monkeypatch.setattr(launch, "_engine", lambda name: lambda path, observer: {"stages": []})
+    said = chain.tell("resume", "chain", code=1)
+    assert said.endswith("the launch took no steps, and chain is not complete\nto go on: gradus resume chain\n")
+
+
+def test_run_with_a_name_takes_over_runtime_options_and_refuses_others(chain: Chain) -> None:
+    said = chain.tell(
+        "run", "chain.yaml", "--name", "chain", "--set", "checkpoints.keep=5", "--set", "tracking.samples=3"
+    )
+    assert "\ngoes on with tracking.samples: 16 -> 3\ngoes on with checkpoints.keep: 9 -> 5\n" in f"\n{said}"
+    assert chain.run().config.checkpoints.keep == 5
+    said = chain.tell("run", "chain.yaml", "--name", "chain", "--set", "stages.gfpo.lr=5e-5", code=2)
+    assert said.splitlines()[0] == "the run 'chain' was begun with another configuration"
+    assert "stages.gfpo.lr: 0.0001 -> 5e-05" in said
+    assert "`gradus fork chain --from gfpo --set stages.gfpo.lr=5e-05`" in said and "without" not in said
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "runs/x"), "there is no room left on the disk (runs/x)"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), "there is no room left on the disk: Disk quota exceeded"),
+        (RuntimeError("I/O error: No space left (os error 28)"), "there is no room left on the disk: I/O error"),
+        (StageFailed("5 updates in a row\nwere skipped"), "5 updates in a row were skipped"),
+    ],
+)
+def test_a_full_disk_and_a_failed_stage_say_how_to_go_on(
+    chain: Chain, monkeypatch: pytest.MonkeyPatch, error: Exception, words: str
+) -> None:
+    def fail(*_: Any) -> None:
+        try:
+            raise error
+        except OSError as cause:
+            raise ValueError("a library") from cause
+
+    monkeypatch.setattr(launch, "launch", fail)
+    said = chain.tell("resume", "chain", "--from", "gfpo", code=1)
+    assert words in said and said.endswith("to go on: gradus resume chain\n") and "traceback" not in said.lower()
+
+
+def test_what_a_killed_process_left_is_removed_at_launch(chain: Chain) -> None:
+    chain.stop_after(2, 1)
+    path = chain.run().path
+    (path / "stages" / "03-gfpo" / "checkpoints" / ".step-000002.abc").mkdir()
+    for name in (".run.json.x", ".mlflow.json.x"):
+        (path / name).write_text("half")
+    assert "left over: .step-000002.abc" in chain.tell("verify", "chain")
+    chain.tell("resume", "chain")
+    assert [file.name for file in path.rglob(".*")] == [".mlflow.json.x"]
+
+
+# --- processes and signals --------------------------------------------------------------------------------------------
+
+SLOW = """\
+import pathlib, time
+
+def slow(completion, prompt):
+    time.sleep(2 if pathlib.Path("be-slow").exists() else 0)
+    return 0.0
+"""
+
+
+@pytest.fixture
+def started(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Launch chain as a process, until it has printed a line with these words."""
+    chain, processes = Chain(tmp_path), []
+
+    def start(words: str, *options: str) -> subprocess.Popen[str]:
+        process = chain.process("run", "chain.yaml", "--engine", "none", *options)
+        processes.append(process)
+        assert process.stdout is not None
+        assert any(words in line for line in process.stdout)
+        return process
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def test_killed_in_mid_stage_a_run_is_stopped_at_once_and_goes_on(
+    started: Callable[..., subprocess.Popen[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    chain = Chain(tmp_path)
+    process = started("dapo: step", "--set", "stages.dapo.steps=60")
+    process.send_signal(signal.SIGSTOP)  # so that it stays where it is while we look
+    assert re.search(r"chain +1/3 .* running: dapo step \d+/60", chain.tell("status"))
+    assert re.search(r"chain is running \(process \d+", chain.tell("plan", "--name", "chain"))
+    assert f"got:      process {process.pid} on" in chain.tell("resume", "chain", "--from", "sft", code=2)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    newest = checkpoints_in(chain.run().stage_dir(1))[0][0]
+    assert f"stopped at dapo step {newest}/60" in chain.tell("status")
+    assert (chain.run().path / "lock").read_text(), "what the dead process wrote is still there"
+    said = chain.tell("resume", "chain")
+    assert f"dapo: stage 2 of 3, 60 steps, going on after {newest}" in said
+    assert chain.run().state() == "done" and "done" in chain.tell("status")
+    assert "Everything is as it was written" in chain.tell("verify", "chain")
+
+
+def test_sigterm_finishes_the_step_a_second_one_ends_at_once(
+    started: Callable[..., subprocess.Popen[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "slow.py").write_text(SLOW)
+    chain, slow = Chain(tmp_path), ["--set", "rewards=[{reward: exact_answer}, {reward: 'slow:slow'}]"]
+    process = started("dapo: step", "--set", "stages.dapo.steps=200", *slow)
+    (tmp_path / "be-slow").touch()
+    time.sleep(0.5)
+    process.terminate()
+    assert process.stdout is not None
+    assert any("finishing this step" in line for line in process.stdout)
+    process.terminate()
+    _, errors = process.communicate(timeout=6)  # a step takes eight
+    assert process.returncode == 143
+    assert errors == "stopped: what was finished is kept; to go on: gradus resume chain\n"
+    (tmp_path / "be-slow").unlink()
+    process = chain.process("resume", "chain", "--engine", "none")
+    assert process.stdout is not None and any("dapo: step" in line for line in process.stdout)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130 and errors.startswith("stopped: what was finished is kept; ")
+    assert re.search(r"stopped at dapo step \d+/200", chain.tell("status"))
+
+
+# --- status and verify ------------------------------------------------------------------------------------------------
+
+
+def test_status_says_where_a_run_is(chain: Chain) -> None:
+    assert re.search(r"chain +3/3 .* done\n", chain.tell("status"))
+    chain.stop_after(1, 1)
+    (status,) = json.loads(chain.tell("status", "--json"))
+    assert (status["state"], status["stage"], status["step"], status["steps"]) == ("stopped", "dapo", 1, 2)
+    assert status["folders"][1]["checkpoints"][0]["step"] == 1
+    assert "stopped at dapo step 1/2" in chain.tell("status")
+    shutil.rmtree(chain.run().stage_dir(1))
+    assert "stopped before dapo" in chain.tell("status")
+    shutil.rmtree(chain.run().path / "stages")
+    (chain.run().path / "start.json").unlink()
+    assert "stopped before the first stage" in chain.tell("status")
+    (chain.runs / ".chain-fork.x").mkdir()
+    (chain.runs / ".chain-fork.x" / "run.json").write_text("{}")
+    assert len(json.loads(chain.tell("status", "--json"))) == 1, "a fork in the making is no run yet"
+
+
+def test_status_of_a_failed_stage_is_not_cut(chain: Chain) -> None:
+    chain.stop_after(1, 1)
+    reason = "the moon was full " * 12 + "end"
+    (chain.run().stage_dir(1) / "failure.json").write_text(json.dumps({"error": reason, "time": ""}))
+    assert f"failed: {reason}\n" in chain.tell("status") and reason in chain.tell("status", "chain")
+
+
+def test_verify_looks_at_everything_and_says_what_to_do(chain: Chain) -> None:
+    chain.tell("resume", "chain", "--from", "gfpo")
+    run = chain.run()
+    found = json.loads(chain.tell("verify", "chain", "--json"))
+    assert found["ok"] and {each["what"] for each in found["findings"]} == {
+        "data: heldout", "data: train", "data: validation", "start", "sft", "dapo", "gfpo", "gfpo, attempt 1",
+    }  # fmt: skip
+    flip(run.path / "start" / "tokenizer.json")
+    flip(run.attempts(2)[0] / "checkpoints" / "step-000001" / "model.safetensors")
+    (run.stage_dir(2) / "checkpoints" / "step-000002" / "config.json").unlink()
+    (run.stage_dir(1) / "checkpoints" / "step-000001" / "gradus.json").write_text("{")
+    flip(run.data_dir / "train.parquet")
+    said = chain.tell("verify", "chain", code=1)
+    for line in (
+        r"data: train +\S+ kB  altered: train.parquet",
+        r"start +0 +\S+ kB  altered: tokenizer.json",
+        r"dapo +1 +\S+ kB  a damaged gradus.json",
+        r"gfpo +2 +\S+ kB  missing: config.json",
+        r"gfpo, attempt 1 +1 +\S+ kB  altered: model.safetensors",
+        r"dapo +2 +\S+ kB  ok",
+    ):
+        assert re.search(line, said), (line, said)
+    assert "5 of 14 damaged: " in said and "`gradus resume chain` makes it again" in said
+    flip(run.stage_dir(1) / "checkpoints" / "step-000002" / "resume" / "state.safetensors")
+    assert "what it hands over is whole" in chain.tell("verify", "chain", code=1)
+    shutil.rmtree(run.stage_dir(0) / "checkpoints" / "step-000004")
+    assert "missing: checkpoints/step-000004" in chain.tell("verify", "chain", code=1)
+    assert "there is no run called 'x'" in chain.tell("verify", "x", code=2)

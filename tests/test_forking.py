@@ -1,0 +1,179 @@
+"""A fork shares what its origin did, by reference, and goes its own way: by the command and from process to result."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from test_cli import quiet_process  # noqa: F401
+from test_cli_resume import DONE, Chain, chain, flip, table, trained_chain, untracked  # noqa: F401
+
+from flows import launch
+from pipeline import forking, run_lock
+from pipeline.checkpoint import read_record
+from pipeline.runs import RunFolder
+
+
+def weights(folder: Path) -> list[str]:
+    """Stage folders, or others, that hold weights."""
+    return sorted({file.relative_to(folder).parts[-4] for file in folder.rglob("model.safetensors")})
+
+
+def test_an_equal_fork_shares_by_reference_and_trains_to_the_same_bytes(chain: Chain) -> None:
+    for place, tracked in ((".", "parent-id"), ("stages/01-sft", "sft-id")):
+        (chain.runs / "chain" / place / "mlflow.json").write_text(json.dumps({"run_id": tracked}))
+    said = chain.tell("fork", "chain", "--from", "dapo")
+    assert "run chain-fork in " in said and "\nfork of chain before dapo, which changes nothing\n" in said
+    assert "dapo: stage 2 of 3, 2 steps\n" in said and "sft: stage" not in said
+    assert "sft: runs/chain/stages/01-sft/checkpoints/step-000004 (shared with chain)" in said
+    fork, origin = chain.run("chain-fork"), chain.run()
+    assert chain.contents("chain-fork") == chain.contents() and len(set(chain.contents())) == 3
+    assert weights(fork.path) == ["02-dapo", "03-gfpo"] and not (fork.path / "data").exists()
+    assert [path.name for path in fork.stage_dir(0).iterdir()] == ["result.json"]
+    assert json.loads((fork.path / "run.json").read_text())["fork"] == {
+        "run": "chain",
+        "stage": "dapo",
+        "checkpoint": origin.result(0)["content"],
+        "changes": [],
+        "mlflow_run_id": "parent-id",
+    }
+    assert json.loads((fork.path / "run.json").read_text())["data"] == "../chain/data"
+    shared = json.loads((fork.stage_dir(0) / "result.json").read_text())
+    assert shared["checkpoint"] == "../../../chain/stages/01-sft/checkpoints/step-000004"
+    assert (shared["shared"], shared["mlflow_run_id"]) == ("chain", "sft-id")
+    assert table(chain.tell("plan", "--name", "chain-fork"))[0] == ["sft", "4", "reuse", "shared with chain"]
+    assert table(chain.tell("plan", "--name", "chain-fork"))[1] == ["dapo", "2", "reuse", DONE]
+
+
+def test_a_fork_with_changes_says_them_everywhere(chain: Chain) -> None:
+    said = chain.tell("fork", "chain", "--from", "gfpo", "--set", "stages.gfpo.lr=5e-5", "--no-run")
+    assert "which changes\n  stages.gfpo.lr: 0.0001 -> 5e-05\n" in said
+    assert table(said)[1:3] == [["dapo", "2", "reuse", "shared with chain"], ["gfpo", "2", "run", "not begun"]]
+    assert said.endswith("to train it: gradus resume chain-fork\n")
+    assert re.search(r"chain-fork +2/3 .* fork of chain before gfpo +stopped before gfpo\n", chain.tell("status"))
+    chain.tell("fork", "chain", "--from", "sft", "--no-run")
+    told = chain.tell("status", "chain")
+    assert "\nforked into chain-fork (before gfpo), chain-fork-2 (before sft)\n" in told
+    told = chain.tell("status", "chain-fork")
+    assert "fork of chain before gfpo, which changes\n  stages.gfpo.lr: 0.0001 -> 5e-05\n" in told
+    assert "dapo: runs/chain/stages/02-dapo/checkpoints/step-000002 (shared with chain)" in told
+    (status,) = (each for each in json.loads(chain.tell("status", "--json")) if each["name"] == "chain-fork")
+    assert status["fork"]["run"] == "chain" and status["folders"][0]["shared"] == "chain"
+    chain.tell("resume", "chain-fork")
+    assert chain.run("chain-fork").state() == "done"
+    assert chain.contents("chain-fork")[:2] == chain.contents()[:2]
+
+
+def test_what_comes_after_may_be_added_removed_and_scored_otherwise(chain: Chain) -> None:
+    stages = "[{stage: sft, steps: 4, prompts_per_step: 8}, {stage: vapo, steps: 1, prompts_per_step: 2}]"
+    said = chain.tell("fork", "chain", "--from", "dapo", "--set", f"stages={stages}", "--no-run", code=2)
+    assert "a fork shares what is before dapo, which therefore stays stage 2" in said and "sft, vapo" in said
+    options = ["--set", f"stages={stages.replace('vapo', 'dapo')}", "--set", "seed=3", "--set", "sampling.max_tokens=8"]
+    chain.tell("fork", "chain", "--from", "dapo", *options, "--name", "short")
+    short = chain.run("short")
+    assert [stage.label for stage in short.config.stages] == ["sft", "dapo"] and short.state() == "done"
+    assert {change.partition(":")[0] for change in short.origin["changes"]} >= {"seed", "sampling.max_tokens"}
+
+
+def test_a_fork_finds_what_its_origin_has_set_aside(chain: Chain) -> None:
+    chain.tell("fork", "chain", "--from", "gfpo", "--no-run")
+    undisturbed = chain.contents()
+    origin = chain.run()
+    with origin.lock():
+        launch.begin_anew(origin, 0)
+    said = chain.tell("verify", "chain-fork")
+    assert "dapo (shared with chain)" in said and "Everything is as it was written" in said
+    chain.tell("resume", "chain-fork")
+    assert chain.contents("chain-fork") == undisturbed
+    assert "held-out accuracy" in chain.tell("eval", "chain-fork")
+    chain.tell("fork", "chain-fork", "--from", "gfpo", "--no-run", "--name", "again")
+    assert ".attempt-1" in chain.run("again").result(1)["checkpoint"]
+
+
+def test_a_fork_of_a_fork_shares_with_the_run_that_owns_it(chain: Chain) -> None:
+    chain.tell("fork", "chain", "--from", "dapo", "--set", "stages.dapo.lr=3e-4", "--name", "one")
+    chain.tell("fork", "one", "--from", "gfpo", "--set", "stages.gfpo.lr=3e-4", "--name", "two")
+    two = chain.run("two")
+    assert [two.result(index).get("shared") for index in range(3)] == ["chain", "one", None]
+    assert two.origin["run"] == "one" and two.origin["changes"] == ["stages.gfpo.lr: 0.0001 -> 0.0003"]
+    assert (two.record["data"], two.data_dir.resolve()) == ("../chain/data", chain.run().data_dir.resolve())
+    assert json.loads((two.path / "start.json").read_text())["checkpoint"] == "../chain/start"
+    assert weights(two.path) == ["03-gfpo"]
+    assert [row[3] for row in table(chain.tell("plan", "--name", "two"))][:2] == [
+        "shared with chain",
+        "shared with one",
+    ]
+    assert read_record(Path(two.result(2)["checkpoint"])).parent == chain.run("one").result(1)["content"]
+    shutil.rmtree(chain.runs / "one")
+    said = chain.tell("verify", "two", code=1)
+    assert re.search(r"dapo \(shared with one\) +2 +0 bytes  missing", said) and "`gradus verify one`" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["chain", "--from", "x"], "the run 'chain' has no stage `x`"),
+        (["x", "--from", "sft"], "there is no run called 'x'"),
+        (["chain", "--from", "dapo", "--name", "chain"], "there is a run called 'chain' already"),
+        (["chain", "--from", "dapo", "--name", "../x"], "a run cannot have this name"),
+        (["chain", "--from", "dapo", "--set", "stages.sft.lr=3e-4"], "`stages.sft.lr` changes that"),
+        (
+            ["chain", "--from", "dapo", "--set", "stages.sft.lr=3e-4"],
+            "`gradus fork chain --from sft`, or start a new run",
+        ),
+        (["chain", "--from", "dapo", "--set", "policy.template=chat"], "`policy.template` changes that"),
+        (["chain", "--from", "dapo", "--set", "task.size=160"], "task.size: 150 -> 160"),
+        (["chain", "--from", "dapo", "--set", "stages.dapo.group_size=1"], "at least 2"),
+        (["chain", "--from", "gfpo", "--set", "stages.gfpo.ranking=[nothing]"], "nothing"),
+    ],
+)
+def test_refusals_are_words_and_leave_nothing(chain: Chain, arguments: list[str], words: str) -> None:
+    before = sorted(chain.runs.iterdir())
+    assert words in chain.tell("fork", *arguments, code=2)
+    assert sorted(chain.runs.iterdir()) == before
+
+
+def test_what_is_not_done_or_damaged_cannot_be_shared(chain: Chain) -> None:
+    flip(Path(chain.run().result(1)["checkpoint"]) / "model.safetensors")
+    said = chain.tell("fork", "chain", "--from", "gfpo", code=2)
+    assert "the checkpoint that the fork would start from is damaged" in said and "altered: model.safetensors" in said
+    chain.stop_after(1, 1)
+    said = chain.tell("fork", "chain", "--from", "gfpo", code=2)
+    assert "got:      the stage `dapo` has no result yet" in said and "expected: --from sft or --from dapo" in said
+    with run_lock.hold(chain.run().path):  # the origin may be at work
+        assert "to train it" in chain.tell("fork", "chain", "--from", "dapo", "--no-run")
+    (chain.run().path / "start.json").unlink()
+    assert "its data and policy are not ready" in chain.tell("fork", "chain", "--from", "sft", code=2)
+
+
+def test_a_fork_appears_whole_or_not_at_all(chain: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = forking.write_json
+
+    def fail(path: Path, value: object) -> None:
+        if path.name == "run.json":
+            raise OSError(28, "No space left on device")
+        real(path, value)
+
+    monkeypatch.setattr(forking, "write_json", fail)
+    before = sorted(chain.runs.iterdir())
+    assert "there is no room left on the disk" in chain.tell("fork", "chain", "--from", "dapo", code=1)
+    assert sorted(chain.runs.iterdir()) == before
+
+
+def test_runtime_options_are_no_change(chain: Chain) -> None:
+    chain.tell(
+        "fork",
+        "chain",
+        "--from",
+        "gfpo",
+        "--set",
+        "stages.sft.token_budget=99",
+        "--set",
+        "policy.threads=1",
+        "--no-run",
+    )
+    fork: RunFolder = chain.run("chain-fork")
+    assert fork.origin["changes"] == [] and fork.config.policy.threads == 1
