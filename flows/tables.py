@@ -20,8 +20,8 @@ def print_stages(stages: Sequence[Mapping[str, Any]], console: Console) -> None:
     for stage in stages:
         change = f"{number(stage.get('accuracy_before'))} -> {number(stage.get('accuracy_after'))}"
         numbers = [count(stage.get("rollouts")), count(stage.get("tokens")), duration(stage.get("seconds"))]
-        state = stage.get("state")
-        what = f"{state} at step {stage['step']}" if state in ("running", "stopped") else state or change
+        state = str(stage.get("state", "")).partition(":")[0]  # why a stage failed is told above the table
+        what = f"{state} at step {stage['step']}" if "step" in stage else state or change
         rows.append([stage["name"], count(stage.get("steps")), what, interval_text(stage.get("interval")), *numbers])
     header = ["stage", "steps", "accuracy", "95 % interval", "rollouts", "tokens", "time"]
     print_table(console, header, rows, RIGHT)

@@ -124,22 +124,18 @@ def plan(run: RunFolder | None, config: PipelineConfig, anew: int | None = None)
     if run is None:
         return [StagePlan(stage.label, stage.steps, "run", why="new run") for stage in config.stages]
     start, plans = run.start(), list[StagePlan]()
-    parent = _record(start)
-    changed = [
-        name for name in ("policy", "task") if identity(getattr(run.config, name)) != identity(getattr(config, name))
-    ]
+    parent = start
+    names = ("policy", "task")
+    changed = [name for name in names if identity(getattr(run.config, name)) != identity(getattr(config, name))]
     if changed:
         waiting = f"the {' and the '.join(changed)} changed"
-    elif parent is None:
-        waiting = (
-            f"{start['checkpoint']} is gone or damaged" if start else "the policy and the data are not prepared yet"
-        )
+    elif start is None:
+        waiting = "the policy and the data are not prepared yet"
     else:
-        waiting = ""
+        waiting = "" if run.result(0) or _record(start) else f"{start['checkpoint']} is gone or damaged"
+    labels, known = ([stage.label for stage in each.stages] for each in (config, run.config))
     for index, stage in enumerate(config.stages):
-        here = [each.label for each in run.config.stages][: index + 1] == [each.label for each in config.stages][
-            : index + 1
-        ]
+        here = known[: index + 1] == labels[: index + 1]
         drift = tuple(_asked(run, config, index, changed)) if here else ()
         if anew is not None and index >= anew:
             plans.append(StagePlan(stage.label, stage.steps, "run", why=_begun_again(run, index)))
@@ -148,9 +144,9 @@ def plan(run: RunFolder | None, config: PipelineConfig, anew: int | None = None)
         elif not here or parent is None:
             plans.append(StagePlan(stage.label, stage.steps, "run", why="the run has no such stage here"))
         else:
-            plans.append(_plan_stage(run, config, index, parent, drift))
+            plans.append(_plan_stage(run, config, index, parent, drift, anew))
         if plans[-1].action == "reuse":
-            parent = _record(run.result(index))
+            parent = run.result(index)
         elif not waiting:
             waiting = f"comes after {stage.label}"
     return plans
@@ -182,32 +178,38 @@ def _begun_again(run: RunFolder, index: int) -> str:
 
 
 def _plan_stage(
-    run: RunFolder, config: PipelineConfig, index: int, parent: CheckpointRecord, drift: tuple[str, ...]
+    run: RunFolder,
+    config: PipelineConfig,
+    index: int,
+    parent: dict[str, Any],
+    drift: tuple[str, ...],
+    anew: int | None,
 ) -> StagePlan:
     """One stage whose parent is there; ``drift`` is how the configuration differs from the run's."""
     stage, folder, result = config.stages[index], run.stage_dir(index), run.result(index)
-    known = read_json(folder / STAGE_FILE)
-    data = (read_json(run.data_dir / "data.json") or {}).get("hashes", {})
-    now = stage_identity(config, index, parent, data)
-    changes = tuple(_drift(known, now)) if known and result is None else drift
-    code = tuple(differences(known["code"], now["code"])) if known and not changes else ()
+    known, record = read_json(folder / STAGE_FILE), _record(parent)
+    if known and result is None and record is not None:
+        data = (read_json(run.data_dir / "data.json") or {}).get("hashes", {})
+        drift = tuple(_drift(known, stage_identity(config, index, record, data)))
+    code = tuple(differences(known["code"], code_version(config, stage))) if known and not drift else ()
 
     def planned(action: Literal["reuse", "resume", "run"], why: str, step: int = 0) -> StagePlan:
-        return StagePlan(stage.label, stage.steps, action, step, why, changes, code if action != "run" else ())
+        return StagePlan(stage.label, stage.steps, action, step, why, drift, code if action != "run" else ())
 
-    if result is not None and not changes:
-        if _record(result) is None:
+    if result is not None and not drift:
+        following = index + 1 < len(run.config.stages) and index + 1 != anew and run.result(index + 1)
+        if not following and _record(result) is None:
             return planned("run", f"its checkpoint is gone or damaged: {result['checkpoint']}")
-        if result["parent"] != parent.content:
+        if result["parent"] != parent["content"]:
             return planned("run", "the stage before it has another result now")
         shared, change = result.get("shared"), "{accuracy_before:.3f} -> {accuracy_after:.3f}".format(**result)
         return planned("reuse", f"shared with {shared}" if shared else f"done, {change}", result["steps"])
     if known is None and result is None:
         return planned("run", "not begun")
-    if changes:
-        why = "its parent changed" if known and known["parent"] != parent.content else "its configuration changed"
+    if drift:
+        why = "its parent changed" if known and known["parent"] != parent["content"] else "its configuration changed"
         return planned("run", why)
-    step, failure = _newest_step(folder, parent.content), run.failure(index)
+    step, failure = _newest_step(folder, parent["content"]), run.failure(index)
     stopped = f"stopped after step {step}" if step is not None else "stopped before its first checkpoint"
     why = f"failed: {failure['error']}" if failure else stopped
     return planned("run", why) if step is None else planned("resume", why, step)

@@ -148,6 +148,17 @@ def test_plan_of_a_complete_run_and_of_one_that_stopped(chain: Chain) -> None:
     assert ["dapo", "2", "resume at step 1", "failed: the moon was full"] in table(said)
 
 
+def test_plan_needs_only_the_checkpoints_that_a_launch_needs(chain: Chain) -> None:
+    chain.stop_after(2, 1)
+    (Path(chain.run().result(0)["checkpoint"]) / "gradus.json").write_text("{")
+    assert [row[2] for row in table(chain.tell("plan", "--name", "chain"))] == ["reuse", "reuse", "resume at step 1"]
+    (Path(chain.run().result(1)["checkpoint"]) / "gradus.json").write_text("{")
+    (_, dapo, gfpo) = table(chain.tell("plan", "--name", "chain"))
+    assert (dapo[2], gfpo[3]) == ("run", "comes after dapo") and dapo[3].startswith(
+        "its checkpoint is gone or damaged: "
+    )
+
+
 def test_plan_tells_what_drifted_field_by_field_and_the_two_ways_on(chain: Chain) -> None:
     chain.stop_after(2, 1)
     changes = ["--set", "stages.gfpo.lr=5e-5", "--set", "stages.gfpo.schedule=linear"]
@@ -423,7 +434,9 @@ def test_status_of_a_failed_stage_is_not_cut(chain: Chain) -> None:
     chain.stop_after(1, 1)
     reason = "the moon was full " * 12 + "end"
     (chain.run().stage_dir(1) / "failure.json").write_text(json.dumps({"error": reason, "time": ""}))
-    assert f"failed: {reason}\n" in chain.tell("status") and reason in chain.tell("status", "chain")
+    assert f"failed: {reason}\n" in chain.tell("status")
+    said = chain.tell("status", "chain")
+    assert reason in said and ["dapo", "2", "failed at step 1"] in table(said)
 
 
 def test_verify_looks_at_everything_and_says_what_to_do(chain: Chain) -> None:
