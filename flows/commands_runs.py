@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -50,6 +51,8 @@ def resume(
             _tell_complete(run, runs, engine, screen)
             return
         say(f"{name} was complete, but the checkpoint of its last stage is damaged ({damaged}): it is made again")
+
+        stages[-1] = replace(stages[-1], action="run", why="its checkpoint is damaged")
 
         def begin() -> None:
             launch.forget_summary(run)

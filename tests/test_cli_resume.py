@@ -278,6 +278,7 @@ def test_a_damaged_last_checkpoint_of_a_complete_run_is_made_again(chain: Chain)
     flip(Path(chain.run().result(2)["checkpoint"]) / "model.safetensors")
     said = chain.tell("resume", "chain")
     assert "chain was complete, but the checkpoint of its last stage is damaged (altered: model.safetensors)" in said
+    assert ["gfpo", "2", "run", "its checkpoint is damaged"] in [row[:4] for row in table(said)]
     assert chain.contents() == undisturbed and chain.run().summary()
     assert "nothing to resume" in chain.tell("resume", "chain")
 
