@@ -1,0 +1,261 @@
+"""A lean forward pass for sampling: the blocks of a Llama-like model with their weights fused, and nothing else.
+
+transformers spends most of a small model's decoding time between the matrix products: masks, cache objects, norms in
+six passes. Here a block is four products and a few operations in place:
+
+* the products of query, key and value are one, and so are gate and up; in float32 a norm's weight is part of the
+  product that follows it;
+* rotary embedding is one complex multiplication, because the rows of the query and key weights are reordered so that
+  the two halves that rotate into each other lie side by side. Products of queries and keys do not notice.
+
+What a model is made of is read from its modules, not from its name, and whether it was understood is *tested*: a
+decoder is only used for a model whose logits it reproduces (:func:`pipeline.sampler.engines.engine_of`).
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Attend = Callable[[int, Tensor, Tensor], Tensor]
+"""(block, queries [N, H, d], keys and values [N, 2, Hkv, d]) -> attended values [N, H * d]."""
+
+ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
+MLP = {"gate_proj", "up_proj", "down_proj"}
+ROPES = {"default", "linear", "llama3", "yarn"}
+"""Rotary embeddings whose angles do not depend on the length of what is being read."""
+
+
+class Unsupported(Exception):
+    """Why a model is not one that this decoder can run."""
+
+
+@dataclass
+class Norm:
+    """An RMS norm as a factor a feature; its weight is None where it is part of the product that follows."""
+
+    weight: Tensor | None
+    eps: float
+
+    def __call__(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        norm = torch.linalg.vector_norm(wide, 2, -1, True)
+        scaled = wide * torch.rsqrt_(norm.square_().div_(x.shape[-1]).add_(self.eps))
+        return (scaled if self.weight is None else scaled.mul_(self.weight)).to(x.dtype)
+
+
+@dataclass
+class Block:
+    """One block, fused. Products are stored [in, out]."""
+
+    before_attention: Norm
+    qkv: Tensor
+    qkv_bias: Tensor | None
+    query_norm: Norm | None
+    key_norm: Norm | None
+    out: Tensor
+    out_bias: Tensor | None
+    after_attention: Norm | None
+    before_mlp: Norm
+    gate_up: Tensor
+    down: Tensor
+    after_mlp: Norm | None
+    activation: Callable[[Tensor], Tensor]
+    window: int | None
+    rope: str
+
+
+class Decoder:
+    """The fused weights of one model. :meth:`refresh` takes them over anew after the model has been trained.
+
+    Raises: Unsupported where the model is built of other parts.
+    """
+
+    def __init__(self, model: Any):
+        self.model, self.base = model, model.base_model
+        self.head = model.get_output_embeddings()
+        layers = getattr(self.base, "layers", None)
+        if layers is None or not hasattr(self.base, "rotary_emb") or not hasattr(self.base, "norm"):
+            raise Unsupported("it is not a stack of `layers` with rotary embeddings and a final `norm`")
+        for layer in layers:
+            _check(layer)
+        ropes = getattr(self.base.rotary_emb, "rope_type", "default")
+        if not set(ropes.values() if isinstance(ropes, dict) else [ropes]) <= ROPES:
+            raise Unsupported(f"its rotary embedding is of the kind {ropes}")
+        first = layers[0].self_attn
+        self.head_dim = int(first.head_dim)
+        self.heads = first.q_proj.weight.shape[0] // self.head_dim
+        self.kv_heads = first.k_proj.weight.shape[0] // self.head_dim
+        self.scaling = float(first.scaling)
+        config = model.config
+        self.softcap = getattr(config, "attn_logit_softcapping", None)
+        self.logit_softcap = getattr(config, "final_logit_softcapping", None)
+        self.windows = [_window(layer.self_attn, config, i) for i, layer in enumerate(layers)]
+        self.blocks: list[Block] = []
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Fuse the weights as they are now."""
+        self.blocks = [self._fuse(i, layer) for i, layer in enumerate(self.base.layers)]
+        self.final = _norm(self.base.norm)
+
+    @cached_property
+    def _interleaved(self) -> Tensor:
+        """Order of a head's features in which rotating pairs are neighbours."""
+        half = torch.arange(self.head_dim // 2)
+        return torch.stack([half, half + self.head_dim // 2], 1).flatten().to(self.base.norm.weight.device)
+
+    def _fuse(self, index: int, layer: Any) -> Block:
+        attention, mlp = layer.self_attn, layer.mlp
+        norms = [_norm(layer.input_layernorm), _norm(layer.post_attention_layernorm)]
+        sandwich = hasattr(layer, "pre_feedforward_layernorm")
+        if sandwich:
+            norms += [_norm(layer.pre_feedforward_layernorm), _norm(layer.post_feedforward_layernorm)]
+        before_attention, before_mlp = norms[0], norms[2 if sandwich else 1]
+
+        def turned(projection: Any, part: Tensor) -> Tensor:
+            return part.unflatten(0, (-1, self.head_dim))[:, self._interleaved].flatten(0, 1)
+
+        rotated = [(p, turned(p, p.weight)) for p in (attention.q_proj, attention.k_proj)]
+        qkv = torch.cat([weight for _, weight in rotated] + [attention.v_proj.weight])
+        biases = None
+        if attention.q_proj.bias is not None:
+            turned_biases = [turned(p, p.bias) for p, _ in rotated]
+            biases = torch.cat([*turned_biases, attention.v_proj.bias])
+        gate_up = torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight])
+        if qkv.dtype == torch.float32:  # elsewhere the product would round differently than the model's own
+            assert before_attention.weight is not None and before_mlp.weight is not None
+            qkv, gate_up = qkv * before_attention.weight, gate_up * before_mlp.weight
+            before_attention, before_mlp = Norm(None, before_attention.eps), Norm(None, before_mlp.eps)
+        query_norm, key_norm = (self._head_norm(getattr(attention, name, None)) for name in ("q_norm", "k_norm"))
+        return Block(
+            before_attention=before_attention,
+            qkv=qkv.t(),
+            qkv_bias=biases,
+            query_norm=query_norm,
+            key_norm=key_norm,
+            out=attention.o_proj.weight.t(),
+            out_bias=attention.o_proj.bias,
+            after_attention=norms[1] if sandwich else None,
+            before_mlp=before_mlp,
+            gate_up=gate_up.t(),
+            down=mlp.down_proj.weight.t(),
+            after_mlp=norms[3] if sandwich else None,
+            activation=mlp.act_fn,
+            window=self.windows[index],
+            rope=_rope_kind(self.base, attention, self.model.config, index),
+        )
+
+    def _head_norm(self, module: Any) -> Norm | None:
+        """A norm of single heads, its weight in the reordered features."""
+        if module is None:
+            return None
+        norm = _norm(module)
+        assert norm.weight is not None
+        return Norm(norm.weight[self._interleaved], norm.eps)
+
+    def angles(self, length: int) -> dict[str, Tensor]:
+        """kind of rotary embedding -> complex64 [length, head_dim / 2]: the turn of each pair at each position."""
+        positions = torch.arange(length, device=self.base.norm.weight.device)[None]
+        like = torch.zeros(1, device=positions.device)
+        half, result = self.head_dim // 2, dict[str, Tensor]()
+        for kind in {block.rope for block in self.blocks}:
+            cos, sin = self.base.rotary_emb(like, positions, *([kind] if kind else []))
+            if cos.shape[-1] != self.head_dim:
+                raise Unsupported("only a part of each head is rotated")
+            result[kind] = torch.complex(cos[0, :, :half].float(), sin[0, :, :half].float())
+        return result
+
+    def forward(self, ids: Tensor, angles: dict[str, Tensor], attend: Attend) -> Tensor:
+        """Hidden states behind the last norm; ``angles`` are those of each token.
+
+        Shapes: ids int64 [N], angles complex64 [N, 1, head_dim / 2] a kind -> [N, D].
+        """
+        x = self.base.embed_tokens(ids)
+        for index, block in enumerate(self.blocks):
+            inner = block.before_attention(x)
+            qkv = inner @ block.qkv if block.qkv_bias is None else torch.addmm(block.qkv_bias, inner, block.qkv)
+            queries, keys_values = self._rotated(block, qkv, angles[block.rope])
+            attended = attend(index, queries, keys_values)
+            x = _added(x, attended, block.out, block.out_bias, block.after_attention)
+            gate, up = (block.before_mlp(x) @ block.gate_up).chunk(2, -1)
+            x = _added(x, block.activation(gate).mul_(up), block.down, None, block.after_mlp)
+        return self.final(x)
+
+    def _rotated(self, block: Block, qkv: Tensor, angles: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries [N, H, d], and keys and values [N, 2, Hkv, d], normed and rotated where that is due."""
+        rows, turning = len(qkv), self.heads + self.kv_heads
+        heads = qkv.view(rows, turning + self.kv_heads, self.head_dim)
+        if block.query_norm is not None and block.key_norm is not None:
+            heads[:, : self.heads] = block.query_norm(heads[:, : self.heads])
+            heads[:, self.heads : turning] = block.key_norm(heads[:, self.heads : turning])
+        pairs = heads[:, :turning].unflatten(-1, (-1, 2))
+        if qkv.dtype == torch.float32:
+            torch.view_as_complex(pairs).mul_(angles)
+        else:
+            pairs.copy_(torch.view_as_real(torch.view_as_complex(pairs.float()).mul_(angles)))
+        return heads[:, : self.heads], heads[:, self.heads :].unflatten(1, (2, self.kv_heads))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits of hidden states, in the type of the weights.
+
+        Shapes: [N, D] -> [N, V].
+        """
+        logits = self.head(hidden)
+        return logits if self.logit_softcap is None else torch.tanh(logits / self.logit_softcap) * self.logit_softcap
+
+
+def _added(x: Tensor, inner: Tensor, weight: Tensor, bias: Tensor | None, norm: Norm | None) -> Tensor:
+    """x + norm(inner @ weight + bias)."""
+    if norm is None and bias is None:
+        return torch.addmm(x, inner, weight)
+    product = inner @ weight if bias is None else torch.addmm(bias, inner, weight)
+    return x + (product if norm is None else norm(product))
+
+
+def _norm(module: Any) -> Norm:
+    """The factors of an RMS norm, whether the module stores them or their distance from one."""
+    eps = float(getattr(module, "variance_epsilon", getattr(module, "eps", 0.0)))
+    ones = module.weight.new_ones(module.weight.shape, dtype=torch.float32)
+    return Norm(module(ones).float() * (1 + eps) ** 0.5, eps)
+
+
+def _check(layer: Any) -> None:
+    """Raises Unsupported where a layer has other parts than the ones that are run here."""
+    sandwich = {"pre_feedforward_layernorm", "post_feedforward_layernorm"}
+    wanted = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
+    parts = {name for name, _ in layer.named_children()}
+    if parts not in (wanted, wanted | sandwich):
+        raise Unsupported(f"a layer consists of {', '.join(sorted(parts))}")
+    attention = {name for name, _ in layer.self_attn.named_children()}
+    mlp = {name for name, _ in layer.mlp.named_children()} - {"act_fn"}
+    if attention not in (ATTENTION, ATTENTION | {"q_norm", "k_norm"}) or mlp != MLP:
+        raise Unsupported(f"attention consists of {', '.join(sorted(attention))}, the MLP of {', '.join(sorted(mlp))}")
+    products = [getattr(layer.self_attn, name) for name in ATTENTION] + [getattr(layer.mlp, name) for name in MLP]
+    if any(type(product) is not torch.nn.Linear for product in products):
+        raise Unsupported("its products are no plain linear layers")
+    if any(getattr(layer.mlp, name).bias is not None for name in MLP):
+        raise Unsupported("the products of its MLP have biases")
+
+
+def _window(attention: Any, config: Any, index: int) -> int | None:
+    """How many positions back a layer sees, its own included; None: all."""
+    kinds = getattr(config, "layer_types", None)
+    if kinds is not None and kinds[index] == "full_attention":
+        return None
+    if hasattr(attention, "sliding_window"):
+        return attention.sliding_window
+    return getattr(config, "sliding_window", None)
+
+
+def _rope_kind(base: Any, attention: Any, config: Any, index: int) -> str:
+    """The name by which the model asks for a layer's rotary embedding; empty where it has only one."""
+    if "layer_type" not in inspect.signature(base.rotary_emb.forward).parameters:
+        return ""
+    return str(getattr(attention, "layer_type", None) or config.layer_types[index])

@@ -1,0 +1,69 @@
+"""Drawing a token: counter-based random numbers, and the distribution that they are turned into tokens with."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.config import SamplingConfig
+
+
+@dataclass(frozen=True)
+class DrawKey:
+    """What the random numbers of a batch depend on besides prompt, sample and position."""
+
+    seed: int
+    stage: str
+    step: int
+
+    def uniforms(self, prompt_id: str, index: int, count: int) -> np.ndarray:
+        """``count`` numbers in [0, 1), a counter-based stream of their own for each completion."""
+        text = f"{self.seed}|{self.stage}|{self.step}|{prompt_id}|{index}"
+        key = np.frombuffer(hashlib.blake2b(text.encode(), digest_size=16).digest(), dtype=np.uint64)
+        return np.random.Generator(np.random.Philox(key=key)).random(count, dtype=np.float32)
+
+
+def draw_tokens(logits_RV: Tensor, uniforms_R: Tensor | None, options: SamplingConfig) -> tuple[Tensor, Tensor, Tensor]:
+    """One token a row by inverting the cumulative distribution at the row's uniform number; greedy without one.
+
+    Shapes: [R, V], [R] -> tokens int64 [R], their log-probabilities float32 [R], entropies float32 [R].
+    Units: nats, of the temperature-scaled distribution before top-k and top-p: the policy that training sees.
+    """
+    logits_RV = logits_RV.float()
+    if options.temperature != 1.0:
+        logits_RV = logits_RV / options.temperature
+    # Every pass over [R, V] counts where the vocabulary is large: the normaliser comes from the largest logit and its
+    # probability, and the entropy is log Z minus the mean logit.
+    probs_RV = logits_RV.softmax(-1)
+    top_R1, best_R1 = logits_RV.max(-1, keepdim=True)
+    log_normaliser_R = (top_R1 - probs_RV.gather(-1, best_R1).log())[:, 0]
+    # Where a logit is -inf its probability is 0, and so is its part of the mean.
+    entropy_R = log_normaliser_R - torch.linalg.vecdot(probs_RV, logits_RV.clamp(min=-1e30))
+    token_R = best_R1[:, 0]
+    if uniforms_R is not None:
+        cdf_RV = truncate(probs_RV, options).cumsum(-1)
+        drawn_R = torch.searchsorted(cdf_RV, uniforms_R[:, None] * cdf_RV[:, -1:], right=True)[:, 0]
+        # Rounding can put the target at the very end of the distribution; nothing lies beyond it.
+        token_R = torch.where(drawn_R < cdf_RV.shape[-1], drawn_R, token_R)
+    return token_R, logits_RV.gather(-1, token_R[:, None])[:, 0] - log_normaliser_R, entropy_R
+
+
+def truncate(probs_RV: Tensor, options: SamplingConfig) -> Tensor:
+    """Probabilities with everything outside top-k and top-p set to zero; not renormalised.
+
+    Edge: the most probable token always stays; ties at the border of top-p are kept by their order in a stable sort.
+    """
+    vocabulary = probs_RV.shape[-1]
+    if 0 < options.top_k < vocabulary:
+        threshold_R1 = probs_RV.topk(options.top_k, dim=-1).values[:, -1:]
+        probs_RV = probs_RV.masked_fill(probs_RV < threshold_R1, 0.0)
+    if options.top_p < 1:
+        sorted_RV, index_RV = probs_RV.sort(dim=-1, descending=True, stable=True)
+        before_RV = sorted_RV.cumsum(-1) - sorted_RV
+        dropped_RV = before_RV >= options.top_p * sorted_RV.sum(-1, keepdim=True)
+        probs_RV = torch.zeros_like(probs_RV).scatter(-1, index_RV, sorted_RV.masked_fill(dropped_RV, 0.0))
+    return probs_RV

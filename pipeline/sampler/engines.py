@@ -1,0 +1,153 @@
+"""Who computes the next token's logits: the lean decoder, transformers with its cache, or transformers without one.
+
+The choice is made by trying, once a model: the lean decoder where it gives the model's own logits, else transformers'
+cache where that does, else no cache. Every engine grows rows; only the lean one lets rows join while others grow.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any, Protocol
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from pipeline.policy import Policy, left_pad
+from pipeline.sampler.decoder import Decoder, Unsupported
+from pipeline.sampler.lean import LeanEngine
+
+PROBE = ([0, 1, 2, 3, 4, 5, 6, 7], [8, 9, 10])
+"""Two prompts of different lengths; token ids are taken modulo the vocabulary."""
+TOLERANCE = {torch.float32: 1e-4}
+"""Largest departure from the model's own logits, relative to their norm; 0.05 in types that round earlier."""
+
+
+_chosen: WeakKeyDictionary[torch.nn.Module, Decoder | bool] = WeakKeyDictionary()
+"""What was found to work for each model."""
+
+
+class Engine(Protocol):
+    """Rows that grow, one completion each."""
+
+    refills: bool
+    """Whether groups may be admitted while others grow."""
+
+    def held(self, prompt: int, max_tokens: int) -> int:
+        """Tokens that a group with this prompt may come to hold in the cache."""
+        ...
+
+    def admit(self, prompts: list[list[int]]) -> tuple[Tensor, Tensor | None]:
+        """Add a group of rows for each prompt: logits of the first token [P, V], hidden states at their ends [P, D]."""
+        ...
+
+    def step(self, tokens: Tensor) -> Tensor:
+        """Give every row its next token, int64 [R]: logits of the one after it [R, V]."""
+        ...
+
+    def keep(self, rows: Tensor) -> None:
+        """Drop all rows but these, int64 [R']."""
+        ...
+
+
+class TransformersEngine:
+    """The model's own forward pass behind transformers' cache, or over the whole row again and again."""
+
+    refills = False
+
+    def __init__(self, policy: Policy, group_size: int, cached: bool = True, want_states: bool = False):
+        self.policy, self.group_size, self.cached, self.want_states = policy, group_size, cached, want_states
+        self.ids = self.mask = torch.zeros(0, 0, dtype=torch.long)
+        self.cache: DynamicCache | None = None
+
+    def held(self, prompt: int, max_tokens: int) -> int:
+        """Tokens that a group with this prompt may come to hold in the cache."""
+        return (prompt + max_tokens) * self.group_size
+
+    def admit(self, prompts: list[list[int]]) -> tuple[Tensor, Tensor | None]:
+        """Begin with these prompts; rows that grew before are forgotten."""
+        self.ids, self.mask = left_pad(prompts, self.policy.template.pad_id, self.policy.device)
+        self.cache = DynamicCache(config=self.policy.model.config) if self.cached else None
+        output = self._forward(self.ids, hidden=self.want_states)
+        if self.group_size > 1:
+            self.ids, self.mask = (x.repeat_interleave(self.group_size, 0) for x in (self.ids, self.mask))
+            if self.cache is not None:
+                self.cache.batch_repeat_interleave(self.group_size)
+        states = output.hidden_states[-1][:, -1] if self.want_states else None
+        return output.logits[:, -1], states
+
+    def step(self, tokens: Tensor) -> Tensor:
+        """Give every row its next token."""
+        self.mask = torch.cat([self.mask, self.mask.new_ones(len(tokens), 1)], 1)
+        self.ids = torch.cat([self.ids, tokens[:, None]], 1)
+        return self._forward(tokens[:, None] if self.cached else self.ids).logits[:, -1]
+
+    def keep(self, rows: Tensor) -> None:
+        """Drop all rows but these."""
+        self.ids, self.mask = self.ids[rows], self.mask[rows]
+        if self.cache is not None:
+            self.cache.batch_select_indices(rows)
+
+    def _forward(self, ids: Tensor, hidden: bool = False) -> Any:
+        """One pass over new tokens behind what the cache holds; logits of the last column only, where possible."""
+        inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": self.mask, "use_cache": self.cached}
+        if self.cached:
+            inputs["past_key_values"] = self.cache
+        if "position_ids" in self.policy.forward_options:
+            inputs["position_ids"] = (self.mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+        if "logits_to_keep" in self.policy.forward_options:
+            inputs["logits_to_keep"] = 1
+        return self.policy.model(**inputs, output_hidden_states=hidden)
+
+
+def engine_of(
+    policy: Policy, prompts: list[list[int]], group_size: int, max_tokens: int, want_states: bool = False
+) -> Engine:
+    """The fastest engine that gives this model's own logits, ready for its weights as they are now."""
+    chosen = _chosen.get(policy.model)
+    if chosen is None:
+        chosen = _chosen[policy.model] = _choose(policy)
+    if isinstance(chosen, Decoder):
+        return LeanEngine(chosen, prompts, group_size, max_tokens)
+    return TransformersEngine(policy, group_size, chosen, want_states)
+
+
+@torch.no_grad()
+def _choose(policy: Policy) -> Decoder | bool:
+    """A decoder that understands the model, or whether transformers' cache works for it."""
+    embeddings: Any = policy.model.get_input_embeddings()
+    vocabulary = int(embeddings.num_embeddings)
+    prompts = [[token % vocabulary for token in prompt] for prompt in PROBE]
+    try:
+        decoder = Decoder(policy.model)
+        if _reproduces(policy, prompts, lambda: LeanEngine(decoder, prompts, 2, 3)):
+            return decoder
+    except (Unsupported, AttributeError, RuntimeError):
+        pass  # its parts have other names or shapes
+    try:
+        if _reproduces(policy, prompts, lambda: TransformersEngine(policy, 2)):
+            return True
+    except (AttributeError, RuntimeError, TypeError, ValueError):
+        pass  # it has a cache of another kind
+    kind = policy.model.config.model_type
+    warnings.warn(f"{kind} has no usable key-value cache: every token is sampled over the whole text", stacklevel=2)
+    return False
+
+
+def _reproduces(policy: Policy, prompts: list[list[int]], make: Callable[[], Engine]) -> bool:
+    """Whether an engine's logits are those of the whole model on the same tokens, when rows grow and leave."""
+    engine, reference = make(), TransformersEngine(policy, 1, cached=False)
+    texts = [prompt for prompt in prompts for _ in range(2)]
+    found = [engine.admit(prompts)[0].repeat_interleave(2, 0)]
+    wanted = [reference.admit(texts)[0]]
+    for step, token in enumerate((5, 6, 7)):
+        if step == 1:
+            texts = texts[1:]
+            engine.keep(torch.arange(1, 4, device=policy.device))
+        texts = [[*text, token % found[0].shape[-1]] for text in texts]
+        found.append(engine.step(torch.tensor([text[-1] for text in texts], device=policy.device)))
+        wanted.append(reference.admit(texts)[0])
+    tolerance = TOLERANCE.get(policy.model.dtype, 0.05)
+    return all(bool((a - b).float().norm() <= tolerance * b.float().norm()) for a, b in zip(found, wanted, strict=True))

@@ -1,0 +1,299 @@
+"""The lean engine: rows of completions around one key-value cache that is written and read in place.
+
+All rows end at the same column: a row's newest token is always in the newest column, and a row that started later, or
+has a shorter prompt, merely has empty columns on its left. So every step writes one column of the whole cache, a
+sliding window is a slice, and rows may come and go at any time.
+
+Where prompts are long, their keys and values are kept once for the whole group and not copied to every row: the
+group's queries meet them in one product, which is also most of the arithmetic that long prompts cost.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pipeline.sampler.decoder import Decoder
+
+BLOCK = 16
+"""Columns by which the cache grows; unused ones between the rows in memory slow down the reading of the others."""
+PREFILL = 4096
+"""Prompt tokens, padding included, that are read in one pass."""
+SHARE_FROM = 48
+"""Where the longest prompt has this many tokens, prompts are kept once a group; below, the detour costs more."""
+
+
+@dataclass
+class Shared:
+    """The prompts that rows look back at, each kept once."""
+
+    caches: list[Tensor]
+    """Each block's keys and values of S prompts, [2, S, Hkv, L, d]; every prompt ends at the last column."""
+    lengths: Tensor
+    """int64 [S]."""
+    slot: Tensor
+    """int64 [R]: the prompt that a row belongs to."""
+    grid: Tensor
+    """int64 [S * W]: the rows of each prompt, filled up with row 0 to the W of the largest group."""
+    place: Tensor
+    """int64 [R]: where a row is in the grid."""
+
+    @classmethod
+    def of(cls, caches: list[Tensor], lengths: Tensor, slot: Tensor) -> Shared:
+        """Lays rows out by prompt; a prompt without rows leaves."""
+        counts = torch.bincount(slot, minlength=len(lengths))
+        if not bool(counts.all()):
+            kept = counts.nonzero()[:, 0]
+            longest = int(lengths[kept].max())
+            caches = [cache[:, kept, :, cache.shape[3] - longest :] for cache in caches]
+            slot, lengths, counts = (torch.cumsum(counts > 0, 0) - 1)[slot], lengths[kept], counts[kept]
+        width, order = int(counts.max()), slot.argsort(stable=True)
+        within = torch.arange(len(slot), device=slot.device) - (counts.cumsum(0) - counts)[slot[order]]
+        place = torch.empty_like(slot)
+        place[order] = slot[order] * width + within
+        grid = torch.zeros(len(lengths) * width, dtype=torch.long, device=slot.device)
+        grid[place] = torch.arange(len(slot), device=slot.device)
+        return cls(caches, lengths, slot, grid, place)
+
+    def scores(self, index: int, queries: Tensor) -> Tensor:
+        """Products of queries [R, Hkv, G, d] with their prompt's keys -> [R, Hkv, G, L]."""
+        keys = self.caches[index][0]
+        return self._back(self._gridded(queries) @ keys.transpose(-1, -2), queries.shape[2])
+
+    def values(self, index: int, weights: Tensor) -> Tensor:
+        """The prompt's values, weighted by [R, Hkv, G, L] -> [R, Hkv, G, d]."""
+        return self._back(self._gridded(weights) @ self.caches[index][1], weights.shape[2])
+
+    def _gridded(self, rows: Tensor) -> Tensor:
+        """[R, Hkv, G, x] -> [S, Hkv, W * G, x]."""
+        prompts = len(self.lengths)
+        return rows[self.grid].unflatten(0, (prompts, -1)).transpose(1, 2).flatten(2, 3)
+
+    def _back(self, grid: Tensor, queries: int) -> Tensor:
+        """[S, Hkv, W * G, x] -> [R, Hkv, G, x]."""
+        return grid.unflatten(2, (-1, queries)).transpose(1, 2).flatten(0, 1)[self.place]
+
+    def bias(self, like: Tensor) -> Tensor | None:
+        """[R, 1, 1, L], -inf where a prompt has no token; None where all are equally long."""
+        return _bias(self.lengths[self.slot], self.caches[0].shape[3], like)
+
+
+class LeanEngine:
+    """Rows that grow: ``admit`` adds groups, ``step`` gives every row its next token, ``keep`` drops rows."""
+
+    refills = True
+    """Groups may be admitted while others grow."""
+
+    def __init__(self, decoder: Decoder, prompts: list[list[int]], group_size: int, max_tokens: int):
+        """``prompts``: all that will be admitted, so that what depends on the longest is decided once."""
+        decoder.refresh()
+        self.decoder, self.group_size = decoder, group_size
+        longest = max(map(len, prompts))
+        self.angles = decoder.angles(longest + max_tokens)
+        windows = [window for window in decoder.windows if window is not None]
+        fits = not windows or min(windows) >= longest + max_tokens
+        self.shares = fits and group_size > 1 and longest >= SHARE_FROM
+        self.caches: list[Tensor] = []
+        """Each block's keys and values of R rows, [2, R, Hkv, C, d], of which the first ``column`` columns are used."""
+        self.column = 0
+        device = decoder.head.weight.device
+        self.used = torch.zeros(0, dtype=torch.long, device=device)
+        """int64 [R]: how many of the used columns are a row's own."""
+        self.position = torch.zeros(0, dtype=torch.long, device=device)
+        """int64 [R]: the next token's position."""
+        self.shared: Shared | None = None
+        self.bias: Tensor | None = None
+        """[R, 1, 1, L + C] before each row's first token -inf; None where all columns of all rows hold tokens."""
+
+    def held(self, prompt: int, max_tokens: int) -> int:
+        """Tokens that a group may come to hold in the cache."""
+        return prompt * (1 if self.shares else self.group_size) + max_tokens * self.group_size
+
+    def admit(self, prompts: list[list[int]]) -> tuple[Tensor, Tensor]:
+        """Add a group of rows for each prompt, behind the rows there are.
+
+        Shapes: -> logits of the first token [P, V], hidden states at the prompts' ends [P, D].
+        """
+        hidden, caches = self._prefill(prompts)
+        lengths = torch.tensor([len(prompt) for prompt in prompts], device=hidden.device)
+        slot = torch.arange(len(prompts), device=hidden.device).repeat_interleave(self.group_size)
+        before = torch.arange(len(self.position), device=hidden.device)
+        if self.shares:
+            if self.shared is not None:
+                old = self.shared
+                caches = [_below(a, b) for a, b in zip(old.caches, caches, strict=True)]
+                slot, lengths = torch.cat([old.slot, slot + len(old.lengths)]), torch.cat([old.lengths, lengths])
+            self.shared = Shared.of(caches, lengths, slot)
+            slot = slot[len(before) :]
+            self._rebuild(before, [c.new_zeros(2, len(slot), c.shape[2], 0, c.shape[4]) for c in caches])
+            self.used = torch.cat([self.used, torch.zeros_like(slot)])
+        else:
+            self._rebuild(before, [cache[:, slot] for cache in caches])
+            self.used = torch.cat([self.used, lengths[slot]])
+        self.position = torch.cat([self.position, lengths[slot]])
+        self._rebias()
+        return self.decoder.logits(hidden), hidden
+
+    def keep(self, rows: Tensor) -> None:
+        """Drop all rows but these.
+
+        Shapes: int64 [R'].
+        """
+        self.used, self.position = self.used[rows], self.position[rows]
+        if self.shared is not None:
+            slot = self.shared.slot[rows]
+            self.shared = Shared.of(self.shared.caches, self.shared.lengths, slot) if len(rows) else None
+        self._rebuild(rows, None)
+        self._rebias()
+
+    def step(self, tokens: Tensor) -> Tensor:
+        """Give every row its next token.
+
+        Shapes: int64 [R] -> logits of the token after it [R, V].
+        """
+        if self.column == self.caches[0].shape[3]:
+            self._rebuild(torch.arange(len(tokens), device=tokens.device), None)
+            self._rebias()
+        angles = {kind: table[self.position][:, None] for kind, table in self.angles.items()}
+        hidden = self.decoder.forward(tokens, angles, self._attend)
+        self.column += 1
+        self.used += 1
+        self.position += 1
+        return self.decoder.logits(hidden)
+
+    def _attend(self, index: int, queries: Tensor, keys_values: Tensor) -> Tensor:
+        """One new token a row: its key and value join the cache, its query meets everything before it."""
+        decoder, cache, here = self.decoder, self.caches[index], self.column
+        cache[:, :, :, here] = keys_values.transpose(0, 1)
+        window = decoder.windows[index]
+        first = 0 if window is None else max(0, here + 1 - window)
+        seen = cache[:, :, :, first : here + 1]
+        # The product also makes the queries contiguous, as the ones that follow need them.
+        queries = queries.unflatten(1, (decoder.kv_heads, -1)) * decoder.scaling
+        scores = queries @ seen[0].transpose(-1, -2)
+        prompt = 0
+        if self.shared is not None:
+            of_prompt = self.shared.scores(index, queries)
+            prompt, scores = of_prompt.shape[-1], torch.cat([of_prompt, scores], -1)
+        if decoder.softcap is not None:
+            scores = torch.tanh(scores / decoder.softcap) * decoder.softcap
+        if self.bias is not None:
+            scores += self.bias[..., first : prompt + here + 1]
+        weights = scores.softmax(-1)
+        attended = weights[..., prompt:] @ seen[1]
+        if self.shared is not None:
+            attended += self.shared.values(index, weights[..., :prompt])
+        return attended.flatten(1)
+
+    def _rebuild(self, kept: Tensor, added: list[Tensor] | None) -> None:
+        """A new cache of the rows ``kept`` and those ``added``, without columns that nobody uses, with room to grow."""
+        old = int(self.used.max()) if len(self.used) else 0
+        new = added[0].shape[3] if added is not None else 0
+        columns = max(old, new)
+        caches = []
+        for index in range(len(self.decoder.blocks)):
+            like = added[index] if added is not None else self.caches[index]
+            rows = len(kept) + (like.shape[1] if added is not None else 0)
+            cache = like.new_zeros(2, rows, like.shape[2], columns + BLOCK, like.shape[4])
+            if len(kept):
+                source = self.caches[index]
+                whole = len(kept) == source.shape[1]
+                rows_of = source if whole else source.index_select(1, kept)
+                cache[:, : len(kept), :, columns - old : columns] = rows_of[:, :, :, self.column - old : self.column]
+            if added is not None:
+                cache[:, len(kept) :, :, columns - new : columns] = like
+            caches.append(cache)
+        self.caches, self.column = caches, columns
+
+    def _rebias(self) -> None:
+        """The bias of all columns, as long as no row comes or goes."""
+        capacity, like = self.caches[0].shape[3], self.caches[0]
+        own = _bias(self.used + (capacity - self.column), capacity, like)
+        if self.shared is None:
+            self.bias = own
+            return
+        prompt = self.shared.bias(like)
+        if own is None and prompt is None:
+            self.bias = None
+            return
+        parts = [(own, capacity), (prompt, self.shared.caches[0].shape[3])]
+        own, prompt = (like.new_zeros(len(self.used), 1, 1, width) if part is None else part for part, width in parts)
+        self.bias = torch.cat([prompt, own], -1)
+
+    def _prefill(self, prompts: list[list[int]]) -> tuple[Tensor, list[Tensor]]:
+        """Read prompts: hidden states at their ends [P, D], and each block's keys and values [2, P, Hkv, L, d]."""
+        hidden: list[Tensor] = []
+        caches: list[Tensor] = []
+        for part in _passes(prompts):
+            states, read = self._read(part)
+            hidden.append(states)
+            caches = [_below(a, b) for a, b in zip(caches, read, strict=True)] if caches else read
+        return torch.cat(hidden), caches
+
+    def _read(self, prompts: list[list[int]]) -> tuple[Tensor, list[Tensor]]:
+        """One pass over prompts, padded on the left by their own first token."""
+        decoder, device = self.decoder, self.position.device
+        longest = max(map(len, prompts))
+        ids = torch.tensor([[p[0]] * (longest - len(p)) + p for p in prompts], device=device)
+        lengths = torch.tensor([len(p) for p in prompts], device=device)
+        column = torch.arange(longest, device=device)
+        positions = (column - (longest - lengths)[:, None]).clamp(min=0)
+        angles = {kind: table[positions.flatten()][:, None] for kind, table in self.angles.items()}
+        real = column >= (longest - lengths)[:, None]
+        back = column[:, None] - column
+        caches: list[Tensor] = []
+
+        def attend(index: int, queries: Tensor, keys_values: Tensor) -> Tensor:
+            cache = keys_values.unflatten(0, (len(prompts), longest)).permute(2, 0, 3, 1, 4).contiguous()
+            caches.append(cache)
+            window = decoder.windows[index]
+            seen = (back >= 0) if window is None else (back >= 0) & (back < window)
+            # Padding sees itself, so that it stays finite; nobody else sees it.
+            mask = seen & real[:, None, None] | (back == 0)
+            queries = queries.unflatten(0, (len(prompts), longest)).transpose(1, 2)
+            keys, values = cache.repeat_interleave(decoder.heads // decoder.kv_heads, 2)
+            if decoder.softcap is None:
+                attended = torch.nn.functional.scaled_dot_product_attention(
+                    queries, keys, values, attn_mask=mask, scale=decoder.scaling
+                )
+            else:
+                scores = torch.tanh(queries @ keys.transpose(-1, -2) * decoder.scaling / decoder.softcap)
+                attended = (scores * decoder.softcap).masked_fill(~mask, -torch.inf).softmax(-1) @ values
+            return attended.transpose(1, 2).reshape(len(prompts) * longest, -1)
+
+        states = decoder.forward(ids.flatten(), angles, attend).unflatten(0, (len(prompts), longest))[:, -1]
+        return states, caches
+
+
+def _passes(prompts: list[list[int]]) -> list[list[list[int]]]:
+    """Prompts in order, cut so that a pass with its padding holds at most PREFILL tokens, or one prompt."""
+    passes: list[list[list[int]]] = []
+    for prompt in prompts:
+        part = [*passes[-1], prompt] if passes else [prompt]
+        if passes and len(part) * max(map(len, part)) <= PREFILL:
+            passes[-1] = part
+        else:
+            passes.append([prompt])
+    return passes
+
+
+def _below(first: Tensor, second: Tensor) -> Tensor:
+    """Rows of two caches as one, both ending at the last column.
+
+    Shapes: [2, A, Hkv, L, d], [2, B, Hkv, M, d] -> [2, A + B, Hkv, max(L, M), d].
+    """
+    width = max(first.shape[3], second.shape[3])
+    return torch.cat([torch.nn.functional.pad(part, (0, 0, width - part.shape[3], 0)) for part in (first, second)], 1)
+
+
+def _bias(used: Tensor, columns: int, like: Tensor) -> Tensor | None:
+    """-inf on all but the last ``used`` of the columns; None where all are used.
+
+    Shapes: int64 [R] -> [R, 1, 1, columns].
+    """
+    if bool((used == columns).all()):
+        return None
+    empty = torch.arange(columns, device=used.device) < (columns - used)[:, None]
+    return like.new_zeros(empty.shape).masked_fill_(empty, -torch.inf)[:, None, None]
