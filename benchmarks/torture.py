@@ -66,8 +66,8 @@ sampling: {max_tokens: 24}
 tracking: {histogram_every: 10}
 checkpoints: {every_seconds: 1}
 stages:
-  - {stage: sft, steps: 60, prompts_per_step: 32, eval_every: 20, handover: best}
-  - {stage: dapo, steps: 30, prompts_per_step: 8, group_size: 4}
+  - {stage: sft, steps: 60, prompts_per_step: 32}
+  - {stage: dapo, steps: 30, prompts_per_step: 8, group_size: 4, eval_every: 6, handover: best}
   - {stage: vapo, steps: 30, prompts_per_step: 8, group_size: 4}
   - {stage: gfpo, steps: 30, prompts_per_step: 8, group_size: 4, ranking: [reward, shorter], updates_per_batch: 2}
   - {stage: srpo, steps: 30, prompts_per_step: 8, group_size: 4, refresh: 7, advantage: combined}

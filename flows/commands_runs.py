@@ -29,6 +29,7 @@ def resume(
     """Go on with a run where it stopped, or again from a stage."""
     from flows import launch
     from flows.tables import print_plan
+    from pipeline.ledger import made_again
     from pipeline.ledger import plan as planned
 
     quiet_libraries()
@@ -51,8 +52,8 @@ def resume(
             _tell_complete(run, runs, engine, screen)
             return
         say(f"{name} was complete, but the checkpoint of its last stage is damaged ({damaged}): it is made again")
-
-        stages[-1] = replace(stages[-1], action="run", why="its checkpoint is damaged")
+        last = replace(stages[-1], why="its checkpoint is damaged")
+        stages[-1] = made_again(run, len(stages) - 1, last)
 
         def begin() -> None:
             launch.forget_summary(run)
@@ -195,9 +196,14 @@ def verify(name: Run, as_json: AsJson = False, runs: Runs = RUNS) -> None:
 
 
 def _open(runs: Path, name: str) -> RunFolder:
-    from pipeline.runs import RunFolder
+    from pipeline.runs import RUN_FILE, RunFolder
     from stages import discover
 
+    path = Path(name)
+    if path.name != name and (path / RUN_FILE).is_file():
+        own = path.resolve()
+        fix = f"`{own.name}`" if own.parent == runs.resolve() else f"`{own.name} --runs {path.parent}`"
+        raise UserError("a run goes by its name here", got=f"its folder, {name}", expected=fix)
     return RunFolder(runs / name, [stage.config for stage in discover().values()])
 
 

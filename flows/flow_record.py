@@ -6,7 +6,9 @@ record and puts that right. Every launch is a flow run of its own, which shows t
 
 from __future__ import annotations
 
+import contextlib
 import os
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +16,13 @@ from typing import Any, Literal
 from uuid import UUID
 
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterId,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+    FlowRunFilterTags,
+)
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.exceptions import ObjectNotFound
 from prefect.settings import get_current_settings
@@ -24,6 +32,15 @@ from prefect.utilities.urls import url_for
 from flows.server import process_start
 from pipeline.files import read_json, write_json
 from pipeline.runs import RunFolder
+
+TAG = "gradus"
+"""Every flow run of ours has it."""
+OPEN = [StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING]
+
+
+def flow_parameters(run_path: Path) -> dict[str, Any]:
+    """What a flow run of this run, on this machine, is called with."""
+    return {"run_dir": str(run_path), "host": socket.gethostname()}
 
 
 class FlowRecord:
@@ -63,24 +80,27 @@ class FlowRecord:
             "state": None,
             "earlier": [*earlier, last] if last else earlier,
         }
-        write_json(self.path, record)
+        self._write(record)
         return page
 
     def settled(self, state: str) -> None:
         """Prefect has taken the final state of that name."""
         if record := self.read():
-            write_json(self.path, record | {"state": state})
+            self._write(record | {"state": state})
 
     def finish(self, outcome: Literal["completed", "failed", "stopped"], message: str) -> None:
         """The work is over, whether or not Prefect could be told."""
         record = self.read()
         if record and record["pid"] == os.getpid():  # not an earlier launch's, where this one had no flow run
-            write_json(self.path, record | {"outcome": outcome, "message": message})
+            self._write(record | {"outcome": outcome, "message": message})
 
     def settle(self, api_url: str, note: Callable[[str], None]) -> None:
-        """Give flow runs whose process is gone the final state that they could not report."""
+        """Give flow runs whose process is gone the final state that they could not report. The run's lock is held."""
         record = self.read()
-        for entry in [*record.get("earlier", []), record] if record else []:
+        known = [*record.get("earlier", []), record] if record else []
+        with contextlib.suppress(Exception):  # a server that is away is told of where the flow begins
+            self._settle_unrecorded({entry["flow_run_id"] for entry in known})
+        for entry in known:
             if entry["state"] or entry["api_url"] != api_url:
                 continue
             if entry["process"] is not None and process_start(entry["pid"]) == entry["process"]:
@@ -95,6 +115,21 @@ class FlowRecord:
                 note(f"an earlier flow run of this run stays open in Prefect ({type(error).__name__})")
                 return
             entry["state"] = state.name
+            self._write(record)
+
+    def _settle_unrecorded(self, known: set[str]) -> None:
+        """A launch that was killed after Prefect made its flow run and before :meth:`begin` left no record of it."""
+        opened = FlowRunFilter(
+            tags=FlowRunFilterTags(all_=[TAG]), state=FlowRunFilterState(type=FlowRunFilterStateType(any_=OPEN))
+        )
+        with get_client(sync_client=True) as client:
+            for flow_run in client.read_flow_runs(flow_run_filter=opened):
+                if flow_run.parameters == flow_parameters(self.path.parent) and str(flow_run.id) not in known:
+                    _force(client, flow_run.id, Crashed(message="The process that ran it ended before it had begun."))
+
+    def _write(self, record: dict[str, Any]) -> None:
+        """Replace the record; a full disk ends the work with words of its own, not with this file's."""
+        with contextlib.suppress(OSError):
             write_json(self.path, record)
 
 

@@ -23,7 +23,7 @@ from prefect.states import Completed, Failed, State
 
 from flows import server
 from flows.around_flow import flow_settings, flushed, quiet
-from flows.flow_record import FlowRecord
+from flows.flow_record import TAG, FlowRecord, flow_parameters
 from flows.plain import PREPARE, Result, Work, failure_line, run_pipeline, run_plain
 from flows.prefect_view import PrefectView, logger
 from flows.stopping import Patience
@@ -157,8 +157,8 @@ def _crashed(flow: Any, flow_run: Any, state: State[Any]) -> None:
 
 
 @flow(name="staged-pipeline", persist_result=False, on_crashed=[_crashed])
-def staged_pipeline(run_dir: str) -> State[Any]:
-    """Take the policy of a run folder through its stages."""
+def staged_pipeline(run_dir: str, host: str) -> State[Any]:
+    """Take the policy of a run folder, as ``host`` sees it, through its stages."""
     session = _session.get()
     session.patience.install()  # instead of Prefect's handler, which it removes itself at the end
     run, context, record = session.work.run, FlowRunContext.get(), FlowRecord(session.work.run.path)
@@ -225,13 +225,13 @@ def _run_flow(session: _Session, url: str) -> None:
 
     with quiet(run.path / "prefect.log"), flow_settings(url), flushed(time_to_flush), _bound(session):
         record.settle(url, session.observer.note)
-        labels = ["gradus", run.config.name]
+        labels = [TAG, run.config.name]
         labels += ["resumed"] if record.read() else []
         labels += ["fork"] if run.origin else []
         try:
             with session.patience.installed(), tags(*labels):
                 flow_of_this_run: Any = staged_pipeline.with_options(flow_run_name=run.name)
-                state = flow_of_this_run(str(run.path), return_state=True)
+                state = flow_of_this_run(**flow_parameters(run.path), return_state=True)
             record.settled(state.name or "")
         except TerminationSignal:  # SIGTERM before the flow's first line
             session.error = Interrupted(signal.SIGTERM)

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from pipeline.checkpoint import checkpoints_in
+from pipeline.checkpoint import checkpoints_in, step_of
 from pipeline.config import StageConfig
 from pipeline.errors import UserError
 from pipeline.files import read_json
@@ -106,7 +106,7 @@ def _stage_folder(run: RunFolder, index: int) -> dict[str, Any]:
     result, folder = run.result(index), run.stage_dir(index)
     handed = result["checkpoint"] if result else None
     shared = result.get("shared") if result else None
-    found = [(result["steps"], Path(handed))] if result and shared and handed else checkpoints_in(folder)
+    found = [(step_of(Path(handed)), Path(handed))] if shared and handed else checkpoints_in(folder)
     checkpoints = [{"step": step, "path": str(path), "handed_over": str(path) == handed} for step, path in found]
     return {
         "stage": run.config.stages[index].label,

@@ -143,7 +143,9 @@ def tell_findings(name: str, findings: Sequence[Finding], running: bool, console
     if running:
         say(f"{name} is running: what it is writing or removing right now may look damaged.")
     if damaged:
-        say(f"{len(damaged)} of {len(findings)} damaged: {'; '.join(dict.fromkeys(f.remedy for f in damaged))}.")
+        say(f"{len(damaged)} of {len(findings)} damaged:")
+        for finding in damaged:
+            say(f"  {finding.what}{'' if finding.step is None else f' step {finding.step}'}: {finding.remedy}")
     elif not findings:
         say(f"{name} has nothing to look at yet: it was stopped before its data were ready.")
     else:

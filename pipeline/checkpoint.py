@@ -140,6 +140,14 @@ def read_record(folder: Path) -> CheckpointRecord:
     )
 
 
+def content_of(folder: Path) -> str | None:
+    """The content of a checkpoint, as its record tells it; None where it has no whole record."""
+    try:
+        return read_record(folder).content
+    except UserError:
+        return None
+
+
 def damaged_files(folder: Path, for_resume: bool = True) -> list[str]:
     """Files of a checkpoint that are missing or differ from what its record says."""
     return [
@@ -171,8 +179,14 @@ def verified_record(folder: Path, with_state: bool = False) -> CheckpointRecord:
 
 def checkpoints_in(stage_dir: Path) -> list[tuple[int, Path]]:
     """(step, folder) of a stage's checkpoints, newest first, whether they are whole or not."""
-    named = [(path.name.removeprefix("step-"), path) for path in (stage_dir / CHECKPOINTS).glob("step-*")]
-    return sorted(((int(step), path) for step, path in named if step.isdigit()), reverse=True)
+    named = [(step_of(path), path) for path in (stage_dir / CHECKPOINTS).glob("step-*")]
+    return sorted(((step, path) for step, path in named if step is not None), reverse=True)
+
+
+def step_of(checkpoint: Path) -> int | None:
+    """The step that a stage's checkpoint is called after."""
+    step = checkpoint.name.removeprefix("step-")
+    return int(step) if step.isdigit() else None
 
 
 def newest_whole(stage_dir: Path, parent: str, tell: Callable[[str], None]) -> Path | None:

@@ -12,6 +12,7 @@ from pipeline.checkpoint import (
     CHECKPOINTS,
     RESUME,
     CheckpointRecord,
+    content_of,
     damaged_files,
     discard_from,
     newest_whole,
@@ -89,18 +90,20 @@ def _still_good(run: RunFolder, known: dict[str, Any], observer: Observer) -> bo
     """Whether the policy before any stage is whole, or no longer needed because the first stage is done."""
     if run.result(0) is not None or run.origin is not None:
         return True
-    damaged = _damage(Path(known["checkpoint"]))
+    damaged = _damage(known)
     if damaged:
         observer.note(f"the policy before any stage is damaged ({damaged}); it is made again")
     return not damaged
 
 
-def _damage(checkpoint: Path) -> str:
-    """What is wrong with a checkpoint that should be handed over, or nothing."""
+def _damage(made: dict[str, Any]) -> str:
+    """What is wrong with the checkpoint that a success record tells of and that is to be handed over, or nothing."""
+    checkpoint = Path(made["checkpoint"])
     try:
-        return ", ".join(damaged_files(checkpoint, for_resume=False))
+        altered = ", ".join(damaged_files(checkpoint, for_resume=False))
     except UserError as error:
         return error.what
+    return altered or ("" if content_of(checkpoint) == made["content"] else "another one is in its place")
 
 
 def _suite(run: RunFolder) -> RewardSuite:
@@ -130,7 +133,7 @@ def run_stage(run: RunFolder, index: int, parent: str, stage: Stage, observer: O
     Raises: StageFailed, UserError, Interrupted; a failure's reason is also written to the stage's folder.
     """
     config, total = run.config.stages[index], len(run.config.stages)
-    if _done(run, index, parent, observer):
+    if _done(run, index, observer):
         observer.note(f"stage {config.label} is done already: its checkpoint is reused")
         return {**(run.result(index) or {}), "reused": True}
     parent_record, task = verified_record(Path(parent), with_state=bool(config.carry)), load_task(run.data_dir)
@@ -161,22 +164,22 @@ def run_stage(run: RunFolder, index: int, parent: str, stage: Stage, observer: O
     return finished
 
 
-def _done(run: RunFolder, index: int, parent: str, observer: Observer) -> bool:
-    """Whether the stage has a result from this very parent, whose checkpoint is whole where it is still needed."""
-    done = run.result(index)
+def _done(run: RunFolder, index: int, observer: Observer) -> bool:
+    """Whether the stage has a result from what is before it now, whose checkpoint is whole where it is still needed."""
+    done, before = run.result(index), run.result(index - 1) if index else run.start()
     if done is None:
         return False
-    if done["parent"] != read_record(Path(parent)).content:
+    if before is None or done["parent"] != before["content"]:
         run.set_aside(index)
         return False
     needed = index + 1 == len(run.config.stages) or run.result(index + 1) is None
-    damaged = _damage(Path(done["checkpoint"])) if needed else ""
+    damaged = _damage(done) if needed else ""
     if damaged and "shared" in done:
         raise UserError(
             f"the checkpoint that this run shares with {done['shared']} is damaged",
             where=done["checkpoint"],
             got=damaged,
-            fix=f"`gradus resume {done['shared']}` makes it again",
+            fix=f"`gradus verify {done['shared']}` says what can be done; a new fork starts from what is there now",
         )
     if damaged:
         observer.note(f"the result of stage {done['name']} is damaged ({damaged}); it is made again")

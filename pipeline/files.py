@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,17 +25,22 @@ def sync_folder(folder: Path) -> None:
 def write_text(path: Path, text: str) -> None:
     """Replace ``path`` atomically and durably: temporary name, flush, rename."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = _beside(path)
     try:
-        with os.fdopen(handle, "w") as stream:
+        with temporary.open("x") as stream:
             stream.write(text)
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def _beside(path: Path) -> Path:
+    """A new hidden name next to ``path``; what has it gets the rights that the user's umask gives, unlike a mkstemp."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}")
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -64,7 +69,8 @@ def folder_in_the_making(final: Path) -> Iterator[Path]:
     An earlier folder of that name is replaced; after an error nothing is left behind.
     """
     final.parent.mkdir(parents=True, exist_ok=True)
-    making = Path(tempfile.mkdtemp(dir=final.parent, prefix=f".{final.name}."))
+    making = _beside(final)
+    making.mkdir()
     try:
         yield making
         for path in sorted(making.rglob("*")):
@@ -74,7 +80,6 @@ def folder_in_the_making(final: Path) -> Iterator[Path]:
         sync_folder(making)
         if final.exists():
             shutil.rmtree(final)
-        making.chmod(0o755)
         os.replace(making, final)
         sync_folder(final.parent)
     except BaseException:

@@ -12,11 +12,11 @@ import hashlib
 import importlib.metadata
 import inspect
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline.checkpoint import CheckpointRecord, checkpoints_in, read_record
+from pipeline.checkpoint import CheckpointRecord, checkpoints_in, read_record, step_of
 from pipeline.config import PipelineConfig, StageConfig
 from pipeline.config_base import identity
 from pipeline.errors import UserError
@@ -200,7 +200,7 @@ def _plan_stage(
     if result is not None and not drift:
         following = index + 1 < len(run.config.stages) and index + 1 != anew and run.result(index + 1)
         if not following and _record(result) is None:
-            return planned("run", f"its checkpoint is gone or damaged: {result['checkpoint']}")
+            return made_again(run, index, planned("run", f"its checkpoint is gone or damaged: {result['checkpoint']}"))
         if result["parent"] != parent["content"]:
             return planned("run", "the stage before it has another result now")
         shared, change = result.get("shared"), "{accuracy_before:.3f} -> {accuracy_after:.3f}".format(**result)
@@ -216,7 +216,15 @@ def _plan_stage(
     return planned("run", why) if step is None else planned("resume", why, step)
 
 
-def _newest_step(stage_dir: Path, parent: str) -> int | None:
-    """The step of the newest checkpoint that the stage can go on from, as far as records tell."""
-    found = ((step, _record({"checkpoint": path})) for step, path in checkpoints_in(stage_dir))
+def made_again(run: RunFolder, index: int, planned: StagePlan) -> StagePlan:
+    """The plan of a finished stage whose checkpoint is damaged: it goes on from the one before that, or begins anew."""
+    result = run.result(index) or {}
+    step = _newest_step(run.stage_dir(index), result["parent"], step_of(Path(result["checkpoint"])))
+    return replace(planned, action="run" if step is None else "resume", step=step or 0)
+
+
+def _newest_step(stage_dir: Path, parent: str, before: int | None = None) -> int | None:
+    """The step of the newest checkpoint that the stage can go on from, as far as records tell; one below ``before``."""
+    known = checkpoints_in(stage_dir)
+    found = ((step, _record({"checkpoint": path})) for step, path in known if before is None or step < before)
     return next((step for step, record in found if record and record.parent == parent and record.resumable), None)

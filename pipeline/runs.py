@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import __version__, run_lock, yaml_text
-from pipeline.checkpoint import CHECKPOINTS, RECORD_FILE, read_record
+from pipeline.checkpoint import CHECKPOINTS, content_of
 from pipeline.config import PipelineConfig, StageConfig
 from pipeline.config_base import identity
 from pipeline.errors import UserError
@@ -166,14 +166,13 @@ class RunFolder:
 
     @staticmethod
     def _found(path: Path, result: dict[str, Any]) -> Path:
-        """Where a checkpoint is now: a fork's origin may have set the stage aside that made it."""
+        """Where a checkpoint is now: a fork's origin may have set the stage aside that made it, and made it anew."""
         path = Path(os.path.normpath(path))
-        if path.is_dir() or "content" not in result:
+        in_place = content_of(path) == result.get("content") if "shared" in result else path.is_dir()
+        if in_place or "content" not in result:
             return path
-        stage_dir = path.parent.parent
-        candidates = [folder / CHECKPOINTS / path.name for folder in _attempts_beside(stage_dir)]
-        same = [c for c in candidates if (c / RECORD_FILE).is_file() and read_record(c).content == result["content"]]
-        return same[0] if same else path
+        candidates = [folder / CHECKPOINTS / path.name for folder in _attempts_beside(path.parent.parent)]
+        return next((each for each in candidates if content_of(each) == result["content"]), path)
 
     def failure(self, index: int) -> dict[str, Any] | None:
         """A stage's failure record, or None; a stage that succeeded later has none."""

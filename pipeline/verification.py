@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.checkpoint import CHECKPOINTS, checkpoints_in, damaged_files, read_record
+from pipeline.checkpoint import checkpoints_in, content_of, damaged_files, step_of
 from pipeline.errors import UserError
 from pipeline.files import read_json, sha256
 from pipeline.runs import RESULT_FILE, RunFolder
@@ -57,7 +57,7 @@ def verify(run: RunFolder) -> Iterator[Finding]:
         yield from _stage(run, index)
         for folder in run.attempts(index):
             label = f"{stage.label}, attempt {folder.suffix.removeprefix('.attempt-')}"
-            remedy = f"no run needs it; it may be removed: {folder}"
+            remedy = f"only a fork may still need it; else it may be removed, with all of {folder.name}"
             for step, path in checkpoints_in(folder):
                 yield Finding(label, path, step, _size(path), damage(path), remedy)
     for path in sorted(run.path.rglob(".*")):
@@ -104,8 +104,8 @@ def _stage(run: RunFolder, index: int) -> Iterator[Finding]:
     handed = Path(result["checkpoint"]) if result else None
     if result is not None and handed is not None and "shared" in result:
         owner = result["shared"]
-        wrong = damage(handed) or _other_content(handed, result)
-        yield Finding(f"{label} (shared with {owner})", handed, result["steps"], _size(handed), wrong, _ask(owner))
+        wrong, step = damage(handed) or _other_content(handed, result), step_of(handed)
+        yield Finding(f"{label} (shared with {owner})", handed, step, _size(handed), wrong, _ask(owner))
         return
     for step, path in reversed(checkpoints_in(folder)):
         wrong = damage(path)
@@ -114,15 +114,12 @@ def _stage(run: RunFolder, index: int) -> Iterator[Finding]:
         if path.exists():  # a run that is at work removes old ones
             yield Finding(label, path, step, _size(path), wrong, _remedy(run, index, path, handed))
     if handed is not None and not handed.exists():
-        yield Finding(
-            label, handed, None, 0, f"missing: {CHECKPOINTS}/{handed.name}", _remedy(run, index, handed, handed)
-        )
+        yield Finding(label, handed, step_of(handed), 0, f"missing: {handed.name}", _remedy(run, index, handed, handed))
 
 
 def _other_content(checkpoint: Path, result: dict[str, Any]) -> str:
     """Whether a whole checkpoint is another one than the stage's result tells of."""
-    same = read_record(checkpoint).content == result.get("content", read_record(checkpoint).content)
-    return "" if same else f"not the checkpoint that {RESULT_FILE} tells of"
+    return "" if content_of(checkpoint) == result["content"] else f"not the checkpoint that {RESULT_FILE} tells of"
 
 
 def _remedy(run: RunFolder, index: int, checkpoint: Path, handed: Path | None) -> str:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -39,6 +41,7 @@ checkpoints: {every_steps: 1, keep: 9}
 """
 CHAIN = TINY.replace("name: tiny", "name: chain").replace("rewards:\n", GRADED) + GFPO
 CONFIGS = [stage.config for stage in discover().values()]
+PATHED = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
 
 
 class Chain(Gradus):
@@ -148,13 +151,29 @@ def test_plan_of_a_complete_run_and_of_one_that_stopped(chain: Chain) -> None:
     assert ["dapo", "2", "resume at step 1", "failed: the moon was full"] in table(said)
 
 
+def test_what_only_looks_at_a_complete_run_imports_nothing_slow(chain: Chain) -> None:
+    commands = [["plan", "--name", "chain"], ["status", "chain"], ["verify", "chain"]]
+    commands += [["resume", "chain"], ["fork", "chain", "--from", "gfpo", "--no-run"]]
+    code = f"""
+import sys
+from flows.cli import app
+for command in {commands}:
+    app(command, standalone_mode=False)
+    slow = {{"torch", "transformers", "prefect", "mlflow"}} & set(sys.modules)
+    assert not slow, (command, slow)
+"""
+    ended = subprocess.run([sys.executable, "-c", code], cwd=chain.folder, capture_output=True, text=True, env=PATHED)
+    assert ended.returncode == 0, ended.stderr
+    assert "chain is complete: nothing is left to do." in ended.stdout
+
+
 def test_plan_needs_only_the_checkpoints_that_a_launch_needs(chain: Chain) -> None:
     chain.stop_after(2, 1)
     (Path(chain.run().result(0)["checkpoint"]) / "gradus.json").write_text("{")
     assert [row[2] for row in table(chain.tell("plan", "--name", "chain"))] == ["reuse", "reuse", "resume at step 1"]
     (Path(chain.run().result(1)["checkpoint"]) / "gradus.json").write_text("{")
     (_, dapo, gfpo) = table(chain.tell("plan", "--name", "chain"))
-    assert (dapo[2], gfpo[3]) == ("run", "comes after dapo") and dapo[3].startswith(
+    assert (dapo[2], gfpo[3]) == ("resume at step 1", "comes after dapo") and dapo[3].startswith(
         "its checkpoint is gone or damaged: "
     )
 
@@ -259,6 +278,9 @@ def test_refusals_are_words_and_change_nothing(chain: Chain) -> None:
     before = sorted(str(path) for path in chain.runs.rglob("*"))
     assert "has no stage `x`" in chain.tell("resume", "chain", "--from", "x", code=2)
     assert "there is no run called 'x'" in chain.tell("resume", "x", code=2)
+    for command in ("resume", "status", "verify"):
+        said = chain.tell(command, "runs/chain/", code=2)
+        assert "a run goes by its name here" in said and "expected: `chain`" in said
     with run_lock.hold(chain.run().path):
         said = chain.tell("resume", "chain", "--from", "sft", code=2)
         assert "another process is working on the run 'chain'" in said and "process " in said
@@ -278,7 +300,7 @@ def test_a_damaged_last_checkpoint_of_a_complete_run_is_made_again(chain: Chain)
     flip(Path(chain.run().result(2)["checkpoint"]) / "model.safetensors")
     said = chain.tell("resume", "chain")
     assert "chain was complete, but the checkpoint of its last stage is damaged (altered: model.safetensors)" in said
-    assert ["gfpo", "2", "run", "its checkpoint is damaged"] in [row[:4] for row in table(said)]
+    assert ["gfpo", "2", "resume at step 1", "its checkpoint is damaged"] in table(said)
     assert chain.contents() == undisturbed and chain.run().summary()
     assert "nothing to resume" in chain.tell("resume", "chain")
 
@@ -342,7 +364,7 @@ SLOW = """\
 import pathlib, time
 
 def slow(completion, prompt):
-    time.sleep(2 if pathlib.Path("be-slow").exists() else 0)
+    time.sleep(4 if pathlib.Path("be-slow").exists() else 0)
     return 0.0
 """
 
@@ -386,8 +408,13 @@ def test_killed_in_mid_stage_a_run_is_stopped_at_once_and_goes_on(
     assert "Everything is as it was written" in chain.tell("verify", "chain")
 
 
-def test_sigterm_finishes_the_step_a_second_one_ends_at_once(
-    started: Callable[..., subprocess.Popen[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("one", "other"), [(signal.SIGTERM, signal.SIGINT), (signal.SIGINT, signal.SIGTERM)])
+def test_a_signal_finishes_the_step_a_second_one_ends_at_once(
+    started: Callable[..., subprocess.Popen[str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    one: signal.Signals,
+    other: signal.Signals,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "slow.py").write_text(SLOW)
@@ -395,19 +422,19 @@ def test_sigterm_finishes_the_step_a_second_one_ends_at_once(
     process = started("dapo: step", "--set", "stages.dapo.steps=200", *slow)
     (tmp_path / "be-slow").touch()
     time.sleep(0.5)
-    process.terminate()
+    process.send_signal(one)
     assert process.stdout is not None
     assert any("finishing this step" in line for line in process.stdout)
-    process.terminate()
-    _, errors = process.communicate(timeout=6)  # a step takes eight
-    assert process.returncode == 143
+    process.send_signal(one)
+    _, errors = process.communicate(timeout=12)  # a step takes sixteen
+    assert process.returncode == 128 + one
     assert errors == "stopped: what was finished is kept; to go on: gradus resume chain\n"
     (tmp_path / "be-slow").unlink()
     process = chain.process("resume", "chain", "--engine", "none")
     assert process.stdout is not None and any("dapo: step" in line for line in process.stdout)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(other)
     _, errors = process.communicate(timeout=30)
-    assert process.returncode == 130 and errors.startswith("stopped: what was finished is kept; ")
+    assert process.returncode == 128 + other and errors.startswith("stopped: what was finished is kept; ")
     assert re.search(r"stopped at dapo step \d+/200", chain.tell("status"))
 
 
@@ -462,9 +489,10 @@ def test_verify_looks_at_everything_and_says_what_to_do(chain: Chain) -> None:
         r"dapo +2 +\S+ kB  ok",
     ):
         assert re.search(line, said), (line, said)
-    assert "5 of 14 damaged: " in said and "`gradus resume chain` makes it again" in said
+    assert "5 of 14 damaged:\n" in said and "\n  gfpo step 2: `gradus resume chain` makes it again\n" in said
+    assert "\n  gfpo, attempt 1 step 1: only a fork may still need it;" in said
     flip(run.stage_dir(1) / "checkpoints" / "step-000002" / "resume" / "state.safetensors")
     assert "what it hands over is whole" in chain.tell("verify", "chain", code=1)
     shutil.rmtree(run.stage_dir(0) / "checkpoints" / "step-000004")
-    assert "missing: checkpoints/step-000004" in chain.tell("verify", "chain", code=1)
+    assert re.search(r"sft +4 +0 bytes  missing: step-000004\n", chain.tell("verify", "chain", code=1))
     assert "there is no run called 'x'" in chain.tell("verify", "x", code=2)

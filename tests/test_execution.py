@@ -6,6 +6,7 @@ import json
 import random
 import sys
 from pathlib import Path
+from shutil import rmtree
 
 import pytest
 import torch
@@ -245,10 +246,13 @@ def test_a_damaged_result_is_made_again_the_same(tmp_path, handover):
     assert {**again, "seconds": 0} == {**first, "seconds": 0}
 
 
-def test_a_damaged_result_that_is_not_needed_any_more_stays(tmp_path):
+@pytest.mark.parametrize(
+    "damage", [lambda at: flip(at / "model.safetensors"), lambda at: flip(at / "gradus.json"), rmtree]
+)
+def test_a_damaged_result_that_is_not_needed_any_more_stays(tmp_path, damage):
     config = pipeline([{"stage": "sft"}, {"stage": "dapo"}])
     run = launch(tmp_path, config)
-    flip(Path(run.result(0)["checkpoint"]) / "model.safetensors")
+    damage(Path(run.result(0)["checkpoint"]))
     notes: list[str] = []
     launch(tmp_path, config, observer=Notes(notes))
     assert not [note for note in notes if "damaged" in note]

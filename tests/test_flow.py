@@ -11,6 +11,7 @@ import importlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -54,7 +55,7 @@ def test_a_run_is_recorded_stage_by_stage(staged: Any, tmp_path: Path) -> None:
     record = flow_run(run)
     assert (record["name"], record["state_name"]) == ("Quick.start_1", "Completed")
     assert record["state"]["message"] == "accuracy 0.100 -> 0.500 in 6 s"
-    assert record["parameters"] == {"run_dir": str(run.path)}
+    assert record["parameters"] == {"run_dir": str(run.path), "host": socket.gethostname()}
     assert set(record["tags"]) == {"gradus", "tiny"}
     states = task_states(record["id"], 5)
     assert list(states.items()) == [(label, "Completed") for label in ["prepare", *LABELS]]
@@ -107,6 +108,22 @@ def test_a_failure_is_one_line_in_prefect_and_itself_to_the_caller(
     expected = {"prepare": "Completed", "sft": "Completed", "dapo": "Completed", "gfpo": "Failed"}
     assert task_states(record["id"], 4) == expected
     assert capfd.readouterr() == ("", ""), "the terminal belongs to the run's own progress"
+
+
+def test_a_disk_too_full_for_prefects_record_does_not_hide_why(
+    staged: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def fail() -> None:
+        monkeypatch.setattr(f"{staged.FlowRecord.__module__}.write_json", full)
+        raise StageFailed("there is no room for the checkpoint of step 10")
+
+    run = open_run(tmp_path)
+    with pytest.raises(StageFailed, match="no room for the checkpoint of step 10"):
+        staged.run_staged(run.path, Observer(), work(run, Rehearsal(dapo=fail)))
+    assert flow_run(run)["state_name"] == "Failed"
 
 
 def test_an_infrastructure_error_is_tried_once_more(staged: Any, tmp_path: Path) -> None:

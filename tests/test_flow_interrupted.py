@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -212,6 +213,23 @@ def test_after_sigkill_the_next_launch_puts_the_record_right(staged: Any, tmp_pa
     stopped, crashed = text.splitlines()[-2:]
     assert f"({earlier[1]['page']}): Stopped" in stopped and f"({earlier[0]['page']}): Crashed" in crashed
     assert earlier[0]["page"].endswith(killed["id"])
+
+
+def test_a_flow_run_that_a_kill_left_unrecorded_is_settled_and_no_other(staged: Any, tmp_path: Path) -> None:
+    """Prefect had made it, and the process was killed before prefect.json knew of it."""
+    run, flow = open_run(tmp_path), api("/flows/", {"name": "staged-pipeline"})["id"]
+    places = {"own": run.path, "other's": run.path.with_name("another")}
+    parameters = {name: {"run_dir": str(path), "host": socket.gethostname()} for name, path in places.items()}
+    parameters["elsewhere"] = {**parameters["own"], "host": "another"}
+    pending = {"type": "PENDING", "name": "Pending"}
+    made = {
+        name: api("/flow_runs/", {"flow_id": flow, "parameters": each, "tags": ["gradus"], "state": pending})["id"]
+        for name, each in parameters.items()
+    }
+    staged.run_staged(run.path, Observer(), work(run, Rehearsal()))
+    states = {name: api(f"/flow_runs/{each}")["state_name"] for name, each in made.items()}
+    assert states == {"own": "Crashed", "other's": "Pending", "elsewhere": "Pending"}
+    assert flow_run(run)["state_name"] == "Completed"
 
 
 def test_what_could_not_be_settled_is_settled_later(staged: Any, tmp_path: Path) -> None:

@@ -93,6 +93,28 @@ def test_a_fork_finds_what_its_origin_has_set_aside(chain: Chain) -> None:
     assert ".attempt-1" in chain.run("again").result(1)["checkpoint"]
 
 
+def test_a_fork_keeps_to_what_it_shares_when_its_origin_has_made_another_of_it(chain: Chain) -> None:
+    chain.tell("fork", "chain", "--from", "gfpo")
+    chain.tell("fork", "chain", "--from", "gfpo", "--no-run", "--name", "open")
+    undisturbed = chain.contents()
+    chain.tell("resume", "chain", "--from", "dapo")
+    other = Path(chain.run().result(1)["checkpoint"])  # as if other code had made it
+    shutil.rmtree(other)
+    shutil.copytree(other.with_name("step-000001"), other)
+    for name in ("chain-fork", "open"):
+        assert "Everything is as it was written" in chain.tell("verify", name)
+        assert "02-dapo.attempt-1" in chain.run(name).result(1)["checkpoint"]
+    chain.tell("resume", "open")
+    assert chain.contents("open") == undisturbed
+    shutil.rmtree(chain.run().attempts(1)[0])
+    assert "nothing to resume" in chain.tell("resume", "chain-fork"), "what it shares is not needed any more"
+    assert "not the checkpoint that result.json tells of" in chain.tell("verify", "chain-fork", code=1)
+    (chain.run("open").path / "summary.json").unlink()
+    shutil.rmtree(chain.run("open").stage_dir(2))
+    said = chain.tell("resume", "open", code=2)
+    assert "the checkpoint that this run shares with chain is damaged" in said and "another one is in its place" in said
+
+
 def test_a_fork_of_a_fork_shares_with_the_run_that_owns_it(chain: Chain) -> None:
     chain.tell("fork", "chain", "--from", "dapo", "--set", "stages.dapo.lr=3e-4", "--name", "one")
     chain.tell("fork", "one", "--from", "gfpo", "--set", "stages.gfpo.lr=3e-4", "--name", "two")
