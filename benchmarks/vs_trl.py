@@ -95,18 +95,19 @@ def trl_worker(pipe: Any, case: Case, path: str) -> None:
 def make_trainer(case: Case) -> tuple[Any, Clock, list[list[list[int]]]]:
     """A `GRPOTrainer`, the clock that its sampler and learner run on, and the list that its completions go to."""
     from datasets import Dataset
-    from trl import GRPOConfig, GRPOTrainer
+    from trl import GRPOConfig, GRPOTrainer  # pyrefly: ignore[missing-import]
 
-    policy, clock, batches, rows = make_policy(case.model), Clock(), [], case.prompts * case.group_size
-    rewards = case.rewards().flatten().tolist()
-    generate, step = policy.model.generate, iter(range(10**6))
+    policy, clock, batches = make_policy(case.model), Clock(), []
+    model: Any = policy.model
+    generate, step = model.generate, iter(range(STEPS))
+    rewards: list[float | None] = case.rewards().flatten().tolist()
 
     def scheduled(**inputs: Any) -> Tensor:
         schedule = EndOnSchedule(case.lengths(next(step)), case.prompt_tokens)
         with clock("sample"):
             return generate(**inputs, logits_processor=[schedule])
 
-    policy.model.generate = scheduled
+    model.generate = scheduled
 
     class Timed(GRPOTrainer):
         """Tells apart the seconds before a scored batch and after it."""
@@ -115,7 +116,7 @@ def make_trainer(case: Case) -> tuple[Any, Clock, list[list[list[int]]]]:
             with clock("batch"):
                 return super()._generate_and_score_completions(inputs)
 
-    def reward(completion_ids: list[list[int]], **_: Any) -> list[float]:
+    def reward(completion_ids: list[list[int]], **_: Any) -> list[float | None]:
         number = len(seen)
         due = [length for group in expected(case, number) for length in group]
         assert [len(row) for row in completion_ids] == due, "a length is not as scheduled"
@@ -127,7 +128,7 @@ def make_trainer(case: Case) -> tuple[Any, Clock, list[list[list[int]]]]:
     texts = [prompt.question for number in range(STEPS) for prompt in case.questions(number)]
     config = GRPOConfig(
         output_dir=tempfile.mkdtemp(prefix="vs-trl-"),
-        per_device_train_batch_size=rows,
+        per_device_train_batch_size=case.prompts * case.group_size,
         num_generations=case.group_size,
         max_completion_length=case.new_tokens,
         max_steps=STEPS,
@@ -148,7 +149,7 @@ def make_trainer(case: Case) -> tuple[Any, Clock, list[list[list[int]]]]:
         disable_tqdm=True,
     )
     dataset = Dataset.from_dict({"prompt": texts})
-    trainer = Timed(policy.model, reward, args=config, train_dataset=dataset, processing_class=policy.tokenizer)
+    trainer = Timed(model, reward, args=config, train_dataset=dataset, processing_class=policy.tokenizer)
     return trainer, clock, batches
 
 
