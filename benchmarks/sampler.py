@@ -84,7 +84,8 @@ def of_continuous_batching(case: Case) -> Sampler:
     config = GenerationConfig(max_new_tokens=case.new_tokens, do_sample=True, top_k=0, pad_token_id=PAD)
     config.eos_token_id = -1  # none; every request brings its length
     model: Any = policy.model
-    manager = model.continuous_batching_context_manager(generation_config=config).__enter__()
+    manager = model.init_continuous_batching(generation_config=config)
+    manager.start()
 
     def sample(step: int) -> list[list[int]]:
         limits = [length for group in expected(case, step) for length in group]
