@@ -31,6 +31,8 @@ from benchmarks.measuring import Clock, Worker, alternate, machine, peak_memory,
 from benchmarks.workload import CASES, END, PAD, Case, EndOnSchedule, Gradus, expected, make_policy
 from pipeline.learner import batch_logprobs
 
+PAGE = 64
+"""Tokens of a page of the cache in continuous batching."""
 Sampler = Callable[[int], list[list[int]]]
 """Step number -> the step's completions, prompt after prompt."""
 
@@ -78,13 +80,17 @@ def of_generate(case: Case, cache: str | None) -> Sampler:
 
 
 def of_continuous_batching(case: Case) -> Sampler:
-    from transformers import GenerationConfig
+    from transformers import ContinuousBatchingConfig, GenerationConfig
 
+    rows = case.prompts * case.group_size
+    pages = rows * -(-(case.prompt_tokens + case.new_tokens) // PAGE) + 1
+    # Left alone it would take most of the machine's memory for its cache.
+    bounds = ContinuousBatchingConfig(page_size=PAGE, num_blocks=pages, max_batch_tokens=2048)
     policy = make_policy(case.model)
     config = GenerationConfig(max_new_tokens=case.new_tokens, do_sample=True, top_k=0, pad_token_id=PAD)
     config.eos_token_id = -1  # none; every request brings its length
     model: Any = policy.model
-    manager = model.init_continuous_batching(generation_config=config)
+    manager = model.init_continuous_batching(generation_config=config, continuous_batching_config=bounds)
     manager.start()
 
     def sample(step: int) -> list[list[int]]:

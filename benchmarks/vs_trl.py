@@ -12,8 +12,9 @@ scored batch to the end of the step; gradus: `Learner.update`), completion token
 resident set of the process, with what it held before the first step beside it (TRL imports more).
 
 How TRL is set up: `loss_type="grpo"`, `scale_rewards="none"`, `beta=0`, one update a batch, which together are what
-gradus calls `dapo` with `score: mean`; the batch in one pass; no gradient checkpointing and no bf16 (its defaults, both
-slower here); no logging, saving or reporting. gradus has its defaults, without its journal.
+gradus calls `dapo` with `score: mean`; the whole batch in one pass (`--trl-rows` makes passes smaller, for less
+memory); no gradient checkpointing and no bf16 (its defaults, both slower here); no logging, saving or reporting. gradus
+has its defaults, without its journal.
 
 Before the turns begin, both make one update from the same weights on the same completions, those that TRL sampled.
 Compared are the gradients (through Adam's first moment, after clipping) and the parameters. Adam's first update moves
@@ -56,13 +57,13 @@ def write_update(path: str, model: torch.nn.Module, optimizer: Any) -> None:
     torch.save(found, path)
 
 
-def trl_worker(pipe: Any, case: Case, path: str) -> None:
+def trl_worker(pipe: Any, case: Case, path: str, rows: int | None) -> None:
     """TRL in a process of its own: between two steps, a callback answers and waits for the next turn."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore", FutureWarning)  # of TRL's own use of transformers
     from transformers import PrinterCallback, TrainerCallback
 
-    trainer, clock, batches = make_trainer(case)
+    trainer, clock, batches = make_trainer(case, rows or case.prompts * case.group_size)
 
     class Turns(TrainerCallback):
         """One turn is a number of steps; the first is one long and is where the two systems are compared."""
@@ -92,8 +93,8 @@ def trl_worker(pipe: Any, case: Case, path: str) -> None:
     trainer.train()
 
 
-def make_trainer(case: Case) -> tuple[Any, Clock, list[list[list[int]]]]:
-    """A `GRPOTrainer`, the clock that its sampler and learner run on, and the list that its completions go to."""
+def make_trainer(case: Case, rows: int) -> tuple[Any, Clock, list[list[list[int]]]]:
+    """A `GRPOTrainer` that trains ``rows`` completions at a time, its clock, and where its completions will be."""
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer  # pyrefly: ignore[missing-import]
 
@@ -128,7 +129,8 @@ def make_trainer(case: Case) -> tuple[Any, Clock, list[list[list[int]]]]:
     texts = [prompt.question for number in range(STEPS) for prompt in case.questions(number)]
     config = GRPOConfig(
         output_dir=tempfile.mkdtemp(prefix="vs-trl-"),
-        per_device_train_batch_size=case.prompts * case.group_size,
+        per_device_train_batch_size=rows,
+        gradient_accumulation_steps=case.prompts * case.group_size // rows,
         num_generations=case.group_size,
         max_completion_length=case.new_tokens,
         max_steps=STEPS,
@@ -204,11 +206,11 @@ def compare_updates(paths: dict[str, str]) -> dict[str, float]:
     }
 
 
-def measure(case: Case, runs: int) -> dict[str, Any]:
+def measure(case: Case, runs: int, trl_rows: int | None) -> dict[str, Any]:
     """One case: the first updates compared, a warm-up turn each, then ``runs`` turns each."""
     with tempfile.TemporaryDirectory(prefix="vs-trl-") as scratch:
         paths = {name: f"{scratch}/{name}" for name in ("gradus", "TRL")}
-        trl = Worker(trl_worker, case, paths["TRL"])
+        trl = Worker(trl_worker, case, paths["TRL"], trl_rows)
         first = trl.answer()
         gradus = Worker(gradus_worker, case, paths["gradus"])
         workers = {"gradus": gradus, "TRL": trl}
@@ -271,13 +273,14 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), metavar="CASE", help=", ".join(CASES))
     parser.add_argument("--runs", type=int, default=5, help="turns of either system")
     parser.add_argument("--quick", action="store_true", help="the tiny cases, two turns")
+    parser.add_argument("--trl-rows", type=int, help="completions in one of TRL's passes; default: the whole batch")
     parser.add_argument("--json", type=Path, help="also write every turn's figures here")
     options = parser.parse_args()
     names = [name for name in options.cases if not options.quick or name.startswith("tiny")]
     results = []
     for name in names:
         print(f"{name} ...", file=sys.stderr, flush=True)
-        results.append(measure(CASES[name], 2 if options.quick else options.runs))
+        results.append(measure(CASES[name], 2 if options.quick else options.runs, options.trl_rows))
         if options.json:
             options.json.write_text(json.dumps(results, indent=1) + "\n")
     report(results)
