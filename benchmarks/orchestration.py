@@ -13,17 +13,19 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.measuring import machine, spread, table  # noqa: E402
+
 LABELS = ("sft", "dapo", "gfpo", "srpo")
 GOALS = {"first": 10.0, "cold": 10.0, "warm": 4.0}
 """Seconds that a launch may cost more than one without the flow."""
@@ -117,26 +119,12 @@ def measure(repeat: int) -> dict[str, list[float]]:
 def report(seconds: dict[str, list[float]]) -> None:
     """The figures as a table, with what they were measured on."""
     base = statistics.median(seconds["none"])
-    names = ("prefect", "torch", "transformers", "fastapi")
-    print(f"{processor()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; {platform.platform()}")
-    print(f"Python {platform.python_version()}, " + ", ".join(f"{name} {metadata.version(name)}" for name in names))
-    print()
-    print("| launch | seconds, median (min - max) | more than without the flow | goal |")
-    print("|---|---|---|---|")
+    rows = []
     for kind, values in seconds.items():
-        spread = f"{statistics.median(values):.1f} ({min(values):.1f} - {max(values):.1f})"
         more = f"{statistics.median(values) - base:.1f}" if kind in GOALS else ""
-        goal = f"< {GOALS[kind]:.0f}" if kind in GOALS else ""
-        print(f"| {kind} | {spread} | {more} | {goal} |")
-
-
-def processor() -> str:
-    """The processor's name, where the system tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+        rows.append([kind, spread(values, ".1f"), more, f"< {GOALS[kind]:.0f}" if kind in GOALS else ""])
+    print(machine("prefect", "torch", "transformers", "fastapi"), end="\n\n")
+    print(table(["launch", "seconds, median (smallest..largest)", "more than without the flow", "goal"], rows))
 
 
 def main() -> None:

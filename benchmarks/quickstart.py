@@ -12,11 +12,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import platform
 import subprocess
 import sys
 import time
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +23,7 @@ import psutil
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.measuring import machine, table  # noqa: E402
 from flows.server import server_status  # noqa: E402
 from pipeline.journal import metric_history  # noqa: E402
 
@@ -61,16 +60,16 @@ def report(results: list[dict[str, Any]]) -> None:
     """A row a seed: accuracy after every stage, the gain since the first, time and memory."""
     names = [stage["name"] for stage in results[0]["stages"]]
     header = ["seed", *(f"after {name}" for name in names), "since the first", "training", "checkpoints", "peak memory"]
-    print("| " + " | ".join(header) + " |\n|" + "---|" * len(header))
+    rows = []
     for result in results:
         after = [stage["accuracy_after"] for stage in result["stages"]]
         gain, minutes = after[-1] - after[0], divmod(round(result["seconds"]), 60)
         cells = [str(result["seed"]), *(f"{accuracy:.3f}" for accuracy in after), f"{gain:+.3f}"]
         share = sum(stage["seconds"] for stage in result["stages"])
         cells += ["{} min {} s".format(*minutes), f"{result['writing'] / share:.1%}", f"{result['peak'] / 1e9:.2f} GB"]
-        print("| " + " | ".join(cells) + " |")
-    packages = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "transformers", "prefect", "mlflow"))
-    print(f"\n{psutil.cpu_count()} CPUs ({platform.machine()}), Python {platform.python_version()}, {packages}")
+        rows.append(cells)
+    print(table(header, rows), end="\n\n")
+    print(machine("torch", "transformers", "prefect", "mlflow"))
 
 
 def main() -> None:
