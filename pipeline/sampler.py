@@ -8,6 +8,7 @@ entropies are recorded while sampling; no second pass is needed for them.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,10 +59,13 @@ def sample(
     options: SamplingConfig,
     draw: DrawKey | None,
     want_states: bool = False,
+    on_group: Callable[[int, list[str]], None] | None = None,
 ) -> Rollouts:
     """K completions of each prompt under the policy as it is now; greedy where ``draw`` is None.
 
-    Prompts are sorted by length and sampled in batches bounded by ``options.token_budget``.
+    Prompts are sorted by length and sampled in batches bounded by ``options.token_budget``. ``on_group`` is called in
+    this thread with (index of the prompt, its K texts) once all completions of that prompt have ended, while others
+    still grow; it must return quickly, and what it raises ends the sampling.
     """
     encoded = [policy.encode_prompt(p.question) for p in prompts]
     done: dict[int, tuple[_Growing, Tensor | None]] = {}
@@ -75,7 +79,15 @@ def sample(
             rows = slice(row * group_size, (row + 1) * group_size)
             part = _Growing(*(getattr(grown, f)[rows] for f in ("tokens", "logprobs", "entropy", "lengths", "ended")))
             done[p] = part, None if states is None else states[row]
+            if on_group is not None:
+                on_group(p, _texts(policy, part))
     return _assemble(policy, prompts, encoded, [done[p] for p in range(len(prompts))])
+
+
+def _texts(policy: Policy, group: _Growing) -> list[str]:
+    """The completions of one prompt, decoded."""
+    rows = zip(group.tokens.tolist(), group.lengths.tolist(), strict=True)
+    return [policy.decode(tokens[:length]) for tokens, length in rows]
 
 
 def _chunks(encoded: list[list[int]], group_size: int, options: SamplingConfig) -> list[list[int]]:
