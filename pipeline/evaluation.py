@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pipeline.config import PipelineConfig
 from pipeline.policy import Policy
 from pipeline.rewards import RewardSuite
-from pipeline.sampler import sample
+from pipeline.scoring import sample_and_score
 from pipeline.types import Prompt, Rollouts
 
 
@@ -52,8 +52,7 @@ def wilson_interval(correct: int, total: int) -> tuple[float, float]:
 def evaluate(policy: Policy, prompts: list[Prompt], suite: RewardSuite, pipeline: PipelineConfig) -> Evaluation:
     """Accuracy of the policy on ``prompts`` by the pipeline's accuracy reward."""
     began = time.perf_counter()
-    rollouts = sample(policy, prompts, 1, pipeline.sampling, draw=None)
-    scores = suite.score(prompts, rollouts.texts)
+    rollouts, scores = sample_and_score(policy, prompts, 1, pipeline.sampling, None, suite)
     values = [row[0] for row in scores.components[pipeline.accuracy_reward]]
     correct = sum(value >= pipeline.evaluation.threshold for value in values)  # NaN, a failed verifier, is not correct
     return Evaluation(

@@ -105,7 +105,7 @@ def _damage(checkpoint: Path) -> str:
 
 def _suite(run: RunFolder) -> RewardSuite:
     """The run's rewards, their workers ready; what a reward prints goes to ``rewards.log``."""
-    suite = RewardSuite(run.config.rewards, log=run.path / "rewards.log")
+    suite = RewardSuite(run.config.rewards, run.config.reward_workers, run.path / "rewards.log")
     try:
         suite.wait_ready()
     except BaseException:
