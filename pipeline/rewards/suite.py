@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import os
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -153,20 +154,22 @@ class Scoring:
     ):
         self._labels, self._direct, self._isolated = labels, direct, isolated
         self._batch = None if pool is None else pool.open()
+        self._adding = threading.Lock()
         self._places: dict[tuple[str, str], int] = {}  # a text that repeats within a prompt is scored once
         self._items: list[tuple[Prompt, str]] = []
 
     def add(self, prompt: Prompt, texts: list[str]) -> None:
-        """Hand over completions of a prompt; returns at once."""
-        known = len(self._items)
-        for text in texts:
-            if (prompt.id, text) not in self._places:
-                self._places[prompt.id, text] = len(self._items)
-                self._items.append((prompt, text))
-        if self._batch is not None:
-            # Side by side, so that a prompt is sent along once for all its completions and rewards.
-            which = range(len(self._isolated))
-            self._batch.submit([(n, prompt, text) for prompt, text in self._items[known:] for n in which])
+        """Hand over completions of a prompt, from whatever thread; returns at once."""
+        with self._adding:
+            known = len(self._items)
+            for text in texts:
+                if (prompt.id, text) not in self._places:
+                    self._places[prompt.id, text] = len(self._items)
+                    self._items.append((prompt, text))
+            if self._batch is not None:
+                # Side by side, so that a prompt is sent along once for all its completions and rewards.
+                which = range(len(self._isolated))
+                self._batch.submit([(n, prompt, text) for prompt, text in self._items[known:] for n in which])
 
     @property
     def waiting(self) -> bool:
