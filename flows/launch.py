@@ -125,8 +125,15 @@ def launch(run: RunFolder, engine: str, console: Console, before: Callable[[], N
     from pipeline.tracking_client import start_uploader
 
     steps = _Steps()
-    with run.lock(), interruption.handled(lambda text: console.print(text, highlight=False, markup=False)):
+
+    def say(text: str) -> None:
+        console.print(text, highlight=False, markup=False)
+
+    with contextlib.ExitStack() as held:
+        held.enter_context(run.lock())
+        held.enter_context(interruption.handled(say))
         before()
+        held.enter_context(_head_start(run))
         run_engine = _engine(engine)
         uploader = start_uploader(run.path)
         try:
@@ -142,6 +149,14 @@ def launch(run: RunFolder, engine: str, console: Console, before: Callable[[], N
     if report.message:
         console.print(report.message, highlight=False, markup=False, soft_wrap=True)
     return summary
+
+
+def _head_start(run: RunFolder) -> contextlib.AbstractContextManager[None]:
+    """Where a run has no data yet, they are made while torch is being imported."""
+    from pipeline.data_ahead import data_ahead
+
+    new = run.start() is None and run.origin is None
+    return data_ahead(run.config.task, run.base_dir, run.data_dir) if new else contextlib.nullcontext()
 
 
 def _with_tracking_ids(run: RunFolder, summary: dict[str, Any]) -> dict[str, Any]:

@@ -200,6 +200,9 @@ class PipelineConfig(Options):
     """Where prompts, answers and demonstrations come from."""
     rewards: Annotated[list[RewardConfig], Field(min_length=1)]
     """How completions are scored: a weighted sum."""
+    reward_workers: Annotated[int | None, RUNTIME] = Field(None, ge=1)
+    """Processes that score, beside the sampler, with rewards that can hang (math-verify, reasoning_gym, your own);
+    default: one less than there are cores, four at most. Other rewards need none."""
     sampling: SamplingConfig = SamplingConfig()
     """How completions are drawn."""
     evaluation: EvaluationConfig = EvaluationConfig()

@@ -23,6 +23,7 @@ from pipeline.checkpoint import (
 from pipeline.config import PipelineConfig
 from pipeline.config_base import identity
 from pipeline.creation import create_policy
+from pipeline.data_ahead import wait_for_data
 from pipeline.errors import UserError
 from pipeline.evaluation import evaluate
 from pipeline.files import write_json
@@ -68,6 +69,7 @@ def prepare(run: RunFolder, observer: Observer) -> dict[str, Any]:
 def _prepare(run: RunFolder, observer: Observer) -> dict[str, Any]:
     began, config = time.perf_counter(), run.config
     use_threads(config.policy)
+    wait_for_data(run.data_dir)
     task = build_task(config.task, run.base_dir, run.data_dir)
     for text in task.notes:
         observer.note(text)
@@ -108,7 +110,7 @@ def _damage(made: dict[str, Any]) -> str:
 
 def _suite(run: RunFolder) -> RewardSuite:
     """The run's rewards, their workers ready; what a reward prints goes to ``rewards.log``."""
-    suite = RewardSuite(run.config.rewards, log=run.path / "rewards.log")
+    suite = RewardSuite(run.config.rewards, run.config.reward_workers, run.path / "rewards.log")
     try:
         suite.wait_ready()
     except BaseException:

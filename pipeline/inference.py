@@ -49,7 +49,7 @@ def evaluate_checkpoint(path: Path, stage_configs: list) -> dict[str, Any]:
     checkpoint = latest_checkpoint(run) if (path / RUN_FILE).is_file() else path
     record = verified_record(checkpoint)
     policy = load_policy(checkpoint, run.config.policy)
-    with RewardSuite(run.config.rewards) as suite:
+    with RewardSuite(run.config.rewards, run.config.reward_workers) as suite:
         evaluation = evaluate(policy, all_prompts(load_task(run.data_dir), "heldout"), suite, run.config)
     return {
         "checkpoint": str(checkpoint),

@@ -56,16 +56,14 @@ def journal_datasets(journal: Journal, run: RunFolder) -> None:
 
 def sample_rows(evaluation: Evaluation, config: PipelineConfig) -> list[dict[str, Any]]:
     """The first held-out prompts with what the policy answers and how each reward scores it."""
-    rollouts, count = evaluation.rollouts, config.tracking.samples
-    prompts, answers = rollouts.prompts[:count], rollouts.texts[:count]
     return [
         {
             "question": prompt.question,
-            "completion": answers[row][0],
+            "completion": completion,
             "answer": prompt.answer,
             **{f"reward/{label}": values[row][0] for label, values in evaluation.components.items()},
         }
-        for row, prompt in enumerate(prompts)
+        for row, (prompt, completion) in enumerate(evaluation.answers[: config.tracking.samples])
     ]
 
 

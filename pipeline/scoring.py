@@ -1,22 +1,45 @@
-"""From completions to rewards: run the reward suite on a batch and put what it found into tensors."""
+"""From prompts to rewards: sample while the reward suite scores what has ended, and put what it found into tensors."""
 
 from __future__ import annotations
 
 import torch
 
-from pipeline.config import RewardConfig
+from pipeline.config import RewardConfig, SamplingConfig
+from pipeline.policy import Policy
 from pipeline.rewards import RewardSuite, Scores
-from pipeline.types import Rollouts
+from pipeline.sampler import DrawKey, sample
+from pipeline.types import Prompt, Rollouts
 
 
-def score(rollouts: Rollouts, suite: RewardSuite, rewards: list[RewardConfig]) -> tuple[Rollouts, Scores]:
-    """The rollouts with their rewards, and what the suite said, failures included.
+def sample_and_score(
+    policy: Policy,
+    prompts: list[Prompt],
+    group_size: int,
+    options: SamplingConfig,
+    draw: DrawKey | None,
+    suite: RewardSuite,
+    want_states: bool = False,
+) -> tuple[Rollouts, Scores]:
+    """Groups of completions, see :func:`pipeline.sampler.sample`, and what the suite says of them, failures included.
+
+    Isolated rewards score a group in their processes while the next ones grow; the same scores come out as afterwards.
+    """
+    with suite.begin() as scoring:
+
+        def on_group(index: int, texts: list[str]) -> None:
+            scoring.add(prompts[index], texts)
+
+        rollouts = sample(policy, prompts, group_size, options, draw, want_states, on_group)
+        return rollouts, scoring.join(prompts, rollouts.texts)
+
+
+def rewarded(rollouts: Rollouts, scores: Scores, rewards: list[RewardConfig]) -> Rollouts:
+    """The rollouts with their rewards.
 
     A completion on which a rewarded component failed is not a zero: it is marked invalid, so that it gets no weight,
     and holds the mean of its group's valid rewards, so that it does not shift the others' baseline. A component of
     weight zero that fails spoils nothing but the rankings that use it.
     """
-    scores = suite.score(rollouts.prompts, rollouts.texts)
     components = {label: torch.tensor(values) for label, values in scores.components.items()}
     total_PK = torch.zeros(rollouts.truncated_PK.shape)
     valid_PK = torch.ones_like(rollouts.truncated_PK)
@@ -27,8 +50,7 @@ def score(rollouts: Rollouts, suite: RewardSuite, rewards: list[RewardConfig]) -
     counted_P1 = valid_PK.sum(-1, keepdim=True)
     mean_P1 = torch.where(valid_PK, total_PK, 0.0).sum(-1, keepdim=True) / counted_P1.clamp(min=1)
     rewards_PK = torch.where(valid_PK, total_PK, mean_P1)
-    scored = rollouts.with_rewards(rewards_PK=rewards_PK, components=components, valid_PK=valid_PK)
-    return scored, scores
+    return rollouts.with_rewards(rewards_PK=rewards_PK, components=components, valid_PK=valid_PK)
 
 
 def unscored(rollouts: Rollouts) -> Rollouts:

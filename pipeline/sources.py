@@ -11,8 +11,8 @@ import torch
 from pipeline.config import PipelineConfig, SamplingConfig, StageConfig
 from pipeline.policy import Policy
 from pipeline.rewards import RewardSuite
-from pipeline.sampler import DrawKey, sample
-from pipeline.scoring import score, unscored
+from pipeline.sampler import DrawKey
+from pipeline.scoring import rewarded, sample_and_score, unscored
 from pipeline.tasks import PromptStream
 from pipeline.types import Prompt, Rollouts
 
@@ -45,19 +45,22 @@ class SampledGroups:
     failures: dict[str, str] = field(default_factory=dict)
 
     def batch(self, step: int) -> Rollouts:
-        """Sample, then score."""
+        """Sample and score; ``time/reward`` is what scoring added, ``time/reward_hidden`` what it did meanwhile."""
         began = time.perf_counter()
         prompts = self.stream.batch(step - 1, self.stage.prompts_per_step)
         draw = DrawKey(self.pipeline.seed, self.stage.label + self.salt, step)
-        rollouts = sample(
-            self.policy, prompts, self.stage.group_size, sampling_of(self.pipeline, self.stage), draw, self.want_states
+        options = sampling_of(self.pipeline, self.stage)
+        rollouts, scores = sample_and_score(
+            self.policy, prompts, self.stage.group_size, options, draw, self.suite, self.want_states
         )
-        sampled = time.perf_counter()
-        rollouts, scores = score(rollouts, self.suite, self.pipeline.rewards)
-        self.metrics = {"time/sample": sampled - began, "time/reward": time.perf_counter() - sampled}
+        self.metrics = {
+            "time/sample": time.perf_counter() - began - scores.seconds,
+            "time/reward": scores.seconds,
+            "time/reward_hidden": scores.hidden,
+        }
         self.metrics |= {f"reward_errors/{label}": float(count) for label, count in scores.errors.items()}
         self.failures = scores.examples | self.failures
-        return rollouts
+        return rewarded(rollouts, scores, self.pipeline.rewards)
 
 
 @dataclass

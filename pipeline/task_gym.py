@@ -40,6 +40,29 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(names)}"
 
 
+PICTURES = ("matplotlib.animation", "matplotlib.collections", "matplotlib.pyplot", "mpl_toolkits.mplot3d")
+"""What cellpylib imports to draw, and a third of the time that importing reasoning_gym takes; nothing here draws."""
+
+
+@contextlib.contextmanager
+def _without_pictures() -> Iterator[None]:
+    """Let cellpylib be imported without matplotlib, unless that is there already."""
+    if "matplotlib" in sys.modules or "reasoning_gym" in sys.modules:
+        yield
+        return
+    stand_ins = {name: types.ModuleType(name) for name in (*PICTURES, "matplotlib", "mpl_toolkits")}
+    for name in PICTURES:
+        parent, _, child = name.rpartition(".")
+        setattr(stand_ins[parent], child, stand_ins[name])
+    stand_ins["mpl_toolkits.mplot3d"].__dict__["Axes3D"] = None
+    sys.modules.update(stand_ins)
+    try:
+        yield
+    finally:
+        for name in stand_ins:
+            sys.modules.pop(name, None)
+
+
 def _stand_in_for_pycosat() -> None:
     """Let reasoning_gym be imported without pycosat, which comes as C source only and serves one data set."""
     if importlib.util.find_spec("pycosat") is not None:
@@ -62,7 +85,8 @@ def gym_dataset(name: str, params: dict[str, Any], size: int = 1, seed: int = 0)
     Raises: UserError for an unknown name, or options that the data set refuses.
     """
     _stand_in_for_pycosat()
-    from reasoning_gym.factory import DATASETS
+    with _without_pictures():
+        from reasoning_gym.factory import DATASETS
 
     if name not in DATASETS:
         fix = nearest(name, DATASETS)

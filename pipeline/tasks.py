@@ -148,10 +148,15 @@ def build_task(task: AnyTask, base_dir: Path, folder: Path) -> TaskData:
     data.
     Raises: UserError where too few prompts are left, or the source cannot be read.
     """
-    config = task.model_dump(mode="json")
+    make_task(task, base_dir, folder)
+    return load_task(folder)
+
+
+def make_task(task: AnyTask, base_dir: Path, folder: Path) -> None:
+    """As :func:`build_task`, for whoever only wants the folder: nothing is loaded."""
     record = _record(folder)
-    if record is not None and record["config"] == config:
-        return load_task(folder)
+    if record is not None and record["config"] == task.model_dump(mode="json"):
+        return
     notes: list[str] = []
     main, held = _read(task, base_dir, notes)
     pool = distinct(main, notes)
@@ -170,7 +175,6 @@ def build_task(task: AnyTask, base_dir: Path, folder: Path) -> TaskData:
             )
         splits["train"] = shown
     _write(folder, splits, task, notes)
-    return load_task(folder)
 
 
 def _read(task: AnyTask, base_dir: Path, notes: list[str]) -> tuple[Iterator[Batch], Iterator[Batch] | None]:

@@ -1,10 +1,15 @@
-"""Intervals by hand."""
+"""Intervals by hand, and threads that change nothing."""
 
 from __future__ import annotations
 
 import pytest
 
+from pipeline import evaluation
+from pipeline.config import StageConfig, pipeline_model
 from pipeline.evaluation import wilson_interval
+from pipeline.policy import Policy
+from pipeline.rewards import RewardSuite
+from pipeline.types import Prompt
 
 
 @pytest.mark.parametrize(
@@ -20,3 +25,18 @@ from pipeline.evaluation import wilson_interval
 )
 def test_wilson(correct, total, low, high):
     assert wilson_interval(correct, total) == pytest.approx((low, high), rel=1e-5, abs=1e-9)
+
+
+def test_threads_change_nothing(policy: Policy, prompts: list[Prompt], monkeypatch: pytest.MonkeyPatch) -> None:
+    options = {"policy": {"architecture": {"model_type": "llama"}}, "stages": [{"stage": "x", "steps": 1}]}
+    task = {"source": "reasoning_gym", "dataset": "chain_sum"}
+    rewards = [{"reward": "length", "params": {"max": 5, "falloff": 15}}]
+    config = pipeline_model([StageConfig]).model_validate({"name": "x", "task": task, "rewards": rewards, **options})
+    found = []
+    for cores in (1, 2):
+        monkeypatch.setattr(evaluation, "usable_cores", lambda cores=cores: cores)
+        with RewardSuite(config.rewards) as suite:
+            found.append(evaluation.evaluate(policy, prompts[:3], suite, config))
+    assert found[0].answers == found[1].answers
+    assert [prompt for prompt, _ in found[0].answers] == prompts[:3]
+    assert found[0].components == found[1].components

@@ -320,7 +320,7 @@ def test_best_hands_over_the_checkpoint_with_the_highest_validation_accuracy(tmp
     def scripted(policy, prompts, suite, config):
         assert len(prompts) == 6, "the choice is made on the validation prompts, not on those that are reported"
         evaluation = real(policy, prompts, suite, config)
-        return type(evaluation)(next(accuracies), evaluation.interval, 6, 0, 0.0, evaluation.rollouts)
+        return type(evaluation)(next(accuracies), evaluation.interval, 6, 0, 0.0, evaluation.answers)
 
     monkeypatch.setattr(trainer, "evaluate", scripted)
     run = launch(tmp_path, pipeline([{"stage": "sft", "steps": 3, "handover": "best", "eval_every": 1}]))
@@ -335,7 +335,7 @@ def test_a_stage_ends_early_once_validation_accuracy_reaches_its_goal(tmp_path, 
 
     def scripted(policy, prompts, suite, config):
         evaluation = real(policy, prompts, suite, config)
-        return type(evaluation)(next(accuracies), evaluation.interval, 6, 0, 0.0, evaluation.rollouts)
+        return type(evaluation)(next(accuracies), evaluation.interval, 6, 0, 0.0, evaluation.answers)
 
     monkeypatch.setattr(trainer, "evaluate", scripted)
     run = launch(tmp_path, pipeline([{"stage": "sft", "steps": 50, "stop_at": 0.5, "eval_every": 2}]))

@@ -17,7 +17,7 @@ import pytest
 
 from pipeline.config import RewardConfig
 from pipeline.errors import UserError
-from pipeline.rewards import RewardSuite
+from pipeline.rewards import RewardSuite, Scoring
 from pipeline.task_gym import gym_dataset
 from pipeline.task_values import decode, encode
 from pipeline.types import Prompt
@@ -57,6 +57,13 @@ def score(prompt, completion, *, bonus=0.0):
     if completion == "pid":
         time.sleep(0.05)
         return os.getpid()
+    if completion == "wait":
+        open("waiting", "w").close()
+        while not os.path.exists("go"):
+            time.sleep(0.01)
+        open("went", "w").close()
+    if completion == "touch":
+        open("touched", "w").close()
     if completion == "torch":
         return "torch" in sys.modules
     return len(completion) + bonus + len(prompt.metadata.get("pair", ()))
@@ -166,7 +173,7 @@ def test_workers_die_with_a_parent_that_is_killed(judge: Callable[..., RewardSui
         textwrap.dedent(
             """
             from pipeline.config import RewardConfig
-            from pipeline.rewards import RewardSuite
+            from pipeline.rewards import RewardSuite, Scoring
             from pipeline.types import Prompt
             suite = RewardSuite([RewardConfig(reward="judge:score", time_limit=60)])
             suite.score([Prompt("p", "?", "!")], [["brood"]])
@@ -268,3 +275,100 @@ def test_reasoning_gym_scorers(libraries: RewardSuite) -> None:
     assert all(0 <= score < 0.5 for score in wrong.values()), wrong
     assert [group[1] for group in lenient][list(GYM).index("prime_factorization")] == 0
     assert scores.errors["lenient"] == 0
+
+
+# --- beside a sampler -------------------------------------------------------------------------------------------------
+
+
+def scored(scoring: Scoring, asked: list[Prompt], texts: list[list[str]]) -> list[list[float | str]]:
+    found = scoring.join(asked, texts).components["score"]
+    return [["nan" if math.isnan(score) else score for score in group] for group in found]
+
+
+def wait_for(file: Path, seconds: float = 20.0) -> None:
+    until = time.monotonic() + seconds
+    while not file.exists() and time.monotonic() < until:
+        time.sleep(0.01)
+    assert file.exists()
+
+
+def test_a_slow_verifier_works_while_the_sampler_goes_on(judge: Callable[..., RewardSuite]) -> None:
+    """The completion ends only when the sampler has done something after handing it over, and none is in a hurry."""
+    suite, asked = judge(time_limit=60), prompts(2)
+    with suite.begin() as scoring:
+        scoring.add(asked[0], ["wait", "ab"])
+        wait_for(Path("waiting"))  # a worker is at it, and nobody has asked for the scores yet
+        Path("go").touch()
+        wait_for(Path("went"))
+        scores = scoring.join(asked, [["wait", "ab"], ["abc", "a"]])  # the second group was never handed over
+    assert scores.components["score"] == [[6, 4], [5, 3]]
+    assert scores.hidden > 0
+
+
+def test_hang_crash_and_raise_while_the_sampler_goes_on(judge: Callable[..., RewardSuite]) -> None:
+    suite, asked = judge(time_limit=0.5), prompts(3)
+    texts = [["ab", "spin", "abc"], ["a", "die", "raise"], ["", "lock", "nan"]]
+    with suite.begin() as scoring:
+        for place in (2, 0, 1):  # in the order in which groups happened to end
+            scoring.add(asked[place], texts[place])
+        # The thread has seen to every deadline by itself: nothing is left when the scores are asked for.
+        until = time.monotonic() + 20
+        while scoring.waiting and time.monotonic() < until:
+            time.sleep(0.05)
+        assert not scoring.waiting
+        assert scored(scoring, asked, texts) == [[4, "nan", 5], [3, "nan", "nan"], [2, "nan", "nan"]]
+    found = suite.score(asked, texts)
+    assert found.kinds == {"score": {"timeout": 2, "crash": 1, "error": 2}}
+    assert found.examples["score"] == "no score within 0.5 s; the worker was killed"
+
+
+def test_an_answer_in_time_that_is_read_late_is_no_timeout(judge: Callable[..., RewardSuite]) -> None:
+    suite, asked = judge(time_limit=0.5), prompts(1)
+    suite.wait_ready()
+    with suite.begin() as scoring:
+        scoring.add(asked[0], ["ab", "touch", "abc"])
+        wait_for(Path("touched"))
+        assert suite._pool is not None
+        with suite._pool.changed:  # the thread, and so the reading of answers, stands still
+            time.sleep(1.2)
+        assert scored(scoring, asked, [["ab", "touch", "abc"]]) == [[4, 7, 5]]
+
+
+def test_a_hang_holds_up_no_other_batch_for_longer_than_its_limit(judge: Callable[..., RewardSuite]) -> None:
+    suite, asked = judge(time_limit=1.0), prompts(2)
+    with suite.begin() as first, suite.begin() as second:
+        first.add(asked[0], ["spin", "ab"])
+        second.add(asked[1], ["a"])
+        assert scored(second, asked[1:], [["a"]]) == [[3]]
+        assert scored(first, asked[:1], [["spin", "ab"]]) == [["nan", 4]]
+
+
+def test_a_batch_that_is_given_up_leaves_nothing_behind(judge: Callable[..., RewardSuite]) -> None:
+    suite, asked = judge(time_limit=60), prompts(2)
+    with pytest.raises(KeyboardInterrupt), suite.begin() as scoring:
+        scoring.add(asked[0], ["wait", "wait", "ab"])
+        wait_for(Path("waiting"))
+        raise KeyboardInterrupt
+    scores = suite.score(asked[1:], [["abc", "wait"[:1]]])  # the worker that would wait for ever is replaced
+    assert scores.components["score"] == [[5, 3]]
+    assert not scores.errors["score"]
+
+
+def test_a_reward_that_cannot_be_loaded_is_told_at_the_join(judge: Callable[..., RewardSuite], tmp_path: Path) -> None:
+    (tmp_path / "judge.py").write_text("import numpi\ndef score(prompt, completion): ...\n")
+    suite, asked = judge(), prompts(1)
+    for _ in range(2):
+        with pytest.raises(UserError, match="No module named 'numpi'"), suite.begin() as scoring:
+            scoring.add(asked[0], ["ab"])
+            scoring.join(asked, [["ab"]])
+
+
+def test_scores_do_not_depend_on_the_order_in_which_groups_end(judge: Callable[..., RewardSuite]) -> None:
+    suite, asked = judge(workers=2, time_limit=20), prompts(6)
+    texts = [["a" * (i + k % 2) for k in range(3)] for i in range(6)]
+    expected = suite.score(asked, texts).components
+    for order in (range(6), reversed(range(6)), (3, 1, 5)):
+        with suite.begin() as scoring:
+            for place in order:
+                scoring.add(asked[place], texts[place])
+            assert scoring.join(asked, texts).components == expected

@@ -8,11 +8,12 @@ from pipeline.rewards import library as _library  # registers the rewards
 from pipeline.rewards.extraction import extract_answer
 from pipeline.rewards.ranking import check_keys, order_PKK
 from pipeline.rewards.registry import describe, names, reward
-from pipeline.rewards.suite import RewardSuite, Scores, check_rewards
+from pipeline.rewards.suite import RewardSuite, Scores, Scoring, check_rewards
 
 __all__ = [
     "RewardSuite",
     "Scores",
+    "Scoring",
     "check_keys",
     "check_rewards",
     "describe",

@@ -5,12 +5,14 @@ from __future__ import annotations
 import importlib.util
 import math
 import os
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+from pipeline.cores import usable_cores
 from pipeline.errors import UserError
 from pipeline.rewards.custom import check_function
 from pipeline.rewards.registry import check_options, find
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
 
 INSTALL = {"math_verify": "math-verify[antlr4_13_2]", "reasoning_gym": "reasoning-gym"}
 """Package -> what to install."""
+
+MOST_WORKERS = 4
+"""Worker processes where the configuration names no number; each may hold a library of 100 MB or more."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,13 @@ class Scores:
     examples: dict[str, str]
     """label -> what the first failure said; only labels that failed."""
     seconds: float
-    """Wall-clock time."""
+    """Wall-clock time from the join to the last score."""
+    hidden: float
+    """Seconds before the join in which isolated rewards were at work on this batch."""
+
+
+Outcome = float | tuple[str, str]
+"""A score, or (kind of failure, what it said)."""
 
 
 def check_rewards(rewards: list[RewardConfig], source: str | None = None) -> None:
@@ -72,8 +83,12 @@ class RewardSuite:
     A context manager: leaving it ends the workers.
     """
 
-    def __init__(self, rewards: list[RewardConfig], workers: int = 1, log: str | os.PathLike[str] | None = None):
-        """``workers``: processes that share the isolated rewards. ``log``: a file for what those print.
+    def __init__(
+        self, rewards: list[RewardConfig], workers: int | None = None, log: str | os.PathLike[str] | None = None
+    ):
+        """``workers``: processes that share the isolated rewards; None: all cores but one, at most four.
+
+        ``log``: a file for what those print.
 
         Raises: UserError, as :func:`check_rewards`.
         """
@@ -94,7 +109,7 @@ class RewardSuite:
 
             self._isolated = [config.label for config in isolated]
             wanted = [IsolatedReward(c.label, c.reward, dict(c.params), c.time_limit) for c in isolated]
-            self._pool = WorkerPool(wanted, workers, log)
+            self._pool = WorkerPool(wanted, workers or min(MOST_WORKERS, max(1, usable_cores() - 1)), log)
 
     def wait_ready(self) -> None:
         """Wait until the workers have imported what they need. Raises: UserError where a user's module fails to."""
@@ -102,47 +117,13 @@ class RewardSuite:
             self._pool.wait_ready()
 
     def score(self, prompts: list[Prompt], texts: list[list[str]]) -> Scores:
-        """Score the completions ``texts[p]`` of each prompt; a text that repeats within a prompt is scored once.
+        """Score the completions ``texts[p]`` of each prompt, all at once. Raises: as :meth:`Scoring.join`."""
+        with self.begin() as scoring:
+            return scoring.join(prompts, texts)
 
-        Raises: UserError where a user's module can't be imported; StageFailed where workers can't be started.
-        """
-        assert len(prompts) == len(texts), f"{len(prompts)} prompts, {len(texts)} groups of completions"
-        started = time.monotonic()
-        items: dict[tuple[str, str], tuple[Prompt, str]] = {}
-        for prompt, group in zip(prompts, texts, strict=True):
-            for text in group:
-                items.setdefault((prompt.id, text), (prompt, text))
-        outcomes = self._score_isolated(list(items.values()))
-        for label, function in self._direct.items():
-            outcomes[label] = [_attempt(function, prompt, text) for prompt, text in items.values()]
-        place = {key: i for i, key in enumerate(items)}
-        components: dict[str, list[list[float]]] = {}
-        kinds: dict[str, dict[str, int]] = {label: {} for label in self.labels}
-        examples: dict[str, str] = {}
-        for label in self.labels:
-            components[label] = []
-            for prompt, group in zip(prompts, texts, strict=True):
-                scores = []
-                for text in group:
-                    outcome = outcomes[label][place[prompt.id, text]]
-                    if isinstance(outcome, tuple):
-                        kind, message = outcome
-                        kinds[label][kind] = kinds[label].get(kind, 0) + 1
-                        examples.setdefault(label, message)
-                        outcome = math.nan
-                    scores.append(outcome)
-                components[label].append(scores)
-        errors = {label: sum(counts.values()) for label, counts in kinds.items()}
-        return Scores(components, errors, kinds, examples, time.monotonic() - started)
-
-    def _score_isolated(self, items: list[tuple[Prompt, str]]) -> dict[str, list[float | tuple[str, str]]]:
-        if self._pool is None:
-            return {}
-        # Prompt by prompt, so that a prompt is sent along once for all its completions and rewards.
-        jobs = [(which, prompt, text) for prompt, text in items for which in range(len(self._isolated))]
-        scored = self._pool.score(jobs)
-        results: list[float | tuple[str, str]] = [r if isinstance(r, float) else (r.kind, r.message) for r in scored]
-        return {label: results[which :: len(self._isolated)] for which, label in enumerate(self._isolated)}
+    def begin(self) -> Scoring:
+        """A batch whose groups are handed over one by one while others are still being sampled."""
+        return Scoring(self.labels, self._direct, self._isolated, self._pool)
 
     def close(self) -> None:
         """End the workers."""
@@ -157,7 +138,102 @@ class RewardSuite:
         self.close()
 
 
-def _attempt(function: Callable[[Prompt, str], float], prompt: Prompt, text: str) -> float | tuple[str, str]:
+class Scoring:
+    """One batch being scored. A context manager: leaving it gives up what has not been joined.
+
+    Isolated rewards work in their processes as soon as a group is added; the others score at the join, where they hold
+    up no sampler. What comes out depends on neither the order nor the time of the additions.
+    """
+
+    def __init__(
+        self,
+        labels: list[str],
+        direct: dict[str, Callable[[Prompt, str], float]],
+        isolated: list[str],
+        pool: WorkerPool | None,
+    ):
+        self._labels, self._direct, self._isolated = labels, direct, isolated
+        self._batch = None if pool is None else pool.open()
+        self._adding = threading.Lock()
+        self._places: dict[tuple[str, str], int] = {}  # a text that repeats within a prompt is scored once
+        self._items: list[tuple[Prompt, str]] = []
+
+    def add(self, prompt: Prompt, texts: list[str]) -> None:
+        """Hand over completions of a prompt, from whatever thread; returns at once."""
+        with self._adding:
+            known = len(self._items)
+            for text in texts:
+                if (prompt.id, text) not in self._places:
+                    self._places[prompt.id, text] = len(self._items)
+                    self._items.append((prompt, text))
+            if self._batch is not None:
+                # Side by side, so that a prompt is sent along once for all its completions and rewards.
+                which = range(len(self._isolated))
+                self._batch.submit([(n, prompt, text) for prompt, text in self._items[known:] for n in which])
+
+    @property
+    def waiting(self) -> bool:
+        """Whether isolated rewards have still to score something that was added."""
+        return self._batch is not None and self._batch.waiting
+
+    def join(self, prompts: list[Prompt], texts: list[list[str]]) -> Scores:
+        """The scores of the completions ``texts[p]`` of each prompt, whether they were added before or not.
+
+        Raises: UserError where a user's module can't be imported; StageFailed where workers can't be started.
+        """
+        assert len(prompts) == len(texts), f"{len(prompts)} prompts, {len(texts)} groups of completions"
+        began = time.monotonic()
+        hidden = self._batch.worked() if self._batch is not None else 0.0
+        for prompt, group in zip(prompts, texts, strict=True):
+            self.add(prompt, group)
+        outcomes = {
+            label: [_attempt(function, prompt, text) for prompt, text in self._items]
+            for label, function in self._direct.items()
+        }
+        if self._batch is not None:
+            scored = self._batch.join()
+            results: list[Outcome] = [r if isinstance(r, float) else (r.kind, r.message) for r in scored]
+            count = len(self._isolated)
+            outcomes |= {label: results[which::count] for which, label in enumerate(self._isolated)}
+        return self._in_order(prompts, texts, outcomes, began, hidden)
+
+    def _in_order(
+        self,
+        prompts: list[Prompt],
+        texts: list[list[str]],
+        outcomes: dict[str, list[Outcome]],
+        began: float,
+        hidden: float,
+    ) -> Scores:
+        """What was found for each distinct completion, as the batch lists them, with its failures counted."""
+        components: dict[str, list[list[float]]] = {}
+        kinds: dict[str, dict[str, int]] = {label: {} for label in self._labels}
+        examples: dict[str, str] = {}
+        for label in self._labels:
+            components[label] = []
+            for prompt, group in zip(prompts, texts, strict=True):
+                scores = []
+                for text in group:
+                    outcome = outcomes[label][self._places[prompt.id, text]]
+                    if isinstance(outcome, tuple):
+                        kind, message = outcome
+                        kinds[label][kind] = kinds[label].get(kind, 0) + 1
+                        examples.setdefault(label, message)
+                        outcome = math.nan
+                    scores.append(outcome)
+                components[label].append(scores)
+        errors = {label: sum(counts.values()) for label, counts in kinds.items()}
+        return Scores(components, errors, kinds, examples, time.monotonic() - began, hidden)
+
+    def __enter__(self) -> Scoring:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._batch is not None:
+            self._batch.drop()
+
+
+def _attempt(function: Callable[[Prompt, str], float], prompt: Prompt, text: str) -> Outcome:
     try:
         return function(prompt, text)
     except Exception as error:

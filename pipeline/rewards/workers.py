@@ -1,111 +1,130 @@
-"""Runs isolated rewards in processes that can be killed, and keeps a batch going past those that hang or crash."""
+"""Runs isolated rewards in processes that can be killed, beside whatever the trainer computes meanwhile.
+
+A batch is handed over in parts and joined once. One thread feeds the workers, reads their answers and watches their
+deadlines; it does nothing but wait on pipes, so that the sampler, which hands over each group as it ends, goes on.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import json
+import itertools
 import os
-import pickle
 import selectors
-import signal
-import struct
 import subprocess
-import sys
+import threading
 import time
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import IO, Any, Literal
+from collections.abc import Callable, Sequence
+from typing import IO
 
-from pipeline.errors import StageFailed, UserError
-from pipeline.rewards.worker_process import BOOTSTRAP, IsolatedReward
-from pipeline.types import Prompt
+from pipeline.rewards.worker_handle import Failure, Job, Worker
+from pipeline.rewards.worker_process import IsolatedReward
 
-START_LIMIT = 120.0
-"""Seconds a worker may take to import what its rewards need."""
-STARTS = 3
-"""Times a worker may die while it starts before the stage fails."""
+__all__ = ["Batch", "Failure", "IsolatedReward", "Job", "WorkerPool"]
+
 CHUNK = 16
 """Most completions that one worker holds at a time."""
 
 
-@dataclass(frozen=True)
-class Failure:
-    """A completion that could not be scored."""
+class Batch:
+    """Completions that are scored together: handed over in parts, joined once."""
 
-    kind: Literal["timeout", "crash", "error"]
-    """It exceeded the time limit, ended its worker, or raised (a result that is no number in range included)."""
-    message: str
-    """One line for the log."""
+    def __init__(self, pool: WorkerPool):
+        self.pool = pool
+        self.size = 0
+        """Jobs handed over."""
+        self.outcomes: dict[int, float | Failure] = {}
+        self.since = self.spent = 0.0
+        """When there last began to be something to do, and how long there was before."""
 
+    @property
+    def waiting(self) -> bool:
+        """Whether anything that was handed over has no outcome yet."""
+        return len(self.outcomes) < self.size
 
-Job = tuple[int, Prompt, str]
-"""(index of the reward, prompt, completion)."""
+    def submit(self, jobs: Sequence[Job]) -> None:
+        """Hand over jobs; returns at once."""
+        with self.pool.changed:
+            if not self.waiting:
+                self.since = time.monotonic()
+            for job in jobs:
+                self.pool.enqueue(self, self.size, job)
+                self.size += 1
+            self.pool.wake()
 
+    def take(self, index: int, outcome: float | Failure) -> None:
+        """Job ``index`` is done; called with the lock held."""
+        self.outcomes[index] = outcome
+        if not self.waiting:
+            self.spent += time.monotonic() - self.since
 
-class WorkerPool:
-    """Worker processes for a list of isolated rewards; they start in the background as soon as it is made."""
+    def worked(self) -> float:
+        """Seconds so far in which some of it was waiting for a score."""
+        with self.pool.changed:
+            return self.spent + (time.monotonic() - self.since if self.waiting else 0.0)
 
-    def __init__(self, rewards: Sequence[IsolatedReward], workers: int = 1, log: str | os.PathLike[str] | None = None):
-        """``log``: a file for what rewards print; without it that is dropped."""
-        self.rewards = list(rewards)
-        self._log: IO[bytes] | int = subprocess.DEVNULL if log is None else open(log, "ab")  # noqa: SIM115 - closed in close
-        self._workers = [_Worker(self.rewards, self._log) for _ in range(workers)]
-
-    def wait_ready(self) -> None:
-        """Wait until every worker has imported what its rewards need. Raises: UserError where one can't."""
-        self._run([])
-
-    def score(self, jobs: Sequence[Job]) -> list[float | Failure]:
-        """The scores of a batch, in its order.
+    def join(self) -> list[float | Failure]:
+        """The scores of everything that was handed over, in that order.
 
         Raises: UserError where a reward can't be imported; StageFailed where workers keep dying before they score.
         """
-        try:
-            return self._run(jobs)
-        except BaseException:  # Ctrl-C too: half a batch must not leak into the next
-            for worker in self._workers:
-                if worker.held:
-                    worker.restart()
-            raise
+        with self.pool.changed:
+            self.pool.wait_for(lambda: not self.waiting)
+            return [self.outcomes[index] for index in range(self.size)]
 
-    def _run(self, jobs: Sequence[Job]) -> list[float | Failure]:
-        outcomes: dict[int, float | Failure] = {}
-        waiting = deque(range(len(jobs)))
-        chunk = max(1, min(CHUNK, len(jobs) // (4 * len(self._workers))))
-        while len(outcomes) < len(jobs) or not all(worker.ready for worker in self._workers):
-            for worker in self._workers:
-                if worker.ready and not worker.held and waiting:
-                    if worker.process.poll() is not None:  # it died idle: no completion is to blame
-                        worker.restart()
-                        continue
-                    taken = [waiting.popleft() for _ in range(min(chunk, len(waiting)))]
-                    worker.send([(i, *jobs[i]) for i in taken])
-            for worker in self._readable():
-                outcomes.update(worker.receive())
-            for worker in self._workers:
-                failure = worker.overdue()
-                if failure is None:
-                    continue
-                if worker.held:
-                    outcomes[worker.held.popleft()] = failure
-                waiting.extendleft(reversed(worker.held))
-                worker.restart()
-        return [outcomes[i] for i in range(len(jobs))]
+    def drop(self) -> None:
+        """Nobody will join it: what is left is not scored, and holds up no other batch."""
+        with self.pool.changed:
+            self.pool.forget(self)
+            self.pool.wake()
 
-    def _readable(self) -> list[_Worker]:
-        """Workers that have answered or died; waits for the first of them, or the first deadline."""
-        with selectors.DefaultSelector() as selector:
-            for worker in self._workers:
-                if worker.busy:
-                    selector.register(worker.answers, selectors.EVENT_READ, worker)
-            deadline = min((w.deadline for w in self._workers if w.busy), default=0.0)
-            return [key.data for key, _ in selector.select(max(0.0, deadline - time.monotonic()))]
+
+class WorkerPool:
+    """Worker processes for a list of isolated rewards; they start in the background as soon as it is made.
+
+    Several batches may be under way at once, from several threads.
+    """
+
+    def __init__(self, rewards: Sequence[IsolatedReward], workers: int = 1, log: str | os.PathLike[str] | None = None):
+        """``log``: a file for what rewards print; without it that is dropped."""
+        self._log: IO[bytes] | int = subprocess.DEVNULL if log is None else open(log, "ab")  # noqa: SIM115 - closed in close
+        self.changed = threading.Condition()
+        """Guards batches and all below but the workers, which are the thread's."""
+        self._tickets = itertools.count()
+        self._jobs: dict[int, tuple[Batch, int, Job]] = {}
+        self._waiting: deque[int] = deque()
+        self._error: BaseException | None = None
+        self._closed = False
+        self._workers = [Worker(list(rewards), self._log) for _ in range(workers)]
+        self._woken, self._waker = os.pipe()
+        os.set_blocking(self._waker, False)
+        self._thread = threading.Thread(target=self._run, name="reward-workers", daemon=True)
+        self._thread.start()
+
+    def wait_ready(self) -> None:
+        """Wait until every worker has imported what its rewards need. Raises: UserError where one can't."""
+        with self.changed:
+            self.wait_for(lambda: all(worker.ready for worker in self._workers))
+
+    def open(self) -> Batch:
+        """A batch without jobs."""
+        return Batch(self)
 
     def close(self) -> None:
         """End the workers and everything they started."""
+        with self.changed:
+            if self._closed:
+                return
+            self.wake()  # whatever it does then happens after the lock is free, and so sees the next line
+            self._closed = True
+            self.changed.notify_all()
+        for worker in self._workers:
+            worker.kill_group()
+        self._thread.join()
         for worker in self._workers:
             worker.kill()
+        os.close(self._woken)
+        os.close(self._waker)
         if not isinstance(self._log, int):
             self._log.close()
 
@@ -115,134 +134,108 @@ class WorkerPool:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
+    # --- with the lock held -------------------------------------------------------------------------------------------
 
-class _Worker:
-    """One process: what it holds, what it has answered, until when it must answer next."""
+    def enqueue(self, batch: Batch, index: int, job: Job) -> None:
+        """Put a batch's job at the end of the line."""
+        ticket = next(self._tickets)
+        self._jobs[ticket] = batch, index, job
+        self._waiting.append(ticket)
 
-    def __init__(self, rewards: list[IsolatedReward], log: IO[bytes] | int):
-        self.rewards, self.log = rewards, log
-        self.deaths = 0
-        self.start()
+    def forget(self, batch: Batch) -> None:
+        """Take a batch's jobs out of the line; a worker that holds one is replaced."""
+        for ticket in [ticket for ticket, (of, _, _) in self._jobs.items() if of is batch]:
+            del self._jobs[ticket]
+        self._waiting = deque(ticket for ticket in self._waiting if ticket in self._jobs)
 
-    def start(self) -> None:
-        # Popen execs a fresh interpreter: the parent's threads (torch's among them) are never forked. A session of its
-        # own keeps the terminal's Ctrl-C from it and makes it the leader of a group that can be killed as a whole.
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", BOOTSTRAP, json.dumps(sys.path)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self.log,
-            start_new_session=True,
-        )
-        self.ready = self.ended = False
-        self.held: deque[int] = deque()
-        self.limits: dict[int, float] = {}
-        self.partial = b""
-        self.deadline = time.monotonic() + START_LIMIT
-        self._write(self.rewards)
+    def wake(self) -> None:
+        """Let the thread look again."""
+        if not self._closed:
+            with contextlib.suppress(BlockingIOError):  # the pipe is full of earlier ones
+                os.write(self._waker, b".")
 
-    @property
-    def answers(self) -> int:
-        assert self.process.stdout is not None
-        return self.process.stdout.fileno()
+    def wait_for(self, done: Callable[[], bool]) -> None:
+        """Wait for something that the thread brings about. Raises: what the thread failed with."""
+        self.changed.wait_for(lambda: done() or self._error is not None or self._closed)
+        if self._error is not None:
+            raise self._error
+        assert done(), "the pool was closed while someone waited for it"
 
-    @property
-    def busy(self) -> bool:
-        """Whether an answer is due."""
-        return bool(self.held) or not self.ready
+    # --- the thread ---------------------------------------------------------------------------------------------------
 
-    def send(self, jobs: list[tuple[int, int, Prompt, str]]) -> None:
-        """Hand over a chunk: it is answered one completion at a time, in order."""
-        self.held = deque(job[0] for job in jobs)
-        self.limits = {job[0]: self.rewards[job[1]].time_limit for job in jobs}
-        self.deadline = time.monotonic() + self.limits[self.held[0]]
-        self._write(jobs)
+    def _run(self) -> None:
+        try:
+            while self._going_on():
+                self._feed()
+                self._watch()
+        except BaseException as error:  # whoever waits for scores raises it
+            with self.changed:
+                self._error = error
+                self.changed.notify_all()
 
-    def receive(self) -> dict[int, float | Failure]:
-        """What has been answered since; notes where the process has ended. Raises: UserError where it can't start."""
-        data = os.read(self.answers, 1 << 16)
-        if not data:
-            self.ended = True
-        *lines, self.partial = (self.partial + data).split(b"\n")
-        outcomes: dict[int, float | Failure] = {}
-        for line in lines:
-            message = json.loads(line)
-            if isinstance(message, dict):
-                self._started(message)
+    def _going_on(self) -> bool:
+        with self.changed:  # not while close() is on its way between waking this thread and saying so
+            return not self._closed
+
+    def _feed(self) -> None:
+        """Give workers that hold nothing what is waiting; replace those that died idle or hold what nobody wants."""
+        for worker in self._workers:
+            with self.changed:
+                unwanted = any(ticket not in self._jobs for ticket in worker.held)
+            if unwanted:
+                self._replace(worker)
+            elif worker.ready and not worker.held and self._waiting:
+                if worker.process.poll() is None:
+                    self._send_some(worker)
+                else:  # it died idle: no completion is to blame
+                    worker.restart()
+
+    def _send_some(self, worker: Worker) -> None:
+        """Few enough jobs that workers finish together, enough that they seldom wait for this thread."""
+        with self.changed:
+            count = min(CHUNK, max(1, len(self._waiting) // (4 * len(self._workers))), len(self._waiting))
+            tickets = [self._waiting.popleft() for _ in range(count)]
+            jobs = [(ticket, *self._jobs[ticket][2]) for ticket in tickets]
+        if jobs:
+            worker.send(jobs)
+
+    def _replace(self, worker: Worker) -> None:
+        """Start a worker anew; what it still held, and somebody wants, is first in line."""
+        with self.changed:
+            self._waiting.extendleft(ticket for ticket in reversed(worker.held) if ticket in self._jobs)
+        worker.restart()
+
+    def _watch(self) -> None:
+        """Wait until workers answer, die or are late, or something is handed over, and see to it."""
+        looked = time.monotonic()
+        for worker in self._readable(looked):
+            self._note(worker.receive())
+        for worker in self._workers:
+            failure = worker.overdue(looked)
+            if failure is None:
                 continue
-            index, score, *error = message
-            assert index == self.held.popleft(), "a worker answers in order"
-            outcomes[index] = Failure("error", error[0]) if error else score
-        if outcomes and self.held:
-            self.deadline = time.monotonic() + self.limits[self.held[0]]
-        return outcomes
+            if worker.held:
+                self._note({worker.held.popleft(): failure})
+            self._replace(worker)
 
-    def _started(self, message: dict[str, Any]) -> None:
-        if "failed" in message:
-            raise UserError(
-                f"the reward {message['failed']!r} can't be loaded",
-                got=message["message"],
-                fix="import the module in a Python shell to see the whole error",
-            )
-        self.ready, self.deaths = True, 0
-
-    def overdue(self) -> Failure | None:
-        """Why the process must be replaced, or None.
-
-        Raises: StageFailed where it has died too often before it was ready.
-        """
-        late = self.busy and time.monotonic() > self.deadline
-        if not self.ended and not late:
-            return None
-        status = self._status()
-        if not self.ready:
-            self.deaths += 1
-            reason = f"no answer within {START_LIMIT:g} s" if late and not self.ended else status
-            if self.deaths >= STARTS:
-                raise StageFailed(f"the process for rewards can't start: {reason}")
-        limit = self.limits[self.held[0]] if self.held else START_LIMIT
-        if not self.ended or self.process.returncode == -signal.SIGXCPU:
-            return Failure("timeout", f"no score within {limit:g} s; the worker was killed")
-        return Failure("crash", f"the reward ended its worker: {status}")
-
-    def _status(self) -> str:
-        """How the process ended, in words."""
-        self._kill_group()  # changes nothing if the process has ended: the kernel keeps how it did
-        code = self.process.wait()
-        return signal.Signals(-code).name if code < 0 else f"exit code {code}"
-
-    def restart(self) -> None:
-        """Replace the process; the new one starts in the background."""
-        self.kill()
-        self.start()
-
-    def kill(self) -> None:
-        """End the process and whatever it started."""
-        self._kill_group()
-        self.process.wait()
-        for stream in (self.process.stdin, self.process.stdout):
-            if stream is not None:
-                with contextlib.suppress(BrokenPipeError):
-                    stream.close()
-
-    def _kill_group(self) -> None:
-        if self.process.returncode is None:  # not waited for yet, so its number can't be another's by now
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self.process.pid, signal.SIGKILL)
-
-    def _write(self, message: Any) -> None:
-        """Send without ever waiting for longer than the deadline: a stopped process must not stop the trainer."""
-        assert self.process.stdin is not None
-        stdin = self.process.stdin.fileno()
-        os.set_blocking(stdin, False)
-        body = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
-        rest = memoryview(struct.pack("<Q", len(body)) + body)
+    def _readable(self, now: float) -> list[Worker]:
+        """Workers that have answered or died; waits for the first of them, the first deadline or a wake-up."""
         with selectors.DefaultSelector() as selector:
-            selector.register(stdin, selectors.EVENT_WRITE)
-            while rest:
-                if not selector.select(max(0.0, self.deadline - time.monotonic())):
-                    return  # overdue() finds it late and replaces it
-                try:
-                    rest = rest[os.write(stdin, rest) :]
-                except BrokenPipeError:
-                    return  # receive() finds its output ended
+            selector.register(self._woken, selectors.EVENT_READ)
+            busy = [worker for worker in self._workers if worker.busy]
+            for worker in busy:
+                selector.register(worker.answers, selectors.EVENT_READ, worker)
+            timeout = max(0.0, min(worker.deadline for worker in busy) - now) if busy else None
+            ready = [key.data for key, _ in selector.select(timeout)]
+        if None in ready:
+            os.read(self._woken, 4096)
+        return [worker for worker in ready if worker is not None]
+
+    def _note(self, outcomes: dict[int, float | Failure]) -> None:
+        """Give outcomes to their batches."""
+        with self.changed:
+            for ticket, outcome in outcomes.items():
+                batch, index, _ = self._jobs.pop(ticket, (None, 0, None))
+                if batch is not None:
+                    batch.take(index, outcome)
+            self.changed.notify_all()

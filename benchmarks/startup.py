@@ -1,0 +1,179 @@
+"""How long `gradus run quickstart` takes to its first optimisation step, and what it does until then.
+
+    python benchmarks/startup.py [--repeat 5]
+
+Every launch is a process of its own that runs the real command and ends itself where the first optimisation step would
+begin. `none` has no orchestrator, `cold` has to start the loopback Prefect server, `warm` finds it up. On a busy
+machine the wall time measures the others as well; the CPU seconds of the launching process, alone of its helpers, do
+not. All of it happens in a temporary folder; the server that is started is stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+GOALS = {"cold": 12.0, "warm": 6.0}
+"""Seconds from the command to the first optimisation step."""
+PARTS = (
+    "interpreter, command line",
+    "checks of the configuration",
+    "import of the orchestrator",
+    "import of torch and transformers",
+    "server and start of the flow",
+    "data",
+    "new policy and its checkpoint",
+    "baseline evaluation",
+    "set-up of the stage",
+)
+"""What a launch does, in order."""
+
+
+class Clock:
+    """Notes how long each part took, in wall and CPU seconds, where the next one begins."""
+
+    def __init__(self, began: float):
+        self.wall, self.cpu = began, 0.0
+        self.parts: dict[str, tuple[float, float]] = {}
+
+    def end(self, part: str) -> None:
+        """What was done since the last call counts as ``part``."""
+        wall, cpu = time.time(), time.process_time()
+        before = self.parts.get(part, (0.0, 0.0))
+        self.parts[part] = before[0] + wall - self.wall, before[1] + cpu - self.cpu
+        self.wall, self.cpu = wall, cpu
+
+
+def watched(owner: Any, name: str, clock: Clock, before: str = "", after: str = "") -> None:
+    """Let the clock note what ends where a function is entered, and what ends where it returns."""
+    function: Callable[..., Any] = getattr(owner, name)
+
+    @functools.wraps(function)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        if before:
+            clock.end(before)
+        result = function(*args, **kwargs)
+        if after:
+            clock.end(after)
+        return result
+
+    setattr(owner, name, wrapped)
+
+
+def launch(engine: str, folder: Path) -> None:
+    """One launch, in this process, up to the first optimisation step; prints the parts as JSON."""
+    clock, said = Clock(float(os.environ["BENCHMARK_BEGAN"])), os.dup(1)
+    os.dup2(2, 1)
+    from flows import cli, plain
+    from flows import launch as launching
+
+    watched(cli, "load", clock, before=PARTS[0])
+    watched(cli, "check_world", clock, after=PARTS[1])
+    watched(launching, "_engine", clock, after=PARTS[2])
+    opened = plain.Work.open
+
+    def open_work(run_dir: Path | str) -> plain.Work:
+        work = opened(run_dir)
+        clock.end(PARTS[3])
+        watch_the_work()
+        return work
+
+    def watch_the_work() -> None:
+        from pipeline import execution, trainer
+
+        watched(execution, "prepare", clock, before=PARTS[4])
+        watched(execution, "build_task", clock, after=PARTS[5])
+        watched(execution, "evaluate", clock, before=PARTS[6], after=PARTS[7])
+
+        def stop(*_: Any) -> None:
+            clock.end(PARTS[8])
+            os.write(said, json.dumps(clock.parts).encode())
+            os._exit(0)
+
+        trainer.Trainer._train_step = stop  # type: ignore[method-assign]
+
+    plain.Work.open = staticmethod(open_work)  # type: ignore[method-assign, assignment]
+    sys.argv = ["gradus", "run", "quickstart", "--runs", str(folder), "--engine", engine]
+    cli.app()
+
+
+def timed(engine: str, folder: Path, environment: dict[str, str]) -> dict[str, tuple[float, float]]:
+    """The parts of one launch: part -> (wall seconds, CPU seconds of the launching process)."""
+    command = [sys.executable, str(Path(__file__)), "--launch", engine, str(folder)]
+    environment = environment | {"BENCHMARK_BEGAN": str(time.time())}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if done.returncode or not done.stdout:
+        sys.exit(done.stderr)
+    return {part: tuple(seconds) for part, seconds in json.loads(done.stdout).items()}
+
+
+def measure(repeat: int) -> dict[str, list[dict[str, tuple[float, float]]]]:
+    """Every kind of launch, in turns."""
+    found: dict[str, list[dict[str, tuple[float, float]]]] = {"none": [], "cold": [], "warm": []}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT", "GRADUS"))}
+    with tempfile.TemporaryDirectory(prefix="gradus-benchmark-", ignore_cleanup_errors=True) as scratch:
+        environment = kept | {"HOME": scratch, "PYTHONPATH": str(ROOT), "GRADUS_HOME": f"{scratch}/home"}
+        stop = [sys.executable, "-c", "from flows.server import stop_server; stop_server()"]
+        try:
+            timed("prefect", Path(scratch) / "first", environment)  # bytecode, disk cache, the server's database
+            for number in range(repeat):
+                folder = Path(scratch) / str(number)
+                found["none"].append(timed("none", folder, environment))
+                subprocess.run(stop, env=environment, check=True)
+                found["cold"].append(timed("prefect", folder, environment))
+                found["warm"].append(timed("prefect", folder, environment))
+        finally:
+            subprocess.run(stop, env=environment, check=True)
+    return found
+
+
+def report(found: dict[str, list[dict[str, tuple[float, float]]]]) -> None:
+    """The figures as tables, with what they were measured on."""
+    print(f"{os.cpu_count()} cores ({platform.machine()}), load {os.getloadavg()[0]:.1f}")
+    names = ("prefect", "torch", "transformers")
+    print(f"Python {platform.python_version()}, " + ", ".join(f"{name} {metadata.version(name)}" for name in names))
+    print("\n| launch | seconds to the first step, median (min - max) | CPU seconds | goal |\n|---|---|---|---|")
+    for kind, launches in found.items():
+        wall, cpu = ([sum(part[i] for part in parts.values()) for parts in launches] for i in (0, 1))
+        goal = f"{GOALS[kind]:.0f}" if kind in GOALS else ""
+        spread = f"{statistics.median(wall):.1f} ({min(wall):.1f} - {max(wall):.1f})"
+        print(f"| {kind} | {spread} | {statistics.median(cpu):.1f} | {goal} |")
+    print("\n| part: median wall seconds (CPU) |" + "".join(f" {kind} |" for kind in found))
+    print("|---|" + "---|" * len(found))
+    for part in PARTS:
+        cells = []
+        for launches in found.values():
+            wall, cpu = (statistics.median(parts.get(part, (0.0, 0.0))[i] for parts in launches) for i in (0, 1))
+            cells.append(f" {wall:.2f} ({cpu:.2f}) |")
+        print(f"| {part} |" + "".join(cells))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeat", type=int, default=5, help="launches of every kind")
+    parser.add_argument("--json", type=Path, help="also write the raw seconds here")
+    parser.add_argument("--launch", nargs=2, metavar=("ENGINE", "FOLDER"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.launch:
+        return launch(options.launch[0], Path(options.launch[1]))
+    found = measure(options.repeat)
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=1) + "\n")
+    report(found)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""A task's data, made in a process of its own while this one still imports what trains: importing uses one core only.
+
+It is a head start and nothing more. Whoever needs the data waits for it and then calls ``build_task`` as always, which
+takes a whole folder as it is and makes, or says what is wrong with, one that is missing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+_under_way: dict[Path, subprocess.Popen[bytes]] = {}
+
+
+@contextlib.contextmanager
+def data_ahead(task: Any, base_dir: Path, folder: Path) -> Iterator[None]:
+    """Make the task's folder beside whatever happens in this block; nothing is left running at its end."""
+    request = {"task": task.model_dump(mode="json"), "base_dir": str(base_dir), "folder": str(folder)}
+    command = [sys.executable, "-c", f"import json, sys; sys.path[:] = json.loads(sys.argv[1]); {BOOTSTRAP}"]
+    null = subprocess.DEVNULL
+    process = subprocess.Popen(
+        [*command, json.dumps(sys.path)], stdin=subprocess.PIPE, stdout=null, stderr=null, start_new_session=True
+    )
+    assert process.stdin is not None
+    _under_way[folder] = process
+    try:
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.write(json.dumps(request).encode() + b"\n")
+            process.stdin.flush()
+        yield
+    finally:
+        _under_way.pop(folder, None)
+        process.kill()
+        process.wait()
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.close()
+
+
+def wait_for_data(folder: Path) -> None:
+    """Wait until nobody is making this folder ahead, whatever came of it."""
+    if folder in _under_way:
+        _under_way[folder].wait()
+
+
+def main() -> None:
+    """Make the folder that standard input asks for; die with the process that holds its other end."""
+    request = json.loads(sys.stdin.readline())
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    from pydantic import TypeAdapter
+
+    from pipeline.config_task import Task
+    from pipeline.tasks import make_task
+
+    task = TypeAdapter(Task).validate_python(request["task"])
+    make_task(task, Path(request["base_dir"]), Path(request["folder"]))
+
+
+def _die_with_parent() -> None:
+    sys.stdin.read()
+    os._exit(1)
+
+
+BOOTSTRAP = f"from {__name__} import main; main()"
