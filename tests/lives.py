@@ -32,12 +32,14 @@ class Fate(Observer):
     def __init__(self, life: str, labels: list[str]):
         label, step, share, number = life.split(":")
         self.labels, self.fated, self.share, self.number = labels, (labels.index(label), int(step)), share, number
-        self.struck = False
+        self.strike: threading.Thread | None = None
 
     def stage_started(self, label: str, index: int, total: int, steps: int, done: int) -> None:
         self._strike_later((index, done), 0.1)
 
     def step_done(self, label: str, step: int, steps: int, metrics: Any) -> None:
+        if self.strike is not None:
+            self.strike.join()  # however fast a step is, its signal comes before its end
         self._strike_later((self.labels.index(label), step), metrics["time/step"])
 
     def _strike_later(self, now: tuple[int, int], seconds: float) -> None:
@@ -45,9 +47,9 @@ class Fate(Observer):
             time.sleep(float(self.share) * seconds)
             os.kill(os.getpid(), int(self.number))
 
-        if now >= self.fated and not self.struck:
-            self.struck = True
-            threading.Thread(target=strike, daemon=True).start()
+        if now >= self.fated and self.strike is None:
+            self.strike = threading.Thread(target=strike, daemon=True)
+            self.strike.start()
 
 
 def live(run: RunFolder, life: str) -> int:
