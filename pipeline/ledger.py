@@ -25,7 +25,19 @@ from pipeline.rewards.custom import source_file
 from pipeline.runs import FAILURE_FILE, RunFolder, differences
 
 STAGE_FILE = "stage.json"
-CODE = ("advantages", "critic", "evaluation", "learner", "losses", "policy", "sampler", "scoring", "signals", "sources")
+CODE = (
+    "advantages",
+    "critic",
+    "evaluation",
+    "learner",
+    "losses",
+    "overlap",
+    "policy",
+    "sampler",
+    "scoring",
+    "signals",
+    "sources",
+)
 CODE += ("tasks", "trainer", "rewards/equations", "rewards/extraction", "rewards/gym", "rewards/library")
 CODE += ("rewards/ranking", "rewards/suite")
 """The core's files that a stage's result depends on."""
