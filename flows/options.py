@@ -12,14 +12,14 @@ from pydantic import BaseModel
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.config_base import Options
+from pipeline.config_base import Options, fields_of
 
 
 def describe_options(options: type[BaseModel], without: type[BaseModel] | None = None) -> list[dict[str, str]]:
     """name, type, default and description of each option; ``without`` leaves out what that class declares alike."""
     rows = []
-    for name, field in options.model_fields.items():
-        inherited = without.model_fields.get(name) if without else None
+    for name, field in fields_of(options).items():
+        inherited = fields_of(without).get(name) if without else None
         if name == "stage" or (inherited is not None and repr(inherited) == repr(field)):
             continue
         default = "required" if field.is_required() else _value(field.get_default(call_default_factory=True))

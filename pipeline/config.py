@@ -131,6 +131,10 @@ class CheckpointConfig(Options):
     """How many of the newest stay, so that a damaged one costs little; the best and the one handed over always do."""
 
 
+STALE_CLIP = (0.2, 0.28)
+"""Bounds of the ratio with ``async`` where none are given: those of arXiv 2503.14476."""
+
+
 class StageConfig(Options):
     """Options that every stage has; each algorithm adds its own."""
 
@@ -163,7 +167,11 @@ class StageConfig(Options):
     updates_per_batch: int = Field(1, ge=1)
     """Optimizer updates on each batch; more than one makes the later ones off-policy (see ``clip``)."""
     clip: tuple[Annotated[float, Field(gt=0, lt=1)], Annotated[float, Field(gt=0)]] | None = None
-    """[low, high]: bound the probability ratio to the sampler's policy to [1-low, 1+high]; null: no ratio at all."""
+    """[low, high]: bound the probability ratio to the sampler's policy to [1-low, 1+high]; null: no ratio at all.
+    Default: null, or [0.2, 0.28] with ``async``."""
+    async_: Literal[0, 1] = Field(0, alias="async")
+    """1: sample the next batch while this one trains, by the policy as it was before the update that is under way; the
+    ratio to that policy and its ``clip`` correct for the one step. Uses a second core, and holds the weights twice."""
     token_budget: Annotated[int, RUNTIME] = Field(16_384, ge=1)
     """Tokens, padding included, that one forward and backward pass may hold; bounds memory, changes no result."""
     sampling: SamplingConfig | None = None
@@ -180,6 +188,19 @@ class StageConfig(Options):
     """Steps between measurements of the KL divergence to the stage's start; 0 never measures it."""
     max_skipped: int = Field(5, ge=1)
     """Updates in a row that may be skipped for a non-finite loss or gradient before the stage fails."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _clip_of_stale_batches(cls, raw: Any) -> Any:
+        """A batch of an earlier policy needs the ratio, so a clip goes with it unless another was chosen."""
+        stale = isinstance(raw, dict) and raw.get("async") == 1
+        return {**raw, "clip": STALE_CLIP} if stale and "clip" not in raw else raw
+
+    @model_validator(mode="after")
+    def _stale_batches_have_a_ratio(self) -> StageConfig:
+        if self.async_ and self.clip is None:
+            raise ValueError("`async: 1` trains on an earlier policy's completions: it needs a `clip`, not null")
+        return self
 
     @property
     def label(self) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from pipeline.config_base import Options
+from pipeline.config_base import Options, fields_of
 from pipeline.errors import UserError
 from pipeline.yaml_text import Document, Path
 
@@ -141,7 +141,7 @@ def _explain_one(path: Path, found: list[Any], data: Any, model: type[BaseModel]
     where, got, name = origin.where(path), show(finding["input"]), _name(path)
     if kind == "extra_forbidden":
         known = options_at(path[:-1], data, model)
-        fix = did_you_mean(str(path[-1]), known.model_fields) if known else "remove it"
+        fix = did_you_mean(str(path[-1]), fields_of(known)) if known else "remove it"
         return UserError(f"unknown option `{name}`", where=where, got=got, fix=fix)
     if kind == "missing":
         return UserError(f"`{name}` is missing", where=where, expected=_meaning(path, data, model), fix="add it")
@@ -203,7 +203,7 @@ def options_at(path: Path, data: Any, model: type[BaseModel]) -> type[BaseModel]
         current = step_into(current, part)
         if isinstance(part, int):
             continue  # an entry of a list: the list's annotation already named the class
-        field = options.model_fields.get(part)
+        field = fields_of(options).get(part)
         classes = _option_classes(field.annotation) if field else []
         if not classes:
             return None
@@ -232,7 +232,7 @@ def _option_classes(annotation: Any) -> list[type[BaseModel]]:
 
 def _field(path: Path, data: Any, model: type[BaseModel]) -> FieldInfo | None:
     options = options_at(path[:-1], data, model) if path else None
-    return options.model_fields.get(str(path[-1])) if options else None
+    return fields_of(options).get(str(path[-1])) if options else None
 
 
 def _meaning(path: Path, data: Any, model: type[BaseModel]) -> str:

@@ -10,7 +10,7 @@ import hashlib
 import inspect
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -59,6 +59,8 @@ class Policy:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerFast
     template: Template
+    decoder: Any = field(default=None, init=False, repr=False)
+    """What :mod:`pipeline.sampler.engines` found to sample this model with; found at the first sampling."""
 
     @property
     def device(self) -> torch.device:

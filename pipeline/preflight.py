@@ -68,7 +68,7 @@ def _placed(problem: UserError, file: str) -> UserError:
 
 
 def _check_stage(config: PipelineConfig, stage: StageConfig, stages: dict[str, Stage]) -> None:
-    """What a stage needs is there: demonstrations, and the rewards that its ranking names."""
+    """What a stage needs is there: demonstrations, the rewards that its ranking names, a sampler to overlap with."""
     from pipeline.rewards.ranking import check_keys
 
     needs = stages[stage.stage].needs(stage)
@@ -79,6 +79,14 @@ def _check_stage(config: PipelineConfig, stage: StageConfig, stages: dict[str, S
             got="none",
             expected="column (a column with worked completions) or solver (arithmetic tasks of reasoning_gym)",
             fix=f"set task.demonstrations, or take the stage `{stage.label}` out",
+        )
+    if needs.completions == "demonstrations" and stage.async_:
+        raise UserError(
+            f"the stage `{stage.label}` samples nothing that could be sampled ahead",
+            where=f"stages.{stage.label}.async",
+            got="1",
+            expected="0 where the completions are demonstrations",
+            fix="leave it out",
         )
     try:
         check_keys(list(needs.ranking), [reward.label for reward in config.rewards])

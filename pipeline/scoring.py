@@ -1,36 +1,12 @@
-"""From prompts to rewards: sample while the reward suite scores what has ended, and put what it found into tensors."""
+"""From scores to rewards: what the reward suite found for a batch, as tensors."""
 
 from __future__ import annotations
 
 import torch
 
-from pipeline.config import RewardConfig, SamplingConfig
-from pipeline.policy import Policy
-from pipeline.rewards import RewardSuite, Scores
-from pipeline.sampler import DrawKey, sample
-from pipeline.types import Prompt, Rollouts
-
-
-def sample_and_score(
-    policy: Policy,
-    prompts: list[Prompt],
-    group_size: int,
-    options: SamplingConfig,
-    draw: DrawKey | None,
-    suite: RewardSuite,
-    want_states: bool = False,
-) -> tuple[Rollouts, Scores]:
-    """Groups of completions, see :func:`pipeline.sampler.sample`, and what the suite says of them, failures included.
-
-    Isolated rewards score a group in their processes while the next ones grow; the same scores come out as afterwards.
-    """
-    with suite.begin() as scoring:
-
-        def on_group(index: int, texts: list[str]) -> None:
-            scoring.add(prompts[index], texts)
-
-        rollouts = sample(policy, prompts, group_size, options, draw, want_states, on_group)
-        return rollouts, scoring.join(prompts, rollouts.texts)
+from pipeline.config import RewardConfig
+from pipeline.rewards import Scores
+from pipeline.types import Rollouts
 
 
 def rewarded(rollouts: Rollouts, scores: Scores, rewards: list[RewardConfig]) -> Rollouts:

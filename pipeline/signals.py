@@ -98,8 +98,9 @@ class SignalProvider:
         def signals(update: int) -> Signals:
             scores = log_ratio = None
             if self.needs.policy_scores or self.needs.log_ratio:
-                # Before the first update the sampler's record is the policy's own log-probability.
-                logprobs = rollouts.rollout_logprobs_PKT if update == 0 else self._logprobs(self.policy, rollouts)
+                # Before the first update the record of a sampler that used these weights is the policy's own.
+                fresh = update == 0 and rollouts.staleness == 0
+                logprobs = rollouts.rollout_logprobs_PKT if fresh else self._logprobs(self.policy, rollouts)
                 scores = logprobs.sum(-1) * spread_PK(rollouts.mask_PKT, self.config.score)
                 if reference_logprobs is not None:
                     log_ratio = (logprobs - reference_logprobs).sum(-1)

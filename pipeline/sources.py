@@ -4,32 +4,49 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import torch
 
 from pipeline.config import PipelineConfig, SamplingConfig, StageConfig
 from pipeline.policy import Policy
 from pipeline.rewards import RewardSuite
-from pipeline.sampler import DrawKey
-from pipeline.scoring import rewarded, sample_and_score, unscored
+from pipeline.sampler import DrawKey, sample
+from pipeline.scoring import rewarded, unscored
 from pipeline.tasks import PromptStream
+from pipeline.training_state import State
 from pipeline.types import Prompt, Rollouts
 
 
-class Source(Protocol):
-    """Gives scored batches; ``metrics`` holds the seconds and errors of the last one."""
+@dataclass
+class Source:
+    """Gives scored batches."""
 
-    metrics: dict[str, float]
-    failures: dict[str, str]
+    metrics: dict[str, float] = field(default_factory=dict, init=False)
+    """Seconds and errors of the last batch."""
+    failures: dict[str, str] = field(default_factory=dict, init=False)
     """label of a reward -> what its first failure so far said."""
 
     def batch(self, step: int) -> Rollouts:
         """The batch of step ``step``: a function of the run's seed, the stage, the step and the policy alone."""
+        raise NotImplementedError
+
+    def state(self) -> State:
+        """What the next batch depends on besides the policy as it is now."""
+        return {}
+
+    def restore(self, state: State, step: int) -> None:
+        """Go on from :meth:`state`, ``step`` being the next."""
+
+    def close(self) -> None:
+        """Stop whatever goes on in the background."""
+
+
+class GivenUp(Exception):
+    """Nobody wants the batch that is being sampled."""
 
 
 @dataclass
-class SampledGroups:
+class SampledGroups(Source):
     """K completions a prompt, sampled from a policy and scored."""
 
     policy: Policy
@@ -41,18 +58,24 @@ class SampledGroups:
     """Sets the draws of a second source apart from those of the first, for the same prompts and step."""
     want_states: bool = False
     """Record the hidden state at each prompt's end."""
-    metrics: dict[str, float] = field(default_factory=dict)
-    failures: dict[str, str] = field(default_factory=dict)
+    given_up: bool = False
+    """Set by another thread to end the sampling at the next group."""
 
     def batch(self, step: int) -> Rollouts:
         """Sample and score; ``time/reward`` is what scoring added, ``time/reward_hidden`` what it did meanwhile."""
         began = time.perf_counter()
         prompts = self.stream.batch(step - 1, self.stage.prompts_per_step)
         draw = DrawKey(self.pipeline.seed, self.stage.label + self.salt, step)
-        options = sampling_of(self.pipeline, self.stage)
-        rollouts, scores = sample_and_score(
-            self.policy, prompts, self.stage.group_size, options, draw, self.suite, self.want_states
-        )
+        size, options = self.stage.group_size, sampling_of(self.pipeline, self.stage)
+        with self.suite.begin() as scoring:
+
+            def on_group(index: int, texts: list[str]) -> None:
+                if self.given_up:
+                    raise GivenUp
+                scoring.add(prompts[index], texts)
+
+            rollouts = sample(self.policy, prompts, size, options, draw, self.want_states, on_group)
+            scores = scoring.join(prompts, rollouts.texts)
         self.metrics = {
             "time/sample": time.perf_counter() - began - scores.seconds,
             "time/reward": scores.seconds,
@@ -64,14 +87,12 @@ class SampledGroups:
 
 
 @dataclass
-class Demonstrations:
+class Demonstrations(Source):
     """One worked completion a prompt, written by the task."""
 
     policy: Policy
     stream: PromptStream
     stage: StageConfig
-    metrics: dict[str, float] = field(default_factory=dict)
-    failures: dict[str, str] = field(default_factory=dict)
 
     def batch(self, step: int) -> Rollouts:
         """Tokenise the demonstrations."""

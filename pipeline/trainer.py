@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -20,6 +21,7 @@ from pipeline.learner import Learner, batch_logprobs
 from pipeline.losses import kl_estimate
 from pipeline.metrics import advantage_metrics, finite, rollout_metrics
 from pipeline.observer import Observer
+from pipeline.overlap import OneAhead
 from pipeline.policy import Policy, copy_parameters, load_policy, parameters
 from pipeline.rewards import RewardSuite
 from pipeline.signals import SignalProvider, frozen_copy
@@ -102,10 +104,10 @@ class Trainer:
         if self.needs.completions == "demonstrations":
             self.source = Demonstrations(self.policy, stream, self.config)
         else:
+            sampled_by = frozen_copy(self.policy) if self.config.async_ else self.policy
             want_states = self.needs.critic_lr is not None
-            self.source = SampledGroups(
-                self.policy, stream, self.suite, self.pipeline, self.config, want_states=want_states
-            )
+            groups = SampledGroups(sampled_by, stream, self.suite, self.pipeline, self.config, want_states=want_states)
+            self.source = OneAhead(groups, self.policy) if self.config.async_ else groups
 
         def groups_of(policy: Policy) -> SampledGroups:
             return SampledGroups(policy, stream, self.suite, self.pipeline, self.config, salt=":reference")
@@ -131,15 +133,8 @@ class Trainer:
 
         Raises: Interrupted after a signal, once the step in hand is done and kept.
         """
-        if self.config.handover == "best" and self.progress.best_step is None:
-            self._keep_best(self._accuracy())
-        while self.progress.step < self.config.steps and not self.progress.reached:
-            with interruption.deferred():
-                self._train_step()
-                self._validate()
-                if interruption.requested() or self.timer.due(self.progress.step):
-                    self._save()
-            interruption.leave_if_requested()
+        with contextlib.closing(self.source):
+            self._train()
         last = self._save()
         if self.progress.best_step in (None, self.progress.step):
             return last
@@ -149,6 +144,18 @@ class Trainer:
             raise StageFailed(f"the best checkpoint, {best}, is damaged ({', '.join(damaged)}); {again}")
         copy_parameters(parameters(load_policy(best, self.pipeline.policy)), self.policy)
         return best
+
+    def _train(self) -> None:
+        """The loop."""
+        if self.config.handover == "best" and self.progress.best_step is None:
+            self._keep_best(self._accuracy())
+        while self.progress.step < self.config.steps and not self.progress.reached:
+            with interruption.deferred():
+                self._train_step()
+                self._validate()
+                if interruption.requested() or self.timer.due(self.progress.step):
+                    self._save()
+            interruption.leave_if_requested()
 
     def _train_step(self) -> None:
         """One batch: from prompts to an update and its curves."""
@@ -215,6 +222,7 @@ class Trainer:
             self.journal.sync()  # the curves up to here are as safe as the weights
             progress = asdict(self.progress) | {"seconds": self.seconds}
             state = {"progress": progress, "learner": self.learner.state(), "signals": self.signals.state()}
+            state["source"] = self.source.state()
             write_state(resume, state)
 
         save_checkpoint(self.policy, folder, self.config.label, step, self.parent, self.fingerprint, write)
@@ -233,6 +241,7 @@ class Trainer:
         self.progress = Progress(**state["progress"])
         self.learner.restore(state["learner"])
         self.signals.restore(state["signals"])
+        self.source.restore(state["source"], self.progress.step + 1)
 
     @property
     def seconds(self) -> float:

@@ -62,6 +62,8 @@ class Rollouts:
     """float32 weighted sum of the reward components; a completion whose scoring failed holds its group's mean."""
     components: dict[str, Tensor] = field(default_factory=dict)
     """component name -> float32 [P, K], NaN where that component failed on that completion."""
+    staleness: int = 0
+    """Steps that the policy had gone since it sampled this batch, when training on it began."""
     valid_PK: Tensor | None = None
     """bool, false where any component failed; such a completion gets no weight."""
 

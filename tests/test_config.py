@@ -15,6 +15,7 @@ import yaml
 from pipeline import yaml_text
 from pipeline.architectures import architecture_options, causal_model_types
 from pipeline.config import PipelineConfig
+from pipeline.config_base import identity
 from pipeline.config_files import dump_config, load_config, packaged_configs, schema
 from pipeline.errors import UserError
 from pipeline.preflight import check_runs_folder, preflight
@@ -149,6 +150,18 @@ def test_overrides_reach_everything(base: str) -> None:
     assert [reward.weight for reward in config.rewards] == [2, 0.5]
     assert config.sampling.temperature == 0.7 and config.stages[0].sampling.max_tokens == 9
     assert config.task.params == {"min_terms": 3} and config.seed == 5
+
+
+def test_a_key_that_python_cannot_say(base: str, write: Callable[..., str]) -> None:
+    config = load(base, "stages.gfpo.async=1")
+    assert (config.stages[1].async_, config.stages[1].clip, config.stages[2].async_) == (1, (0.2, 0.28), 0)
+    assert identity(config.stages[1])["async"] == 1
+    assert load(write(dump_config(config), "again.yaml")) == config
+    jsonschema.validate(yaml.safe_load(dump_config(config)), schema(STAGES))
+    said = refused(base, "stages.gfpo.async=2")
+    assert "async" in said and "async_" not in said
+    assert "did you mean `async`" in refused(base, "stages.gfpo.asnyc=1")
+    assert "needs a `clip`, not null" in refused(base, "stages.gfpo.async=1", "stages.gfpo.clip=null")
 
 
 def test_a_stage_can_be_replaced_by_another(base: str) -> None:
@@ -299,6 +312,7 @@ def test_a_sound_configuration_passes(base: str, tmp_path: Path) -> None:
         ("policy.architecture.model_type=lama", "did you mean `llama`?"),
         ("policy.architecture.max_position_embeddings=16", "max_position_embeddings"),
         ("tracking.uri=ftp://x", "tracking.uri"),
+        ("stages.sft.async=1", "the stage `sft` samples nothing that could be sampled ahead"),
     ],
 )
 def test_what_can_be_known_before_compute_is_said(base: str, override: str, says: str) -> None:

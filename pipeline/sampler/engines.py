@@ -9,7 +9,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from typing import Any, Protocol
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -23,10 +22,6 @@ PROBE = ([0, 1, 2, 3, 4, 5, 6, 7], [8, 9, 10])
 """Two prompts of different lengths; token ids are taken modulo the vocabulary."""
 TOLERANCE = {torch.float32: 1e-4}
 """Largest departure from the model's own logits, relative to their norm; 0.05 in types that round earlier."""
-
-
-_chosen: WeakKeyDictionary[torch.nn.Module, Decoder | bool] = WeakKeyDictionary()
-"""What was found to work for each model."""
 
 
 class Engine(Protocol):
@@ -106,12 +101,11 @@ def engine_of(
     policy: Policy, prompts: list[list[int]], group_size: int, max_tokens: int, want_states: bool = False
 ) -> Engine:
     """The fastest engine that gives this model's own logits, ready for its weights as they are now."""
-    chosen = _chosen.get(policy.model)
-    if chosen is None:
-        chosen = _chosen[policy.model] = _choose(policy)
-    if isinstance(chosen, Decoder):
-        return LeanEngine(chosen, prompts, group_size, max_tokens)
-    return TransformersEngine(policy, group_size, chosen, want_states)
+    if policy.decoder is None:
+        policy.decoder = _choose(policy)
+    if isinstance(policy.decoder, Decoder):
+        return LeanEngine(policy.decoder, prompts, group_size, max_tokens)
+    return TransformersEngine(policy, group_size, policy.decoder, want_states)
 
 
 @torch.no_grad()
