@@ -1,7 +1,8 @@
 """Weighted log-likelihood -> backward -> optimizer. It knows rows, weights and tokens, and no algorithm.
 
-Rows of zero weight are never computed. The others are sorted by length and cut into micro-batches by a budget of
-tokens; how they are cut changes memory and nothing else, because every coefficient is fixed before the first pass.
+Rows of zero weight are never computed. The others are packed, without padding and each prompt once (see
+:mod:`pipeline.packing`), and cut into micro-batches by a budget of tokens; how they are cut changes memory and nothing
+else, because every coefficient is fixed before the first pass.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pipeline import head
 from pipeline.config import StageConfig
 from pipeline.errors import StageFailed
 from pipeline.losses import token_weights, weighted_likelihood
+from pipeline.packing import Pack, can_pack, computing, hidden_states
 from pipeline.policy import Policy, completion_logprobs
 from pipeline.training_state import State, optimizer_state, restore_optimizer
 from pipeline.types import Rollouts
@@ -59,6 +62,39 @@ class Rows:
             rollout_logprobs_RT=rollouts.rollout_logprobs_PKT.flatten(0, 1),
             lengths=rollouts.lengths_PK.flatten().tolist(),
         )
+
+    def packs(self, rows: list[int], token_budget: int, device: torch.device) -> Iterator[tuple[list[int], Pack]]:
+        """``rows`` in packs within the budget of tokens (at least one row each), the rows of a prompt together.
+
+        Similar lengths stand together, since attention alone is padded. A prompt whose rows do not fit into one pack is
+        computed in each.
+        """
+        groups: dict[int, list[int]] = {}
+        for row in rows:
+            groups.setdefault(id(self.prompts[row]), []).append(row)
+        batch: list[int] = []
+        held, last = 0, 0
+        for group in sorted(groups.values(), key=lambda g: (len(self.prompts[g[0]]), max(self.lengths[r] for r in g))):
+            for row in group:
+                more = self.lengths[row] + (len(self.prompts[row]) if last != id(self.prompts[row]) else 0)
+                if batch and held + more > token_budget:
+                    yield batch, self._pack(batch, device)
+                    batch, held, more = [], 0, self.lengths[row] + len(self.prompts[row])
+                batch.append(row)
+                held, last = held + more, id(self.prompts[row])
+        if batch:
+            yield batch, self._pack(batch, device)
+
+    def _pack(self, rows: list[int], device: torch.device) -> Pack:
+        places: dict[int, int] = {}
+        prompts: list[list[int]] = []
+        for row in rows:
+            if id(self.prompts[row]) not in places:
+                places[id(self.prompts[row])] = len(prompts)
+                prompts.append(self.prompts[row])
+        slots = [places[id(self.prompts[row])] for row in rows]
+        completions = [self.tokens_RT[row, : self.lengths[row]].tolist() for row in rows]
+        return Pack.of(prompts, slots, completions, device)
 
     def micro_batches(self, rows: list[int], token_budget: int) -> Iterator[list[int]]:
         """``rows`` in batches of similar length, each within the budget of padded tokens (at least one row each)."""
@@ -125,13 +161,10 @@ class Learner:
         if not active:
             return metrics | {"update/loss": 0.0, "update/gradient_norm": 0.0}
         loss, mismatch, tokens = 0.0, 0.0, 0
-        for batch in rows.micro_batches(active, self.config.token_budget):
-            logprobs, old, coefficients, mask = self._forward(rows, batch, coefficients_RT)
-            objective = weighted_likelihood(logprobs, coefficients, old, self.config.clip)
-            (-objective / completions).backward()
-            loss -= float(objective.detach()) / completions
-            mismatch += float((logprobs.detach() - old)[mask].abs().sum())
-            tokens += int(mask.sum())
+        for objective, difference in self._backwards(rows, active, coefficients_RT, completions):
+            loss -= objective / completions
+            mismatch += float(difference.abs().sum())
+            tokens += len(difference)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         norm = float(torch.nn.utils.clip_grad_norm_(self.policy.model.parameters(), self.config.grad_clip))
@@ -142,11 +175,43 @@ class Learner:
             "update/train_sample_mismatch": mismatch / tokens,
         }
 
-    def _forward(self, rows: Rows, batch: list[int], coefficients_RT: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _backwards(
+        self, rows: Rows, active: list[int], coefficients_RT: Tensor, completions: int
+    ) -> Iterator[tuple[float, Tensor]]:
+        """Forward and backward of each micro-batch; gives its objective, and by how much each token's log-probability
+        differs from the sampler's."""
+        budget, device, clip = self.config.token_budget, self.policy.device, self.config.clip
+        if not can_pack(self.policy):
+            for batch in rows.micro_batches(active, budget):
+                logprobs, old, coefficients, mask = self._padded(rows, batch, coefficients_RT)
+                objective = weighted_likelihood(logprobs, coefficients, old, clip)
+                (-objective / completions).backward()
+                yield float(objective.detach()), (logprobs.detach() - old)[mask]
+            return
+        for batch, pack in rows.packs(active, budget, device):
+            mask = rows.mask_RT[batch]
+            old, coefficients = (part[batch][mask].to(device) for part in (rows.rollout_logprobs_RT, coefficients_RT))
+
+            def function(
+                logprobs: Tensor, piece: slice, old: Tensor = old, coefficients: Tensor = coefficients
+            ) -> Tensor:
+                return weighted_likelihood(logprobs, coefficients[piece], old[piece], clip)
+
+            with computing(self.policy, pack):
+                with self._precision():
+                    hidden = hidden_states(self.policy, pack)
+                    objective, logprobs = head.objective(self.policy, hidden, pack.targets, self.temperature, function)
+                (-objective / completions).backward()
+            yield float(objective.detach()), logprobs - old
+
+    def _precision(self) -> contextlib.AbstractContextManager[object]:
+        device = self.policy.device.type
+        return torch.autocast(device, dtype=torch.bfloat16) if self.autocast else contextlib.nullcontext()
+
+    def _padded(self, rows: Rows, batch: list[int], coefficients_RT: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Log-probabilities of a micro-batch, with the sampler's, the coefficients and the mask beside them."""
         width, device = max(rows.lengths[r] for r in batch), self.policy.device
-        context = torch.autocast(device.type, dtype=torch.bfloat16) if self.autocast else contextlib.nullcontext()
-        with context:
+        with self._precision():
             logprobs = completion_logprobs(
                 self.policy, [rows.prompts[r] for r in batch], rows.tokens_RT[batch, :width], self.temperature
             )
@@ -178,8 +243,16 @@ def batch_logprobs(policy: Policy, rollouts: Rollouts, temperature: float, token
     Shapes: -> float32 [P, K, T] on the CPU, 0 outside the mask. Units: nats.
     """
     rows = Rows.of(rollouts)
-    result_RT = torch.zeros(rows.tokens_RT.shape)
-    for batch in rows.micro_batches(list(range(len(rows.prompts))), token_budget):
+    result_RT, everything = torch.zeros(rows.tokens_RT.shape), list(range(len(rows.prompts)))
+    if can_pack(policy):
+        for batch, pack in rows.packs(everything, token_budget, policy.device):
+            with computing(policy, pack):
+                found = head.logprobs(policy, hidden_states(policy, pack), pack.targets, temperature)
+            part = torch.zeros(len(batch), rows.tokens_RT.shape[1])
+            part[rows.mask_RT[batch]] = found.cpu()
+            result_RT[batch] = part
+        return result_RT.view_as(rollouts.rollout_logprobs_PKT)
+    for batch in rows.micro_batches(everything, token_budget):
         width = max(rows.lengths[r] for r in batch)
         prompts, tokens = [rows.prompts[r] for r in batch], rows.tokens_RT[batch, :width]
         result_RT[batch, :width] = completion_logprobs(policy, prompts, tokens, temperature).cpu()

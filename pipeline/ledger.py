@@ -25,7 +25,20 @@ from pipeline.rewards.custom import source_file
 from pipeline.runs import FAILURE_FILE, RunFolder, differences
 
 STAGE_FILE = "stage.json"
-CODE = ("advantages", "critic", "evaluation", "learner", "losses", "overlap", "policy", "scoring", "signals", "sources")
+CODE = (
+    "advantages",
+    "critic",
+    "evaluation",
+    "head",
+    "learner",
+    "losses",
+    "overlap",
+    "packing",
+    "policy",
+    "scoring",
+    "signals",
+    "sources",
+)
 CODE += ("sampler/decoder", "sampler/draw", "sampler/engines", "sampler/lean", "sampler/loop")
 CODE += ("tasks", "trainer", "rewards/equations", "rewards/extraction", "rewards/gym", "rewards/library")
 CODE += ("rewards/ranking", "rewards/suite")

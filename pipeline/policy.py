@@ -61,6 +61,8 @@ class Policy:
     template: Template
     decoder: Any = field(default=None, init=False, repr=False)
     """What :mod:`pipeline.sampler.engines` found to sample this model with; found at the first sampling."""
+    packs: bool | None = field(default=None, init=False, repr=False)
+    """Whether :mod:`pipeline.packing` gives this model's own log-probabilities; found at the first pass."""
 
     @property
     def device(self) -> torch.device:

@@ -7,16 +7,22 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import tiny_policy
+from conftest import TEXTS, tiny_policy
+from test_sampler import ARCHITECTURES
 
+from pipeline import head
 from pipeline import learner as learner_module
-from pipeline.config import SamplingConfig, StageConfig
+from pipeline.config import PolicyConfig, SamplingConfig, StageConfig
+from pipeline.creation import create_policy
 from pipeline.errors import StageFailed
 from pipeline.learner import Learner, Rows, batch_logprobs, learning_rate
+from pipeline.packing import Pack, can_pack
 from pipeline.sampler import DrawKey, sample
 from pipeline.sources import demonstrated
 from pipeline.types import Prompt
 
+SIZES = {"hidden_size": 32, "num_hidden_layers": 2}
+MAMBA = {"model_type": "mamba", "state_size": 8}
 WEIGHTS = torch.tensor([[1.0, -1.0, 0.5], [0.0, 0.0, 0.0], [2.0, 0.0, -0.5], [0.1, 0.2, 0.3]])
 
 
@@ -85,17 +91,66 @@ def test_gradient_is_that_of_the_literal_loss(policy, prompts, score):
         torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-7)
 
 
-def test_rows_of_zero_weight_are_never_computed(prompts, monkeypatch):
-    computed: list[int] = []
-    real = learner_module.completion_logprobs
-
-    def counting(policy, prompt_tokens, tokens, temperature):
-        computed.append(len(prompt_tokens))
-        return real(policy, prompt_tokens, tokens, temperature)
-
-    monkeypatch.setattr(learner_module, "completion_logprobs", counting)
+def test_rows_of_zero_weight_are_never_computed_and_prompts_once(prompts, monkeypatch):
+    packs: list[Pack] = []
+    real = learner_module.hidden_states
+    monkeypatch.setattr(learner_module, "hidden_states", lambda policy, pack: packs.append(pack) or real(policy, pack))
     after_one_update(prompts)
-    assert sum(computed) == int((WEIGHTS != 0).sum()) == 8
+    rollouts = sampled(tiny_policy(), prompts)
+    (pack,) = packs
+    assert len(pack.slot) == int((WEIGHTS != 0).sum()) == 8
+    assert len(pack.targets) == int(rollouts.lengths_PK[WEIGHTS != 0].sum())
+    lengths = [len(tokens) for p, tokens in enumerate(rollouts.prompt_tokens) if (WEIGHTS[p] != 0).any()]
+    assert len(pack.ids) == sum(lengths) + len(pack.targets) - 8  # a completion's last token predicts nothing
+
+
+PACKED = {
+    **{name: options for name, options in ARCHITECTURES.items() if name not in ("learned-positions", "soft-capped")},
+    "local-and-global": {"model_type": "gemma3_text", "head_dim": 8, "sliding_window": 6},
+    "biases": {"model_type": "qwen2"},
+    "capped-head": {"model_type": "gemma3_text", "head_dim": 8, "final_logit_softcapping": 3.0},
+}
+
+
+@pytest.mark.parametrize("architecture", PACKED.values(), ids=PACKED.keys())
+@pytest.mark.parametrize("clip", [None, (0.2, 0.28)])
+def test_packed_gradients_are_those_of_the_padded_pass(architecture, clip, prompts, monkeypatch):
+    def gradients(pack: bool, budget: int) -> list[torch.Tensor]:
+        policy = tiny_policy(**architecture)
+        rollouts = sampled(policy, prompts)
+        assert can_pack(policy)
+        policy.packs = pack
+        parameters = list(policy.model.parameters())
+        seen: list[torch.Tensor] = []
+        subject = Learner(policy, config(clip=clip, token_budget=budget), temperature=0.7)
+        subject._apply = lambda finite, metrics: seen.extend(p.grad.clone() for p in parameters)
+        # The sampler's temperature was another, so that ratios differ from one and the clip takes part.
+        subject.update(rollouts, 1, lambda update: WEIGHTS)
+        return seen
+
+    monkeypatch.setattr(head, "CELLS", 1)
+    monkeypatch.setattr(head, "FEWEST", 5)
+    wanted = gradients(pack=False, budget=10_000)
+    for budget in (10_000, 40):
+        for got, expected in zip(gradients(pack=True, budget=budget), wanted, strict=True):
+            torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("architecture", [{"model_type": "gemma2", "head_dim": 8}, MAMBA], ids=["soft-capped", "mamba"])
+def test_a_model_that_cannot_be_packed_is_padded(architecture, prompts):
+    policy = create_policy(PolicyConfig(architecture=architecture | SIZES, device="cpu"), TEXTS, 0)
+    assert not can_pack(policy)
+    rollouts = demonstrated(policy, [Prompt("a", "1 + 2 =", "3", demonstration="1+2=3; answer: 3")])
+    metrics, _ = Learner(policy, config(), 1.0).update(rollouts, 1, lambda update: torch.ones(1, 1))
+    assert metrics["update/gradient_norm"] > 0
+
+
+def test_packs_respect_the_budget_and_cover_every_row_once(policy, prompts):
+    rows = Rows.of(sampled(policy, prompts))
+    packs = list(rows.packs(list(range(12)), 60, policy.device))
+    assert sorted(r for batch, _ in packs for r in batch) == list(range(12))
+    assert all(len(pack.ids) <= 60 or len(batch) == 1 for batch, pack in packs)
+    assert len(packs) > 2
 
 
 def test_a_batch_without_weight_leaves_the_policy_alone(prompts):

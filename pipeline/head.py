@@ -1,0 +1,120 @@
+"""The language-model head and its softmax, in pieces: the matrix [tokens, vocabulary] never exists whole.
+
+Training needs the gradient of the objective by each token's log-probability, and every objective here is a sum over
+tokens: a piece's gradient is known as soon as its log-probabilities are. So each piece's logits are used for both and
+dropped, and nothing is computed twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.policy import Policy
+
+CELLS = 2**22
+"""Logits that exist at a time."""
+FEWEST = 128
+"""Rows of a piece at least, so that reading a large head's weights pays."""
+
+Objective = Callable[[Tensor, slice], Tensor]
+"""(log-probabilities of some tokens, which of them) -> their part of the objective, a scalar."""
+
+
+@torch.no_grad()
+def logprobs(policy: Policy, hidden: Tensor, targets: Tensor, temperature: float) -> Tensor:
+    """log pi of each target behind its hidden state.
+
+    Shapes: [M, D], int64 [M] -> float32 [M]. Units: nats, of the temperature-scaled policy.
+    """
+    head: Any = policy.model.get_output_embeddings()
+    parts = []
+    for piece in _pieces(len(targets), head.weight.shape[0]):
+        logits = _logits(hidden[piece], head.weight, head.bias, _softcap(policy), temperature)[0]
+        parts.append(_of_targets(logits, targets[piece])[0])
+    return torch.cat(parts) if parts else hidden.new_zeros(0, dtype=torch.float32)
+
+
+def objective(
+    policy: Policy, hidden: Tensor, targets: Tensor, temperature: float, function: Objective
+) -> tuple[Tensor, Tensor]:
+    """The objective, differentiable by the hidden states and the head's parameters, and the log-probabilities.
+
+    Shapes: [M, D], int64 [M] -> scalar, float32 [M] without a gradient.
+    """
+    head: Any = policy.model.get_output_embeddings()
+    return _Pieces.apply(hidden, head.weight, head.bias, targets, _softcap(policy), temperature, function)
+
+
+class _Pieces(torch.autograd.Function):
+    """Forward and gradient in one pass over the pieces."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, softcap: float | None,
+                temperature: float, function: Objective) -> tuple[Tensor, Tensor]:  # fmt: skip
+        total = hidden.new_zeros((), dtype=torch.float32)
+        found, by_hidden = [], torch.empty_like(hidden)
+        by_weight = torch.zeros_like(weight) if weight.requires_grad else None
+        by_bias = torch.zeros_like(bias) if bias is not None and bias.requires_grad else None
+        for piece in _pieces(len(targets), weight.shape[0]):
+            states = hidden[piece]
+            logits, slope = _logits(states, weight, bias, softcap, temperature)
+            part, normaliser = _of_targets(logits, targets[piece])
+            with torch.enable_grad():
+                leaf = part.detach().requires_grad_()
+                value = function(leaf, piece)
+            (pull,) = torch.autograd.grad(value, leaf)
+            total += value.detach()
+            found.append(part)
+            # d log pi / d logits = one-hot(target) - probabilities
+            by_logits = logits.sub_(normaliser[:, None]).exp_().mul_(-pull[:, None])
+            by_logits[torch.arange(len(pull), device=pull.device), targets[piece]] += pull
+            by_logits = by_logits.div_(temperature) if temperature != 1.0 else by_logits
+            by_logits = (by_logits if slope is None else by_logits.mul_(slope)).to(weight.dtype)
+            by_hidden[piece] = by_logits @ weight
+            if by_weight is not None and torch.is_autocast_enabled(hidden.device.type):
+                by_weight += by_logits.t() @ states
+            elif by_weight is not None:
+                by_weight.addmm_(by_logits.t(), states.to(weight.dtype))
+            if by_bias is not None:
+                by_bias += by_logits.sum(0)
+        ctx.gradients = [by_hidden, by_weight, by_bias]
+        everything = torch.cat(found) if found else hidden.new_zeros(0, dtype=torch.float32)
+        ctx.mark_non_differentiable(everything)
+        return total, everything
+
+    @staticmethod
+    def backward(ctx: Any, by_total: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        scaled = [None if part is None else part.mul_(by_total) for part in ctx.gradients]
+        ctx.gradients = []
+        return (*scaled, None, None, None, None)
+
+
+def _pieces(rows: int, vocabulary: int) -> Iterator[slice]:
+    size = max(FEWEST, CELLS // vocabulary)
+    return (slice(begin, min(begin + size, rows)) for begin in range(0, rows, size))
+
+
+def _softcap(policy: Policy) -> float | None:
+    return getattr(policy.model.config, "final_logit_softcapping", None)
+
+
+def _logits(
+    states: Tensor, weight: Tensor, bias: Tensor | None, softcap: float | None, temperature: float
+) -> tuple[Tensor, Tensor | None]:
+    """float32 logits of the temperature-scaled policy, and their slope by the head's own where these are capped."""
+    logits = torch.nn.functional.linear(states, weight, bias).float()
+    slope = None
+    if softcap is not None:
+        bent = torch.tanh(logits / softcap)
+        logits, slope = bent * softcap, 1 - bent.square()
+    return (logits / temperature if temperature != 1.0 else logits), slope
+
+
+def _of_targets(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of the targets, and the logarithm of what the logits' exponentials add up to."""
+    normaliser = logits.logsumexp(-1)
+    return logits.gather(-1, targets[:, None])[:, 0] - normaliser, normaliser
