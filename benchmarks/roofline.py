@@ -30,6 +30,7 @@ import torch
 from benchmarks.flops import OPTIMIZER_BYTES, Size, Work, learning, sampling
 from benchmarks.measuring import machine, spread, table
 from benchmarks.workload import CASES, Case, Gradus
+from pipeline.cores import keep_freed_memory
 
 SQUARES = ((512,) * 3, (1024,) * 3, (2048,) * 3)
 COPIED = 256 * 2**20
@@ -138,6 +139,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="also write every turn's figures here")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    keep_freed_memory()
     names = [name for name in options.cases if not options.quick or name.startswith("tiny")]
     measured = {name: (shape, product(shape)) for name, shape in shapes(names).items()}
     stream = bandwidth()

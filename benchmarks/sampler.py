@@ -29,6 +29,7 @@ import torch
 
 from benchmarks.measuring import Clock, Worker, alternate, machine, peak_memory, ratios, spread, table
 from benchmarks.workload import CASES, END, PAD, Case, EndOnSchedule, Gradus, expected, make_policy
+from pipeline.cores import keep_freed_memory
 from pipeline.learner import batch_logprobs
 
 PAGE = 64
@@ -155,6 +156,8 @@ def cut(rows: list[list[int]]) -> list[list[int]]:
 def worker(pipe: Any, name: str, case: Case) -> None:
     """One sampler; answers with seconds and tokens of the steps that it was asked for."""
     torch.set_num_threads(1)
+    if name == "gradus":
+        keep_freed_memory()  # as the trainer does
     sample, clock, number = SAMPLERS[name](case), Clock(), 0
     pipe.send(None)
     while steps := pipe.recv():

@@ -39,7 +39,9 @@ from torch import Tensor
 
 from benchmarks.measuring import Clock, Worker, alternate, machine, peak_memory, ratios, spread, table
 from benchmarks.workload import CASES, Case, EndOnSchedule, Gradus, expected, make_policy
+from pipeline.config import PolicyConfig
 from pipeline.learner import batch_logprobs
+from pipeline.policy import use_threads
 from pipeline.types import Rollouts
 
 LR = 1e-4
@@ -157,7 +159,7 @@ def make_trainer(case: Case, rows: int) -> tuple[Any, Clock, list[list[list[int]
 
 def gradus_worker(pipe: Any, case: Case, path: str) -> None:
     """gradus in a process of its own: one update on TRL's completions, then turns of whole steps."""
-    torch.set_num_threads(1)
+    use_threads(PolicyConfig(path=case.name, threads=1))  # as the trainer does
     system = Gradus(case, lr=LR)
     held = peak_memory()
     system.update(given(system, pipe.recv()), 1)

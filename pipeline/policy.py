@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-import os
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +25,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from pipeline.config import PolicyConfig
+from pipeline.cores import keep_freed_memory, usable_cores
 from pipeline.errors import UserError
 
 TEMPLATE_FILE = "template.json"
@@ -198,9 +198,10 @@ def pick_device(wanted: str) -> torch.device:
 
 
 def use_threads(config: PolicyConfig) -> None:
-    """Set the number of CPU threads of this process: what the configuration says, or all cores but one."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    torch.set_num_threads(config.threads or max(1, cores - 1))
+    """Set this process up to compute: as many CPU threads as the configuration says, or one less than there are cores,
+    and memory that stays once it is there."""
+    torch.set_num_threads(config.threads or max(1, usable_cores() - 1))
+    keep_freed_memory()
 
 
 def parameters(policy: Policy) -> dict[str, Tensor]:
