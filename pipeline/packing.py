@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -24,11 +25,54 @@ from transformers import AttentionInterface
 from pipeline.policy import Policy, completion_logprobs
 
 NAME = "gradus_packed"
+BUCKETS = 4
+"""Groups of similar length that the completions of a pack attend in."""
+SIMILAR = 1.25
+"""Where the longest is longer than the shortest by no more than this factor, one group is enough."""
+LEAST_BUCKET = 8
+"""Completions that are worth a group."""
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Completions of similar length, which attend together, padded to the longest."""
+
+    tokens: Tensor
+    """int64 [B, T], where each completion's tokens are; filled up on the right with 0."""
+    seen: Tensor
+    """int64 [B, L + T], where the tokens are that it may look at: its prompt's and its own."""
+    known: Tensor
+    """int64 [B, 1], tokens of its prompt."""
+    length: int
+    """L, of the longest prompt."""
+
+    biases: dict[tuple[int | None, torch.dtype], Tensor] = field(default_factory=dict, repr=False)
+    """What has been asked for; every layer asks for the same."""
+
+    def bias(self, window: int | None, dtype: torch.dtype) -> Tensor:
+        """[B, 1, T, L + T], 0 where a completion's token sees another and -inf where it does not."""
+        if (window, dtype) not in self.biases:
+            unseen = ~self._sees(window)[:, None]
+            self.biases[window, dtype] = unseen.new_zeros(unseen.shape, dtype=dtype).masked_fill_(unseen, -torch.inf)
+        return self.biases[window, dtype]
+
+    def _sees(self, window: int | None) -> Tensor:
+        """bool [B, T, L + T]."""
+        device = self.tokens.device
+        at = torch.arange(self.seen.shape[1], device=device)
+        query_at = torch.arange(self.tokens.shape[1], device=device)
+        real = (at < self.known) | (at >= self.length)
+        mask = real[:, None] & (at - self.length <= query_at[:, None])
+        if window is not None:
+            # Distance in the text: shorter prompts are filled up between their end and the completion's first token.
+            text_at = torch.where(at < self.length, at, at - self.length + self.known)
+            mask = mask & ((self.known + query_at)[..., None] - text_at[:, None] < window)
+        return mask
 
 
 @dataclass(frozen=True)
 class Pack:
-    """Which token is where. N tokens in all, S prompts, R completions, M predicted tokens.
+    """Which token is where. N tokens in all, S prompts, M predicted tokens.
 
     A completion's last token predicts nothing, so it is not part of the pass.
     """
@@ -39,14 +83,9 @@ class Pack:
     """int64 [N], a token's position in its own text."""
     prompts: Tensor
     """int64 [S, L], where each prompt's tokens are; filled up on the right with 0."""
-    completions: Tensor
-    """int64 [R, T], where each completion's tokens are; filled up on the right with 0."""
-    lengths: Tensor
-    """int64 [S], tokens of each prompt."""
-    slot: Tensor
-    """int64 [R], the prompt of each completion."""
+    buckets: list[Bucket]
     order: Tensor
-    """int64 [N], where the packed tokens are in [prompts, completions] flattened."""
+    """int64 [N], where each token's result is in those of the prompts and then of the buckets."""
     sources: Tensor
     """int64 [M], where the token before each predicted token is: the prompt's last or the completion's own."""
     targets: Tensor
@@ -54,76 +93,73 @@ class Pack:
 
     @classmethod
     def of(cls, prompts: list[list[int]], slots: list[int], completions: list[list[int]], device: torch.device) -> Pack:
-        """``completions[r]`` follows ``prompts[slots[r]]``; completions of one prompt stand together."""
+        """``completions[r]`` follows ``prompts[slots[r]]``."""
         ids = [token for prompt in prompts for token in prompt]
         positions = [at for prompt in prompts for at in range(len(prompt))]
-        starts = _starts([len(prompt) for prompt in prompts])
-        sources, places, begin = [], [], len(ids)
+        ends = list(accumulate(map(len, prompts)))
+        prompt_runs = [range(end - len(prompt), end) for end, prompt in zip(ends, prompts, strict=True)]
+        sources, runs = list[int](), list[range]()
         for slot, completion in zip(slots, completions, strict=True):
-            own, behind = range(begin, begin + len(completion) - 1), len(prompts[slot])
+            run, behind = range(len(ids), len(ids) + len(completion) - 1), len(prompts[slot])
             ids += completion[:-1]
-            positions += range(behind, behind + len(own))
-            sources += [starts[slot] + behind - 1, *own]
-            places.append(own)
-            begin += len(own)
-        prompt_places = [range(start, start + len(prompt)) for start, prompt in zip(starts, prompts, strict=True)]
-        prompt_grid, completion_grid = _grid(prompt_places), _grid(places)
-        inside = torch.cat([_inside(prompt_places).flatten(), _inside(places).flatten()])
-        order = inside.nonzero()[:, 0]
-
-        def tensor(values: list[int]) -> Tensor:
-            return torch.tensor(values, dtype=torch.long, device=device)
-
-        return cls(
-            ids=tensor(ids),
-            positions=tensor(positions),
-            prompts=prompt_grid.to(device),
-            completions=completion_grid.to(device),
-            lengths=tensor([len(prompt) for prompt in prompts]),
-            slot=tensor(slots),
-            order=order.to(device),
-            sources=tensor(sources),
-            targets=tensor([token for completion in completions for token in completion]),
-        )
+            positions += range(behind, behind + len(run))
+            sources += [ends[slot] - 1, *run]
+            runs.append(run)
+        prompt_grid, real = _grid(prompt_runs)
+        places, buckets = [prompt_grid[real]], []
+        cells = [real.flatten().nonzero()[:, 0]]
+        offset = real.numel()
+        for rows in _similar([len(run) for run in runs]):
+            tokens, real = _grid([runs[row] for row in rows])
+            slot = torch.tensor([slots[row] for row in rows])
+            known = torch.tensor([[len(prompts[slots[row]])] for row in rows])
+            seen = torch.cat([prompt_grid[slot], tokens], 1)
+            buckets.append(Bucket(tokens.to(device), seen.to(device), known.to(device), prompt_grid.shape[1]))
+            places.append(tokens[real])
+            cells.append(real.flatten().nonzero()[:, 0] + offset)
+            offset += real.numel()
+        order = torch.empty(len(ids), dtype=torch.long)
+        order[torch.cat(places)] = torch.cat(cells)
+        flat = [torch.tensor(values, dtype=torch.long, device=device) for values in (ids, positions, sources)]
+        targets = torch.tensor([token for completion in completions for token in completion], device=device)
+        return cls(flat[0], flat[1], prompt_grid.to(device), buckets, order.to(device), flat[2], targets)
 
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor, scale: float, window: int | None) -> Tensor:
         """Every token's attention over its own prompt and completion.
 
         Shapes: queries [N, H, d], keys and values [N, Hkv, d] -> [N, H, d].
         """
-        outputs = [_attention(queries[self.prompts], keys[self.prompts], values[self.prompts], None, scale, window)]
-        if self.completions.shape[1]:
-            before, own = self.prompts[self.slot], self.completions
-            length, width = before.shape[1], own.shape[1]
-            at = torch.arange(length + width, device=queries.device)
-            known = self.lengths[self.slot][:, None]
-            real = (at < known) | (at >= length)
-            query_at, key_at = torch.arange(width, device=queries.device), at - length
-            causal = key_at <= query_at[:, None]
-            mask = real[:, None] & causal
-            if window is not None:
-                # Distance in the text: prompts are filled up between their end and the completion's first token.
-                text_at = torch.where(at < length, at, at - length + known)
-                mask = mask & ((known + query_at)[..., None] - text_at[:, None] < window)
-            seen = torch.cat([before, own], 1)
-            outputs.append(_attention(queries[own], keys[seen], values[seen], mask[:, None], scale, None))
-        return torch.cat([output.flatten(0, 1) for output in outputs])[self.order]
+
+        def attended(at: Tensor, seen: Tensor, mask: Tensor | None) -> Tensor:
+            return _attention(_taken(queries, at), _taken(keys, seen), _taken(values, seen), mask, scale)
+
+        mask = None if window is None else _causal(self.prompts.shape[1], window, queries)
+        outputs = [attended(self.prompts, self.prompts, mask)]
+        for bucket in self.buckets:
+            outputs.append(attended(bucket.tokens, bucket.seen, bucket.bias(window, queries.dtype)))
+        return torch.cat([output.flatten(0, 1) for output in outputs]).index_select(0, self.order)
 
 
-def _attention(
-    queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scale: float, window: int | None
-) -> Tensor:
-    """Shapes: [B, Q, H, d], [B, L, Hkv, d], mask bool [B, 1, Q, L] or causal where None -> [B, Q, H, d]."""
-    if mask is None and window is not None and window < queries.shape[1]:
-        at = torch.arange(queries.shape[1], device=queries.device)
-        back = at[:, None] - at
-        mask = (back >= 0) & (back < window)
-    repeated = queries.shape[2] // keys.shape[2]
-    keys, values = (
-        x.transpose(1, 2).repeat_interleave(repeated, 1) if repeated > 1 else x.transpose(1, 2) for x in (keys, values)
-    )
+def _taken(states: Tensor, places: Tensor) -> Tensor:
+    """states[places]; its gradient is added up faster than that of an index."""
+    return states.index_select(0, places.flatten()).unflatten(0, places.shape)
+
+
+def _causal(length: int, window: int, like: Tensor) -> Tensor:
+    """bool [1, 1, L, L], true where a token sees another at most ``window`` - 1 before it."""
+    at = torch.arange(length, device=like.device)
+    back = at[:, None] - at
+    return ((back >= 0) & (back < window))[None, None]
+
+
+def _attention(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    """Shapes: [B, Q, H, d], [B, L, Hkv, d], a mask as PyTorch takes it, [B, 1, Q, L], or causal where None
+    -> [B, Q, H, d]."""
+    queries, keys, values = (states.transpose(1, 2) for states in (queries, keys, values))
+    if (repeated := queries.shape[1] // keys.shape[1]) > 1:
+        keys, values = (states.repeat_interleave(repeated, 1) for states in (keys, values))
     return torch.nn.functional.scaled_dot_product_attention(
-        queries.transpose(1, 2), keys, values, attn_mask=mask, is_causal=mask is None, scale=scale
+        queries, keys, values, attn_mask=mask, is_causal=mask is None, scale=scale
     ).transpose(1, 2)
 
 
@@ -208,23 +244,20 @@ def _agrees(policy: Policy) -> bool:
     return bool((found - torch.cat(wanted)).abs().max() <= tolerance)
 
 
-def _starts(lengths: list[int]) -> list[int]:
-    """Where each of some runs of these lengths begins."""
-    starts = [0]
-    for length in lengths[:-1]:
-        starts.append(starts[-1] + length)
-    return starts
+def _similar(lengths: list[int]) -> list[list[int]]:
+    """Rows in groups of similar length, without empty ones: a group is padded to its longest row."""
+    rows = sorted((row for row, length in enumerate(lengths) if length), key=lambda row: (lengths[row], row))
+    if rows and lengths[rows[-1]] <= SIMILAR * lengths[rows[0]]:
+        return [rows]
+    size = max(LEAST_BUCKET, -(-len(rows) // BUCKETS))
+    return [rows[begin : begin + size] for begin in range(0, len(rows), size)]
 
 
-def _grid(places: list[range]) -> Tensor:
-    """Runs of places as rows, filled up on the right with 0."""
-    width = max(map(len, places), default=0)
-    return torch.tensor([[*run, *[0] * (width - len(run))] for run in places], dtype=torch.long).view(
-        len(places), width
-    )
+def _grid(runs: list[range]) -> tuple[Tensor, Tensor]:
+    """Runs of places as rows, filled up on the right with 0; and which cells hold one.
 
-
-def _inside(places: list[range]) -> Tensor:
-    """Which cells of :func:`_grid` hold a place."""
-    width = max(map(len, places), default=0)
-    return torch.arange(width) < torch.tensor([len(run) for run in places])[:, None]
+    Shapes: -> int64 [B, W], bool [B, W].
+    """
+    width = max(map(len, runs))
+    grid = torch.tensor([[*run, *[0] * (width - len(run))] for run in runs])
+    return grid, torch.arange(width) < torch.tensor([len(run) for run in runs])[:, None]
