@@ -169,11 +169,16 @@ class StageConfig(Options):
     clip: tuple[Annotated[float, Field(gt=0, lt=1)], Annotated[float, Field(gt=0)]] | None = None
     """[low, high]: bound the probability ratio to the sampler's policy to [1-low, 1+high]; null: no ratio at all.
     Default: null, or [0.2, 0.28] with ``async``."""
+    old_logprobs: Literal["sampler", "recompute"] = "sampler"
+    """What the ratio's denominator is: what the sampler recorded while sampling, or one more pass before the first
+    update. Wanted where sampler and trainer disagree, as ``update/train_sample_mismatch`` tells."""
     async_: Literal[0, 1] = Field(0, alias="async")
     """1: sample the next batch while this one trains, by the policy as it was before the update that is under way; the
     ratio to that policy and its ``clip`` correct for the one step. Uses a second core, and holds the weights twice."""
     token_budget: Annotated[int, RUNTIME] = Field(16_384, ge=1)
-    """Tokens, padding included, that one forward and backward pass may hold; bounds memory, changes no result."""
+    """Tokens that one forward and backward pass may hold, a group's prompt once; bounds memory, changes no result."""
+    gradient_checkpointing: Annotated[bool, RUNTIME] = False
+    """Compute a layer's states again in the backward pass instead of keeping them: less memory, a third more time."""
     sampling: SamplingConfig | None = None
     """Replaces the pipeline's sampling options in this stage."""
     eval_every: int = Field(0, ge=0)

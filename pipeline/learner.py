@@ -10,14 +10,16 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from pipeline import head
 from pipeline.config import StageConfig
-from pipeline.errors import StageFailed
+from pipeline.errors import StageFailed, UserError
 from pipeline.losses import token_weights, weighted_likelihood
 from pipeline.packing import Pack, can_pack, computing, hidden_states
 from pipeline.policy import Policy, completion_logprobs
@@ -122,6 +124,8 @@ class Learner:
         groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
         self.skipped_in_a_row = 0
+        if config.gradient_checkpointing:
+            checkpoint_layers(policy.model)
 
     def update(self, rollouts: Rollouts, step: int, weigh: Callable[[int], Tensor]) -> tuple[dict[str, float], Tensor]:
         """Train on one batch, ``config.updates_per_batch`` times; ``weigh(n)`` gives the weights of update n.
@@ -129,6 +133,9 @@ class Learner:
         Returns the metrics of the last update and the weights of the first.
         Raises: StageFailed after too many updates in a row whose loss or gradient was not finite.
         """
+        if self.config.old_logprobs == "recompute":
+            again = batch_logprobs(self.policy, rollouts, self.temperature, self.config.token_budget)
+            rollouts = replace(rollouts, rollout_logprobs_PKT=again)
         rows, first_weights, metrics = Rows.of(rollouts), None, dict[str, float]()
         for update in range(self.config.updates_per_batch):
             weights = weigh(update)
@@ -234,6 +241,28 @@ class Learner:
                 f"the loss or its gradient was not finite in {self.skipped_in_a_row} updates in a row; "
                 f"lower the stage's lr, or check the rewards. The weights are those of the last good update."
             )
+
+
+def checkpoint_layers(model: PreTrainedModel) -> None:
+    """Compute layers again in backward passes. transformers does so in training mode only; the layers alone are put
+    into it, so that their dropout stays off.
+
+    Raises: UserError where the model has no such layers.
+    """
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if not layers or not model.supports_gradient_checkpointing:
+        raise UserError(
+            f"{model.config.model_type} models cannot compute their layers again",
+            where="gradient_checkpointing",
+            got="true",
+            expected="a model that transformers can checkpoint",
+            fix="set it to false, and token_budget lower",
+        )
+    # The second name is the one that transformers had before 5.23.
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+    for layer in layers:
+        layer.training = True
 
 
 @torch.no_grad()

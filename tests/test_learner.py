@@ -153,6 +153,33 @@ def test_packs_respect_the_budget_and_cover_every_row_once(policy, prompts):
     assert len(packs) > 2
 
 
+@pytest.mark.parametrize("architecture", [{}, {"model_type": "gemma2", "head_dim": 8}], ids=["packed", "padded"])
+def test_checkpointed_layers_give_the_same_gradient_and_are_computed_again(architecture, prompts):
+    updated, calls = [], []
+    for checkpointing in (False, True):
+        policy = tiny_policy(**architecture)
+        rollouts = sampled(policy, prompts)
+        subject = Learner(policy, config(gradient_checkpointing=checkpointing), temperature=1.0)
+        seen: list[int] = []
+        policy.model.base_model.layers[0].mlp.register_forward_pre_hook(lambda *_, seen=seen: seen.append(1))
+        subject.update(rollouts, 1, lambda update: WEIGHTS)
+        updated.append(state(policy))
+        calls.append(len(seen))
+    torch.testing.assert_close(updated[1], updated[0], rtol=1e-5, atol=1e-7)
+    assert calls[1] > calls[0]
+
+
+def test_old_logprobs_can_be_computed_again(policy, prompts):
+    rollouts = sampled(policy, prompts)
+    wrong = replace(rollouts, rollout_logprobs_PKT=rollouts.rollout_logprobs_PKT - 0.5 * rollouts.mask_PKT)
+    measured = []
+    for source in ("sampler", "recompute"):
+        subject = Learner(tiny_policy(), config(old_logprobs=source, clip=(0.2, 0.28)), temperature=1.0)
+        metrics, _ = subject.update(wrong, 1, lambda update: WEIGHTS)
+        measured.append(metrics["update/train_sample_mismatch"])
+    assert measured[0] == pytest.approx(0.5, abs=1e-4) and measured[1] < 1e-5
+
+
 def test_a_batch_without_weight_leaves_the_policy_alone(prompts):
     untouched, metrics = after_one_update(prompts, weights=torch.zeros(4, 3))
     assert torch.equal(untouched, state(tiny_policy())) and metrics["update/rows"] == 0
