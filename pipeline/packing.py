@@ -224,6 +224,8 @@ def can_pack(policy: Policy) -> bool:
 def _agrees(policy: Policy) -> bool:
     from pipeline.head import logprobs  # it needs nothing of this module, but a policy's head
 
+    if type(policy.model.get_output_embeddings()) is not torch.nn.Linear:
+        return False
     vocabulary = int(policy.model.get_input_embeddings().num_embeddings)  # type: ignore[arg-type]
     prompts = [[at % vocabulary for at in range(first, first + length)] for first, length in ((1, 9), (3, 4))]
     completions = [

@@ -23,6 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pipeline.head import head_product
+
 Attend = Callable[[int, Tensor, Tensor], Tensor]
 """(block, queries [N, H, d], keys and values [N, 2, Hkv, d]) -> attended values [N, H * d]."""
 
@@ -82,6 +84,8 @@ class Decoder:
         self.model, self.base = model, model.base_model
         self.head = model.get_output_embeddings()
         layers = getattr(self.base, "layers", None)
+        if type(self.head) is not torch.nn.Linear:
+            raise Unsupported("its head is no plain linear layer")
         if layers is None or not hasattr(self.base, "rotary_emb") or not hasattr(self.base, "norm"):
             raise Unsupported("it is not a stack of `layers` with rotary embeddings and a final `norm`")
         for layer in layers:
@@ -208,7 +212,7 @@ class Decoder:
 
         Shapes: [N, D] -> [N, V].
         """
-        logits = self.head(hidden)
+        logits = head_product(hidden, self.head.weight, self.head.bias)
         return logits if self.logit_softcap is None else torch.tanh(logits / self.logit_softcap) * self.logit_softcap
 
 
