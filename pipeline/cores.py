@@ -1,4 +1,4 @@
-"""How many CPU cores there are to share."""
+"""What a process may use of the machine: cores to share, memory to keep."""
 
 from __future__ import annotations
 
