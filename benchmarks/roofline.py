@@ -91,7 +91,7 @@ def measure(case: Case, fastest: tuple[int, int, int], stream: float, runs: int)
     system = Gradus(case)
     size, turns = Size.of(system.policy), []
     in_memory = size.parameters * 4 > last_cache()
-    system.step(0)
+    system.step(1)
     system.clock.take()
     for run in range(runs):
         numbers = range(1 + run * case.steps_a_turn, 1 + (run + 1) * case.steps_a_turn)
