@@ -71,7 +71,7 @@ AXES = {
 def worker(pipe: Any, case: Case, threads: int) -> None:
     """Whole steps of one case; answers with their seconds and the memory they added."""
     torch.set_num_threads(threads)
-    system, number = Gradus(case), 0
+    system, number = Gradus(case), 1
     held, size = peak_memory(), Size.of(system.policy)
     pipe.send(None)
     while pipe.recv():
