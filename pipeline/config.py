@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, create_model, model_validator
 
 from pipeline.config_base import RUNTIME, Name, Options
+from pipeline.config_stage import SamplingConfig, StageConfig
 from pipeline.config_task import Task
 
 
@@ -83,21 +84,6 @@ class RewardConfig(Options):
         return self.name or self.reward.rpartition(":")[2]
 
 
-class SamplingConfig(Options):
-    """How completions are drawn."""
-
-    max_tokens: int = Field(64, ge=1)
-    """Longest completion, in tokens, its end-of-sequence token included."""
-    temperature: float = Field(1.0, gt=0)
-    """Divides the logits; log-probabilities are those of the scaled policy."""
-    top_p: float = Field(1.0, gt=0, le=1)
-    """Keep the smallest set of tokens whose probability reaches this; 1 keeps all."""
-    top_k: int = Field(0, ge=0)
-    """Keep this many most probable tokens; 0 keeps all."""
-    token_budget: Annotated[int, RUNTIME] = Field(65_536, ge=1)
-    """Tokens (prompt + max_tokens, times rows) that one sampling batch may hold; bounds the KV cache."""
-
-
 class EvaluationConfig(Options):
     """How held-out accuracy is measured: one greedy completion a prompt."""
 
@@ -129,88 +115,6 @@ class CheckpointConfig(Options):
     """Steps between two, instead of seconds."""
     keep: int = Field(2, ge=2)
     """How many of the newest stay, so that a damaged one costs little; the best and the one handed over always do."""
-
-
-STALE_CLIP = (0.2, 0.28)
-"""Bounds of the ratio with ``async`` where none are given: those of arXiv 2503.14476."""
-
-
-class StageConfig(Options):
-    """Options that every stage has; each algorithm adds its own."""
-
-    stage: str
-    """The algorithm (``gradus stages`` lists them)."""
-    name: Name | None = None
-    """Folder and display name; default: the algorithm's name, numbered where it repeats."""
-    variant: Literal["manual"] = "manual"
-    """Which definition of the algorithm: the operating manual's."""
-    steps: int = Field(ge=1)
-    """Batches to train on, or fewer where ``stop_at`` is reached."""
-    prompts_per_step: int = Field(16, ge=1)
-    """P, the prompts in a batch."""
-    group_size: int = Field(8, ge=2)
-    """K, the completions sampled for each prompt; a comparison needs at least two."""
-    lr: float = Field(1e-4, gt=0)
-    """Peak learning rate of AdamW."""
-    warmup: int = Field(10, ge=0)
-    """Steps of linear warm-up; fresh Adam moments at full rate can destroy a policy in 20 steps."""
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """Learning rate after the warm-up: constant, or falling to zero at the last step."""
-    betas: tuple[float, float] = (0.9, 0.999)
-    """Adam's decay rates."""
-    weight_decay: float = Field(0.0, ge=0)
-    """Decoupled weight decay, on matrices only."""
-    grad_clip: float = Field(1.0, gt=0)
-    """Largest global gradient norm of an update."""
-    score: Literal["sum", "mean", "batch"] = "mean"
-    """A completion's log-probability: its tokens' sum, their mean, or the sum divided by the batch's mean length."""
-    updates_per_batch: int = Field(1, ge=1)
-    """Optimizer updates on each batch; more than one makes the later ones off-policy (see ``clip``)."""
-    clip: tuple[Annotated[float, Field(gt=0, lt=1)], Annotated[float, Field(gt=0)]] | None = None
-    """[low, high]: bound the probability ratio to the sampler's policy to [1-low, 1+high]; null: no ratio at all.
-    Default: null, or [0.2, 0.28] with ``async``."""
-    old_logprobs: Literal["sampler", "recompute"] = "sampler"
-    """What the ratio's denominator is: what the sampler recorded while sampling, or one more pass before the first
-    update. Wanted where sampler and trainer disagree, as ``update/train_sample_mismatch`` tells."""
-    async_: Literal[0, 1] = Field(0, alias="async")
-    """1: sample the next batch while this one trains, by the policy as it was before the update that is under way; the
-    ratio to that policy and its ``clip`` correct for the one step. Uses a second core, and holds the weights twice."""
-    token_budget: Annotated[int, RUNTIME] = Field(16_384, ge=1)
-    """Tokens that one forward and backward pass may hold, a group's prompt once; bounds memory, changes no result."""
-    gradient_checkpointing: Annotated[bool, RUNTIME] = False
-    """Compute a layer's states again in the backward pass instead of keeping them: less memory, a third more time."""
-    sampling: SamplingConfig | None = None
-    """Replaces the pipeline's sampling options in this stage."""
-    eval_every: int = Field(0, ge=0)
-    """Steps between evaluations on the validation prompts, for ``stop_at`` and ``handover: best``; 0: none."""
-    stop_at: float | None = Field(None, gt=0, le=1)
-    """End the stage as soon as accuracy on the validation prompts reaches this: switch by result, not by the clock."""
-    handover: Literal["best", "last"] = "last"
-    """Which checkpoint the next stage starts from: the last, or the best by validation accuracy."""
-    carry: list[Literal["optimizer", "critic"]] = Field(default_factory=list)
-    """What is taken over from the stage before, besides its weights, tokenizer and template; the rest starts fresh."""
-    kl_every: int = Field(10, ge=0)
-    """Steps between measurements of the KL divergence to the stage's start; 0 never measures it."""
-    max_skipped: int = Field(5, ge=1)
-    """Updates in a row that may be skipped for a non-finite loss or gradient before the stage fails."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _clip_of_stale_batches(cls, raw: Any) -> Any:
-        """A batch of an earlier policy needs the ratio, so a clip goes with it unless another was chosen."""
-        stale = isinstance(raw, dict) and raw.get("async") == 1
-        return {**raw, "clip": STALE_CLIP} if stale and "clip" not in raw else raw
-
-    @model_validator(mode="after")
-    def _stale_batches_have_a_ratio(self) -> StageConfig:
-        if self.async_ and self.clip is None:
-            raise ValueError("`async: 1` trains on an earlier policy's completions: it needs a `clip`, not null")
-        return self
-
-    @property
-    def label(self) -> str:
-        """The name the stage goes by in this pipeline."""
-        return self.name or self.stage
 
 
 class PipelineConfig(Options):
