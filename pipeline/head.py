@@ -14,13 +14,12 @@ import torch
 from torch import Tensor
 
 from pipeline.policy import Policy
+from pipeline.products import linear
 
 CELLS = 2**22
 """Logits that exist at a time."""
 FEWEST = 128
 """Rows of a piece at least, so that reading a large head's weights pays."""
-WIDE, PIECE = 16_384, 1024
-"""A vocabulary from which on the head's product is taken in pieces, and their size."""
 
 Objective = Callable[[Tensor, slice], Tensor]
 """(log-probabilities of some tokens, which of them) -> their part of the objective, a scalar."""
@@ -76,7 +75,7 @@ class _Pieces(torch.autograd.Function):
             by_logits[torch.arange(len(pull), device=pull.device), targets[piece]] += pull
             by_logits = by_logits.div_(temperature) if temperature != 1.0 else by_logits
             by_logits = (by_logits if slope is None else by_logits.mul_(slope)).to(weight.dtype)
-            by_hidden[piece] = by_logits @ weight
+            by_hidden[piece] = linear(by_logits, weight.t(), None)
             if by_weight is not None and torch.is_autocast_enabled(hidden.device.type):
                 by_weight += by_logits.t() @ states
             elif by_weight is not None:
@@ -95,24 +94,6 @@ class _Pieces(torch.autograd.Function):
         return (*scaled, None, None, None, None)
 
 
-def head_product(states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """states @ weight.T + bias; on a CPU in pieces of the vocabulary, where that is large.
-
-    MKL takes a few rows against a matrix that no cache holds at half the speed of the same in pieces.
-
-    Shapes: [R, D], [V, D], [V] -> [R, V].
-    """
-    vocabulary = weight.shape[0]
-    in_pieces = states.device.type == "cpu" and vocabulary >= WIDE and not torch.is_autocast_enabled("cpu")
-    if not in_pieces or len(states) == 1:
-        return torch.nn.functional.linear(states, weight, bias)
-    product = states.new_empty(len(states), vocabulary)
-    for begin in range(0, vocabulary, PIECE):
-        piece = slice(begin, begin + PIECE)
-        product[:, piece] = states @ weight[piece].t()
-    return product if bias is None else product.add_(bias)
-
-
 def _pieces(rows: int, vocabulary: int) -> Iterator[slice]:
     size = max(FEWEST, CELLS // vocabulary)
     return (slice(begin, min(begin + size, rows)) for begin in range(0, rows, size))
@@ -126,7 +107,7 @@ def _logits(
     states: Tensor, weight: Tensor, bias: Tensor | None, softcap: float | None, temperature: float
 ) -> tuple[Tensor, Tensor | None]:
     """float32 logits of the temperature-scaled policy, and their slope by the head's own where these are capped."""
-    logits = head_product(states, weight, bias).float()
+    logits = linear(states, weight, bias).float()
     slope = None
     if softcap is not None:
         bent = torch.tanh(logits / softcap)

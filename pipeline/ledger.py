@@ -35,6 +35,7 @@ CODE = (
     "overlap",
     "packing",
     "policy",
+    "products",
     "scoring",
     "signals",
     "sources",

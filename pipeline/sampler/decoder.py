@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.head import head_product
+from pipeline.products import Packed, linear
 
 Attend = Callable[[int, Tensor, Tensor], Tensor]
 """(block, queries [N, H, d], keys and values [N, 2, Hkv, d]) -> attended values [N, H * d]."""
@@ -55,19 +55,17 @@ class Norm:
 
 @dataclass
 class Block:
-    """One block, fused. Products are stored [in, out]."""
+    """One block, fused."""
 
     before_attention: Norm
-    qkv: Tensor
-    qkv_bias: Tensor | None
+    qkv: Packed
     query_norm: Norm | None
     key_norm: Norm | None
-    out: Tensor
-    out_bias: Tensor | None
+    out: Packed
     after_attention: Norm | None
     before_mlp: Norm
-    gate_up: Tensor
-    down: Tensor
+    gate_up: Packed
+    down: Packed
     after_mlp: Norm | None
     activation: Callable[[Tensor], Tensor]
     window: int | None
@@ -141,16 +139,14 @@ class Decoder:
         query_norm, key_norm = (self._head_norm(getattr(attention, name, None)) for name in ("q_norm", "k_norm"))
         return Block(
             before_attention=before_attention,
-            qkv=qkv.t(),
-            qkv_bias=biases,
+            qkv=Packed(qkv, biases),
             query_norm=query_norm,
             key_norm=key_norm,
-            out=attention.o_proj.weight.t(),
-            out_bias=attention.o_proj.bias,
+            out=Packed(attention.o_proj.weight, attention.o_proj.bias),
             after_attention=norms[1] if sandwich else None,
             before_mlp=before_mlp,
-            gate_up=gate_up.t(),
-            down=mlp.down_proj.weight.t(),
+            gate_up=Packed(gate_up),
+            down=Packed(mlp.down_proj.weight),
             after_mlp=norms[3] if sandwich else None,
             activation=mlp.act_fn,
             window=self.windows[index],
@@ -184,13 +180,11 @@ class Decoder:
         """
         x = self.base.embed_tokens(ids)
         for index, block in enumerate(self.blocks):
-            inner = block.before_attention(x)
-            qkv = inner @ block.qkv if block.qkv_bias is None else torch.addmm(block.qkv_bias, inner, block.qkv)
+            qkv = block.qkv(block.before_attention(x))
             queries, keys_values = self._rotated(block, qkv, angles[block.rope])
-            attended = attend(index, queries, keys_values)
-            x = _added(x, attended, block.out, block.out_bias, block.after_attention)
-            gate, up = (block.before_mlp(x) @ block.gate_up).chunk(2, -1)
-            x = _added(x, block.activation(gate).mul_(up), block.down, None, block.after_mlp)
+            x = _added(x, attend(index, queries, keys_values), block.out, block.after_attention)
+            gate, up = block.gate_up(block.before_mlp(x)).chunk(2, -1)
+            x = _added(x, block.activation(gate).mul_(up), block.down, block.after_mlp)
         return self.final(x)
 
     def _rotated(self, block: Block, qkv: Tensor, angles: Tensor) -> tuple[Tensor, Tensor]:
@@ -212,16 +206,13 @@ class Decoder:
 
         Shapes: [N, D] -> [N, V].
         """
-        logits = head_product(hidden, self.head.weight, self.head.bias)
+        logits = linear(hidden, self.head.weight, self.head.bias)
         return logits if self.logit_softcap is None else torch.tanh(logits / self.logit_softcap) * self.logit_softcap
 
 
-def _added(x: Tensor, inner: Tensor, weight: Tensor, bias: Tensor | None, norm: Norm | None) -> Tensor:
-    """x + norm(inner @ weight + bias)."""
-    if norm is None and bias is None:
-        return torch.addmm(x, inner, weight)
-    product = inner @ weight if bias is None else torch.addmm(bias, inner, weight)
-    return x + (product if norm is None else norm(product))
+def _added(x: Tensor, inner: Tensor, product: Packed, norm: Norm | None) -> Tensor:
+    """x + norm(product(inner))."""
+    return product.added(x, inner) if norm is None else x + norm(product(inner))
 
 
 def _norm(module: Any) -> Norm:

@@ -1,0 +1,113 @@
+"""Products with the weights of linear layers, by oneDNN instead of MKL where both are there.
+
+PyTorch multiplies float32 matrices on x86 with MKL, and brings oneDNN for what MKL lacks. On the AMD processors measured
+(docs/speed.md) oneDNN is faster: by a tenth on many rows, and by 1.3 to 1.8 times on few rows against weights that no
+cache holds, where it reads a weight that has been laid out for it beforehand. The operators are those that
+torch.compile's own code calls; since they are not a public interface, they are tried before they are used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+MANY = 128
+"""Rows from which on oneDNN is faster with a weight as it is; for fewer, it would have to be laid out first."""
+LAID_OUT_FOR = 64
+"""Rows that a layout is chosen for; it serves other numbers of rows as well."""
+
+LARGE = 2**18
+"""Numbers in a weight that is worth laying out: 1 MB, what a core's own cache holds."""
+
+_ops: Any = torch.ops.mkldnn
+
+
+@cache
+def onednn() -> bool:
+    """Whether oneDNN is there, for a processor that it is made for, and multiplies."""
+    if platform.machine().lower() not in ("x86_64", "amd64") or not torch.backends.mkldnn.is_available():
+        return False
+    left, right = torch.arange(12.0).view(3, 4), torch.arange(20.0).view(5, 4)
+    try:
+        laid_out = _ops._reorder_linear_weight(right, LAID_OUT_FOR)
+        found = [_linear(left, weight, None) for weight in (right, laid_out)]
+        found.append(_ops._linear_pointwise.binary(left, torch.zeros(3, 5), laid_out, None, "add"))
+    except (AttributeError, RuntimeError, TypeError):
+        return False
+    return all(torch.equal(product, left @ right.t()) for product in found)
+
+
+def linear(states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """states @ weight.T + bias, differentiable.
+
+    Shapes: [..., D], [V, D], [V] -> [..., V].
+    """
+    if not _suits(states, weight) or states.numel() < MANY * states.shape[-1]:
+        return torch.nn.functional.linear(states, weight, bias)
+    return _Linear.apply(states, weight, bias)
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(states, weight)
+        return _linear(states, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, by_product: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        states, weight = ctx.saved_tensors
+        by_states, by_weight, by_bias = ctx.needs_input_grad
+        rows = by_product.flatten(0, -2)
+        return (
+            _linear(by_product.contiguous(), weight.t(), None) if by_states else None,
+            rows.t() @ states.flatten(0, -2) if by_weight else None,  # the one of the three that MKL is faster at
+            rows.sum(0) if by_bias else None,
+        )
+
+
+class Packed:
+    """A linear layer as it is now, laid out for products without a gradient. Shapes: weight [V, D], bias [V]."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None):
+        self.bias, self.laid_out = bias, weight.numel() >= LARGE and _suits(weight, weight)
+        self.weight = _ops._reorder_linear_weight(weight, LAID_OUT_FOR) if self.laid_out else weight.t()
+
+    def __call__(self, states: Tensor) -> Tensor:
+        """states @ weight.T + bias. Shapes: [R, D] -> [R, V]."""
+        if self.laid_out:
+            return _linear(states, self.weight, self.bias)
+        return states @ self.weight if self.bias is None else torch.addmm(self.bias, states, self.weight)
+
+    def added(self, to: Tensor, states: Tensor) -> Tensor:
+        """to + states @ weight.T + bias. Shapes: [R, V], [R, D] -> [R, V]."""
+        if self.laid_out:
+            return _ops._linear_pointwise.binary(states, to, self.weight, self.bias, "add")
+        return torch.addmm(to if self.bias is None else to + self.bias, states, self.weight)
+
+
+@contextlib.contextmanager
+def in_layers(model: torch.nn.Module) -> Iterator[None]:
+    """The linear layers of a model multiply as :func:`linear` does."""
+    layers = [module for module in model.modules() if type(module) is torch.nn.Linear]
+    for layer in layers:
+        layer.forward = lambda states, layer=layer: linear(states, layer.weight, layer.bias)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward
+
+
+def _linear(states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return _ops._linear_pointwise.default(states, weight, bias, "none", [], "")
+
+
+def _suits(states: Tensor, weight: Tensor) -> bool:
+    plain = states.dtype == weight.dtype == torch.float32 and states.device.type == weight.device.type == "cpu"
+    return plain and not torch.is_autocast_enabled("cpu") and onednn()
