@@ -372,7 +372,7 @@ def test_two_processes_on_one_run(finished):
 FIFTH = """
 from typing import Literal
 from pipeline.config import StageConfig
-from pipeline.stage import Needs, Stage
+from pipeline.stage import Critic, Needs, Stage
 
 class MineConfig(StageConfig):
     stage: Literal["mine"]
@@ -381,7 +381,7 @@ class MineConfig(StageConfig):
 def weigh(signals, config):
     return config.gain * (signals.rewards_PK - signals.values_P[:, None]) - signals.reference_rewards_PK
 
-NEEDS = Needs(critic_lr=0.1, reference=True, reference_rewards=True)
+NEEDS = Needs(critic=Critic("prompt", lr=0.1), reference=True, reference_rewards=True)
 STAGE = Stage("mine", "an algorithm nobody has seen", MineConfig, weigh, lambda config: NEEDS)
 """
 
