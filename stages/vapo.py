@@ -35,7 +35,7 @@ class VAPOConfig(StageConfig):
 
     presets: ClassVar = {
         "paper": {
-            "critic": "token", "critic_lr": 1e-4, "critic_warmup": 10, "critic_clip": 0.2,
+            "critic": "token", "critic_lr": 2e-4, "critic_warmup": 10, "critic_clip": 0.2,
             "score": "batch", "clip": (0.2, 0.28), "likelihood": 0.1,
         }
     }  # fmt: skip
