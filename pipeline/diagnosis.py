@@ -1,0 +1,355 @@
+"""What a probe says about a policy on a task: pure statistics of P groups of K scored completions, no tensor, no model.
+
+Prompts are the units of every interval: the completions of one prompt resemble each other, so that P x K of them tell
+less than as many independent ones would.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean, variance
+
+Z = 1.959964
+"""Half width of a 95 % interval in standard errors."""
+TIE_DIGITS = 9
+"""Scores that agree to this many decimals are equal, as in a ranking."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A share with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Group:
+    """One prompt's completions. All lists have one entry a completion; NaN where nobody could score it."""
+
+    rewards: list[float]
+    """Weighted reward."""
+    again: list[float]
+    """The same completions' reward, scored a second time."""
+    correct: list[float]
+    """1 where it counts as correct, else 0."""
+    correct_again: list[float]
+    """The same by the second scoring."""
+    lengths: list[int]
+    """Tokens."""
+    truncated: list[bool]
+    """Whether max_tokens ended it."""
+    components: dict[str, list[float]] = field(default_factory=dict)
+    """label of a reward -> scores."""
+
+    def key(self, name: str) -> list[float]:
+        """A ranking key's values, higher is better: ``reward``, ``shorter``, ``longer`` or a reward's label."""
+        if name in ("shorter", "longer"):
+            return [float(length if name == "longer" else -length) for length in self.lengths]
+        return self.rewards if name == "reward" else self.components[name]
+
+
+@dataclass(frozen=True)
+class KeyUse:
+    """What a ranking key does beside the reward."""
+
+    key: str
+    breaks: Estimate | None
+    """Share of the pairs with equal reward that it tells apart; None where there are no such pairs."""
+    agrees: Estimate | None
+    """Share of the pairs that reward and key both tell apart in which they prefer the same one; 0.5 is a coin."""
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """Everything that the decision rules look at, and what is shown."""
+
+    prompts: int
+    samples: int
+    """Completions a prompt."""
+    pass_at: dict[int, Estimate]
+    """k -> pass@k."""
+    mixed: dict[int, Estimate]
+    """K -> expected share of groups of K with right and wrong completions."""
+    all_wrong: dict[int, Estimate]
+    """K -> expected share of groups without a right completion."""
+    all_right: dict[int, Estimate]
+    """K -> expected share of groups without a wrong completion."""
+    useful: dict[int, Estimate]
+    """K -> expected share of groups whose rewards are not all equal: those that a group's mean teaches anything."""
+    ordered: dict[int, Estimate]
+    """K -> expected share of groups in which ``ranking`` tells at least two completions apart."""
+    success: list[int]
+    """Prompts by their share of right completions: 0, four equal steps in between, 1."""
+    reward_mean: float
+    within: float
+    """Variance of the reward among completions of one prompt, in reward units squared."""
+    between: float
+    """Variance among the prompts' expected rewards."""
+    noise: Estimate | None
+    """Share of ``within`` that is the scorer's own noise; None where no group has unequal rewards."""
+    flips: Estimate
+    """Share of completions that count as right by one scoring and as wrong by the other."""
+    failed: Estimate
+    """Share of completions that nobody could score."""
+    ties: Estimate
+    """Share of pairs within a group whose rewards are equal."""
+    ranking: tuple[str, ...]
+    """The keys behind ``ordered`` and ``ranked_ties``, the most important first."""
+    ranked_ties: Estimate | None
+    """Share of the pairs with equal reward that the keys of ``ranking`` tell apart; None where there are none."""
+    keys: list[KeyUse]
+    length_mean: float
+    length_high: int
+    """95th percentile of the completion lengths, in tokens."""
+    max_tokens: int
+    truncated: Estimate
+
+
+def pass_at_k(total: int, correct: int, k: int) -> float:
+    """Probability that k completions drawn without replacement from ``total`` hold a correct one.
+
+        1 - C(total - correct, k) / C(total, k)
+
+    the unbiased estimate of 1 - (1 - p)^k. Source: Chen et al. 2021 (arXiv 2107.03374), section 2.1.
+
+    >>> pass_at_k(4, 1, 2)
+    0.5
+    """
+    assert 0 <= correct <= total and 1 <= k <= total
+    return 1 - math.comb(total - correct, k) / math.comb(total, k)
+
+
+def alike(sizes: Sequence[int], k: int) -> float:
+    """Probability that k completions drawn without replacement all fall into one class.
+
+        sum over classes of C(size, k) / C(total, k)
+
+    the unbiased estimate of the sum of p^k: how often a group of k is uniform. With the classes right and wrong it is
+    the share of all-right and all-wrong groups; with classes of equal keys, of groups that a ranking cannot order.
+
+    >>> alike([3, 1], 2)  # 3 of the 6 pairs are both right, none both wrong
+    0.5
+    """
+    total = sum(sizes)
+    assert 1 <= k <= total
+    return sum(math.comb(size, k) for size in sizes) / math.comb(total, k)
+
+
+def share(numerators: Sequence[float], denominators: Sequence[float]) -> Estimate | None:
+    """The ratio sum(numerators) / sum(denominators), between 0 and 1, with an interval over the prompts.
+
+    The standard error is the delete-one-prompt jackknife's. The interval is Wilson's with as many trials as would give
+    that error, and at least one for each prompt that counts: so it has a width where every prompt says the same.
+
+    Shapes: a number a prompt each. Edge: None where the denominators are all 0; a ratio above 1 counts as 1.
+    Source: Efron and Stein 1981 (jackknife); Wilson 1927; Korn and Graubard 1998 (effective number of trials).
+
+    >>> share([1, 0, 1, 1], [1, 1, 1, 1])
+    Estimate(value=0.75, low=0.3006, high=0.9544)
+    """
+    pairs = [(a, b) for a, b in zip(numerators, denominators, strict=True) if b > 0]
+    if not pairs:
+        return None
+    above, below, count = sum(a for a, _ in pairs), sum(b for _, b in pairs), len(pairs)
+    value = min(1.0, max(0.0, above / below))
+    left_out = [(above - a) / (below - b) for a, b in pairs if below - b > 0]
+    error2 = (count - 1) / count * sum((x - fmean(left_out)) ** 2 for x in left_out) if len(left_out) == count else 0.0
+    trials = max(float(count), value * (1 - value) / error2) if error2 > 0 else float(count)
+    low, high = wilson(value, trials)
+    return Estimate(value, round(low, 4), round(high, 4))
+
+
+def wilson(value: float, trials: float) -> tuple[float, float]:
+    """95 % interval of a share seen in this many trials, which need not be whole. Source: Wilson 1927.
+
+    >>> [round(bound, 4) for bound in wilson(0.8, 10)]
+    [0.4902, 0.9433]
+    """
+    z2 = Z * Z
+    centre = (value + z2 / (2 * trials)) / (1 + z2 / trials)
+    half = Z * math.sqrt(value * (1 - value) / trials + z2 / (4 * trials**2)) / (1 + z2 / trials)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def variance_parts(groups: Sequence[Sequence[float]]) -> tuple[float, float]:
+    """Variance within and between the groups, as one-way analysis of variance estimates them.
+
+        within  = weighted mean of the groups' unbiased variances, by their degrees of freedom
+        between = variance of the groups' means - within * mean(1 / size), at least 0
+
+    The subtraction takes away what the means differ by chance alone. Source: Searle, Casella, McCulloch 1992, ch. 3
+    (method of moments, unweighted means).
+
+    >>> variance_parts([[1.0, 0.0], [1.0, 1.0]])  # 0.5 and 0; means 0.5 and 1, 0.125 - 0.25 / 2
+    (0.25, 0.0)
+    """
+    whole = [group for group in groups if len(group) >= 2]
+    if not whole:
+        return 0.0, 0.0
+    freedom = sum(len(group) - 1 for group in whole)
+    within = sum(variance(group) * (len(group) - 1) for group in whole) / freedom
+    if len(whole) < 2:
+        return within, 0.0
+    chance = within * fmean(1 / len(group) for group in whole)
+    return within, max(0.0, variance([fmean(group) for group in whole]) - chance)
+
+
+def noise_share(groups: Sequence[Group]) -> Estimate | None:
+    """Share of the variance within groups that is the scorer's: it gives one completion two rewards.
+
+        sum over prompts of mean((r - r')^2) / 2   over   sum over prompts of var(r)
+
+    (r - r')^2 / 2 is the unbiased variance of one scoring, whatever the completion deserves; a group's variance holds
+    that plus the variance of what its completions deserve. Edge: None where no group's rewards differ.
+    """
+    noises, variances = [], []
+    for group in groups:
+        pairs = [(a, b) for a, b in zip(group.rewards, group.again, strict=True) if not math.isnan(a + b)]
+        if len(pairs) >= 2:
+            noises.append(fmean((a - b) ** 2 / 2 for a, b in pairs))
+            variances.append((variance([a for a, _ in pairs]) + variance([b for _, b in pairs])) / 2)
+    return share(noises, variances)
+
+
+def key_use(groups: Sequence[Group], key: str) -> KeyUse:
+    """How a ranking key relates to the reward, over the pairs within each group that both can judge."""
+    broken, tied, same, both = [], [], [], []
+    for group in groups:
+        counts = Counter[str]()
+        usable = [(r, v) for r, v in zip(group.rewards, group.key(key), strict=True) if not math.isnan(r + v)]
+        for i, (reward, value) in enumerate(usable):
+            for other_reward, other_value in usable[:i]:
+                by_reward, by_key = _sign(reward - other_reward), _sign(value - other_value)
+                counts["tied"] += not by_reward
+                counts["broken"] += not by_reward and bool(by_key)
+                counts["both"] += bool(by_reward and by_key)
+                counts["same"] += by_reward * by_key == 1
+        for values, name in ((broken, "broken"), (tied, "tied"), (same, "same"), (both, "both")):
+            values.append(counts[name])
+    return KeyUse(key, share(broken, tied), share(same, both))
+
+
+def _sign(difference: float) -> int:
+    rounded = round(difference, TIE_DIGITS)
+    return (rounded > 0) - (rounded < 0)
+
+
+def classes(group: Group, keys: Sequence[str]) -> list[int]:
+    """Sizes of the classes of completions that are equal in every one of the keys; those without a score are left out.
+
+    >>> classes(Group([1, 0, 0], [1, 0, 0], [1, 0, 0], [1, 0, 0], [4, 4, 5], [False] * 3), ["reward"])
+    [1, 2]
+    """
+    values = zip(*(group.key(key) for key in keys), strict=True)
+    found: list[Hashable] = [tuple(round(v, TIE_DIGITS) for v in row) for row in values if not math.isnan(sum(row))]
+    return list(Counter(found).values())
+
+
+def diagnose(groups: Sequence[Group], ranking: Sequence[str], max_tokens: int) -> Diagnosis:
+    """All statistics of a probe. ``ranking``: the keys that a ranked stage would use, the reward first.
+
+    Every other reward component, and ``shorter``, is looked at as a key as well.
+    Edge: at least one completion must have a score.
+    """
+    samples = max(len(group.rewards) for group in groups)
+    sizes = [2**n for n in range(1, samples.bit_length()) if 2**n <= samples]
+    right: list[Sequence[int]] = [[int(c) for c in group.correct if not math.isnan(c)] for group in groups]
+    rewards = [[r for r in group.rewards if not math.isnan(r)] for group in groups]
+    within, between = variance_parts(rewards)
+    others = [*dict.fromkeys([*ranking, *groups[0].components, "shorter"])]
+    lengths = sorted(length for group in groups for length in group.lengths)
+    pairs = [[(a, b) for a, b in zip(g.correct, g.correct_again, strict=True) if not math.isnan(a + b)] for g in groups]
+    by_reward: list[Sequence[int]] = [classes(group, ["reward"]) for group in groups]
+    by_rank: list[Sequence[int]] = [classes(group, ranking) for group in groups]
+    return Diagnosis(
+        prompts=len(groups),
+        samples=samples,
+        pass_at=_by_size([1, *sizes], right, lambda c, k: pass_at_k(len(c), sum(c), k)),
+        mixed=_by_size(sizes, right, lambda c, k: 1 - alike([sum(c), len(c) - sum(c)], k)),
+        all_wrong=_by_size(sizes, right, lambda c, k: 1 - pass_at_k(len(c), sum(c), k)),
+        all_right=_by_size(sizes, right, lambda c, k: math.comb(sum(c), k) / math.comb(len(c), k)),
+        useful=_by_size(sizes, by_reward, lambda c, k: 1 - alike(c, k), size=sum),
+        ordered=_by_size(sizes, by_rank, lambda c, k: 1 - alike(c, k), size=sum),
+        success=success_histogram([(sum(c), len(c)) for c in right if c]),
+        reward_mean=fmean(r for group in rewards for r in group),
+        within=within,
+        between=between,
+        noise=noise_share(groups),
+        flips=_certain(share([sum(a != b for a, b in group) for group in pairs], [len(group) for group in pairs])),
+        failed=_certain(
+            share([len(g.rewards) - len(r) for g, r in zip(groups, rewards, strict=True)], _counts(groups))
+        ),
+        ties=_certain(share([_pairs(c) for c in by_reward], [math.comb(sum(c), 2) for c in by_reward])),
+        ranking=tuple(ranking),
+        ranked_ties=ranked_ties(groups, ranking),
+        keys=[key_use(groups, key) for key in others if key != "reward"],
+        length_mean=fmean(lengths),
+        length_high=lengths[math.ceil(0.95 * len(lengths)) - 1],
+        max_tokens=max_tokens,
+        truncated=_certain(share([sum(group.truncated) for group in groups], _counts(groups))),
+    )
+
+
+def ranked_ties(groups: Sequence[Group], ranking: Sequence[str]) -> Estimate | None:
+    """Share of the pairs with equal reward that at least one key of ``ranking`` tells apart."""
+    ties, broken = [], []
+    for group in groups:
+        scored = [all(not math.isnan(group.key(key)[i]) for key in ranking) for i in range(len(group.rewards))]
+        usable = _only(group, scored)
+        ties.append(_pairs(classes(usable, ["reward"])))
+        broken.append(ties[-1] - _pairs(classes(usable, ["reward", *ranking])))
+    return share(broken, ties)
+
+
+def success_histogram(counts: Sequence[tuple[int, int]]) -> list[int]:
+    """Prompts by their share of right completions: none, up to 1/4, 1/2, 3/4, below 1, all.
+
+    >>> success_histogram([(0, 8), (1, 8), (2, 8), (3, 8), (7, 8), (8, 8)])
+    [1, 2, 1, 0, 1, 1]
+    """
+    found = [0] * 6
+    for right, total in counts:
+        found[5 if right == total else math.ceil(4 * right / total)] += 1
+    return found
+
+
+def _by_size(
+    sizes: Sequence[int],
+    rows: Sequence[Sequence[int]],
+    chance: Callable[[Sequence[int], int], float],
+    size: Callable[[Sequence[int]], int] = len,
+) -> dict[int, Estimate]:
+    """size -> mean over the prompts of a group's chance; prompts with fewer scored completions are left out."""
+    found = {}
+    for k in sizes:
+        values = [chance(row, k) for row in rows if size(row) >= k]
+        estimate = share(values, [1] * len(values))
+        if estimate is not None:
+            found[k] = estimate
+    return found
+
+
+def _only(group: Group, kept: Sequence[bool]) -> Group:
+    """The group without the completions that are not kept, for its keys."""
+    pick = [i for i, keep in enumerate(kept) if keep]
+    rewards, lengths = [group.rewards[i] for i in pick], [group.lengths[i] for i in pick]
+    components = {label: [values[i] for i in pick] for label, values in group.components.items()}
+    return Group(rewards, rewards, rewards, rewards, lengths, [group.truncated[i] for i in pick], components)
+
+
+def _pairs(sizes: Sequence[int]) -> int:
+    return sum(math.comb(size, 2) for size in sizes)
+
+
+def _counts(groups: Sequence[Group]) -> list[int]:
+    return [len(group.rewards) for group in groups]
+
+
+def _certain(estimate: Estimate | None) -> Estimate:
+    """A share of which there is always something; nothing at all counts as 0 that could be anything."""
+    return estimate or Estimate(0.0, 0.0, 1.0)
