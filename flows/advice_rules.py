@@ -22,8 +22,9 @@ FEW_USEFUL = 0.3
 """Share of useful groups below which a group's own mean wastes more than two thirds of the sampling."""
 MIXED_WANTED = 0.5
 """Share of mixed groups that K is chosen for: half of what is sampled then teaches."""
-MIXED_GAIN = 0.05
-"""Gain in mixed groups that a doubling of K must bring, where MIXED_WANTED cannot be reached."""
+MIXED_GAIN = 1.25
+"""Factor by which a doubling of K must raise the share of mixed groups, where MIXED_WANTED cannot be reached: a rare
+success doubles it, prompts that are always or never solved leave it as it is."""
 SMALLEST_K = 4
 """The mean of K takes 1/K of a completion's own reward away; with 4 three quarters of the signal stay."""
 TIES_BROKEN = 0.1
@@ -44,6 +45,8 @@ class Situation:
 
     untrained: bool
     """Whether the probed policy has random weights."""
+    trained: bool
+    """Whether it is a checkpoint rather than the policy that the configuration starts from."""
     demonstrations: bool
     """Whether the task has worked solutions to imitate."""
     group_size: int
@@ -75,15 +78,20 @@ def decide(diagnosis: Diagnosis, situation: Situation) -> list[Advice]:
     there is one."""
     first = sft_first(diagnosis, situation)
     saturated = is_saturated(diagnosis)
-    if first.verdict == "yes" or saturated.verdict == "yes":
+    if saturated.verdict == "yes":
         return [first, saturated]
+    if first.verdict == "yes":
+        return [first, _after_sft()]
     size = group_size(diagnosis, situation)
-    ranked = ranking(diagnosis, situation, size.value)
-    return [first, saturated, size, warm_up(diagnosis, size.value), ranked, *_closing(diagnosis, situation)]
+    chosen = [size]
+    if size.value is not None:
+        chosen += [warm_up(diagnosis, size.value), ranking(diagnosis, situation, size.value)]
+    return [first, saturated, *chosen, stabilise(diagnosis, situation), length_limit(diagnosis)]
 
 
-def _closing(diagnosis: Diagnosis, situation: Situation) -> list[Advice]:
-    return [stabilise(diagnosis, situation), length_limit(diagnosis)]
+def _after_sft() -> Advice:
+    rule = "manual: SFT, DAPO or VAPO, GFPO, SRPO; ours: a policy that solves nothing cannot tell which of them fit"
+    return Advice("after that", "open", None, "open: K, warm-up, GFPO, SRPO", "probe again after SFT", rule)
 
 
 def sft_first(diagnosis: Diagnosis, situation: Situation) -> Advice:
@@ -102,7 +110,8 @@ def sft_first(diagnosis: Diagnosis, situation: Situation) -> Advice:
     if found.low < REACHABLE:
         reason += f", which leaves open whether it is above {REACHABLE:g}: probe more prompts"
         return Advice("SFT first", "open", None, "open", reason, rule)
-    return Advice("SFT first", "no", None, "not needed: rewards can teach this policy", reason, rule)
+    say = "no more than this policy has had" if situation.trained else "not needed: rewards can teach this policy"
+    return Advice("SFT first", "no", None, say, reason, rule)
 
 
 def is_saturated(diagnosis: Diagnosis) -> Advice:
@@ -119,20 +128,23 @@ def is_saturated(diagnosis: Diagnosis) -> Advice:
 
 
 def group_size(diagnosis: Diagnosis, situation: Situation) -> Advice:
-    """The smallest K with MIXED_WANTED mixed groups, else the one after which doubling brings less than MIXED_GAIN."""
-    mixed = {k: e.value for k, e in diagnosis.mixed.items() if k >= SMALLEST_K} or {
-        k: e.value for k, e in diagnosis.mixed.items()
-    }
+    """The smallest K with MIXED_WANTED mixed groups, else the one that doubling raises by MIXED_GAIN at most."""
+    known = {k: e.value for k, e in diagnosis.mixed.items() if k in diagnosis.useful and k in diagnosis.ordered}
+    mixed = {k: value for k, value in known.items() if k >= SMALLEST_K} or known
     rule = (
-        f"ours: the smallest K with {MIXED_WANTED:.0%} mixed groups, or after which doubling adds under {MIXED_GAIN:g}"
+        f"ours: the smallest K with {MIXED_WANTED:.0%} mixed groups, or that doubling raises by {MIXED_GAIN:g} at most"
     )
+    if not mixed:
+        say = f"open: {situation.group_size}, as configured"
+        return Advice("group size K", "open", None, say, "hardly any group has two completions with a score", rule)
     enough = next((k for k, value in mixed.items() if value >= MIXED_WANTED), None)
     sizes = list(mixed)
-    flat = next((a for a, b in itertools.pairwise(sizes) if mixed[b] - mixed[a] < MIXED_GAIN), sizes[-1])
+    flat = next((a for a, b in itertools.pairwise(sizes) if mixed[b] <= MIXED_GAIN * mixed[a]), sizes[-1])
     chosen = enough or flat
     reason = f"{mixed[chosen]:.0%} of groups of {chosen} are mixed"
     if enough is None:
-        reason += f", and a larger K adds little: {diagnosis.all_right[chosen].value:.0%} are all right"
+        wrong, right = diagnosis.all_wrong[chosen].value, diagnosis.all_right[chosen].value
+        reason += f", {wrong:.0%} all wrong, {right:.0%} all right, and a larger K changes little"
         if chosen == sizes[-1]:
             reason = f"{mixed[chosen]:.0%} of groups of {chosen}, the largest probed, are mixed; --samples probes more"
     elif situation.group_size > chosen and situation.group_size in mixed:

@@ -137,11 +137,12 @@ def ranking_of(config: PipelineConfig, stages: Mapping[str, Stage]) -> list[str]
     return ["reward", *(key for key in keys if key != "reward")]
 
 
-def situation_of(config: PipelineConfig, stages: Mapping[str, Stage], untrained: bool) -> Situation:
+def situation_of(config: PipelineConfig, stages: Mapping[str, Stage], subject: Subject) -> Situation:
     """What the rules must know of the configuration."""
     sampling = [each for each in config.stages if stages[each.stage].needs(each).completions == "policy"]
     return Situation(
-        untrained=untrained,
+        untrained=subject.untrained,
+        trained=subject.checkpoint is not None and not subject.untrained,
         demonstrations=config.task.demonstrations != "none",
         group_size=probed_stage(config, stages).group_size,
         reinforcement_steps=sum(each.steps for each in sampling),
@@ -167,7 +168,7 @@ def advise(
             policy, task, config, probed_stage(config, stages), ranking_of(config, stages),
             prompts, samples, on_group, Path(folder) / "rewards.log",
         )  # fmt: skip
-    situation = situation_of(config, stages, subject.untrained)
+    situation = situation_of(config, stages, subject)
     return Counsel(subject, found, situation, decide(found.diagnosis, situation))
 
 
@@ -190,7 +191,9 @@ def _open(loaded: LoadedConfig, subject: Subject, folder: Path) -> tuple[TaskDat
 def costs(config: PipelineConfig, stages: Mapping[str, Stage], counsel: Counsel) -> list[Cost]:
     """An estimate for each stage. An untrained policy's lengths are no guide: demonstrations' stand for them."""
     diagnosis, speed = counsel.probe.diagnosis, counsel.probe.speed
-    found = []
+    found: list[Cost] = []
+    if any(each.topic == "already solved" and each.verdict == "yes" for each in counsel.advice):
+        return found  # there is nothing to train
     for each in config.stages:
         needs = stages[each.stage].needs(each)
         shown = (

@@ -54,7 +54,7 @@ def draw(diagnosis: Diagnosis, title: str, target: Path) -> None:
         low_left.bar([str(k) for k in sizes], heights, bottom=base, color=colour, label=label, width=0.8)
         base = [a + b for a, b in zip(base, heights, strict=True)]
     _panel(low_left, "Expected groups by their size", "group size K")
-    low_left.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    low_left.legend(loc="lower right", framealpha=0.9)
     _curve(low_right, diagnosis.useful, "unequal rewards", _MIXED)
     if len(diagnosis.ranking) > 1:
         _curve(low_right, diagnosis.ordered, " > ".join(diagnosis.ranking), _RANKED)

@@ -38,12 +38,14 @@ def tell(counsel: Counsel, costs: Sequence[Cost], console: Console) -> None:
     _heading(console, "Advice")
     for each in counsel.advice:
         tell_advice(each, console)
+    if not costs:
+        return
     _heading(console, "Estimate for the advised chain on this machine")
     tell_costs(costs, console)
     measured = (
         f"Measured: {speed.sample_tokens_per_second:,.0f} tokens/s sampled, {speed.score_seconds * 1000:.2g} ms a "
-        f"score, {speed.update_tokens_per_second:,.0f} tokens/s in a real learner step, {size_text(speed.peak_bytes)} at "
-        "most. Not in it: evaluations, checkpoints, servers; lengths that change as the policy learns."
+        f"score, {speed.update_tokens_per_second:,.0f} tokens/s in a real learner step, {size_text(speed.peak_bytes)} "
+        "at most. Not in it: evaluations, checkpoints, servers; lengths that change as the policy learns."
     )
     _say(console, measured)
 
@@ -74,12 +76,14 @@ def tell_diagnosis(diagnosis: Diagnosis, situation: Situation, console: Console)
     total = diagnosis.within + diagnosis.between
     by_prompt = f" ({diagnosis.between / total:.0%} lies between prompts)" if total > 0 else ""
     _fact(console, "variance", f"within prompts {diagnosis.within:.3f}, between {diagnosis.between:.3f}{by_prompt}")
-    noise = "no group has unequal rewards" if diagnosis.noise is None else interval(diagnosis.noise)
-    _fact(console, "noise", f"{noise} of the variance within prompts, scored twice")
-    if diagnosis.flips.value or diagnosis.failed.value:
-        _fact(
-            console, "scorer", f"verdict changes on {interval(diagnosis.flips)}, fails on {interval(diagnosis.failed)}"
-        )
+    noise = "none to be seen: no group has unequal rewards"
+    if diagnosis.noise is not None:
+        noise = f"{interval(diagnosis.noise)} of the variance within prompts, scored twice"
+    _fact(console, "noise", noise)
+    if diagnosis.flips.value:
+        _fact(console, "verdict", f"changes on {interval(diagnosis.flips)}: pass@k counts lucky ones as well")
+    if diagnosis.failed.value:
+        _fact(console, "failures", f"{interval(diagnosis.failed)} of completions could not be scored")
     _heading(console, "Ranking: what breaks the ties that the reward leaves")
     _fact(console, "ties", f"{interval(diagnosis.ties)} of pairs have equal reward")
     rows = [[use.key, _or_dash(use.breaks), _or_dash(use.agrees)] for use in diagnosis.keys if use.key not in rewarded]

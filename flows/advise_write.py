@@ -181,7 +181,7 @@ def comment(advice: Sequence[Advice], probed: str) -> str:
     import textwrap
 
     lines = [f"Advised by `gradus advise` from a probe of {probed}."]
-    lines += [f"{each.topic}: {each.say}. {each.reason} [{each.rule}]" for each in advice]
+    lines += [f"{each.topic}: {each.say}; {each.reason} [{each.rule}]" for each in advice]
     wrapped = (textwrap.wrap(" ".join(line.split()), 112, subsequent_indent="    ") for line in lines)
     return "".join(f"# {line}\n" for part in wrapped for line in part) + "#\n"
 

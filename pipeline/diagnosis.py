@@ -12,6 +12,8 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, variance
 
+import numpy as np
+
 Z = 1.959964
 """Half width of a 95 % interval in standard errors."""
 TIE_DIGITS = 9
@@ -202,16 +204,17 @@ def variance_parts(groups: Sequence[Sequence[float]]) -> tuple[float, float]:
 def noise_share(groups: Sequence[Group]) -> Estimate | None:
     """Share of the variance within groups that is the scorer's: it gives one completion two rewards.
 
-        sum over prompts of mean((r - r')^2) / 2   over   sum over prompts of var(r)
+        sum over prompts of var(r - r') / 2   over   sum over prompts of (var(r) + var(r')) / 2
 
-    (r - r')^2 / 2 is the unbiased variance of one scoring, whatever the completion deserves; a group's variance holds
-    that plus the variance of what its completions deserve. Edge: None where no group's rewards differ.
+    What a completion deserves cancels in r - r', which leaves the noise of two scorings. Noise that a whole group
+    shares, as copies of one text do that are scored once, takes part in neither: a group's mean removes it.
+    Edge: None where no group's rewards differ.
     """
     noises, variances = [], []
     for group in groups:
         pairs = [(a, b) for a, b in zip(group.rewards, group.again, strict=True) if not math.isnan(a + b)]
         if len(pairs) >= 2:
-            noises.append(fmean((a - b) ** 2 / 2 for a, b in pairs))
+            noises.append(variance([a - b for a, b in pairs]) / 2)
             variances.append((variance([a for a, _ in pairs]) + variance([b for _, b in pairs])) / 2)
     return share(noises, variances)
 
@@ -220,23 +223,15 @@ def key_use(groups: Sequence[Group], key: str) -> KeyUse:
     """How a ranking key relates to the reward, over the pairs within each group that both can judge."""
     broken, tied, same, both = [], [], [], []
     for group in groups:
-        counts = Counter[str]()
-        usable = [(r, v) for r, v in zip(group.rewards, group.key(key), strict=True) if not math.isnan(r + v)]
-        for i, (reward, value) in enumerate(usable):
-            for other_reward, other_value in usable[:i]:
-                by_reward, by_key = _sign(reward - other_reward), _sign(value - other_value)
-                counts["tied"] += not by_reward
-                counts["broken"] += not by_reward and bool(by_key)
-                counts["both"] += bool(by_reward and by_key)
-                counts["same"] += by_reward * by_key == 1
-        for values, name in ((broken, "broken"), (tied, "tied"), (same, "same"), (both, "both")):
-            values.append(counts[name])
+        pairs = np.array([group.rewards, group.key(key)], dtype=float).round(TIE_DIGITS)
+        pairs = pairs[:, ~np.isnan(pairs).any(0)]
+        first, second = np.triu_indices(pairs.shape[1], k=1)
+        by_reward, by_key = np.sign(pairs[:, first] - pairs[:, second])
+        tied.append(int((by_reward == 0).sum()))
+        broken.append(int(((by_reward == 0) & (by_key != 0)).sum()))
+        both.append(int((by_reward * by_key != 0).sum()))
+        same.append(int((by_reward * by_key > 0).sum()))
     return KeyUse(key, share(broken, tied), share(same, both))
-
-
-def _sign(difference: float) -> int:
-    rounded = round(difference, TIE_DIGITS)
-    return (rounded > 0) - (rounded < 0)
 
 
 def classes(group: Group, keys: Sequence[str]) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import resource
 import sys
 import time
@@ -103,7 +104,7 @@ def probe(
             sampling.append(seconds)
             scoring.append(scores.seconds)
     assert first is not None
-    if all(reward != reward for group in groups for reward in group.rewards):
+    if not any(math.isfinite(a + b) for group in groups for a, b in zip(group.rewards, group.correct, strict=True)):
         label, said = next(iter(failures.items()))
         raise UserError("no completion could be scored", where=f"rewards, {label}", got=said, fix="correct the reward")
     skipped = 1 if len(sampling) > 1 else 0  # the first batch also finds out how to sample this model
