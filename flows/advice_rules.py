@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pipeline.diagnosis import Diagnosis, Estimate, KeyUse
+from pipeline.diagnosis import Diagnosis, KeyUse
+from pipeline.group_statistics import Estimate
 
 REACHABLE = 0.1
 """Least pass@K: below it more than nine of ten groups are all wrong, and a group's mean teaches nothing there."""
@@ -131,9 +132,8 @@ def group_size(diagnosis: Diagnosis, situation: Situation) -> Advice:
     """The smallest K with MIXED_WANTED mixed groups, else the one that doubling raises by MIXED_GAIN at most."""
     known = {k: e.value for k, e in diagnosis.mixed.items() if k in diagnosis.useful and k in diagnosis.ordered}
     mixed = {k: value for k, value in known.items() if k >= SMALLEST_K} or known
-    rule = (
-        f"ours: the smallest K with {MIXED_WANTED:.0%} mixed groups, or that doubling raises by {MIXED_GAIN:g} at most"
-    )
+    rule = f"ours: the smallest K with {percent(MIXED_WANTED)} mixed groups, "
+    rule += f"or that doubling raises x {MIXED_GAIN:g} at most"
     if not mixed:
         say = f"open: {situation.group_size}, as configured"
         return Advice("group size K", "open", None, say, "hardly any group has two completions with a score", rule)
@@ -141,16 +141,17 @@ def group_size(diagnosis: Diagnosis, situation: Situation) -> Advice:
     sizes = list(mixed)
     flat = next((a for a, b in itertools.pairwise(sizes) if mixed[b] <= MIXED_GAIN * mixed[a]), sizes[-1])
     chosen = enough or flat
-    reason = f"{mixed[chosen]:.0%} of groups of {chosen} are mixed"
+    reason = f"{percent(mixed[chosen])} of groups of {chosen} are mixed"
     if enough is None:
         wrong, right = diagnosis.all_wrong[chosen].value, diagnosis.all_right[chosen].value
-        reason += f", {wrong:.0%} all wrong, {right:.0%} all right, and a larger K changes little"
+        reason += f", {percent(wrong)} all wrong, {percent(right)} all right, and a larger K changes little"
         if chosen == sizes[-1]:
-            reason = f"{mixed[chosen]:.0%} of groups of {chosen}, the largest probed, are mixed; --samples probes more"
+            reason = (
+                f"{percent(mixed[chosen])} of groups of {chosen}, the largest probed, are mixed; --samples probes more"
+            )
     elif situation.group_size > chosen and situation.group_size in mixed:
-        reason += (
-            f"; with {situation.group_size}, as configured, {mixed[situation.group_size]:.0%}, at fewer prompts a step"
-        )
+        configured = percent(mixed[situation.group_size])
+        reason += f"; with {situation.group_size}, as configured, {configured}, at fewer prompts a step"
     return Advice("group size K", "yes", chosen, f"K = {chosen}", reason, rule)
 
 
@@ -160,7 +161,7 @@ def warm_up(diagnosis: Diagnosis, k: int) -> Advice:
     rule += f"; ours: noisy from {NOISY:g} of the variance, few groups below {FEW_USEFUL:g}"
     useful, noise = diagnosis.useful[k], diagnosis.noise
     noise_text = "no group's rewards differ" if noise is None else f"noise is {_interval(noise)} of the group variance"
-    reason = f"{noise_text}; {useful.value:.0%} of groups of {k} are useful"
+    reason = f"{noise_text}; {percent(useful.value)} of groups of {k} are useful"
     if noise is not None and noise.low >= NOISY:
         reason += "; the mean of one noisy group is a poor baseline, a critic averages over many"
         return Advice("warm-up", "yes", "vapo", "VAPO", reason, rule)
@@ -175,12 +176,12 @@ def warm_up(diagnosis: Diagnosis, k: int) -> Advice:
 def ranking(diagnosis: Diagnosis, situation: Situation, k: int) -> Advice:
     """Has GFPO an order to learn that the reward alone does not give?"""
     rule = "manual: GFPO first for reasoning, because the order is denser than the reward; ours: denser means that "
-    rule += f"{TIES_BROKEN:.0%} of the ties are broken, by keys that agree with the reward more often than a coin"
+    rule += f"{percent(TIES_BROKEN)} of the ties are broken, by keys that agree with the reward more often than a coin"
     keys = [use for use in diagnosis.keys if use.key not in situation.rewarded]
     configured = [use for use in keys if use.key in diagnosis.ranking]
     against = [use for use in configured if use.agrees is not None and use.agrees.high < COIN]
     if diagnosis.ties.high < TIES_BROKEN:
-        reason = f"the reward itself leaves only {diagnosis.ties.value:.0%} of pairs tied: it is an order already"
+        reason = f"the reward itself leaves only {percent(diagnosis.ties.value)} of pairs tied: it is an order already"
         return Advice("GFPO", "yes", ["reward"], "yes, ranked by the reward alone", reason, rule)
     if diagnosis.ranked_ties is None:
         return Advice("GFPO", "open", None, "open", "no pair of completions could be compared", rule)
@@ -194,7 +195,7 @@ def ranking(diagnosis: Diagnosis, situation: Situation, k: int) -> Advice:
     who = "the ranking breaks" if configured else "nothing but the reward ranks; it breaks"
     reason = f"{who} {_interval(broken)} of the ties"
     if configured and broken.low >= TIES_BROKEN:
-        reason += f", so that {diagnosis.ordered[k].value:.0%} of groups of {k} have an order (+{more:.0%})"
+        reason += f", so that {percent(diagnosis.ordered[k].value)} of groups of {k} have an order (+{percent(more)})"
         return Advice(
             "GFPO", "yes", list(diagnosis.ranking), f"yes, ranked by {', '.join(diagnosis.ranking)}", reason, rule
         )
@@ -202,7 +203,9 @@ def ranking(diagnosis: Diagnosis, situation: Situation, k: int) -> Advice:
     if better and broken.high < TIES_BROKEN:
         use = better[0]
         assert use.breaks is not None
-        reason = f"{use.key} breaks {use.breaks.value:.0%} of the ties and agrees with the reward on {_agreement(use)}"
+        reason = (
+            f"{use.key} breaks {percent(use.breaks.value)} of the ties and agrees with the reward on {_agreement(use)}"
+        )
         return Advice("GFPO", "yes", ["reward", use.key], f"yes, ranked by reward, {use.key}", reason, rule)
     if broken.high < TIES_BROKEN:
         reason += "; a component of weight 0 that grades the reasoning would"
@@ -235,7 +238,7 @@ def stabilise(diagnosis: Diagnosis, situation: Situation) -> Advice:
 
 def length_limit(diagnosis: Diagnosis) -> Advice:
     """Does max_tokens cut answers that might have been right?"""
-    rule = f"ours: at most {CUT_OFF:.0%} of completions cut off; the manual does not speak of it"
+    rule = f"ours: at most {percent(CUT_OFF)} of completions cut off; the manual does not speak of it"
     cut, limit = diagnosis.truncated, diagnosis.max_tokens
     reason = f"{_interval(cut)} of completions end at max_tokens = {limit}; 95 % are {diagnosis.length_high} or shorter"
     if cut.low > CUT_OFF:
@@ -243,9 +246,18 @@ def length_limit(diagnosis: Diagnosis) -> Advice:
     return Advice("max_tokens", "no", None, f"{limit} is enough", reason, rule)
 
 
+def percent(value: float) -> str:
+    """A share in words.
+
+    >>> percent(0.594)
+    '59 %'
+    """
+    return f"{100 * value:.0f} %"
+
+
 def _interval(estimate: Estimate) -> str:
     return f"{estimate.value:.2f} ({estimate.low:.2f} to {estimate.high:.2f})"
 
 
 def _agreement(use: KeyUse) -> str:
-    return "none" if use.agrees is None else f"{use.agrees.value:.0%}"
+    return "none" if use.agrees is None else f"{percent(use.agrees.value)}"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -10,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows.advice_rules import Advice, Situation, decide
+from pipeline import interruption
 from pipeline.config import StageConfig
 from pipeline.cost import Cost, stage_cost
 from pipeline.data_ahead import data_ahead, wait_for_data
@@ -160,7 +163,7 @@ def advise(
 ) -> Counsel:
     """Probe the policy and apply the decision table. Nothing but a temporary folder is written, and that is removed."""
     config = loaded.config
-    with tempfile.TemporaryDirectory(prefix="gradus-advise-") as folder:
+    with interruption.handled(), tempfile.TemporaryDirectory(prefix="gradus-advise-") as folder:
         task, policy = _open(loaded, subject, Path(folder))
         from pipeline.probe import probe
 
@@ -175,7 +178,8 @@ def advise(
 def _open(loaded: LoadedConfig, subject: Subject, folder: Path) -> tuple[TaskData, Any]:
     """The task's data, made while torch is imported, and the policy."""
     config, data = loaded.config, subject.data or folder / "data"
-    with data_ahead(config.task, loaded.base_dir, data):
+    importing = subject.data is None and "torch" not in sys.modules
+    with data_ahead(config.task, loaded.base_dir, data) if importing else contextlib.nullcontext():
         from pipeline.execution import starting_policy
         from pipeline.policy import load_policy, use_threads
         from pipeline.tasks import build_task

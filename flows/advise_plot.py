@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flows.advise_view import SUCCESS
-from pipeline.diagnosis import Diagnosis, Estimate
+from pipeline.diagnosis import Diagnosis
 from pipeline.errors import UserError
+from pipeline.group_statistics import Estimate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

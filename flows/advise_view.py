@@ -7,11 +7,12 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from flows.advice_rules import Advice, Situation
+from flows.advice_rules import Advice, Situation, percent
 from flows.advise import Counsel
 from flows.terminal import duration, print_table, size_text
 from pipeline.cost import Cost
-from pipeline.diagnosis import Diagnosis, Estimate
+from pipeline.diagnosis import Diagnosis
+from pipeline.group_statistics import Estimate
 
 WIDEST = 80
 """Columns that text is wrapped at, on wider screens too: long lines are hard to read."""
@@ -74,7 +75,7 @@ def tell_diagnosis(diagnosis: Diagnosis, situation: Situation, console: Console)
     _heading(console, "Reward")
     _fact(console, "mean", f"{diagnosis.reward_mean:.3f}")
     total = diagnosis.within + diagnosis.between
-    by_prompt = f" ({diagnosis.between / total:.0%} lies between prompts)" if total > 0 else ""
+    by_prompt = f" ({percent(diagnosis.between / total)} lies between prompts)" if total > 0 else ""
     _fact(console, "variance", f"within prompts {diagnosis.within:.3f}, between {diagnosis.between:.3f}{by_prompt}")
     noise = "none to be seen: no group has unequal rewards"
     if diagnosis.noise is not None:
@@ -110,7 +111,7 @@ def tell_costs(costs: Sequence[Cost], console: Console) -> None:
     """A row a stage."""
     rows = []
     for c in costs:
-        useful, step = "" if c.useful is None else f"{c.useful:.0%}", f"{c.step_seconds:.2f} s"
+        useful, step = "" if c.useful is None else percent(c.useful), f"{c.step_seconds:.2f} s"
         numbers = [f"{c.steps:,}", f"{c.rollouts:,}", useful, step, duration(c.seconds), size_text(c.memory_bytes)]
         rows.append([c.label, *numbers])
     rows.append(["all", f"{sum(c.steps for c in costs):,}", "", "", "", duration(sum(c.seconds for c in costs)), ""])

@@ -175,8 +175,8 @@ def _correct(scored: Rollouts, config: PipelineConfig) -> list[list[float]]:
 def _timed_update(policy: Policy, batch: Rollouts, stage: StageConfig, config: PipelineConfig) -> tuple[float, int]:
     """Seconds of one step of the real learner on a copy of the policy, and the completion tokens it took in.
 
-    Every row has a weight, 1 and -1 in turn, so that none is left out. The quickest of three steps counts: the first
-    one also makes Adam's moments, and others may have been held up by another process.
+    Every row has a weight, 1 and -1 in turn, so that none is left out. The first of three steps, which also makes
+    Adam's moments, does not count; the other two are averaged.
     """
     model = copy.deepcopy(policy.model).requires_grad_(True)
     trained = Policy(model, policy.tokenizer, policy.template)
@@ -193,7 +193,7 @@ def _timed_update(policy: Policy, batch: Rollouts, stage: StageConfig, config: P
         if policy.device.type == "cuda":
             torch.cuda.synchronize()
         taken.append(time.perf_counter() - began)
-    return min(taken), int(batch.lengths_PK.sum())
+    return fmean(taken[1:]), int(batch.lengths_PK.sum())
 
 
 def _peak_bytes(device: torch.device) -> int:

@@ -8,7 +8,8 @@ import pytest
 
 from flows import advice_rules as rules
 from flows.advice_rules import Advice, Situation, decide
-from pipeline.diagnosis import Diagnosis, Estimate, KeyUse
+from pipeline.diagnosis import Diagnosis, KeyUse
+from pipeline.group_statistics import Estimate
 
 SITUATION = Situation(
     untrained=False,

@@ -9,18 +9,8 @@ from statistics import fmean
 
 import pytest
 
-from pipeline.diagnosis import (
-    Group,
-    alike,
-    classes,
-    diagnose,
-    key_use,
-    noise_share,
-    pass_at_k,
-    ranked_ties,
-    share,
-    variance_parts,
-)
+from pipeline.diagnosis import Group, classes, diagnose, key_use, noise_share, ranked_ties
+from pipeline.group_statistics import alike, pass_at_k, share, variance_parts
 
 NAN = math.nan
 
