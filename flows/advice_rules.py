@@ -15,6 +15,8 @@ from pipeline.group_statistics import Estimate
 
 REACHABLE = 0.1
 """Least pass@K: below it more than nine of ten groups are all wrong, and a group's mean teaches nothing there."""
+REACHABLE_K = 16
+"""Largest K that pass@K is asked at: of a thousand samples one is right by luck, and no stage can afford so many."""
 SATURATED = 0.95
 """pass@1 from which on rewards have hardly anything to add, at most one answer in twenty."""
 NOISY = 0.2
@@ -53,7 +55,7 @@ class Situation:
     group_size: int
     """K of the configuration's first sampling stage."""
     reinforcement_steps: int
-    """Steps of all its sampling stages."""
+    """Steps of all its sampling stages, or of those that would be added to a chain without any."""
     rewarded: tuple[str, ...]
     """Labels of rewards with a weight: they are in the reward already, and only rank through it."""
 
@@ -98,7 +100,7 @@ def _after_sft() -> Advice:
 def sft_first(diagnosis: Diagnosis, situation: Situation) -> Advice:
     """Is imitation needed before rewards can teach anything?"""
     rule = f"ours: rewards teach where pass@K reaches {REACHABLE:g}; the manual's chain begins with SFT"
-    k = max(diagnosis.pass_at)
+    k = max(k for k in diagnosis.pass_at if k <= REACHABLE_K)
     found = diagnosis.pass_at[k]
     reason = f"pass@{k} is {_interval(found)}"
     how = "" if situation.demonstrations else "; the task has no demonstrations: set task.demonstrations"

@@ -6,18 +6,21 @@ import contextlib
 import dataclasses
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows.advice_rules import Advice, Situation, decide
+from flows.advise_write import NEW_STEPS
 from pipeline import interruption
 from pipeline.config import StageConfig
 from pipeline.cost import Cost, stage_cost
 from pipeline.data_ahead import data_ahead, wait_for_data
+from pipeline.diagnosis import ordered_groups
 from pipeline.errors import UserError
 from pipeline.files import read_json
+from pipeline.group_statistics import Estimate
 from pipeline.stage import Stage
 
 if TYPE_CHECKING:
@@ -53,7 +56,8 @@ class Counsel:
 
     def record(self, costs: list[Cost]) -> dict[str, Any]:
         """As plain data."""
-        found = dataclasses.asdict(self.probe)
+        found: dict[str, Any] = dataclasses.asdict(dataclasses.replace(self.probe, groups=[]))
+        del found["groups"]
         estimates = [dataclasses.asdict(cost) | {"seconds": cost.seconds} for cost in costs]
         probed = {"what": self.subject.shown, "checkpoint": self.subject.checkpoint and str(self.subject.checkpoint)}
         return {
@@ -148,7 +152,7 @@ def situation_of(config: PipelineConfig, stages: Mapping[str, Stage], subject: S
         trained=subject.checkpoint is not None and not subject.untrained,
         demonstrations=config.task.demonstrations != "none",
         group_size=probed_stage(config, stages).group_size,
-        reinforcement_steps=sum(each.steps for each in sampling),
+        reinforcement_steps=sum(each.steps for each in sampling) or 2 * NEW_STEPS,
         rewarded=tuple(reward.label for reward in config.rewards if reward.weight != 0),
     )
 
@@ -203,10 +207,17 @@ def costs(config: PipelineConfig, stages: Mapping[str, Stage], counsel: Counsel)
         shown = (
             speed.demonstration_tokens if needs.completions == "demonstrations" or counsel.subject.untrained else None
         )
-        by_group = diagnosis.ordered if needs.ranking else diagnosis.useful
+        by_group = _ordered(counsel.probe, needs.ranking) if needs.ranking else diagnosis.useful
         sizes = [k for k in by_group if k <= each.group_size]
         unknown = counsel.subject.untrained or needs.completions == "demonstrations" or not sizes
         all_weigh = needs.critic_lr is not None or needs.reference_rewards  # a baseline from beyond the group
         useful = None if unknown else 1.0 if all_weigh else by_group[max(sizes)].value
         found.append(stage_cost(each, needs, speed, shown or diagnosis.length_mean, useful))
     return found
+
+
+def _ordered(probe: Probe, ranking: Sequence[str]) -> dict[int, Estimate]:
+    """Groups that these keys order, which need not be those that were probed for."""
+    if tuple(ranking) == probe.diagnosis.ranking:
+        return probe.diagnosis.ordered
+    return ordered_groups(probe.groups, ranking)

@@ -141,7 +141,8 @@ def _set_max_tokens(data: MutableMapping[str, Any], limit: int) -> None:
     """The limit, and for a new model as many more positions."""
     sampling = data.setdefault("sampling", {})
     more = limit - sampling.get("max_tokens", limit // 2)
-    sampling["max_tokens"] = limit
+    for options in (sampling, *(entry["sampling"] for entry in data["stages"] if entry.get("sampling"))):
+        options["max_tokens"] = limit
     architecture = data["policy"].get("architecture") or {}
     if isinstance(architecture.get("max_position_embeddings"), int):
         architecture["max_position_embeddings"] += more
@@ -191,6 +192,7 @@ def _edited(
 ) -> str:
     """The user's text with the changes in it."""
     from ruamel.yaml import YAML
+    from ruamel.yaml.comments import CommentedSeq
 
     yaml = YAML()
     yaml.preserve_quotes, yaml.width = True, 4096
@@ -199,6 +201,10 @@ def _edited(
     for override in overrides:
         apply_override(override, data)
     apply(data, advice, stages)
+    for entry in data["stages"]:
+        if type(entry.get("ranking")) is list:  # a new one, which is easier to read on one line
+            entry["ranking"] = CommentedSeq(entry["ranking"])
+            entry["ranking"].fa.set_flow_style()
     stream = io.StringIO()
     yaml.dump(_placed(data, loaded, target), stream)
     return stream.getvalue()

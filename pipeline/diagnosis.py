@@ -150,7 +150,7 @@ def diagnose(groups: Sequence[Group], ranking: Sequence[str], max_tokens: int) -
     Edge: at least one completion must have a score.
     """
     samples = max(len(group.rewards) for group in groups)
-    sizes = [2**n for n in range(1, samples.bit_length()) if 2**n <= samples]
+    sizes = group_sizes(groups)
     right: list[Sequence[int]] = [[int(c) for c in group.correct if not math.isnan(c)] for group in groups]
     rewards = [[r for r in group.rewards if not math.isnan(r)] for group in groups]
     within, between = variance_parts(rewards)
@@ -158,7 +158,6 @@ def diagnose(groups: Sequence[Group], ranking: Sequence[str], max_tokens: int) -
     lengths = sorted(length for group in groups for length in group.lengths)
     pairs = [[(a, b) for a, b in zip(g.correct, g.correct_again, strict=True) if not math.isnan(a + b)] for g in groups]
     by_reward: list[Sequence[int]] = [classes(group, ["reward"]) for group in groups]
-    by_rank: list[Sequence[int]] = [classes(group, ranking) for group in groups]
     return Diagnosis(
         prompts=len(groups),
         samples=samples,
@@ -167,7 +166,7 @@ def diagnose(groups: Sequence[Group], ranking: Sequence[str], max_tokens: int) -
         all_wrong=_by_size(sizes, right, lambda c, k: 1 - pass_at_k(len(c), sum(c), k)),
         all_right=_by_size(sizes, right, lambda c, k: math.comb(sum(c), k) / math.comb(len(c), k)),
         useful=_by_size(sizes, by_reward, lambda c, k: 1 - alike(c, k), size=sum),
-        ordered=_by_size(sizes, by_rank, lambda c, k: 1 - alike(c, k), size=sum),
+        ordered=ordered_groups(groups, ranking),
         success=success_histogram([(sum(c), len(c)) for c in right if c]),
         reward_mean=fmean(r for group in rewards for r in group),
         within=within,
@@ -186,6 +185,18 @@ def diagnose(groups: Sequence[Group], ranking: Sequence[str], max_tokens: int) -
         max_tokens=max_tokens,
         truncated=_certain(share([sum(group.truncated) for group in groups], _counts(groups))),
     )
+
+
+def group_sizes(groups: Sequence[Group]) -> list[int]:
+    """The powers of two from 2 up to the completions of a prompt."""
+    samples = max(len(group.rewards) for group in groups)
+    return [2**n for n in range(1, samples.bit_length()) if 2**n <= samples]
+
+
+def ordered_groups(groups: Sequence[Group], ranking: Sequence[str]) -> dict[int, Estimate]:
+    """K -> expected share of groups of K in which these keys tell at least two completions apart."""
+    found: list[Sequence[int]] = [classes(group, ranking) for group in groups]
+    return _by_size(group_sizes(groups), found, lambda c, k: 1 - alike(c, k), size=sum)
 
 
 def ranked_ties(groups: Sequence[Group], ranking: Sequence[str]) -> Estimate | None:

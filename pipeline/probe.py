@@ -58,6 +58,8 @@ class Probe:
     """A probe's result."""
 
     diagnosis: Diagnosis
+    groups: list[Group]
+    """What it was found in."""
     speed: Speed
     policy: dict[str, object]
     """As :meth:`pipeline.policy.Policy.describe` says it."""
@@ -119,7 +121,7 @@ def probe(
         demonstration_tokens=_demonstration_tokens(policy, task),
     )
     diagnosis = diagnose(groups, ranking, options.max_tokens)
-    return Probe(diagnosis, speed, policy.describe(), time.perf_counter() - began, failures)
+    return Probe(diagnosis, groups, speed, policy.describe(), time.perf_counter() - began, failures)
 
 
 def _sampled(

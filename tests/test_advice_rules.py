@@ -79,6 +79,11 @@ def test_sft_is_needed_where_sampling_finds_nothing(low: float, high: float, ver
     assert ("warm-up" in found) == (verdict != "yes")
 
 
+def test_a_lucky_one_of_very_many_is_no_reason_to_skip_sft() -> None:
+    many = {1: exactly(0.001), 16: exactly(0.01), 256: exactly(0.2)}
+    assert table(pass_at=many)["SFT first"].verdict == "yes"
+
+
 def test_new_weights_need_sft_whatever_they_score() -> None:
     found = table(replace(SITUATION, untrained=True))
     assert found["SFT first"].verdict == "yes" and "random" in found["SFT first"].reason

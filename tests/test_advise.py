@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
+from flows import advise as work
 from flows import advise_write, cli
 from flows.advice_rules import Advice
 from flows.plain import run_plain
 from pipeline import yaml_text
 from pipeline.config_files import load_config
+from pipeline.diagnosis import ordered_groups
 from pipeline.observer import Observer
 from pipeline.runs import RunFolder
 from stages import discover
@@ -167,6 +169,24 @@ def test_estimates_are_measured(even: dict) -> None:
     learned = 16 * length * useful / speed["update_tokens_per_second"]
     assert dapo["rollouts"] == 16 and dapo["step_seconds"] == pytest.approx(sampled + learned)
     assert dapo["seconds"] == pytest.approx(60 * dapo["step_seconds"])
+
+
+def test_a_stage_is_estimated_by_its_own_ranking(gradus: Gradus) -> None:
+    """Which need not be the one that was probed for: the advice may propose another."""
+    stages = discover()
+    loaded = load_config("tiny.yaml", ["stages.gfpo.group_size=4"], [stage.config for stage in stages.values()])
+    counsel = work.advise(loaded, stages, work.find_subject(loaded, None, None, Path("runs")), 12, 8, lambda: None)
+    assert counsel.probe.diagnosis.ranking == ("reward",)
+    chain = loaded.config.model_copy(
+        update={"stages": [loaded.config.stages[1].model_copy(update={"ranking": ["reward", "shorter"]})]}
+    )
+    (plain,), (ranked,) = (
+        [cost for cost in work.costs(config, stages, counsel) if cost.label == "gfpo"]
+        for config in (loaded.config, chain)
+    )
+    assert plain.useful == counsel.probe.diagnosis.ordered[4].value
+    by_hand = ordered_groups(counsel.probe.groups, ["reward", "shorter"])[4].value
+    assert ranked.useful == by_hand > plain.useful and ranked.step_seconds > plain.step_seconds
 
 
 def test_a_noisy_judge_is_found_out(gradus: Gradus, coin: dict) -> None:
@@ -336,11 +356,12 @@ def test_a_larger_group_keeps_the_completions_of_a_step() -> None:
 def test_longer_answers_need_positions() -> None:
     architecture = {"model_type": "llama", "max_position_embeddings": 100}
     found = applied(
-        [{"stage": "dapo", "steps": 5}],
+        [{"stage": "dapo", "steps": 5, "sampling": {"max_tokens": 40}}],
         advice("max_tokens", 80),
         policy={"architecture": architecture},
         sampling={"max_tokens": 40},
     )
+    assert found["stages"][0]["sampling"]["max_tokens"] == 80
     assert found["sampling"] == {"max_tokens": 80} and architecture["max_position_embeddings"] == 140
 
 
