@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from flows import commands_runs
+from flows import commands_advise, commands_runs
 from flows.command_options import RUNS, AsJson, Config, Engine, Overrides, Runs, check_world, console, load, sayer
 from flows.reporting import Process, command, quiet_libraries
 from pipeline import __version__
@@ -80,6 +80,9 @@ def check(config: Config, overrides: Overrides = None, runs: Runs = RUNS) -> Non
     check_world(loaded, stages, runs)
     order = " -> ".join(f"{stage.label} ({stage.steps} steps)" for stage in loaded.config.stages)
     print(f"{loaded.path} is valid.\n{loaded.config.name}: {order}")
+
+
+command(app)(commands_advise.advise)
 
 
 @command(app)

@@ -73,7 +73,7 @@ def _prepare(run: RunFolder, observer: Observer) -> dict[str, Any]:
     task = build_task(config.task, run.base_dir, run.data_dir)
     for text in task.notes:
         observer.note(text)
-    policy = _starting_policy(config, task, run.base_dir)
+    policy = starting_policy(config, task, run.base_dir)
     folder = run.path / "start"
     made_of = fingerprint(identity(config.policy), config.seed, task.hashes)
     save_checkpoint(policy, folder, stage="start", step=0, parent=None, fingerprint=made_of)
@@ -119,7 +119,7 @@ def _suite(run: RunFolder) -> RewardSuite:
     return suite
 
 
-def _starting_policy(config: PipelineConfig, task: TaskData, base_dir: Path) -> Policy:
+def starting_policy(config: PipelineConfig, task: TaskData, base_dir: Path) -> Policy:
     """From scratch, from a folder (relative to the configuration file), or from the Hub."""
     if config.policy.path is None:
         return create_policy(config.policy, texts(task), config.seed)
