@@ -36,6 +36,8 @@ class Evaluation:
     """Each prompt with the completion."""
     components: dict[str, list[list[float]]] = field(default_factory=dict)
     """label of a reward -> P lists of one score; NaN where the reward failed."""
+    correct: dict[str, bool] = field(default_factory=dict)
+    """id of a prompt -> whether its completion is correct: what a paired comparison of two policies needs."""
 
     def record(self) -> dict[str, object]:
         """As it is stored in a checkpoint's record."""
@@ -64,7 +66,8 @@ def evaluate(policy: Policy, prompts: list[Prompt], suite: RewardSuite, pipeline
         texts = _greedy(policy, prompts, pipeline.sampling, scoring)
         scores = scoring.join(prompts, texts)
     values = [row[0] for row in scores.components[pipeline.accuracy_reward]]
-    correct = sum(value >= pipeline.evaluation.threshold for value in values)  # NaN, a failed verifier, is not correct
+    right = [value >= pipeline.evaluation.threshold for value in values]  # NaN, a failed verifier, is not correct
+    correct = sum(right)
     return Evaluation(
         accuracy=correct / len(prompts),
         interval=wilson_interval(correct, len(prompts)),
@@ -73,6 +76,7 @@ def evaluate(policy: Policy, prompts: list[Prompt], suite: RewardSuite, pipeline
         seconds=time.perf_counter() - began,
         answers=[(prompt, group[0]) for prompt, group in zip(prompts, texts, strict=True)],
         components=scores.components,
+        correct={prompt.id: bool(one) for prompt, one in zip(prompts, right, strict=True)},
     )
 
 
