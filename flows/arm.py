@@ -13,7 +13,7 @@ import threading
 
 
 def _end_with_parent() -> None:
-    sys.stdin.buffer.read()
+    os.read(sys.stdin.fileno(), 1)  # not through the stream, whose lock the interpreter's own end would wait for
     os.kill(os.getpid(), signal.SIGTERM)
 
 

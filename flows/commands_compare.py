@@ -85,9 +85,7 @@ def parse_seeds(text: str) -> list[int]:
     """
     parts = [part.strip() for part in text.split(",") if part.strip()]
     if not parts or not all(part.isdecimal() for part in parts) or parts == ["0"]:
-        raise UserError(
-            "these are no seeds", where="--seeds", got=text, expected="their number or a list: 3 or 4,5"
-        )
+        raise UserError("these are no seeds", where="--seeds", got=text, expected="their number or a list: 3 or 4,5")
     numbers = [int(part) for part in parts]
     seeds = numbers if len(numbers) > 1 or text.strip().endswith(",") else list(range(numbers[0]))
     if len(set(seeds)) < len(seeds):

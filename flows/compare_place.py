@@ -10,14 +10,12 @@ report.html report.md report.json
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from flows.compare_arms import BASE, Arm, Plan
-from flows.terminal import runs_option, shown_path
+from flows.terminal import shown_path
 from pipeline import forking, yaml_text
 from pipeline.config import PipelineConfig
 from pipeline.config_base import identity
@@ -118,8 +116,3 @@ def arm_run(label: str, seed: int) -> str:
     'gfpo-seed-0'
     """
     return f"{label}-seed-{seed}"
-
-
-def same_command(words: Sequence[str], runs: Path) -> str:
-    """What to type to go on."""
-    return shlex.join(words) + runs_option(runs)

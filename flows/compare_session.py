@@ -39,7 +39,10 @@ class Session:
             work_through(self.jobs, self.parallel, call, self.watcher, self.children, self.patience.leave_if_requested)
         except BaseException as error:
             self.error = error
-        self.markdown = self.report()
+        try:
+            self.markdown = self.report()
+        except Exception as error:
+            self.error = self.error or error
 
     def plain(self, job: Job) -> None:
         """One job as a plain call."""

@@ -60,7 +60,7 @@ class Watch:
             self._progress.remove_task(self._bars.pop(job.name))
         summary = (job.run.summary() if job.run is not None else None) or {}
         took = time.monotonic() - self._from.pop(job.name, (time.monotonic(), 0.0))[0]
-        told = f"held-out accuracy {summary['accuracy_end']:.3f}" if summary else job.reason
+        told = job.reason or (f"held-out accuracy {summary['accuracy_end']:.3f}" if summary else "")
         self.say(f"{job.title}: {job.state}{f', {told}' if told else ''}{f' ({duration(took)})' if took > 1 else ''}")
 
     def look(self, jobs: Sequence[Job]) -> None:
