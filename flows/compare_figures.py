@@ -1,7 +1,7 @@
 """The pictures of a comparison, as SVG that is readable on light and dark pages.
 
-Text and axes get a colour that a page can replace by its own (``currentColor``); lines have hues of middle lightness, in
-an order that stays apart for the colour-blind (Okabe and Ito).
+Text and axes get a colour that a page can replace by its own (``currentColor``); lines have hues of middle lightness,
+in an order that stays apart for the colour-blind (Okabe and Ito).
 """
 
 from __future__ import annotations

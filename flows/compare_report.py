@@ -14,31 +14,32 @@ from pipeline.comparison import Estimate
 Table = tuple[list[str], list[list[str]]]
 """Header and rows."""
 CAPTIONS = {
-    "learning-curves": "Learning curves on the validation prompts: mean over seeds, shaded from the lowest to the highest "
-    "seed. Dashed: where the stages of a chain hand over.",
-    "final-accuracy": "Accuracy on the held-out prompts after the whole budget: dots are seeds, the diamond is their mean.",
+    "learning-curves": "Learning curves on the validation prompts: mean over seeds, shaded from the lowest to the "
+    "highest seed. Dashed: where the stages of a chain hand over.",
+    "final-accuracy": "Accuracy on the held-out prompts after the whole budget: dots are seeds, diamonds their means.",
     "differences": "Differences in held-out accuracy of every pair, paired by seed and prompt.",
     "seeds": "Every seed's learning curve; dashed where a stage handed over.",
     "entropy-length-reward": "Entropy, completion length and reward while training, means over seeds.",
 }
 METHODS = f"""\
-All arms of a seed start from the same checkpoint, made once by the shared stages, and spend the same budget. Rollouts are
-all completions that were sampled for training, those of a reference policy included; evaluations are not counted.
+All arms of a seed start from the same checkpoint, made once by the shared stages, and spend the same budget. Rollouts
+are all completions that were sampled for training, those of a reference policy included; evaluations are not counted.
 **Learning curves** are greedy accuracy on validation prompts that are neither trained on nor reported. **Held-out
 accuracy** is greedy, once, at the end.
 
-Intervals are 95 %. *Over seeds* is Student's t over the seeds' values (with 3 seeds, 4.3 standard errors to either side);
-*over prompts* is what other prompts could change for these very policies. The **paired test** takes the difference of two
-arms for each seed and prompt and treats both as random: the variance of the mean is (MS_seed + MS_prompt - MS_rest) / (S N)
-of a two-way analysis of variance, never less than either part alone, with Satterthwaite's degrees of freedom. p values
-are corrected by Holm over all pairs of the table. Three seeds are few: differences of a few points often stay undecided.
+Intervals are 95 %. *Over seeds* is Student's t over the seeds' values (with 3 seeds, 4.3 standard errors to either
+side); *over prompts* is what other prompts could change for these very policies. The **paired test** takes the
+difference of two arms for each seed and prompt and treats both as random: the variance of the mean is (MS_seed +
+MS_prompt - MS_rest) / (S N) of a two-way analysis of variance, never less than either part alone, with
+Satterthwaite's degrees of freedom. p values are corrected by Holm over all pairs of the table. Three seeds are few:
+differences of a few points often stay undecided.
 
-**Early gain** is the mean height of the learning curve above its start over the first {EARLY_SHARE:.0%} of the budget.
-**90 % of the best** is reached where the smoothed curve (mean of 3 points) first comes 90 % of the way from the start to
-the best point of any arm's smoothed curve on that seed. **Worst drop** is the deepest fall of the smoothed curve below an
-earlier peak; with a few hundred validation prompts, evaluation noise alone makes drops of 0.01 to 0.02. Entropy and
-length are means of the last tenth of training. Seconds are training time, learning-curve evaluations included; arms that
-ran side by side slowed each other down."""
+**Early gain** is the mean height of the learning curve above its start over the first {EARLY_SHARE:.0%} of the
+budget. **90 % of the best** is reached where the smoothed curve (mean of 3 points) first comes 90 % of the way from
+the start to the best point of any arm's smoothed curve on that seed. **Worst drop** is the deepest fall of the
+smoothed curve below an earlier peak; with a few hundred validation prompts, evaluation noise alone makes drops of
+0.01 to 0.02. Entropy and length are means of the last tenth of training. Seconds are training time, learning-curve
+evaluations included; arms that ran side by side slowed each other down."""
 
 
 def table_of_arms(analysis: Mapping[str, Any]) -> Table:
@@ -175,7 +176,8 @@ body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(
        margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.7rem; } h2 { font-size: 1.2rem; margin-top: 2.4rem; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-size: 0.86rem; }
-th, td { text-align: left; vertical-align: top; padding: 0.35rem 0.8rem 0.35rem 0; border-bottom: 1px solid var(--soft); }
+th, td { text-align: left; vertical-align: top; padding: 0.35rem 0.8rem 0.35rem 0;
+         border-bottom: 1px solid var(--soft); }
 td { font-variant-numeric: tabular-nums; } th { white-space: nowrap; }
 figure { margin: 1.5rem 0; } figure svg { width: 100%; height: auto; } figcaption { font-size: 0.86rem; opacity: 0.75; }
 .supported { color: var(--mark); font-weight: 600; } .not { color: var(--no); font-weight: 600; }
@@ -196,9 +198,9 @@ def as_page(report: Mapping[str, Any], figures: Mapping[str, str]) -> str:
             for name in names
             if name in figures
         ]
-    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{title}</title>'
+    head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
     return (
-        f"<!doctype html>\n<html lang=en><head>{head}<style>{STYLE}</style></head><body>\n"
+        f"<!doctype html>\n<html lang=en><head>{head}<title>{title}</title><style>{STYLE}</style></head><body>\n"
         + "\n".join(body)
         + "\n</body></html>\n"
     )
