@@ -170,7 +170,7 @@ def _seeds(arms: ByArm, hues: Mapping[str, str]) -> Figure:
             axes.plot(*zip(*m["curve"], strict=True), color=hues[arm], alpha=float(shade), linewidth=1.3)
             for x, _ in m["marks"][:-1]:
                 axes.axvline(x, color=hues[arm], linestyle="--", linewidth=0.8, alpha=float(shade))
-        axes.set_title(f"{arm}, seeds {', '.join(map(str, sorted(seeds)))}", color=INK, fontsize=10, loc="left")
+        axes.set_title(f"{arm}, seed {', '.join(map(str, sorted(seeds)))}", color=INK, fontsize=10, loc="left")
     figure.supxlabel("rollouts", color=INK, fontsize=10)
     figure.supylabel("validation accuracy", color=INK, fontsize=10)
     return figure

@@ -93,9 +93,9 @@ def thinned(curve: Sequence[Sequence[float]], most: int) -> list[list[float]]:
 
 
 def read_external(files: Sequence[Path]) -> list[Measures]:
-    """Arms that another system has measured, each file one of them or a list. Raises: UserError."""
+    """Arms that another system has measured: files of one or a list of them, and folders of such. Raises: UserError."""
     found: list[Measures] = []
-    for file in files:
+    for file in (each for path in files for each in (sorted(path.glob("*.json")) if path.is_dir() else [path])):
         try:
             content = read_json(file)
         except (OSError, ValueError) as error:
