@@ -37,6 +37,11 @@ class Facts:
         """The single algorithms besides this one."""
         return [each for each in SINGLE if each != arm and each in self.correct]
 
+    def missing(self) -> list[str]:
+        """What to say where one of the single algorithms was not compared; the claims are about all four."""
+        absent = [each for each in SINGLE if each not in self.correct]
+        return [f"{', '.join(absent)} not compared"] if absent else []
+
     def above_others(self, measure: Mapping[str, Mapping[int, float]], arm: str) -> Estimate | None:
         """An arm's measure minus the mean of the others', over the seeds that all have; None without others."""
         others = self.others(arm)
@@ -91,22 +96,38 @@ def judge(facts: Facts) -> list[Claim]:
         return _times(facts.final(arm, facts.others(arm)), -1.0)
 
     return [
-        _claim("DAPO is fast", f"DAPO's {early} minus the others' mean. {rest}", {"early": more(facts.early, "dapo")}),
         _claim(
+            facts,
+            "DAPO is fast",
+            f"DAPO's {early} minus the others' mean. {rest}",
+            {"early": more(facts.early, "dapo")},
+        ),
+        _claim(
+            facts,
             "DAPO is prone to collapse",
             f"DAPO's {drop} minus the others' mean. {rest}",
             {"drop": more(facts.drop, "dapo")},
         ),
         _claim(
-            "VAPO is stable", f"The others' mean {drop} minus VAPO's. {rest}", {"drop": more(facts.drop, "vapo", -1.0)}
+            facts,
+            "VAPO is stable",
+            f"The others' mean {drop} minus VAPO's. {rest}",
+            {"drop": more(facts.drop, "vapo", -1.0)},
         ),
-        _claim("VAPO is slow", f"The others' {early} minus VAPO's. {rest}", {"early": more(facts.early, "vapo", -1.0)}),
         _claim(
+            facts,
+            "VAPO is slow",
+            f"The others' {early} minus VAPO's. {rest}",
+            {"early": more(facts.early, "vapo", -1.0)},
+        ),
+        _claim(
+            facts,
             "SRPO is very stable",
             f"The others' mean {drop} minus SRPO's. {rest}",
             {"drop": more(facts.drop, "srpo", -1.0)},
         ),
         _claim(
+            facts,
             "SRPO gains little",
             f"The others' mean held-out accuracy minus SRPO's, {pairs}. {rest}",
             {"accuracy": gains_less("srpo")},
@@ -116,12 +137,12 @@ def judge(facts: Facts) -> list[Claim]:
     ]
 
 
-def _claim(text: str, rule: str, parts: dict[str, Estimate | None]) -> Claim:
+def _claim(facts: Facts, text: str, rule: str, parts: dict[str, Estimate | None]) -> Claim:
+    """Whether each part's difference is above zero, where all single arms were compared."""
     known = {name: each for name, each in parts.items() if each is not None}
-    if len(known) < len(parts):
-        return Claim(text, rule, "undecided", "the arms it is about were not all compared", {})
-    found = all_of([verdict(each, MARGIN) for each in known.values()])
-    told = "; ".join(f"difference {shown(each)}" for each in known.values())
+    told = "; ".join([*(f"difference {shown(each)}" for each in known.values()), *facts.missing()])
+    complete = len(known) == len(parts) and not facts.missing()
+    found: Verdict = all_of([verdict(each, MARGIN) for each in known.values()]) if complete else "undecided"
     return Claim(text, rule, found, told, {name: asdict(each) for name, each in known.items()})
 
 
@@ -133,13 +154,9 @@ def _best(text: str, facts: Facts, arm: str, pairs: str) -> Claim:
     )
     found = {other: facts.final(arm, [other]) for other in facts.others(arm)} if arm in facts.correct else {}
     known = {other: each for other, each in found.items() if each is not None}
-    if not known:
-        return Claim(text, rule, "undecided", "the arms it is about were not all compared", {})
-    told = "; ".join(f"against {other} {shown(each)}" for other, each in known.items())
-    missing = [other for other in SINGLE if other != arm and other not in known]
-    result = best_of_all(list(known.values()), MARGIN)
-    if missing and result == "supported":
-        result, told = "undecided", f"{told}; {', '.join(missing)} not compared"
+    missing = facts.missing() if arm in facts.correct else [f"{arm} not compared"]
+    told = "; ".join([*(f"against {other} {shown(each)}" for other, each in known.items()), *missing])
+    result: Verdict = "undecided" if missing else best_of_all(list(known.values()), MARGIN)
     return Claim(text, rule, result, told, {other: asdict(each) for other, each in known.items()})
 
 
