@@ -102,7 +102,7 @@ class Arm:
             "arm": label, "seed": seed, "start": start, "curve": [[0, start["validation"]], *self.curve],
             **{name: thinned(points, 120) for name, points in self.logged.items()},
             "marks": [[rollouts, f"{label} ends"]], "rollouts": rollouts, "tokens": self.tokens, "seconds": seconds,
-            "accuracy": final.accuracy, "heldout": final.correct, "options": options,
+            "accuracy": final.accuracy, "heldout": final.by_prompt(), "options": options,
             "stages": [stage | {"accuracy_after": final.accuracy}],
         }  # fmt: skip
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from flows.compare_budget import Budget, rollouts_a_step, shared_out
+from flows.compare_budget import MANY, Budget, rollouts_a_step, shared_out
 from pipeline import yaml_text
 from pipeline.config import PipelineConfig, StageConfig, pipeline_model
 from pipeline.config_base import NAME_PATTERN, identity
@@ -80,7 +80,7 @@ class Plan:
         shared = [stage.model_dump(mode="json", exclude_unset=True) for stage in self.base(seed).stages]
         own = _named(with_changes(arm), {stage.get("name") or stage["stage"] for stage in shared})
         # what the options come to decides how many steps the budget pays for
-        draft = self._pipeline(seed, [*shared, *({**options, "eval_every": 1} for options in own)], arm)
+        draft = self._pipeline(seed, [*shared, *({**options, "eval_every": 1, "steps": MANY} for options in own)], arm)
         parts = shared_out(self.budget, arm.label, draft.stages[len(shared) :], arm.shares, self.stages)
         for options, part, config in zip(own, parts, draft.stages[len(shared) :], strict=True):
             between = self.usual / POINTS / rollouts_a_step(config, self.stages)
@@ -127,6 +127,8 @@ def make_plan(
         fix = f"give each a label of its own: `{repeated[0]}-2={repeated[0]}`"
         raise UserError(f"two arms are called `{repeated[0]}`", where="--arms", got=arms, fix=fix)
     plan = replace(plan, arms=tuple(_with_own_changes(found, changes)))
+    if plan.budget.unit != "rollouts":
+        notes.append(f"a learning rate that falls with the steps does not fall within a budget of {plan.budget.unit}")
     for arm in plan.arms:
         plan.arm(arm, config.seed)  # every error before any compute
     return plan
@@ -159,8 +161,15 @@ def _teaches(stage: Stage) -> bool:
 
 
 def _given(stage: StageConfig) -> StageOptions:
-    """What was said of a stage, without its name, which may be that of another arm's stage."""
-    return stage.model_dump(mode="json", exclude_unset=True, exclude={"name"})
+    """What was said of a stage, without its name, which may be another arm's stage's, and its variant's preset."""
+    said = stage.model_dump(mode="json", exclude_unset=True, exclude={"name"})
+    preset = getattr(stage, "presets", {}).get(said.get("variant"), {})
+    return {key: value for key, value in said.items() if key not in preset or _plain(preset[key]) != value}
+
+
+def _plain(value: Any) -> Any:
+    """A value as a configuration's file has it."""
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _arm(text: str, plan: Plan, after: Sequence[StageConfig], given: Sequence[StageOptions], runs: Path) -> Arm:

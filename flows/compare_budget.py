@@ -60,20 +60,23 @@ def rollouts_a_step(config: StageConfig, stages: Mapping[str, Stage]) -> int:
 def shared_out(
     budget: Budget, label: str, own: Sequence[StageConfig], shares: Sequence[float], stages: Mapping[str, Stage]
 ) -> list[dict[str, Any]]:
-    """``steps``, and where it takes more to say it ``until``, of each stage of an arm.
+    """``steps`` of each stage of an arm and, where steps alone do not say it, the rule of ``until`` that ends it.
 
-    Stages get their shares in whole steps; the last one gets what is left. Raises: UserError where that is no step.
+    Stages get their shares in whole steps; the last one gets what is left. A stage that samples further groups in the
+    place of others spends more than its steps tell, and ends by what it has spent.
+    Raises: UserError where that is no step.
     """
     parts: list[dict[str, Any]] = []
     left = budget.amount
     for index, (config, share) in enumerate(zip(own, shares, strict=True)):
         last = index + 1 == len(own)
         amount = left if last else budget.amount * share
-        cost = rollouts_a_step(config, stages)
         if budget.unit != "rollouts":
-            parts.append({"steps": MANY, "until": {budget.unit: amount}})
+            limit = amount if budget.unit == "seconds" else int(amount)
+            parts.append({"steps": MANY, **_ended_by(config, {budget.unit: limit})})
             left -= amount
             continue
+        cost = rollouts_a_step(config, stages)
         steps = math.floor(amount / cost) if last else max(1, round(amount / cost))
         left -= steps * cost
         if steps < 1 or left < 0:
@@ -85,5 +88,12 @@ def shared_out(
                 expected=f"at least {least:,} rollouts: one step of each of its stages, and more to learn something",
                 fix="raise --budget, or lower prompts_per_step or group_size",
             )
-        parts.append({"steps": steps})
+        refills = getattr(stages[config.stage].needs(config), "refills", 0)
+        parts.append({"steps": steps, **(_ended_by(config, {"rollouts": steps * cost}) if refills else {})})
     return parts
+
+
+def _ended_by(config: StageConfig, limit: dict[str, float]) -> dict[str, Any]:
+    """``until`` of a stage with one rule more than its own."""
+    own = getattr(config, "until", None)
+    return {"until": (own.model_dump(mode="json", exclude_unset=True) if own is not None else {}) | limit}

@@ -93,7 +93,7 @@ class Children:
             return
         if self._ending:
             raise Interrupted(signal.SIGTERM)
-        raise StageFailed(f"{_ending(code)}: {last_words(log, start)}")
+        raise StageFailed(f"{_ending(code)} ({log})" if code < 0 else f"{_ending(code)}: {last_words(log, start)}")
 
     def end(self) -> None:
         """Ask all to finish the step in hand and end; none begins any more."""

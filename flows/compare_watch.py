@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
+from flows.compare_budget import MANY
 from flows.compare_jobs import Job
 from flows.status import last_step
 from flows.terminal import duration
@@ -60,7 +61,8 @@ class Watch:
             self._progress.remove_task(self._bars.pop(job.name))
         summary = (job.run.summary() if job.run is not None else None) or {}
         took = time.monotonic() - self._from.pop(job.name, (time.monotonic(), 0.0))[0]
-        told = job.reason or (f"held-out accuracy {summary['accuracy_end']:.3f}" if summary else "")
+        shown = summary and job.needed  # a tuning run's held-out accuracy is nobody's business
+        told = job.reason or (f"held-out accuracy {summary['accuracy_end']:.3f}" if shown else "")
         self.say(f"{job.title}: {job.state}{f', {told}' if told else ''}{f' ({duration(took)})' if took > 1 else ''}")
 
     def look(self, jobs: Sequence[Job]) -> None:
@@ -109,6 +111,8 @@ def share_done(job: Job) -> float:
         result = job.run.result(index)
         if result is not None and "shared" in result:
             continue
-        total += config.steps
-        done += config.steps if result is not None else last_step(job.run.stage_dir(index) / "journal.jsonl") or 0
+        steps = config.steps if config.steps < MANY else 1  # of a stage that a rule ends, the step tells nothing
+        total += steps
+        at = 0 if config.steps == MANY else last_step(job.run.stage_dir(index) / "journal.jsonl") or 0
+        done += steps if result is not None else at
     return done / total if total else 1.0

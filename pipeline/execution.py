@@ -238,7 +238,7 @@ def _train(work: StageWork, stage: Stage, suite: RewardSuite, journal: Journal, 
     journal.model(f"{run.name}-{config.label}", checkpoint, progress.step, {"heldout/accuracy": after.accuracy})
     journal.end("FINISHED")
     journal.sync()
-    write_json(run.stage_dir(index) / HELDOUT_FILE, {"step": progress.step, "correct": after.correct})
+    write_json(run.stage_dir(index) / HELDOUT_FILE, {"step": progress.step, "correct": after.by_prompt()})
     return {
         "name": config.label,
         "variant": config.variant,

@@ -159,8 +159,9 @@ def test_the_analysis_by_hand() -> None:
     def arm(name: str, seed: int, end: float, right: list[bool]) -> dict:
         return {
             "arm": name, "seed": seed, "start": {"content": "c", "accuracy": 0.5}, "run": name,
-            "marks": [[400, "ends"]], "curve": [[0, 0.5], [100, 0.5], [200, end], [300, end], [400, end]], "rollouts": 400, "tokens": 4000,
-            "seconds": 10.0, "accuracy": sum(right) / 4, "heldout": {str(n): one for n, one in enumerate(right)},
+            "marks": [[400, "ends"]], "curve": [[0, 0.5], [100, 0.5], [200, end], [300, end], [400, end]],
+            "rollouts": 400, "tokens": 4000, "seconds": 10.0, "accuracy": sum(right) / 4,
+            "heldout": {str(n): one for n, one in enumerate(right)},
             "entropy": [[100, 0.2], [200, 0.1]], "length": [], "reward": [], "stages": [],
         }  # fmt: skip
 
