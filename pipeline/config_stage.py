@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -31,12 +31,15 @@ STALE_CLIP = (0.2, 0.28)
 class StageConfig(Options):
     """Options that every stage has; each algorithm adds its own."""
 
+    presets: ClassVar[dict[str, dict[str, Any]]] = {}
+    """variant -> the options that it sets unless they are given."""
     stage: str
     """The algorithm (``gradus stages`` lists them)."""
     name: Name | None = None
     """Folder and display name; default: the algorithm's name, numbered where it repeats."""
-    variant: Literal["manual"] = "manual"
-    """Which definition of the algorithm: the operating manual's."""
+    variant: Literal["manual", "paper"] = "manual"
+    """Which definition of the algorithm, the operating manual's or the published one of that name: a preset of options,
+    each of which can be set by itself."""
     steps: int = Field(ge=1)
     """Batches to train on, or fewer where ``stop_at`` is reached."""
     prompts_per_step: int = Field(16, ge=1)
@@ -58,7 +61,9 @@ class StageConfig(Options):
     score: Literal["sum", "mean", "batch"] = "mean"
     """A completion's log-probability: its tokens' sum, their mean, or the sum divided by the batch's mean length."""
     updates_per_batch: int = Field(1, ge=1)
-    """Optimizer updates on each batch; more than one makes the later ones off-policy (see ``clip``)."""
+    """How often a batch is gone through; all updates but the first are off-policy (see ``clip``)."""
+    minibatches: int = Field(1, ge=1)
+    """Parts of whole groups that a batch is cut into, with an optimizer update each."""
     clip: tuple[Annotated[float, Field(gt=0, lt=1)], Annotated[float, Field(gt=0)]] | None = None
     """[low, high]: bound the probability ratio to the sampler's policy to [1-low, 1+high]; null: no ratio at all.
     Default: null, or [0.2, 0.28] with ``async``."""
@@ -89,6 +94,16 @@ class StageConfig(Options):
 
     @model_validator(mode="before")
     @classmethod
+    def _preset(cls, raw: Any) -> Any:
+        """The options that the variant sets, where they are not given."""
+        if not isinstance(raw, dict):
+            return raw
+        if raw.get("variant") == "paper" and "paper" not in cls.presets:
+            raise ValueError(f"{raw.get('stage')} has no published variant: leave `variant` out")
+        return {**cls.presets.get(str(raw.get("variant")), {}), **raw}
+
+    @model_validator(mode="before")
+    @classmethod
     def _clip_of_stale_batches(cls, raw: Any) -> Any:
         """A batch of an earlier policy needs the ratio, so a clip goes with it unless another was chosen."""
         stale = isinstance(raw, dict) and raw.get("async") == 1
@@ -98,6 +113,12 @@ class StageConfig(Options):
     def _stale_batches_have_a_ratio(self) -> StageConfig:
         if self.async_ and self.clip is None:
             raise ValueError("`async: 1` trains on an earlier policy's completions: it needs a `clip`, not null")
+        return self
+
+    @model_validator(mode="after")
+    def _minibatches_have_groups(self) -> StageConfig:
+        if self.minibatches > self.prompts_per_step:
+            raise ValueError(f"{self.minibatches} `minibatches` need as many groups; there are {self.prompts_per_step}")
         return self
 
     @property

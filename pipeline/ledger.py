@@ -27,6 +27,7 @@ from pipeline.runs import FAILURE_FILE, RunFolder, differences
 STAGE_FILE = "stage.json"
 CODE = (
     "advantages",
+    "batching",
     "critic",
     "evaluation",
     "head",
@@ -35,6 +36,8 @@ CODE = (
     "overlap",
     "packing",
     "policy",
+    "rows",
+    "schedule",
     "scoring",
     "signals",
     "sources",

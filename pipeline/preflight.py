@@ -97,13 +97,17 @@ def _check_stage(config: PipelineConfig, stage: StageConfig, stages: dict[str, S
 
 def _check_carry(before: StageConfig, stage: StageConfig, stages: dict[str, Stage]) -> None:
     """A critic can be carried over only from a stage that has one to a stage that wants one."""
-    lacking = [each.label for each in (before, stage) if stages[each.stage].needs(each).critic_lr is None]
-    if "critic" in stage.carry and lacking:
+    critics = [stages[each.stage].needs(each).critic for each in (before, stage)]
+    lacking = [each.label for each, critic in zip((before, stage), critics, strict=True) if critic is None]
+    kinds = {critic.kind for critic in critics if critic is not None}
+    if "critic" in stage.carry and (lacking or len(kinds) > 1):
         raise UserError(
             f"the stage `{stage.label}` cannot carry a critic over from `{before.label}`",
             where=f"stages.{stage.label}.carry",
-            got=f"{lacking[0]}, which has none",
-            expected="two stages in a row that have a critic",
+            got=f"{lacking[0]}, which has none"
+            if lacking
+            else "a prompt's critic and a token's, which are two networks",
+            expected="two stages in a row that have a critic of one kind",
             fix="leave critic out of carry",
         )
 

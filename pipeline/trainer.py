@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -17,13 +16,14 @@ from pipeline.config import CheckpointConfig, PipelineConfig, StageConfig
 from pipeline.errors import StageFailed
 from pipeline.evaluation import evaluate
 from pipeline.journal import Journal
-from pipeline.learner import Learner, batch_logprobs
+from pipeline.learner import Learner, Weigh, batch_logprobs
 from pipeline.losses import kl_estimate
 from pipeline.metrics import advantage_metrics, finite, rollout_metrics
 from pipeline.observer import Observer
 from pipeline.overlap import OneAhead
 from pipeline.policy import Policy, copy_parameters, load_policy, parameters
 from pipeline.rewards import RewardSuite
+from pipeline.schedule import HistoryResampling, Schedule
 from pipeline.signals import SignalProvider, frozen_copy
 from pipeline.sources import Demonstrations, SampledGroups, Source, sampling_of
 from pipeline.stage import Stage
@@ -98,24 +98,28 @@ class Trainer:
 
     def __post_init__(self) -> None:
         self.needs = self.stage.needs(self.config)
-        temperature = sampling_of(self.pipeline, self.config).temperature
+        sampling = sampling_of(self.pipeline, self.config)
         stream = PromptStream(self.task.train, self.pipeline.seed, self.config.label)
+        schedule = HistoryResampling(stream) if self.needs.resample else Schedule(stream)
         self.source: Source
         if self.needs.completions == "demonstrations":
-            self.source = Demonstrations(self.policy, stream, self.config)
+            self.source = Demonstrations(self.policy, schedule, self.config)
         else:
             sampled_by = frozen_copy(self.policy) if self.config.async_ else self.policy
-            want_states = self.needs.critic_lr is not None
-            groups = SampledGroups(sampled_by, stream, self.suite, self.pipeline, self.config, want_states=want_states)
+            groups = SampledGroups(sampled_by, schedule, self.suite, self.pipeline, self.config)
+            groups.want_states = self.needs.critic is not None and self.needs.critic.kind == "prompt"
+            groups.refills = self.needs.refills
             self.source = OneAhead(groups, self.policy) if self.config.async_ else groups
 
-        def groups_of(policy: Policy) -> SampledGroups:
-            return SampledGroups(policy, stream, self.suite, self.pipeline, self.config, salt=":reference")
+        def groups_from(policy: Policy) -> SampledGroups:
+            return SampledGroups(policy, schedule, self.suite, self.pipeline, self.config, salt=":reference")
 
         autocast = {"auto": self.policy.device.type == "cuda", "off": False, "bfloat16": True}
-        self.signals = SignalProvider(self.needs, self.config, self.policy, temperature, groups_of)
-        self.learner = Learner(self.policy, self.config, temperature, autocast[self.pipeline.policy.autocast])
-        self.temperature = temperature
+        self.signals = SignalProvider(self.needs, self.config, self.policy, sampling, groups_from)
+        self.learner = Learner(
+            self.policy, self.config, sampling.temperature, autocast[self.pipeline.policy.autocast], self.needs
+        )
+        self.temperature = sampling.temperature
         measures_kl = self.config.kl_every > 0 and self.needs.completions == "policy"
         self.start = frozen_copy(self.policy) if measures_kl else None
         self.timer, self.began = Timer(self.pipeline.checkpoints), time.perf_counter()
@@ -174,14 +178,14 @@ class Trainer:
         self.progress.step = step
         self._log(step, rollouts, step_weights, metrics, began)
 
-    def _weigher(self, rollouts: Rollouts, step: int) -> Callable[[int], Tensor]:
-        """The weights of update n of a batch: the stage's pure function, and 0 for completions nobody could score."""
+    def _weigher(self, rollouts: Rollouts, step: int) -> Weigh:
+        """The weights of groups at an update: the stage's pure function, and 0 for completions nobody could score."""
         signals = self.signals.of(rollouts, step)
         assert rollouts.valid_PK is not None
-        valid = rollouts.valid_PK
+        valid_PK = rollouts.valid_PK
 
-        def weigh(update: int) -> Tensor:
-            weights = self.stage.weigh(signals(update), self.config)
+        def weigh(update: int, groups: list[int]) -> Tensor:
+            weights, valid = self.stage.weigh(signals(update, groups), self.config), valid_PK[groups]
             return weights * (valid if weights.dim() == 2 else valid[..., None])
 
         return weigh
@@ -250,9 +254,9 @@ class Trainer:
 
     def _log(self, step: int, rollouts: Rollouts, weights: Tensor, metrics: dict[str, float], began: float) -> None:
         """Curves to the journal, progress to the observer."""
-        passes = 2 if self.needs.reference_rewards else 1
-        self.progress.rollouts += rollouts.truncated_PK.numel() * passes
-        step_tokens = int(rollouts.mask_PKT.sum()) * passes
+        costs = (self.source.cost, self.signals.cost)
+        self.progress.rollouts += sum(cost.rollouts for cost in costs)
+        step_tokens = sum(cost.tokens for cost in costs)
         self.progress.tokens += step_tokens
         metrics |= rollout_metrics(rollouts) | advantage_metrics(weights) | self.source.metrics | self.signals.metrics
         if self.start is not None and step % self.config.kl_every == 0:

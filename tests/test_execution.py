@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import json
 import random
 import sys
@@ -14,6 +15,7 @@ from pydantic import ValidationError
 from transformers import AutoModelForCausalLM
 
 import stages
+from pipeline import yaml_text
 from pipeline.checkpoint import checkpoints_in, damaged_files, read_record
 from pipeline.config import PipelineConfig, pipeline_model
 from pipeline.errors import StageFailed, UserError
@@ -24,6 +26,7 @@ from pipeline.ledger import plan
 from pipeline.observer import Observer
 from pipeline.runs import RunFolder
 from pipeline.signals import frozen_copy
+from pipeline.stage import Signals
 from stages import discover
 
 STAGE_CONFIGS = [stage.config for stage in discover().values()]
@@ -372,7 +375,7 @@ def test_two_processes_on_one_run(finished):
 FIFTH = """
 from typing import Literal
 from pipeline.config import StageConfig
-from pipeline.stage import Needs, Stage
+from pipeline.stage import Critic, Needs, Stage
 
 class MineConfig(StageConfig):
     stage: Literal["mine"]
@@ -381,9 +384,31 @@ class MineConfig(StageConfig):
 def weigh(signals, config):
     return config.gain * (signals.rewards_PK - signals.values_P[:, None]) - signals.reference_rewards_PK
 
-NEEDS = Needs(critic_lr=0.1, reference=True, reference_rewards=True)
+NEEDS = Needs(critic=Critic("prompt", lr=0.1), reference=True, reference_rewards=True)
 STAGE = Stage("mine", "an algorithm nobody has seen", MineConfig, weigh, lambda config: NEEDS)
 """
+
+
+def test_the_documented_algorithm_is_one_file_and_one_yaml(tmp_path, monkeypatch):
+    text = (Path(stages.__file__).parents[1] / "docs" / "own-stage.md").read_text()
+    code, options = (text.split(f"```{kind}\n")[1].split("```")[0] for kind in ("python", "yaml"))
+    (tmp_path / "rloo.py").write_text(code)
+    monkeypatch.setattr(stages, "__path__", [*stages.__path__, str(tmp_path)])
+    discover.cache_clear()
+    try:
+        stage = discover()["rloo"]
+        assert doctest.testmod(sys.modules["stages.rloo"]) == (0, 3)
+        configs = [each.config for each in discover().values()]
+        asked = yaml_text.parse(options, "own-stage.md").data["stages"]
+        run = launch(tmp_path, pipeline(asked, configs), configs=configs)
+        assert run.result(1)["algorithm"] == "rloo" and run.result(1)["steps"] == 3
+        weights = stage.weigh(
+            Signals(torch.tensor([[1.0, 0.0]]), torch.ones(1, 2)), stage.config(stage="rloo", steps=1)
+        )
+        assert weights.tolist() == [[1.0, -1.0]]
+    finally:
+        discover.cache_clear()
+        sys.modules.pop("stages.rloo", None)
 
 
 def test_a_fifth_algorithm_is_one_file(tmp_path, monkeypatch):
