@@ -57,11 +57,13 @@ class Arm:
         self.options = sampling_of(self.config, self.stage)
         self.task = load_task(self.run.data_dir)
         use_threads(self.config.policy)
-        self.policy: Policy = load_policy(self.base.result(index - 1)["checkpoint"], self.config.policy)
+        start = self.base.result(index - 1)
+        if start is None:
+            raise SystemExit(f"{self.base.path} is not complete; run the comparison first")
+        self.policy: Policy = load_policy(start["checkpoint"], self.config.policy)
         self.suite = RewardSuite(self.config.rewards, self.config.reward_workers)
         stream = PromptStream(self.task.train, self.config.seed, self.stage.label)
-        batches = (stream.batch(step, self.stage.prompts_per_step) for step in range(self.stage.steps))
-        self.prompts = [prompt for batch in batches for prompt in batch]
+        self.prompts = stream.at(0, self.stage.steps * self.stage.prompts_per_step)
         self.known = {prompt.id: prompt for prompt in self.prompts}
         self.tokens, self.began = 0, 0.0
         self.curve: list[list[float]] = []

@@ -36,6 +36,9 @@ from pipeline.runs import RunFolder
 from stages import discover
 
 NAMES = ["base-seed-0", "base-seed-1", "gfpo-seed-0", "gfpo-seed-1", "staged-seed-0", "staged-seed-1"]
+PATIENCE = 280.0
+"""Seconds: a bound against waiting for ever. On a busy machine a process takes a minute to import everything."""
+pytestmark = pytest.mark.timeout(600)
 ARMS = ["--arms", "gfpo,staged", "--seeds", "2", "--budget", "720", "--parallel", "2"]
 
 
@@ -44,6 +47,7 @@ class Comparison:
 
     def __init__(self, folder: Path):
         self.folder, self.path = folder, folder / "runs" / "tiny-compare"
+        self.started: list[subprocess.Popen[str]] = []
         write_task(folder)
         small = {"prompts_per_step": 3, "group_size": 4}
         stages = [{"stage": "sft"}, {"stage": "dapo", **small}, {"stage": "srpo", "steps": 4, **small}]
@@ -54,13 +58,15 @@ class Comparison:
         command = [sys.executable, "-m", "flows.cli", "compare", "tiny.yaml", *ARMS, *more]
         environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
         pipe = subprocess.PIPE
-        return subprocess.Popen(
+        process = subprocess.Popen(
             command, cwd=self.folder, env=environment, text=True, stdout=pipe, stderr=subprocess.STDOUT
         )
+        self.started.append(process)
+        return process
 
     def tell(self, *more: str, code: int = 0) -> str:
         process = self.start(*more)
-        said, _ = process.communicate(timeout=180)
+        said, _ = process.communicate(timeout=PATIENCE)
         assert process.returncode == code, said
         return said
 
@@ -77,7 +83,7 @@ class Comparison:
 
     def wait_for(self, *names: str) -> int:
         """Until one of these runs is at work in its first own stage; its process."""
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline:
             for name in names:
                 journal = self.path / name / "stages" / "02-gfpo" / "journal.jsonl"
@@ -92,6 +98,8 @@ def comparison(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     """One comparison in three lives; the tests below look at what each left behind."""
     found = Comparison(tmp_path_factory.mktemp("compare"))
     yield found
+    for process in found.started:
+        process.kill()
 
 
 def test_a_comparison_whose_parent_is_killed_leaves_no_process(comparison: Comparison) -> None:
@@ -117,7 +125,7 @@ def test_an_arm_that_is_killed_is_told_of_and_ctrl_c_stops_the_others_in_good_or
         assert line, said
     arms = psutil.Process(second.pid).children(recursive=True)
     second.send_signal(signal.SIGINT)
-    rest, _ = second.communicate(timeout=120)
+    rest, _ = second.communicate(timeout=PATIENCE)
     assert second.returncode == 130, said + rest
     assert re.search(r"(gfpo|staged) seed [01]: (stopped|done)", rest), "an arm at work kept its step"
     assert not psutil.wait_procs(arms, timeout=60)[1]
