@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 
-from flows.compare_measures import CURVES, start_of, thinned
+from flows.compare_measures import CURVES, MOST_POINTS, start_of, thinned
 from flows.compare_place import arm_run
 from pipeline.evaluation import evaluate
 from pipeline.files import write_json
@@ -100,9 +100,10 @@ class Arm:
         final = evaluate(self.policy, all_prompts(self.task, "heldout"), self.suite, self.config)
         rollouts, start = self.stage.steps * self.rollouts_a_step, start_of(self.base)
         stage = {"name": label, "algorithm": "GRPOTrainer", "steps": self.stage.steps, "rollouts": rollouts}
+        stage |= {"lr": options["learning_rate"], "schedule": options["lr_scheduler_type"]}
         return {
             "arm": label, "seed": seed, "start": start, "curve": [[0, start["validation"]], *self.curve],
-            **{name: thinned(points, 120) for name, points in self.logged.items()},
+            **{name: thinned(points, MOST_POINTS) for name, points in self.logged.items()},
             "marks": [[rollouts, f"{label} ends"]], "rollouts": rollouts, "tokens": self.tokens, "seconds": seconds,
             "accuracy": final.accuracy, "heldout": final.by_prompt(), "options": options,
             "stages": [stage | {"accuracy_after": final.accuracy}],

@@ -73,10 +73,15 @@ def for_page(svg: str) -> str:
     return svg.replace(INK, "currentColor")
 
 
-def band(curves: Sequence[Sequence[Sequence[float]]], points: int = 80) -> tuple[list[float], np.ndarray]:
-    """(grid, heights [S, points]) of curves over the rollouts that all of them have."""
-    last = min(curve[-1][0] for curve in curves)
-    grid = np.linspace(max(curve[0][0] for curve in curves), last, points).tolist()
+def band(curves: Sequence[Sequence[Sequence[float]]]) -> tuple[list[float], np.ndarray]:
+    """(places, heights [S, places]) of curves wherever one has a point and all have begun and not ended.
+
+    >>> grid, heights = band([[(0, 1.0), (10, 3.0)], [(0, 2.0), (5, 2.0), (20, 5.0)]])
+    >>> grid, heights.tolist()
+    ([0, 5, 10], [[1.0, 2.0, 3.0], [2.0, 2.0, 3.0]])
+    """
+    first, last = max(curve[0][0] for curve in curves), min(curve[-1][0] for curve in curves)
+    grid = sorted({x for curve in curves for x, _ in curve if first <= x <= last})
     return grid, np.array([on_grid(curve, grid) for curve in curves])
 
 

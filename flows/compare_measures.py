@@ -23,7 +23,7 @@ from pipeline.runs import RunFolder
 
 CURVES = {"entropy": "policy/entropy", "length": "completion/length", "reward": "reward/mean"}
 """What is drawn besides accuracy: a measure -> the metric it comes from."""
-MOST_POINTS = 120
+MOST_POINTS = 40
 """Points that a curve of every step is thinned to, by means of neighbours."""
 REQUIRED = ("arm", "seed", "start", "curve", "rollouts", "tokens", "seconds", "accuracy", "heldout")
 
@@ -49,7 +49,8 @@ def measure(run: RunFolder, base: RunFolder, arm: str, seed: int) -> Measures:
             measures[key] += result[key]
         measures["marks"].append([measures["rollouts"], _mark(result, index + 1 == len(run.config.stages))])
         kept = ("name", "algorithm", "variant", "steps", "rollouts", "tokens", "seconds", "accuracy_after", "events")
-        measures["stages"].append({key: result[key] for key in kept if key in result})
+        options = run.config.stages[index].model_dump(mode="json", include={"lr", "schedule"})
+        measures["stages"].append({key: result[key] for key in kept if key in result} | options)
     measures["heldout"] = run.heldout(len(run.config.stages) - 1) or {}
     return measures
 

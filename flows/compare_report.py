@@ -102,9 +102,10 @@ def table_of_stages(analysis: Mapping[str, Any]) -> Table:
         for stage in row["stages"]:
             events = "; ".join(str(event.get("reason", "")) for event in stage.get("events", ()))
             numbers = [_number(stage.get(key), ",.0f") for key in ("steps", "rollouts")]
+            numbers += [_number(stage.get("lr"), "g"), stage.get("schedule", "")]
             name = f"{stage['name']} ({stage['variant']})" if "variant" in stage else stage["name"]
             rows.append([row["arm"], name, *numbers, _number(stage.get("accuracy_after"), ".3f"), events])
-    return ["arm", "stage", "steps", "rollouts", "held-out accuracy after", "ended by"], rows
+    return ["arm", "stage", "steps", "rollouts", "lr", "schedule", "held-out accuracy after", "ended by"], rows
 
 
 def table_of_tuning(tuning: Mapping[str, Any]) -> Table:

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import doctest
 from pathlib import Path
 
 import pytest
 
+from flows import (
+    commands_compare,
+    compare_claims,
+    compare_figures,
+    compare_jobs,
+    compare_measures,
+    compare_place,
+    compare_report,
+)
 from flows.commands_compare import parse_seeds
 from flows.compare_arms import Plan, make_plan
 from flows.compare_budget import Budget, rollouts_a_step, shared_out
@@ -153,3 +163,10 @@ def test_seeds_and_tuning_as_they_are_typed() -> None:
         Tuning.parse("lr=1e-4,3e-4", 0, [0, 1])
     with pytest.raises(UserError, match="nothing to choose from"):
         Tuning.parse("lr=1e-4", 9, [0])
+
+
+def test_the_examples() -> None:
+    modules = [commands_compare, compare_claims, compare_figures, compare_jobs, compare_measures, compare_place]
+    for module in [*modules, compare_report]:
+        outcome = doctest.testmod(module)
+        assert outcome.attempted and not outcome.failed, module.__name__
