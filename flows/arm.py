@@ -14,7 +14,9 @@ import threading
 
 def _end_with_parent() -> None:
     os.read(sys.stdin.fileno(), 1)  # not through the stream, whose lock the interpreter's own end would wait for
-    os.kill(os.getpid(), signal.SIGTERM)
+    main = threading.main_thread().ident
+    assert main is not None
+    signal.pthread_kill(main, signal.SIGTERM)  # to the thread that answers signals, so that whatever it waits for ends
 
 
 def main(name: str, runs: str) -> None:

@@ -18,17 +18,19 @@ import pytest
 from flow_runs import api, artifacts, task_states
 from flow_runs import home as home  # the fixture
 from prefect_home import REPOSITORY
+from rich.console import Console
 from test_execution import STAGE_CONFIGS, pipeline, write_task
 
 from flows.compare_arms import make_plan
 from flows.compare_budget import Budget
 from flows.compare_jobs import Children, Job, do, work_through
-from flows.compare_launch import open_comparison
+from flows.compare_launch import launch, open_comparison
 from flows.compare_publish import publish
-from flows.compare_work import Tuning
+from flows.compare_work import Tuning, Work
 from flows.plain import run_plain
 from pipeline import yaml_text
 from pipeline.config_files import load_config
+from pipeline.errors import UserError
 from pipeline.files import read_json
 from pipeline.journal import metric_history
 from pipeline.observer import Observer
@@ -93,6 +95,13 @@ class Comparison:
         raise AssertionError("no arm began")
 
 
+def planned(folder: Path, name: str, tuning: Tuning | None = None) -> Work:
+    """The work of a comparison in this process."""
+    loaded = load_config(str(folder / "tiny.yaml"), [], STAGE_CONFIGS)
+    plan = make_plan(loaded, discover(), "gfpo,staged", Budget(720 if tuning is None else 120), [], folder / "runs")
+    return open_comparison(folder / "runs", name, plan, [0], tuning, 1)
+
+
 @pytest.fixture(scope="module")
 def comparison(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Comparison]:
     """One comparison in three lives; the tests below look at what each left behind."""
@@ -106,11 +115,11 @@ def test_a_comparison_whose_parent_is_killed_leaves_no_process(comparison: Compa
     first = comparison.start("--engine", "none")
     arm = psutil.Process(comparison.wait_for("gfpo-seed-0", "gfpo-seed-1"))
     helpers = psutil.Process(first.pid).children(recursive=True)
-    refused = comparison.tell("--engine", "none", code=2)
-    assert "another process is working on" in refused and "tiny-compare" in refused
+    with pytest.raises(UserError, match="another process is working on .*tiny-compare"):
+        launch(planned(comparison.folder, "tiny-compare"), [], 1, "none", Console(), ["gradus"])
     first.kill()
     first.wait()
-    assert not psutil.wait_procs([arm, *helpers], timeout=60)[1], "an arm went on alone"
+    assert not psutil.wait_procs([arm, *helpers], timeout=PATIENCE)[1], "an arm went on alone"
     assert not any(map(comparison.holder, NAMES))
 
 
@@ -128,7 +137,7 @@ def test_an_arm_that_is_killed_is_told_of_and_ctrl_c_stops_the_others_in_good_or
     rest, _ = second.communicate(timeout=PATIENCE)
     assert second.returncode == 130, said + rest
     assert re.search(r"(gfpo|staged) seed [01]: (stopped|done)", rest), "an arm at work kept its step"
-    assert not psutil.wait_procs(arms, timeout=60)[1]
+    assert not psutil.wait_procs(arms, timeout=PATIENCE)[1]
     assert all(comparison.run(name).state() in ("done", "stopped") for name in NAMES if comparison.exists(name))
 
 
@@ -212,9 +221,7 @@ class Silent:
 
 def test_each_arm_gets_the_value_that_does_best_on_the_validation_prompts(tmp_path: Path) -> None:
     Comparison(tmp_path)
-    loaded = load_config(str(tmp_path / "tiny.yaml"), [], STAGE_CONFIGS)
-    plan = make_plan(loaded, discover(), "gfpo,staged", Budget(120), [], tmp_path / "runs")
-    work = open_comparison(tmp_path / "runs", "tuned", plan, [0], Tuning.parse("lr=1e-5,3e-3", 9, [0]), 1)
+    work = planned(tmp_path, "tuned", Tuning.parse("lr=1e-5,3e-3", 9, [0]))
     children = Here()
     work_through(work.jobs, 1, lambda job: do(job, children), Silent(), children, lambda: None)
     assert [job.state for job in work.jobs] == ["done"] * 8
