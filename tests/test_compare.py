@@ -115,7 +115,7 @@ def test_a_comparison_whose_parent_is_killed_leaves_no_process(comparison: Compa
     first = comparison.start("--engine", "none")
     arm = psutil.Process(comparison.wait_for("gfpo-seed-0", "gfpo-seed-1"))
     helpers = psutil.Process(first.pid).children(recursive=True)
-    with pytest.raises(UserError, match="another process is working on .*tiny-compare"):
+    with pytest.raises(UserError, match=r"another process is working on .*tiny-compare"):
         launch(planned(comparison.folder, "tiny-compare"), [], 1, "none", Console(), ["gradus"])
     first.kill()
     first.wait()
