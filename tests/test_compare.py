@@ -95,6 +95,11 @@ class Comparison:
         raise AssertionError("no arm began")
 
 
+def arms_of(comparison: subprocess.Popen[str]) -> list[psutil.Process]:
+    """The processes that train; one that delivers curves may outlive them for a while."""
+    return [p for p in psutil.Process(comparison.pid).children() if "flows.arm" in p.cmdline()]
+
+
 def planned(folder: Path, name: str, tuning: Tuning | None = None) -> Work:
     """The work of a comparison in this process."""
     loaded = load_config(str(folder / "tiny.yaml"), [], STAGE_CONFIGS)
@@ -114,12 +119,12 @@ def comparison(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 def test_a_comparison_whose_parent_is_killed_leaves_no_process(comparison: Comparison) -> None:
     first = comparison.start("--engine", "none")
     arm = psutil.Process(comparison.wait_for("gfpo-seed-0", "gfpo-seed-1"))
-    helpers = psutil.Process(first.pid).children(recursive=True)
+    others = arms_of(first)
     with pytest.raises(UserError, match=r"another process is working on .*tiny-compare"):
         launch(planned(comparison.folder, "tiny-compare"), [], 1, "none", Console(), ["gradus"])
     first.kill()
     first.wait()
-    assert not psutil.wait_procs([arm, *helpers], timeout=PATIENCE)[1], "an arm went on alone"
+    assert not psutil.wait_procs([arm, *others], timeout=PATIENCE)[1], "an arm went on alone"
     assert not any(map(comparison.holder, NAMES))
 
 
@@ -132,7 +137,7 @@ def test_an_arm_that_is_killed_is_told_of_and_ctrl_c_stops_the_others_in_good_or
     while "failed, its process was killed (SIGKILL)" not in said:
         said += (line := second.stdout.readline())
         assert line, said
-    arms = psutil.Process(second.pid).children(recursive=True)
+    arms = arms_of(second)
     second.send_signal(signal.SIGINT)
     rest, _ = second.communicate(timeout=PATIENCE)
     assert second.returncode == 130, said + rest
