@@ -28,7 +28,7 @@ from flows.compare_launch import launch, open_comparison
 from flows.compare_publish import publish
 from flows.compare_work import Tuning, Work
 from flows.plain import run_plain
-from pipeline import yaml_text
+from pipeline import run_lock, yaml_text
 from pipeline.config_files import load_config
 from pipeline.errors import UserError
 from pipeline.files import read_json
@@ -118,10 +118,13 @@ def comparison(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 def test_a_comparison_whose_parent_is_killed_leaves_no_process(comparison: Comparison) -> None:
     first = comparison.start("--engine", "none")
-    arm = psutil.Process(comparison.wait_for("gfpo-seed-0", "gfpo-seed-1"))
-    others = arms_of(first)
+    while not run_lock.holder(comparison.path):
+        assert first.poll() is None, first.communicate()[0]
+        time.sleep(0.05)
     with pytest.raises(UserError, match=r"another process is working on .*tiny-compare"):
         launch(planned(comparison.folder, "tiny-compare"), [], 1, "none", Console(), ["gradus"])
+    arm = psutil.Process(comparison.wait_for("gfpo-seed-0", "gfpo-seed-1"))
+    others = arms_of(first)
     first.kill()
     first.wait()
     assert not psutil.wait_procs([arm, *others], timeout=PATIENCE)[1], "an arm went on alone"
