@@ -22,7 +22,7 @@ from pipeline import __version__
 from pipeline.cores import usable_cores
 from pipeline.files import write_json, write_text
 from pipeline.journal import Journal
-from pipeline.tracking_client import child_environment
+from pipeline.tracking_client import child_environment, needs_delivery
 
 REPORT = "report"
 PATIENCE = 120.0
@@ -124,12 +124,23 @@ def end_tracking(work: Work, markdown: str, status: str) -> None:
             journal.artifact(folder / f"{REPORT}.{suffix}")
     journal.end(status)
     deliver(folder)
+    if status != "KILLED":  # whoever presses Ctrl-C does not want to wait
+        deliver_rest(folder)
 
 
 def deliver(folder: Path) -> None:
-    """Send what is new to MLflow, in a process of its own; what it does not take stays for `gradus sync`."""
-    command = [sys.executable, "-m", "pipeline.tracking", str(folder)]
-    with contextlib.suppress(OSError, subprocess.TimeoutExpired), (folder / "tracking.log").open("ab") as log:
-        subprocess.run(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=child_environment(), timeout=PATIENCE
-        )
+    """Send what is new of the comparison's own run to MLflow; what it does not take stays for `gradus sync`."""
+    _call("pipeline.tracking", str(folder), log=folder / "tracking.log")
+
+
+def deliver_rest(folder: Path) -> None:
+    """Send what arms could not that were stopped or killed."""
+    if any(needs_delivery(file.parent) for file in folder.glob("*/journal.jsonl")):
+        _call("flows.cli", "sync", "--runs", str(folder), log=folder / "tracking.log")
+
+
+def _call(*words: str, log: Path) -> None:
+    """A module of ours in a process of its own: this one never imports MLflow."""
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired), log.open("ab") as output:
+        quiet: Any = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": output}
+        subprocess.run([sys.executable, "-m", *words], env=child_environment(), timeout=PATIENCE, check=False, **quiet)
