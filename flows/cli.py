@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from flows import commands_advise, commands_runs
+from flows import commands_advise, commands_compare, commands_runs
 from flows.command_options import RUNS, AsJson, Config, Engine, Overrides, Runs, check_world, console, load, sayer
 from flows.reporting import Process, command, quiet_libraries
 from pipeline import __version__
@@ -71,6 +71,7 @@ command(app)(commands_runs.plan)
 command(app)(commands_runs.fork)
 command(app)(commands_runs.status)
 command(app)(commands_runs.verify)
+command(app)(commands_compare.compare)
 
 
 @command(app)

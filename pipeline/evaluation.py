@@ -36,6 +36,12 @@ class Evaluation:
     """Each prompt with the completion."""
     components: dict[str, list[list[float]]] = field(default_factory=dict)
     """label of a reward -> P lists of one score; NaN where the reward failed."""
+    correct: list[float] = field(default_factory=list)
+    """1 for each prompt whose completion is correct, 0 for the others, in the prompts' order."""
+
+    def by_prompt(self) -> dict[str, bool]:
+        """id of a prompt -> whether its completion is correct: what a paired comparison of two policies needs."""
+        return {prompt.id: one > 0 for (prompt, _), one in zip(self.answers, self.correct, strict=True)}
 
     def record(self) -> dict[str, object]:
         """As it is stored in a checkpoint's record."""
@@ -64,15 +70,16 @@ def evaluate(policy: Policy, prompts: list[Prompt], suite: RewardSuite, pipeline
         texts = _greedy(policy, prompts, pipeline.sampling, scoring)
         scores = scoring.join(prompts, texts)
     values = [row[0] for row in scores.components[pipeline.accuracy_reward]]
-    correct = sum(value >= pipeline.evaluation.threshold for value in values)  # NaN, a failed verifier, is not correct
+    correct = [float(value >= pipeline.evaluation.threshold) for value in values]  # NaN, a failed verifier, is not
     return Evaluation(
-        accuracy=correct / len(prompts),
-        interval=wilson_interval(correct, len(prompts)),
+        accuracy=sum(correct) / len(prompts),
+        interval=wilson_interval(int(sum(correct)), len(prompts)),
         prompts=len(prompts),
         errors=scores.errors.get(pipeline.accuracy_reward, 0),
         seconds=time.perf_counter() - began,
         answers=[(prompt, group[0]) for prompt, group in zip(prompts, texts, strict=True)],
         components=scores.components,
+        correct=correct,
     )
 
 

@@ -41,7 +41,7 @@ from pipeline.run_journal import (
     sample_rows,
     stage_lineage_tags,
 )
-from pipeline.runs import FAILURE_FILE, RESULT_FILE, START_FILE, SUMMARY_FILE, SUMMARY_KEYS, RunFolder
+from pipeline.runs import FAILURE_FILE, HELDOUT_FILE, RESULT_FILE, START_FILE, SUMMARY_FILE, SUMMARY_KEYS, RunFolder
 from pipeline.stage import Stage
 from pipeline.tasks import TaskData, build_task, load_task, texts
 from pipeline.tracking_client import read_run_ids
@@ -238,6 +238,7 @@ def _train(work: StageWork, stage: Stage, suite: RewardSuite, journal: Journal, 
     journal.model(f"{run.name}-{config.label}", checkpoint, progress.step, {"heldout/accuracy": after.accuracy})
     journal.end("FINISHED")
     journal.sync()
+    write_json(run.stage_dir(index) / HELDOUT_FILE, {"step": progress.step, "correct": after.by_prompt()})
     return {
         "name": config.label,
         "variant": config.variant,

@@ -262,7 +262,8 @@ class Trainer:
         if self.start is not None and step % self.config.kl_every == 0:
             reference = batch_logprobs(self.start, rollouts, self.temperature, self.config.token_budget)
             metrics["policy/kl_to_start"] = kl_estimate(rollouts.rollout_logprobs_PKT, reference, rollouts.mask_PKT)
-        metrics["time/step"] = time.perf_counter() - began
+        metrics |= {"progress/rollouts": self.progress.rollouts, "progress/tokens": self.progress.tokens}
+        metrics["time/stage"], metrics["time/step"] = self.seconds, time.perf_counter() - began
         metrics["throughput/tokens_per_second"] = step_tokens / metrics["time/step"]
         self.journal.metrics(step, metrics)
         every = self.pipeline.tracking.histogram_every
