@@ -32,6 +32,7 @@ SUMMARY_KEYS = [
     "seconds",
     "checkpoint",
     "mlflow_run_id",
+    "events",
 ]
 
 
