@@ -14,6 +14,7 @@ from pydantic import Field, create_model, model_validator
 
 from pipeline.config_base import RUNTIME, Name, Options
 from pipeline.config_stage import SamplingConfig, StageConfig
+from pipeline.config_switching import check_switching
 from pipeline.config_task import Task
 
 
@@ -175,13 +176,7 @@ class PipelineConfig(Options):
         if self.stages[0].carry:
             raise ValueError(f"stage {self.stages[0].label!r} is the first: there is nothing to carry over")
         for stage in self.stages:
-            wanted = "handover: best" if stage.handover == "best" else "stop_at" if stage.stop_at is not None else ""
-            if wanted and not stage.eval_every:
-                raise ValueError(f"stage {stage.label!r} has {wanted}: set its eval_every")
-            if stage.eval_every and not self.task.validation:
-                raise ValueError(
-                    f"stage {stage.label!r} has eval_every: set task.validation, the prompts to evaluate on"
-                )
+            check_switching(stage, self.task.validation)
         return self
 
     @property

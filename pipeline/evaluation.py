@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from pipeline.cores import usable_cores
 from pipeline.policy import Policy
 from pipeline.rewards import RewardSuite, Scoring
 from pipeline.sampler import sample
+from pipeline.switching import share_bounds
 from pipeline.types import Prompt
 
 PARTS = 2
@@ -49,18 +49,12 @@ class Evaluation:
 
 
 def wilson_interval(correct: int, total: int) -> tuple[float, float]:
-    """95 % interval of a share; unlike the normal one it stays inside [0, 1] and has a width at 0 and 1.
-
-    Source: E. B. Wilson (1927), z = 1.96.
+    """95 % interval of a share (Wilson's).
 
     >>> [round(bound, 4) for bound in wilson_interval(8, 10)]
     [0.4902, 0.9433]
     """
-    z = 1.959964
-    share, z2 = correct / total, z * z / total
-    centre = (share + z2 / 2) / (1 + z2)
-    half = z * math.sqrt(share * (1 - share) / total + z2 / (4 * total)) / (1 + z2)
-    return max(0.0, centre - half), min(1.0, centre + half)
+    return share_bounds(correct, total, 1.959964)
 
 
 def evaluate(policy: Policy, prompts: list[Prompt], suite: RewardSuite, pipeline: PipelineConfig) -> Evaluation:

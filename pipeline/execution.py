@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -225,15 +225,15 @@ def _train(work: StageWork, stage: Stage, suite: RewardSuite, journal: Journal, 
         journal.metrics(0, heldout_curves(before))
     trainer = Trainer(
         policy, stage, config, run.config, task, suite, journal, observer, folder=run.stage_dir(index),
-        parent=parent, fingerprint=work.fingerprint, resume_from=work.resume_from,
+        parent_folder=work.parent, parent=parent, fingerprint=work.fingerprint, resume_from=work.resume_from,
         carried=read_state(work.parent / RESUME) if config.carry else None,
     )  # fmt: skip
     checkpoint = trainer.train()
     after, progress = evaluate(trainer.policy, all_prompts(task, "heldout"), suite, run.config), trainer.progress
     journal.metrics(progress.step, heldout_curves(after.record()) | {"time/evaluate": after.seconds})
-    journal.tags(
-        {"gradus.accuracy_before": f"{before['accuracy']:.4f}", "gradus.accuracy_after": f"{after.accuracy:.4f}"}
-    )
+    tags = {"gradus.accuracy_before": f"{before['accuracy']:.4f}", "gradus.accuracy_after": f"{after.accuracy:.4f}"}
+    end = trainer.switches.end
+    journal.tags(tags | {"gradus.ended_by": end.rule if end is not None else "steps"})
     journal.table("samples", progress.step, sample_rows(after, run.config))
     journal.model(f"{run.name}-{config.label}", checkpoint, progress.step, {"heldout/accuracy": after.accuracy})
     journal.end("FINISHED")
@@ -257,6 +257,7 @@ def _train(work: StageWork, stage: Stage, suite: RewardSuite, journal: Journal, 
         "content": read_record(checkpoint).content,
         "prompts": after.prompts,
         "verifier_errors": after.errors,
+        "events": [asdict(event) for event in trainer.switches.events],
     }
 
 
@@ -276,7 +277,8 @@ def finish(run: RunFolder) -> dict[str, Any]:
     ids = read_run_ids(run.path)
     stages: list[dict[str, Any]] = []
     for index, result in enumerate(results):
-        entry: dict[str, Any] = {"mlflow_run_id": ids.get(run.stage_dir(index).name), **(result or {})}
+        tracked = ids.get(run.stage_dir(index).name)
+        entry: dict[str, Any] = {"mlflow_run_id": tracked, "events": [], **(result or {})}
         stages.append({key: entry[key] for key in SUMMARY_KEYS} | {"algorithm": entry["algorithm"]})
     summary = {
         "name": run.name,

@@ -41,6 +41,8 @@ CODE = (
     "scoring",
     "signals",
     "sources",
+    "switches",
+    "switching",
 )
 CODE += ("sampler/decoder", "sampler/draw", "sampler/engines", "sampler/lean", "sampler/loop")
 CODE += ("tasks", "trainer", "rewards/equations", "rewards/extraction", "rewards/gym", "rewards/library")

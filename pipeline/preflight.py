@@ -18,6 +18,7 @@ from typing import Any
 from pipeline.architectures import architecture_options, causal_model_types
 from pipeline.config import PipelineConfig, PolicyConfig, StageConfig
 from pipeline.config_errors import combined, did_you_mean
+from pipeline.config_switching import looks_at_samples
 from pipeline.errors import UserError
 from pipeline.stage import Stage
 
@@ -86,6 +87,13 @@ def _check_stage(config: PipelineConfig, stage: StageConfig, stages: dict[str, S
             where=f"stages.{stage.label}.async",
             got="1",
             expected="0 where the completions are demonstrations",
+            fix="leave it out",
+        )
+    if needs.completions == "demonstrations" and (rule := looks_at_samples(stage)):
+        raise UserError(
+            f"the stage `{stage.label}` samples nothing that `{rule}` could go by",
+            where=f"stages.{stage.label}.{rule}",
+            expected="a rule that goes by accuracy on the validation prompts, where the completions are demonstrations",
             fix="leave it out",
         )
     try:

@@ -96,12 +96,17 @@ def _fork_text(run: RunFolder) -> str:
 
 def _stages_table(summary: dict[str, Any]) -> str:
     lines = ["| stage | steps | held-out accuracy before | after (95 % interval) | seconds |", "|---|---|---|---|---|"]
+    told = [
+        f"- {stage['name']}, step {event['step']}, {event['action']}: {event['reason']}"
+        for stage in summary["stages"]
+        for event in stage["events"]
+    ]
     for stage in summary["stages"]:
         low, high = stage["interval"]
         after = f"{stage['accuracy_after']:.3f} ({low:.3f} to {high:.3f})"
         cells = (stage["name"], stage["steps"], f"{stage['accuracy_before']:.3f}", after, f"{stage['seconds']:.0f}")
         lines.append(f"| {' | '.join(map(str, cells))} |")
-    return "\n".join(lines)
+    return "\n".join([*lines, *([""] if told else []), *told])
 
 
 def flatten(value: Any, path: str = "") -> dict[str, Any]:

@@ -34,6 +34,7 @@ SUMMARY_KEYS = [
     "seconds",
     "checkpoint",
     "mlflow_run_id",
+    "events",
 ]
 
 
