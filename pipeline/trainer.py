@@ -94,6 +94,8 @@ class Trainer:
         measures_kl = self.config.kl_every > 0 and self.needs.completions == "policy"
         self.start = frozen_copy(self.policy) if measures_kl else None
         self.timer, self.began = Timer(self.pipeline.checkpoints), time.perf_counter()
+        adapters = parameters(self.policy) if self.policy.adapters is not None else {}
+        self.fresh_adapters = {name: value.detach().clone() for name, value in adapters.items()}
         self._told: set[str] = set()
         if self.resume_from is not None:
             self._resume(self.resume_from)
@@ -129,8 +131,8 @@ class Trainer:
         handed_over = self.switches.handed_over(self.progress.step)
         if handed_over == self.progress.step:
             return last
-        best = self._whole(handed_over, for_resume=False)
-        copy_parameters(parameters(load_policy(best, self.pipeline.policy)), self.policy)
+        best = self._whole(handed_over, for_resume=self.policy.adapters is not None)
+        self._take_weights(best)
         return best
 
     def _train(self) -> None:
@@ -220,6 +222,8 @@ class Trainer:
             progress = asdict(self.progress) | {"seconds": self.seconds}
             state = {"progress": progress, "learner": self.learner.state(), "signals": self.signals.state()}
             state |= {"source": self.source.state(), "switches": self.switches.state()}
+            if self.policy.adapters is not None:
+                state["adapters"] = parameters(self.policy)
             write_state(resume, state)
 
         save_checkpoint(self.policy, folder, self.config.label, step, self.parent, self.fingerprint, write)
@@ -240,10 +244,18 @@ class Trainer:
     def _take(self, checkpoint: Path) -> State:
         """Take over what a checkpoint of this stage has learned; returns its state."""
         assert read_record(checkpoint).parent == self.parent, "a stage goes on from its own checkpoints"
-        copy_parameters(parameters(load_policy(checkpoint, self.pipeline.policy)), self.policy)
-        state = read_state(checkpoint / RESUME)
+        state = self._take_weights(checkpoint)
         self.learner.restore(state["learner"])
         self.signals.restore(state["signals"])
+        return state
+
+    def _take_weights(self, checkpoint: Path) -> State:
+        """Take over the weights of a checkpoint of this stage, which are its adapters where it has some; returns its
+        state."""
+        state = read_state(checkpoint / RESUME)
+        adapted = self.policy.adapters is not None
+        source = state["adapters"] if adapted else parameters(load_policy(checkpoint, self.pipeline.policy))
+        copy_parameters(source, self.policy)
         return state
 
     def _go_back(self, checkpoint: Path) -> None:
@@ -251,7 +263,8 @@ class Trainer:
 
         Steps, curves and prompts go on: nothing is counted, drawn or asked a second time.
         """
-        copy_parameters(parameters(load_policy(self.parent_folder, self.pipeline.policy)), self.policy)
+        start = self.fresh_adapters or parameters(load_policy(self.parent_folder, self.pipeline.policy))
+        copy_parameters(start, self.policy)
         self.signals, self.learner = self._parts()
         self._take(checkpoint)
         self.learner.rate_factor = self.switches.rate_factor
