@@ -12,17 +12,17 @@ from torch import Tensor
 
 from pipeline import interruption
 from pipeline.checkpoint import CHECKPOINTS, RESUME, damaged_files, prune, read_record, save_checkpoint
-from pipeline.checkpoint_timer import Timer
 from pipeline.config import PipelineConfig, StageConfig
 from pipeline.errors import StageFailed
 from pipeline.evaluation import evaluate
 from pipeline.journal import Journal
 from pipeline.learner import Learner, Weigh, batch_logprobs
 from pipeline.losses import kl_estimate
-from pipeline.metrics import advantage_metrics, finite, rollout_metrics
+from pipeline.metrics import advantage_metrics, rollout_metrics
 from pipeline.observer import Observer
 from pipeline.overlap import OneAhead
 from pipeline.policy import Policy, copy_parameters, load_policy, parameters
+from pipeline.progress import Progress, StepLog, Timer
 from pipeline.rewards import RewardSuite
 from pipeline.schedule import HistoryResampling, Schedule
 from pipeline.signals import SignalProvider, frozen_copy
@@ -32,20 +32,6 @@ from pipeline.switches import Event, Switches
 from pipeline.tasks import PromptStream, TaskData
 from pipeline.training_state import State, read_state, write_state
 from pipeline.types import Prompt, Rollouts
-
-
-@dataclass
-class Progress:
-    """How far a stage has come; what a resume starts from."""
-
-    step: int = 0
-    """Steps done."""
-    rollouts: int = 0
-    """Completions trained on or sampled so far, those of a reference policy included."""
-    tokens: int = 0
-    """Their completion tokens."""
-    seconds: float = 0.0
-    """Training time behind the last checkpoint."""
 
 
 @dataclass
@@ -96,7 +82,7 @@ class Trainer:
         self.timer, self.began = Timer(self.pipeline.checkpoints), time.perf_counter()
         adapters = parameters(self.policy) if self.policy.adapters is not None else {}
         self.fresh_adapters = {name: value.detach().clone() for name, value in adapters.items()}
-        self._told: set[str] = set()
+        self.log = StepLog(self.journal, self.observer, self.config, self.pipeline)
         if self.resume_from is not None:
             self._resume(self.resume_from)
         elif self.carried is not None:
@@ -127,7 +113,8 @@ class Trainer:
             self._train()
         last, end = self._save(), self.switches.end
         if end is not None and end.action == "stop":
-            raise StageFailed(self._stopped(end))
+            best = self.switches.best
+            raise StageFailed(self.switches.stopped(end, self._checkpoint(best.step if best is not None else 0)))
         handed_over = self.switches.handed_over(self.progress.step)
         if handed_over == self.progress.step:
             return last
@@ -278,14 +265,6 @@ class Trainer:
             raise StageFailed(f"the best checkpoint, {folder}, is damaged ({', '.join(damaged)}); {again}")
         return folder
 
-    def _stopped(self, event: Event) -> str:
-        """What a stage says that the guard has stopped."""
-        assert self.switches.best is not None
-        best, label = self._checkpoint(self.switches.best.step), self.config.label
-        slower = f"`gradus fork RUN --from {label} --set stages.{label}.lr={self.config.lr / 3:.1g}`"
-        again = f"{slower} tries a smaller learning rate, guard.then=hand_over makes do with that checkpoint"
-        return f"the guard stopped it: at step {event.step} {event.reason} and is kept in {best}. {again}"
-
     @property
     def seconds(self) -> float:
         """Training time so far, that before a resume included."""
@@ -294,7 +273,7 @@ class Trainer:
     def _log(
         self, step: int, rollouts: Rollouts, weights: Tensor, metrics: dict[str, float], began: float
     ) -> dict[str, float]:
-        """Curves to the journal, progress to the observer."""
+        """What the step came to, as curves and progress."""
         costs = (self.source.cost, self.signals.cost)
         self.progress.rollouts += sum(cost.rollouts for cost in costs)
         step_tokens = sum(cost.tokens for cost in costs)
@@ -306,19 +285,7 @@ class Trainer:
         metrics |= {"progress/rollouts": self.progress.rollouts, "progress/tokens": self.progress.tokens}
         metrics["time/stage"], metrics["time/step"] = self.seconds, time.perf_counter() - began
         metrics["throughput/tokens_per_second"] = step_tokens / metrics["time/step"]
-        self.journal.metrics(step, metrics)
-        every = self.pipeline.tracking.histogram_every
-        if every and step % every == 0:
-            self.journal.histogram(step, "advantage", weights.flatten().tolist())
-        for label, example in self.source.failures.items():
-            if label not in self._told:
-                self._told.add(label)
-                self.observer.note(
-                    f"the reward {label} failed on a completion, which therefore gets no weight: {example}"
-                )
-        told = finite(metrics)
-        self.observer.step_done(self.config.label, step, self.config.steps, told)
-        return told
+        return self.log.step(step, metrics, weights, self.source.failures)
 
 
 def all_prompts(task: TaskData, split: str) -> list[Prompt]:
