@@ -1,6 +1,6 @@
 """A collapse, provoked by a learning rate far too high, with the guard and without it.
 
-    python -m benchmarks.collapse [--lr 3e-3] [--folder runs/collapse]
+    python -m benchmarks.collapse [--lr 1e-3] [--folder runs/collapse]
 
 Takes the quickstart through its SFT stage once, then forks it twice into a DAPO stage with that rate: as it is, and
 with ``guard: {}``. Prints what each hands over and draws both validation curves, the guard's event marked.
@@ -75,7 +75,7 @@ def draw(folder: Path, found: dict[str, tuple[dict[str, Any], dict[int, float]]]
 def main() -> None:
     """Train what is not there yet; print and draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--lr", type=float, default=3e-3)
+    parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--folder", type=Path, default=Path("runs/collapse"))
     options = parser.parse_args()
     train(options.folder, options.lr)
