@@ -196,6 +196,6 @@ def test_floor_and_limit(rule: str, metric: str, far: float) -> None:
     config = stage(until={rule: 0.5})
     at_it, beyond = (steps(metric, lambda step, mean=mean: mean, 0.08) for mean in (0.5, far))
     before = steps(metric, lambda step: 1 - far, 0.08)
-    assert share(config, rule, at_it, until=10) <= 0.07, "one look at the very limit: 5 %"
+    assert share(config, rule, at_it, until=10) <= 0.09, "one look at the very limit: 5 %, and what 200 stages tell"
     assert share(config, rule, before) <= 0.01
     assert share(config, rule, beyond, until=30) >= 0.95
