@@ -83,6 +83,7 @@ def deployed() -> None:
     from flows.server import ensure_server
 
     quiet_libraries()
+    be_patient()
     try:
         url = ensure_server()
     except (OSError, RuntimeError) as error:
@@ -115,6 +116,7 @@ def _server() -> str:
     from flows.server import ensure_server
 
     quiet_libraries()
+    be_patient()
     try:
         return ensure_server(deployments=True)
     except (OSError, RuntimeError) as error:
@@ -140,6 +142,11 @@ def _request(config: str, overrides: list[str] | None, name: str | None, runs: P
     if pool_type == "process" and os.environ.get("GRADUS_PREFECT_API_URL") == url:
         check_world(loaded, stages, runs)  # gradus's own server has workers on this machine alone
     return Request(loaded, str(runs.absolute()), name)
+
+
+def be_patient() -> None:
+    """Here the server is no mere witness; a busy one that refuses a request is asked again, as Prefect does itself."""
+    os.environ.setdefault("PREFECT_CLIENT_MAX_RETRIES", "5")
 
 
 def _page(url: str, path: str) -> str:

@@ -17,7 +17,7 @@ from uuid import UUID
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.exceptions import ObjectNotFound
-from prefect.states import State
+from prefect.states import Completed, State
 
 from flows import launch
 from flows.around_flow import flow_settings
@@ -42,12 +42,17 @@ def work_on_flow_run(url: str) -> None:
     try:
         _launch(flow_run)
     except UserError as error:
-        with contextlib.suppress(Exception), flow_settings(url), get_client(sync_client=True) as client:
-            current = client.read_flow_run(flow_run.id).state
-            if current is None or not current.is_final():
-                refused = State(type=StateType.FAILED, name=REFUSED, message=str(error))
-                client.set_flow_run_state(flow_run.id, refused)
+        _settle(url, flow_run, State(type=StateType.FAILED, name=REFUSED, message=str(error)))
         raise
+    _settle(url, flow_run, Completed(message="Completed; Prefect has not seen all of it."))
+
+
+def _settle(url: str, flow_run: FlowRun, state: State[Any]) -> None:
+    """Give the flow run this state where the flow itself has not ended it; the worker sees to every other end."""
+    with contextlib.suppress(Exception), flow_settings(url), get_client(sync_client=True) as client:
+        current = client.read_flow_run(flow_run.id).state
+        if current is None or not current.is_final():
+            client.set_flow_run_state(flow_run.id, state, force=True)
 
 
 def _launch(flow_run: FlowRun) -> None:
