@@ -11,7 +11,6 @@ import shlex
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -181,5 +180,4 @@ def _schedule(terms: Terms) -> CronSchedule:
 
 def prefect_command(url: str) -> str:
     """How to call Prefect's own command line against this server."""
-    beside = Path(sys.executable).with_name("prefect")
-    return f"PREFECT_API_URL={url} {beside if beside.exists() else 'prefect'}"
+    return f"PREFECT_API_URL={url} {shlex.quote(sys.executable)} -m prefect"

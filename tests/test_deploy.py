@@ -31,7 +31,6 @@ from pipeline.runs import RunFolder
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
 POOL = "gpus"
-PREFECT = str(Path(sys.executable).with_name("prefect"))
 QUICK = [{"stage": "sft", "steps": 2}]
 LONG = [{"stage": "sft", "steps": 2}, {"stage": "dapo", "group_size": 3, "steps": 20_000}]
 
@@ -65,7 +64,7 @@ def worker(pool: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path
     log = tmp_path_factory.mktemp("worker") / "log"
     users = {name: value for name, value in environment().items() if not name.startswith(("PREFECT", "GRADUS_PREFECT"))}
     users |= {"PREFECT_API_URL": os.environ["PREFECT_API_URL"], "PREFECT_WORKER_QUERY_SECONDS": "2"}
-    command = [PREFECT, "worker", "start", "--pool", pool, "--name", "tester"]
+    command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--name", "tester"]
     with log.open("wb") as output:
         process = subprocess.Popen(command, env=users, stdout=output, stderr=output, cwd=log.parent)
     yield log
