@@ -25,6 +25,17 @@ class TokenizerConfig(Options):
     """Upper bound of the vocabulary; digits and signs are single tokens, words that occur often become one."""
 
 
+class LoraConfig(Options):
+    """Low-rank adapters, which train instead of the weights."""
+
+    rank: int = Field(16, ge=1)
+    """Columns of an adapter's two matrices."""
+    alpha: int = Field(32, gt=0)
+    """What an adapter adds is multiplied by alpha / rank."""
+    targets: Literal["auto"] | Annotated[list[str], Field(min_length=1)] = "auto"
+    """Names of the linear layers that get one, such as ``[q_proj, v_proj]``; auto: all but the head."""
+
+
 class PolicyConfig(Options):
     """The causal language model that is trained."""
 
@@ -44,6 +55,8 @@ class PolicyConfig(Options):
     """Attention implementation; auto: the one transformers prefers for the model."""
     autocast: Literal["auto", "off", "bfloat16"] = "auto"
     """Type of the learner's matrix products; auto: bfloat16 on cuda, off elsewhere."""
+    lora: LoraConfig | None = None
+    """Train low-rank adapters; each stage begins with fresh ones and hands over weights that they are merged into."""
     template: Literal["auto", "chat", "plain"] = "auto"
     """Wrap questions in the tokenizer's chat template, or in ``plain_template``; auto: chat where there is one."""
     plain_template: str = "{question}\n"

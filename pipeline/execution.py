@@ -29,6 +29,7 @@ from pipeline.evaluation import evaluate
 from pipeline.files import write_json
 from pipeline.journal import Journal
 from pipeline.ledger import begin_stage, fingerprint, stage_identity
+from pipeline.lora import add_adapters
 from pipeline.observer import Observer
 from pipeline.policy import Policy, load_policy, use_threads
 from pipeline.rewards import RewardSuite
@@ -213,6 +214,8 @@ def _train(work: StageWork, stage: Stage, suite: RewardSuite, journal: Journal, 
     policy = load_policy(work.parent, run.config.policy)
     if policy.template.digest != work.parent_record.template:
         raise UserError("the prompt template differs from the one the parent was trained with", where=str(work.parent))
+    if run.config.policy.lora is not None:
+        add_adapters(policy, run.config.policy.lora, run.config.seed + index)
     before = _accuracy_before(run, index, work.parent)
     tags = {"gradus.stage": config.label, "gradus.algorithm": config.stage, "gradus.variant": config.variant}
     tags |= {"gradus.parent_checkpoint": parent, "gradus.fingerprint": work.fingerprint}

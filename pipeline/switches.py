@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.config import StageConfig
@@ -213,9 +214,12 @@ class Switches:
             self.rules.forget()
             self.block, self.candidate = [], event.step if self.by_reward else None
 
-    def to_be_kept(self, step: int) -> bool:
-        """Whether this step's checkpoint is one that may be gone back to or handed over."""
-        return step in self.kept
+    def stopped(self, event: Event, best: Path) -> str:
+        """What a stage says that the guard has stopped; ``best`` is the checkpoint that it keeps."""
+        label = self.config.label
+        slower = f"`gradus fork RUN --from {label} --set stages.{label}.lr={self.config.lr / 3:.1g}`"
+        again = f"{slower} tries a smaller learning rate, guard.then=hand_over makes do with that checkpoint"
+        return f"the guard stopped it: at step {event.step} {event.reason} and is kept in {best}. {again}"
 
     @property
     def kept(self) -> set[int]:

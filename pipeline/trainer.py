@@ -12,17 +12,17 @@ from torch import Tensor
 
 from pipeline import interruption
 from pipeline.checkpoint import CHECKPOINTS, RESUME, damaged_files, prune, read_record, save_checkpoint
-from pipeline.checkpoint_timer import Timer
 from pipeline.config import PipelineConfig, StageConfig
 from pipeline.errors import StageFailed
 from pipeline.evaluation import evaluate
 from pipeline.journal import Journal
 from pipeline.learner import Learner, Weigh, batch_logprobs
 from pipeline.losses import kl_estimate
-from pipeline.metrics import advantage_metrics, finite, rollout_metrics
+from pipeline.metrics import advantage_metrics, rollout_metrics
 from pipeline.observer import Observer
 from pipeline.overlap import OneAhead
 from pipeline.policy import Policy, copy_parameters, load_policy, parameters
+from pipeline.progress import Progress, StepLog, Timer
 from pipeline.rewards import RewardSuite
 from pipeline.schedule import HistoryResampling, Schedule
 from pipeline.signals import SignalProvider, frozen_copy
@@ -32,20 +32,6 @@ from pipeline.switches import Event, Switches
 from pipeline.tasks import PromptStream, TaskData
 from pipeline.training_state import State, read_state, write_state
 from pipeline.types import Prompt, Rollouts
-
-
-@dataclass
-class Progress:
-    """How far a stage has come; what a resume starts from."""
-
-    step: int = 0
-    """Steps done."""
-    rollouts: int = 0
-    """Completions trained on or sampled so far, those of a reference policy included."""
-    tokens: int = 0
-    """Their completion tokens."""
-    seconds: float = 0.0
-    """Training time behind the last checkpoint."""
 
 
 @dataclass
@@ -94,7 +80,9 @@ class Trainer:
         measures_kl = self.config.kl_every > 0 and self.needs.completions == "policy"
         self.start = frozen_copy(self.policy) if measures_kl else None
         self.timer, self.began = Timer(self.pipeline.checkpoints), time.perf_counter()
-        self._told: set[str] = set()
+        adapters = parameters(self.policy) if self.policy.adapters is not None else {}
+        self.fresh_adapters = {name: value.detach().clone() for name, value in adapters.items()}
+        self.log = StepLog(self.journal, self.observer, self.config, self.pipeline)
         if self.resume_from is not None:
             self._resume(self.resume_from)
         elif self.carried is not None:
@@ -125,12 +113,13 @@ class Trainer:
             self._train()
         last, end = self._save(), self.switches.end
         if end is not None and end.action == "stop":
-            raise StageFailed(self._stopped(end))
+            best = self.switches.best
+            raise StageFailed(self.switches.stopped(end, self._checkpoint(best.step if best is not None else 0)))
         handed_over = self.switches.handed_over(self.progress.step)
         if handed_over == self.progress.step:
             return last
-        best = self._whole(handed_over, for_resume=False)
-        copy_parameters(parameters(load_policy(best, self.pipeline.policy)), self.policy)
+        best = self._whole(handed_over, for_resume=self.policy.adapters is not None)
+        self._take_weights(best)
         return best
 
     def _train(self) -> None:
@@ -220,6 +209,8 @@ class Trainer:
             progress = asdict(self.progress) | {"seconds": self.seconds}
             state = {"progress": progress, "learner": self.learner.state(), "signals": self.signals.state()}
             state |= {"source": self.source.state(), "switches": self.switches.state()}
+            if self.policy.adapters is not None:
+                state["adapters"] = parameters(self.policy)
             write_state(resume, state)
 
         save_checkpoint(self.policy, folder, self.config.label, step, self.parent, self.fingerprint, write)
@@ -240,10 +231,18 @@ class Trainer:
     def _take(self, checkpoint: Path) -> State:
         """Take over what a checkpoint of this stage has learned; returns its state."""
         assert read_record(checkpoint).parent == self.parent, "a stage goes on from its own checkpoints"
-        copy_parameters(parameters(load_policy(checkpoint, self.pipeline.policy)), self.policy)
-        state = read_state(checkpoint / RESUME)
+        state = self._take_weights(checkpoint)
         self.learner.restore(state["learner"])
         self.signals.restore(state["signals"])
+        return state
+
+    def _take_weights(self, checkpoint: Path) -> State:
+        """Take over the weights of a checkpoint of this stage, which are its adapters where it has some; returns its
+        state."""
+        state = read_state(checkpoint / RESUME)
+        adapted = self.policy.adapters is not None
+        source = state["adapters"] if adapted else parameters(load_policy(checkpoint, self.pipeline.policy))
+        copy_parameters(source, self.policy)
         return state
 
     def _go_back(self, checkpoint: Path) -> None:
@@ -251,7 +250,8 @@ class Trainer:
 
         Steps, curves and prompts go on: nothing is counted, drawn or asked a second time.
         """
-        copy_parameters(parameters(load_policy(self.parent_folder, self.pipeline.policy)), self.policy)
+        start = self.fresh_adapters or parameters(load_policy(self.parent_folder, self.pipeline.policy))
+        copy_parameters(start, self.policy)
         self.signals, self.learner = self._parts()
         self._take(checkpoint)
         self.learner.rate_factor = self.switches.rate_factor
@@ -265,14 +265,6 @@ class Trainer:
             raise StageFailed(f"the best checkpoint, {folder}, is damaged ({', '.join(damaged)}); {again}")
         return folder
 
-    def _stopped(self, event: Event) -> str:
-        """What a stage says that the guard has stopped."""
-        assert self.switches.best is not None
-        best, label = self._checkpoint(self.switches.best.step), self.config.label
-        slower = f"`gradus fork RUN --from {label} --set stages.{label}.lr={self.config.lr / 3:.1g}`"
-        again = f"{slower} tries a smaller learning rate, guard.then=hand_over makes do with that checkpoint"
-        return f"the guard stopped it: at step {event.step} {event.reason} and is kept in {best}. {again}"
-
     @property
     def seconds(self) -> float:
         """Training time so far, that before a resume included."""
@@ -281,7 +273,7 @@ class Trainer:
     def _log(
         self, step: int, rollouts: Rollouts, weights: Tensor, metrics: dict[str, float], began: float
     ) -> dict[str, float]:
-        """Curves to the journal, progress to the observer."""
+        """What the step came to, as curves and progress."""
         costs = (self.source.cost, self.signals.cost)
         self.progress.rollouts += sum(cost.rollouts for cost in costs)
         step_tokens = sum(cost.tokens for cost in costs)
@@ -293,19 +285,7 @@ class Trainer:
         metrics |= {"progress/rollouts": self.progress.rollouts, "progress/tokens": self.progress.tokens}
         metrics["time/stage"], metrics["time/step"] = self.seconds, time.perf_counter() - began
         metrics["throughput/tokens_per_second"] = step_tokens / metrics["time/step"]
-        self.journal.metrics(step, metrics)
-        every = self.pipeline.tracking.histogram_every
-        if every and step % every == 0:
-            self.journal.histogram(step, "advantage", weights.flatten().tolist())
-        for label, example in self.source.failures.items():
-            if label not in self._told:
-                self._told.add(label)
-                self.observer.note(
-                    f"the reward {label} failed on a completion, which therefore gets no weight: {example}"
-                )
-        told = finite(metrics)
-        self.observer.step_done(self.config.label, step, self.config.steps, told)
-        return told
+        return self.log.step(step, metrics, weights, self.source.failures)
 
 
 def all_prompts(task: TaskData, split: str) -> list[Prompt]:

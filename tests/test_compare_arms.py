@@ -99,7 +99,7 @@ def test_another_configuration_can_be_an_arm(tmp_path: Path) -> None:
 
 
 def test_validation_prompts_are_kept_where_there_are_none() -> None:
-    found = plan(overrides=("task.validation=0", "stages.sft.stop_at=null", "stages.sft.eval_every=0"))
+    found = plan(overrides=("task.validation=0", "stages.sft.until=null", "stages.sft.eval_every=0"))
     assert found.arm(found.arms[0], 3).task.validation == 300 and found.notes
     assert found.base(3).stages[-1].eval_every == 300, "the shared start has a point of its own"
 
