@@ -42,11 +42,12 @@ def lenient_leases() -> Iterator[None]:
     def lenient(lease_id: Any, lease_duration: float, **_: Any) -> Any:
         return renewing(lease_id, lease_duration, raise_on_lease_renewal_failure=False)
 
-    prefect.flow_engine.maintain_concurrency_lease = lenient
+    engine: Any = prefect.flow_engine
+    engine.maintain_concurrency_lease = lenient
     try:
         yield
     finally:
-        prefect.flow_engine.maintain_concurrency_lease = renewing
+        engine.maintain_concurrency_lease = renewing
 
 
 @contextlib.contextmanager

@@ -278,7 +278,8 @@ def _state_of_flow(session: _Session) -> State[Any]:
         return own(**flow_parameters(run.path), return_state=True)
     given: Any = deployed_pipeline.with_options(flow_run_name=run.name)
     with lenient_leases():
-        return run_flow(given, session.flow_run, return_type="state")
+        state: Any = run_flow(given, session.flow_run, return_type="state")
+    return state
 
 
 def _success_line(result: Result, done: int = 0) -> str:

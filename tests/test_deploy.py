@@ -18,6 +18,7 @@ import psutil
 import pytest
 from flow_runs import FINAL, STAGE_CONFIGS, api, task_states
 from flow_runs import home as home  # the fixture
+from prefect.utilities.templating import apply_values
 from prefect_home import REPOSITORY
 from test_execution import pipeline, write_task
 from typer.testing import CliRunner
@@ -211,6 +212,27 @@ def test_a_schedule_makes_runs(pool: str, tmp_path: Path) -> None:
     assert runs[0]["parameters"]["config"]["name"] == "nightly"
     assert call(*words).exit_code == 0, "deployed again without a schedule"
     assert not api(f"/deployments/{deployment}/schedules")
+
+
+@pytest.mark.parametrize("kind", ["docker", "kubernetes"])
+def test_the_templates_for_containers_are_taken_and_filled(pool: str, tmp_path: Path, kind: str) -> None:
+    template = json.loads((REPOSITORY / "deploy" / f"{kind}-pool.json").read_text())
+    api("/work_pools/", {"name": f"{kind}s", "type": kind, "base_job_template": template})
+    config = str(write_config(tmp_path, QUICK, "boxed"))
+    said = call("deploy", config, "--pool", f"{kind}s", "--runs", "/runs", "--job", "image=registry/gradus:2")
+    assert said.exit_code == 0, said.output
+    deployment = api(f"/deployments/name/staged-pipeline/boxed@{kind}s")
+    assert deployment["job_variables"] == {"command": "gradus deployed", "image": "registry/gradus:2"}
+    assert deployment["parameters"]["runs"] == "/runs"
+    defaults = {key: each.get("default") for key, each in template["variables"]["properties"].items()}
+    job = apply_values(template["job_configuration"], {**defaults, **deployment["job_variables"]})
+    if kind == "docker":
+        assert (job["image"], job["volumes"]) == ("registry/gradus:2", ["/srv/gradus/runs:/runs"])
+        return
+    spec = job["job_manifest"]["spec"]["template"]["spec"]
+    container = spec["containers"][0]
+    assert (container["args"], container["resources"]["limits"]["nvidia.com/gpu"]) == ("gradus deployed", 1)
+    assert spec["volumes"][0]["persistentVolumeClaim"]["claimName"] == "gradus-runs"
 
 
 def refused(*words: str) -> str:
