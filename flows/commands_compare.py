@@ -48,6 +48,10 @@ def compare(
     parallel: Annotated[
         int | None, typer.Option(min=1, max=64, help="Runs at a time; default: as many as there are cores for.")
     ] = None,
+    workers: Annotated[
+        str | None,
+        typer.Option(metavar="ray[://ADDRESS]", help="Train on a Ray cluster: this machine's, auto, or HOST:PORT."),
+    ] = None,
     runs: Runs = RUNS,
     engine: Engine = "prefect",
 ) -> None:
@@ -56,6 +60,7 @@ def compare(
     from flows.compare_arms import make_plan
     from flows.compare_budget import Budget
     from flows.compare_measures import read_external
+    from flows.compare_ray import Cluster
     from flows.compare_work import Tuning
     from pipeline.cores import usable_cores
 
@@ -70,9 +75,11 @@ def compare(
     check_world(loaded, stages, runs)
     threads = loaded.config.policy.threads or 1
     at_once = parallel or max(1, usable_cores() // threads)
+    gpus = int((loaded.config.policy.device or "").startswith("cuda"))
+    cluster = Cluster.parse(workers, engine, threads, gpus, at_once) if workers else None
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     comparison = compare_launch.open_comparison(runs, folder_name, plan, wanted, tuning, threads)
-    failed = compare_launch.launch(comparison, foreign, at_once, engine, console(), ["gradus", *sys.argv[1:]])
+    failed = compare_launch.launch(comparison, foreign, at_once, engine, console(), ["gradus", *sys.argv[1:]], cluster)
     if failed:
         raise StageFailed(f"{failed} of {len(comparison.jobs)} runs failed; the same command tries them again")
 

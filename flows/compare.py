@@ -111,7 +111,9 @@ def run_flow(session: Session) -> None:
         record.settle(url, session.note)
         try:
             with session.patience.installed(), tags(TAG, "compare", session.folder.name):
-                named: Any = comparison.with_options(flow_run_name=session.folder.name)
+                named: Any = comparison.with_options(
+                    flow_run_name=session.folder.name, task_runner=session.task_runner()
+                )
                 state = named(**flow_parameters(session.folder), return_state=True)
             record.settled(state.name or "")
         except Interrupted as error:

@@ -51,6 +51,16 @@ class Job:
     run: RunFolder | None = field(default=None, repr=False)
 
 
+class Trainers(Protocol):
+    """What trains runs: :class:`Children`, or a cluster."""
+
+    def train(self, run: RunFolder) -> None: ...
+
+    def end(self) -> None: ...
+
+    def kill(self) -> None: ...
+
+
 class Watcher(Protocol):
     """Hears what becomes of jobs; called from the thread that works them through."""
 
@@ -138,7 +148,7 @@ def work_through(
     parallel: int,
     call: Callable[[Job], None],
     watcher: Watcher,
-    children: Children,
+    children: Trainers,
     leave: Callable[[], None],
 ) -> None:
     """Do every job, ``parallel`` of them at a time, in their order as far as what they wait for allows.
@@ -199,7 +209,7 @@ def _collect(running: dict[Future[None], Job], done: Iterable[Future[None]], wat
         watcher.changed(job)
 
 
-def do(job: Job, children: Children) -> None:
+def do(job: Job, children: Trainers) -> None:
     """Make the job's run and train what is left of it. Raises: StageFailed, UserError, Interrupted."""
     job.run = job.make()
     if job.run.summary() is not None:

@@ -11,6 +11,7 @@ from flows.compare_arms import BASE, Plan
 from flows.compare_measures import Measures
 from flows.compare_place import Place, arm_run
 from flows.compare_publish import begin_tracking, end_tracking, publish, same_command
+from flows.compare_ray import Cluster, RayChildren
 from flows.compare_session import Session, run_plain
 from flows.compare_watch import Watch
 from flows.compare_work import Tuning, Work
@@ -39,7 +40,13 @@ def open_comparison(
 
 
 def launch(
-    work: Work, foreign: Sequence[Measures], parallel: int, engine: str, console: Console, command: Sequence[str]
+    work: Work,
+    foreign: Sequence[Measures],
+    parallel: int,
+    engine: str,
+    console: Console,
+    command: Sequence[str],
+    cluster: Cluster | None = None,
 ) -> int:
     """Train what is left, write the report; returns how many runs it lacks. Raises: UserError, Interrupted."""
     place, plan = work.place, work.place.plan
@@ -56,6 +63,8 @@ def launch(
         session = Session(
             place.folder, work.jobs, parallel, watch, watch.say, lambda: publish(work, foreign, said, parallel)
         )
+        if cluster is not None:
+            session.children, session.task_runner = RayChildren(cluster), cluster.task_runner
         status = "FAILED"
         begin_tracking(work, said)
         try:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from flows.compare_jobs import Children, Job, Watcher, do, work_through
+from flows.compare_jobs import Children, Job, Trainers, Watcher, do, work_through
 from flows.stopping import Patience
 
 
@@ -21,7 +22,9 @@ class Session:
     note: Callable[[str], None]
     report: Callable[[], str]
     """Writes the report of what is done, and returns it as Markdown."""
-    children: Children = field(default_factory=Children)
+    children: Trainers = field(default_factory=Children)
+    task_runner: Callable[[], Any] = lambda: None
+    """Makes Prefect's task runner, where the runs train on a cluster."""
     patience: Patience = field(init=False)
     errors: dict[str, BaseException] = field(default_factory=dict)
     """By the job's name."""

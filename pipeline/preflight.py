@@ -10,6 +10,7 @@ import functools
 import itertools
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -143,6 +144,7 @@ def _check_tracking(config: PipelineConfig, runs_dir: Path) -> None:
 
 def check_runs_folder(runs_dir: Path, checkpoint_bytes: int = 0) -> None:
     """The runs folder can be written and has room for the checkpoints. Raises: UserError."""
+    refuse_url(runs_dir)
     existing = next(folder for folder in (runs_dir.absolute(), *runs_dir.absolute().parents) if folder.exists())
     if not existing.is_dir():
         raise UserError("the runs folder is a file", where=str(existing), fix="choose another folder with --runs")
@@ -158,6 +160,18 @@ def check_runs_folder(runs_dir: Path, checkpoint_bytes: int = 0) -> None:
         )
         fix = "free some space, or choose another folder with --runs"
         raise UserError("there is too little disk space", where=str(existing), got=got, expected=expected, fix=fix)
+
+
+def refuse_url(runs_dir: Path) -> None:
+    """Runs need what a file system gives and an object store does not. Raises: UserError."""
+    if re.match(r"[a-z][a-z0-9+.-]+:/", str(runs_dir)):
+        raise UserError(
+            "runs cannot lie in an object store",
+            where="--runs",
+            got=str(runs_dir),
+            expected="a folder of a file system, which has atomic renames and locks; workers share one that is mounted",
+            fix="mount it (NFS 4, Lustre, a persistent volume) at the same path on every machine",
+        )
 
 
 def _checkpoint_bytes(config: PipelineConfig) -> int:

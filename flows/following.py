@@ -1,0 +1,81 @@
+"""Following a flow run that works elsewhere, by what the Prefect server knows of it: its states and its log."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from uuid import UUID
+
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
+from prefect.client.schemas.objects import State, StateType, WorkerStatus
+from prefect.client.schemas.sorting import LogSort
+
+from flows.deployed import REFUSED
+
+EVERY = 1.0
+"""Seconds between two looks."""
+PATIENCE = 15.0
+"""Seconds that a run waits before the user is told why it may."""
+PAGE = 200
+"""Log lines that the server is asked for at a time."""
+
+
+def follow(
+    client: SyncPrefectClient, flow_run_id: UUID, pool: str, start_worker: str, say: Callable[[str], None]
+) -> int:
+    """Tell a flow run's states and log until it is over; returns the exit code that goes with its end."""
+    log = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[flow_run_id]))
+    shown, told, waiting_since = "", 0, time.monotonic()
+    while True:
+        state = client.read_flow_run(flow_run_id).state
+        while lines := client.read_logs(log, limit=PAGE, offset=told, sort=LogSort.TIMESTAMP_ASC):
+            told += len(lines)
+            for line in lines:
+                say(f"  {line.message}")
+        if state is None:
+            continue
+        if state.name != shown:
+            shown = state.name or ""
+            say(state_line(state))
+        if state.is_final():
+            return exit_code(state)
+        if state.type not in (StateType.SCHEDULED, StateType.PENDING):
+            waiting_since = float("inf")
+        elif time.monotonic() - waiting_since > PATIENCE:
+            waiting_since = float("inf")
+            say(why_it_waits(client, pool, start_worker))
+        time.sleep(EVERY)
+
+
+def why_it_waits(client: SyncPrefectClient, pool: str, start_worker: str) -> str:
+    """Why no worker has begun the run yet."""
+    workers = client.read_workers_for_work_pool(pool)
+    alive = [worker.name for worker in workers if worker.status == WorkerStatus.ONLINE]
+    if alive:
+        return f"it waits for its turn; workers on {pool}: {', '.join(alive)}"
+    return f"no worker looks at {pool}; on the machine that is to train: {start_worker}"
+
+
+def state_line(state: State) -> str:
+    """A state as one line.
+
+    >>> state_line(State(type=StateType.RUNNING, name="Running"))
+    'Running'
+    """
+    return f"{state.name}: {state.message}" if state.message else str(state.name)
+
+
+def exit_code(state: State) -> int:
+    """What ``gradus run`` would have ended with.
+
+    >>> exit_code(State(type=StateType.COMPLETED)), exit_code(State(type=StateType.CANCELLED, name="Stopped"))
+    (0, 143)
+    >>> exit_code(State(type=StateType.FAILED)), exit_code(State(type=StateType.FAILED, name="Refused"))
+    (1, 2)
+    """
+    if state.is_completed():
+        return 0
+    if state.is_cancelled():
+        return 143
+    return 2 if state.name == REFUSED else 1
