@@ -1,4 +1,4 @@
-"""A comparison's runs on a Ray cluster: Prefect's Ray task runner places them, each trains in a process of its own there.
+"""A comparison's runs on a Ray cluster: Prefect's Ray task runner places them, each trains in a process of its own.
 
 The folder of the runs is mounted on every node. It also carries the one thing that has to reach a run at work: a file
 ``stop`` asks it to finish its step and end.
@@ -52,7 +52,7 @@ class Cluster:
 
     def task_runner(self) -> Any:
         """Prefect's task runner for this cluster."""
-        from prefect_ray import RayTaskRunner
+        from prefect_ray import RayTaskRunner  # type: ignore[import-not-found]
 
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
@@ -70,7 +70,7 @@ class RayChildren:
 
     def train(self, run: RunFolder) -> None:
         """Train a run to its end on some node. Raises: StageFailed, Interrupted."""
-        from prefect_ray.context import remote_options
+        from prefect_ray.context import remote_options  # type: ignore[import-not-found]
 
         stop = run.path / STOP_FILE
         with self._lock:
