@@ -140,4 +140,5 @@ def _task() -> Any:
     from prefect import task
     from prefect.cache_policies import NO_CACHE
 
-    return task(train_here, name="train on Ray", persist_result=False, cache_policy=NO_CACHE)
+    runner: Any = train_here
+    return task(runner, name="train on Ray", persist_result=False, cache_policy=NO_CACHE)
