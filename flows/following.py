@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from datetime import datetime, timedelta
+from typing import Any
 from uuid import UUID
 
 from prefect.client.orchestration import SyncPrefectClient
-from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
+from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId, LogFilterTimestamp
 from prefect.client.schemas.objects import State, StateType, WorkerStatus
 from prefect.client.schemas.sorting import LogSort
 
@@ -19,26 +21,50 @@ PATIENCE = 15.0
 """Seconds that a run waits before the user is told why it may."""
 PAGE = 200
 """Log lines that the server is asked for at a time."""
+LATE = timedelta(seconds=20)
+"""How much later than others a line may reach the server: several processes send them, in batches."""
+REST = 3.0
+"""Seconds that the last lines of a run get."""
+
+
+class Log:
+    """A flow run's log lines, each once."""
+
+    def __init__(self, client: SyncPrefectClient, flow_run_id: UUID):
+        self.client, self.of_run = client, LogFilterFlowRunId(any_=[flow_run_id])
+        self.seen: set[UUID | None] = set()
+        self.since: datetime | None = None
+
+    def news(self) -> list[str]:
+        """What has come in since the last time."""
+        timestamp = LogFilterTimestamp(after_=self.since - LATE) if self.since is not None else None
+        wanted, found = LogFilter(flow_run_id=self.of_run, timestamp=timestamp), list[Any]()
+        while page := self.client.read_logs(wanted, limit=PAGE, offset=len(found), sort=LogSort.TIMESTAMP_ASC):
+            found += page
+        new = [line for line in found if line.id not in self.seen]
+        self.seen.update(line.id for line in new)
+        self.since = max((line.timestamp for line in found), default=self.since)
+        return [line.message for line in new]
 
 
 def follow(
     client: SyncPrefectClient, flow_run_id: UUID, pool: str, start_worker: str, say: Callable[[str], None]
 ) -> int:
     """Tell a flow run's states and log until it is over; returns the exit code that goes with its end."""
-    log = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[flow_run_id]))
-    shown, told, waiting_since = "", 0, time.monotonic()
+    log, shown, waiting_since = Log(client, flow_run_id), "", time.monotonic()
     while True:
         state = client.read_flow_run(flow_run_id).state
-        while lines := client.read_logs(log, limit=PAGE, offset=told, sort=LogSort.TIMESTAMP_ASC):
-            told += len(lines)
-            for line in lines:
-                say(f"  {line.message}")
+        over = state is not None and state.is_final()
+        if over:
+            time.sleep(REST)
+        for message in log.news():
+            say(f"  {message}")
         if state is None:
             continue
         if state.name != shown:
             shown = state.name or ""
             say(state_line(state))
-        if state.is_final():
+        if over:
             return exit_code(state)
         if state.type not in (StateType.SCHEDULED, StateType.PENDING):
             waiting_since = float("inf")
