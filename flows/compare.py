@@ -71,22 +71,27 @@ class Tasks:
 _tasks: ContextVar[Tasks] = ContextVar("comparison")
 
 
+def _current() -> Tasks:
+    """The comparison at work. Flow and task ask here: Ray is sent them with all they name, which must be picklable."""
+    return _tasks.get()
+
+
 @task(persist_result=False, cache_policy=NO_CACHE)
 def _train(run: str) -> State[Any]:
     """Train one run of the comparison in a process of its own."""
-    return _tasks.get().attempt(run)
+    return _current().attempt(run)
 
 
 @flow(name="comparison", persist_result=False)
 def comparison(run_dir: str, host: str) -> State[Any]:
     """Train every arm on every seed, as ``host`` sees the comparison's folder, and compare them."""
-    session = _tasks.get().session
+    session = _current().session
     session.patience.install()  # instead of Prefect's handler, which it removes itself at the end
     context, record = FlowRunContext.get(), FlowRecord(session.folder)
     if context is not None and context.flow_run is not None:
         session.note(f"Prefect shows this comparison at {record.begin(context.flow_run)}")
     with TagsContext(current_tags=set()):
-        session.work(_tasks.get().as_task)
+        session.work(_current().as_task)
     if session.markdown:
         with contextlib.suppress(Exception):
             key = re.sub(r"[^a-z0-9]+", "-", session.folder.name.lower()).strip("-")
