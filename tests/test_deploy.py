@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -134,7 +135,13 @@ def limit_pool(limit: int | None) -> None:
         {"Content-Type": "application/json"},
         method="PATCH",
     )
-    urllib.request.urlopen(request, timeout=30).close()
+    for attempt in range(5):
+        try:
+            return urllib.request.urlopen(request, timeout=30).close()
+        except urllib.error.HTTPError as error:
+            if error.code != 503 or attempt == 4:  # a busy SQLite; Prefect's own clients ask again
+                raise
+            time.sleep(1)
 
 
 def cancel(flow_run: str, run: RunFolder, log: Path) -> float:
