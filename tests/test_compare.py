@@ -83,9 +83,9 @@ class Comparison:
         found = self.run(name).holder() if self.exists(name) else None
         return found and found.get("pid")
 
-    def wait_for(self, *names: str) -> int:
+    def wait_for(self, *names: str, patience: float = PATIENCE) -> int:
         """Until one of these runs is at work in its first own stage; its process."""
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + patience
         while time.monotonic() < deadline:
             for name in names:
                 journal = self.path / name / "stages" / "02-gfpo" / "journal.jsonl"

@@ -17,14 +17,14 @@ from pipeline.files import read_json
 
 ray = pytest.importorskip("ray", reason="the extra `ray` is not installed")
 pytest.importorskip("prefect_ray", reason="the extra `ray` is not installed")
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(1200)
 
 
 def test_it_stops_in_good_order_and_goes_on_to_the_end(home: Path, tmp_path: Path) -> None:
     comparison = Comparison(tmp_path)
     first = comparison.start("--workers", "ray")
     try:
-        arm = psutil.Process(comparison.wait_for("gfpo-seed-0", "gfpo-seed-1"))
+        arm = psutil.Process(comparison.wait_for("gfpo-seed-0", "gfpo-seed-1", patience=2 * PATIENCE))
         above = [" ".join(parent.cmdline()) for parent in arm.parents()]
         assert any("ray::" in each or "default_worker" in each for each in above), f"it is a child of Ray: {above}"
         first.send_signal(signal.SIGTERM)
