@@ -218,7 +218,7 @@ class Gradus:
         """One optimizer step."""
         assert rollouts.rewards_PK is not None
         signals = Signals(rewards_PK=rollouts.rewards_PK, lengths_PK=rollouts.lengths_PK)
-        metrics, _ = self.learner.update(rollouts, number, lambda _: self.stage.weigh(signals, self.config))
+        metrics, _ = self.learner.update(rollouts, number, lambda _, groups: self.stage.weigh(signals, self.config))
         return metrics
 
 

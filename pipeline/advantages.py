@@ -37,6 +37,98 @@ def zero_where_uniform(advantages_PK: Tensor, rewards_PK: Tensor) -> Tensor:
     return advantages_PK * mixed_P1
 
 
+def standardise(rewards_PK: Tensor, kept_PK: Tensor | None = None) -> Tensor:
+    """A_i = (r_i - mean) / std, over the group or over those of it that are kept; the others get 0.
+
+    The standard deviation divides by n - 1, as the libraries do whose results the papers report.
+
+    Shapes: [P, K], bool [P, K] -> [P, K]. Edge: exactly zero where fewer than two are kept, or their rewards are equal.
+    Source: GRPO (arXiv 2402.03300), within a kept part GFPO (arXiv 2508.09726).
+
+    >>> import torch
+    >>> standardise(torch.tensor([[1.0, 0.0, 0.0, 1.0]])).mul(2).round().tolist()
+    [[2.0, -2.0, -2.0, 2.0]]
+    """
+    kept_PK = rewards_PK == rewards_PK if kept_PK is None else kept_PK
+    count_P1 = kept_PK.sum(dim=-1, keepdim=True)
+    mean_P1 = rewards_PK.where(kept_PK, 0).sum(dim=-1, keepdim=True) / count_P1.clamp(min=1)
+    centred_PK = (rewards_PK - mean_P1).where(kept_PK, 0)
+    variance_P1 = centred_PK.square().sum(dim=-1, keepdim=True) / (count_P1 - 1).clamp(min=1)
+    highest_P1 = rewards_PK.where(kept_PK, -float("inf")).amax(dim=-1, keepdim=True)
+    lowest_P1 = rewards_PK.where(kept_PK, float("inf")).amin(dim=-1, keepdim=True)
+    differ_P1 = highest_P1 > lowest_P1  # rounding makes a mean that equal rewards are not equal to
+    return (centred_PK / variance_P1.sqrt().where(differ_P1, 1)) * differ_P1
+
+
+def overlong_penalty(lengths_PK: Tensor, longest: int, buffer: int) -> Tensor:
+    """What a completion pays for its length: nothing up to ``longest`` - ``buffer`` tokens, then linearly up to -1.
+
+    Shapes: int64 [P, K] -> float32 [P, K]. Units: reward. Source: DAPO (arXiv 2503.14476), soft overlong punishment.
+
+    >>> import torch
+    >>> overlong_penalty(torch.tensor([[5, 8, 9, 10]]), longest=10, buffer=2).tolist()
+    [[-0.0, -0.0, -0.5, -1.0]]
+    """
+    return -((lengths_PK - (longest - buffer)).float() / buffer).clamp(0, 1)
+
+
+def best_kept(values_PK: Tensor, count_P: Tensor) -> Tensor:
+    """True on the ``count_P`` completions of each group with the highest values, and on those tied with the last.
+
+    Ties are kept so that the order in which a group was sampled decides nothing.
+
+    Shapes: [P, K], int64 [P] -> bool [P, K]. Edge: a count of K or more keeps all.
+
+    >>> import torch
+    >>> best_kept(torch.tensor([[3.0, 1.0, 2.0, 2.0]]), torch.tensor([2])).tolist()
+    [[True, False, True, True]]
+    """
+    last_P1 = (count_P[:, None] - 1).clamp(0, values_PK.shape[-1] - 1)
+    threshold_P1 = values_PK.sort(dim=-1, descending=True).values.gather(-1, last_P1)
+    return values_PK >= threshold_P1
+
+
+def length_adaptive_lambda(lengths_PK: Tensor, alpha: float) -> Tensor:
+    """lambda = 1 - 1 / (alpha l), not below 0: the longer a completion, the further its reward reaches back.
+
+    Shapes: int64 [P, K] -> float32 [P, K]. Edge: 0 up to l = 1 / alpha, where GAE is one step of temporal difference;
+    so alpha should be raised for short answers. Source: VAPO (arXiv 2504.05118).
+
+    >>> import torch
+    >>> length_adaptive_lambda(torch.tensor([[10, 20, 40]]), alpha=0.05).tolist()
+    [[0.0, 0.0, 0.5]]
+    """
+    return (1 - 1 / (alpha * lengths_PK.clamp(min=1).float())).clamp(min=0)
+
+
+def gae(rewards_PK: Tensor, values_PKT: Tensor, mask_PKT: Tensor, lambda_PK: Tensor) -> Tensor:
+    """Generalised advantage estimation of every token, undiscounted; the reward comes with the last token.
+
+        delta_t = r_t + V(s_(t+1)) - V(s_t)        A_t = delta_t + lambda A_(t+1)
+
+    V(s_t) is the value before token t, and 0 behind the last one.
+
+    Shapes: rewards, lambda [P, K]; values, mask [P, K, T] -> [P, K, T], 0 outside the mask. Units: reward.
+    Edge: lambda 1 gives r - V(s_t). Source: arXiv 1506.02438 with gamma = 1.
+
+    >>> import torch
+    >>> values, mask = torch.tensor([[[0.5, 0.75]]]), torch.tensor([[[True, True]]])
+    >>> gae(torch.tensor([[1.0]]), values, mask, torch.tensor([[0.0]])).tolist()
+    [[[0.25, 0.25]]]
+    """
+    steps = mask_PKT.shape[-1]
+    values_PKT = values_PKT * mask_PKT
+    last_PKT = mask_PKT.clone()
+    last_PKT[..., :-1] &= ~mask_PKT[..., 1:]
+    advantages_PKT = values_PKT.new_zeros(values_PKT.shape)
+    ahead_PK = advantage_PK = values_PKT.new_zeros(rewards_PK.shape)
+    for t in reversed(range(steps)):
+        delta_PK = rewards_PK * last_PKT[..., t] + ahead_PK - values_PKT[..., t]
+        advantage_PK = (delta_PK + lambda_PK * advantage_PK) * mask_PKT[..., t]
+        advantages_PKT[..., t], ahead_PK = advantage_PK, values_PKT[..., t]
+    return advantages_PKT
+
+
 def mixed_baseline(rewards_PK: Tensor, values_P: Tensor, alpha: float) -> Tensor:
     """A_i = r_i - alpha * mean(r) - (1 - alpha) * V(x).
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from pipeline.config_base import RUNTIME, Name, Options
+from pipeline.config_switching import Guard, Until
 
 
 class SamplingConfig(Options):
@@ -31,14 +32,21 @@ STALE_CLIP = (0.2, 0.28)
 class StageConfig(Options):
     """Options that every stage has; each algorithm adds its own."""
 
+    replaced: ClassVar[dict[str, str]] = {
+        "stop_at": "write `until: {accuracy: ...}`; as it goes by the lower bound, 0.45 is what 0.5 was with 300 "
+        "validation prompts"
+    }
+    presets: ClassVar[dict[str, dict[str, Any]]] = {}
+    """variant -> the options that it sets unless they are given."""
     stage: str
     """The algorithm (``gradus stages`` lists them)."""
     name: Name | None = None
     """Folder and display name; default: the algorithm's name, numbered where it repeats."""
-    variant: Literal["manual"] = "manual"
-    """Which definition of the algorithm: the operating manual's."""
+    variant: Literal["manual", "paper"] = "manual"
+    """Which definition of the algorithm, the operating manual's or the published one of that name: a preset of options,
+    each of which can be set by itself."""
     steps: int = Field(ge=1)
-    """Batches to train on, or fewer where ``stop_at`` is reached."""
+    """Batches to train on, or fewer where a rule of ``until`` or the ``guard`` ends the stage."""
     prompts_per_step: int = Field(16, ge=1)
     """P, the prompts in a batch."""
     group_size: int = Field(8, ge=2)
@@ -58,7 +66,9 @@ class StageConfig(Options):
     score: Literal["sum", "mean", "batch"] = "mean"
     """A completion's log-probability: its tokens' sum, their mean, or the sum divided by the batch's mean length."""
     updates_per_batch: int = Field(1, ge=1)
-    """Optimizer updates on each batch; more than one makes the later ones off-policy (see ``clip``)."""
+    """How often a batch is gone through; all updates but the first are off-policy (see ``clip``)."""
+    minibatches: int = Field(1, ge=1)
+    """Parts of whole groups that a batch is cut into, with an optimizer update each."""
     clip: tuple[Annotated[float, Field(gt=0, lt=1)], Annotated[float, Field(gt=0)]] | None = None
     """[low, high]: bound the probability ratio to the sampler's policy to [1-low, 1+high]; null: no ratio at all.
     Default: null, or [0.2, 0.28] with ``async``."""
@@ -75,9 +85,11 @@ class StageConfig(Options):
     sampling: SamplingConfig | None = None
     """Replaces the pipeline's sampling options in this stage."""
     eval_every: int = Field(0, ge=0)
-    """Steps between evaluations on the validation prompts, for ``stop_at`` and ``handover: best``; 0: none."""
-    stop_at: float | None = Field(None, gt=0, le=1)
-    """End the stage as soon as accuracy on the validation prompts reaches this: switch by result, not by the clock."""
+    """Steps between evaluations on the validation prompts, for ``until``, ``guard`` and ``handover: best``; 0: none."""
+    until: Until | None = None
+    """Rules that end the stage before its ``steps`` are done: switch by result, not by the clock."""
+    guard: Guard | None = None
+    """Takes a stage that collapses back to its best checkpoint."""
     handover: Literal["best", "last"] = "last"
     """Which checkpoint the next stage starts from: the last, or the best by validation accuracy."""
     carry: list[Literal["optimizer", "critic"]] = Field(default_factory=list)
@@ -86,6 +98,16 @@ class StageConfig(Options):
     """Steps between measurements of the KL divergence to the stage's start; 0 never measures it."""
     max_skipped: int = Field(5, ge=1)
     """Updates in a row that may be skipped for a non-finite loss or gradient before the stage fails."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset(cls, raw: Any) -> Any:
+        """The options that the variant sets, where they are not given."""
+        if not isinstance(raw, dict):
+            return raw
+        if raw.get("variant") == "paper" and "paper" not in cls.presets:
+            raise ValueError(f"{raw.get('stage')} has no published variant: leave `variant` out")
+        return {**cls.presets.get(str(raw.get("variant")), {}), **raw}
 
     @model_validator(mode="before")
     @classmethod
@@ -98,6 +120,12 @@ class StageConfig(Options):
     def _stale_batches_have_a_ratio(self) -> StageConfig:
         if self.async_ and self.clip is None:
             raise ValueError("`async: 1` trains on an earlier policy's completions: it needs a `clip`, not null")
+        return self
+
+    @model_validator(mode="after")
+    def _minibatches_have_groups(self) -> StageConfig:
+        if self.minibatches > self.prompts_per_step:
+            raise ValueError(f"{self.minibatches} `minibatches` need as many groups; there are {self.prompts_per_step}")
         return self
 
     @property

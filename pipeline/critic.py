@@ -1,18 +1,50 @@
-"""V(x): what a prompt usually scores. A linear head on the policy's hidden state at the prompt's last token."""
+"""What is expected of a prompt, or of a completion so far: value functions, trained by squared error on the rewards.
+
+They learn from what the policy samples and never move it. Both start at the first batch's mean reward, so that the
+first baselines are not far off.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
+from pipeline.config import StageConfig
+from pipeline.packing import can_pack, computing, hidden_states
+from pipeline.policy import Policy, completion_states, copied
+from pipeline.rows import Rows
+from pipeline.stage import Critic
 from pipeline.training_state import State, optimizer_state, restore_optimizer
+from pipeline.types import Rollouts
+
+
+def value_loss(values: Tensor, old: Tensor, returns: Tensor, clip: float | None) -> Tensor:
+    """Half of the squared error; with a clip the larger one of that and of the value held within ``old`` +- clip.
+
+    Shapes: all alike. Units: reward squared. Source: PPO's implementation, as VAPO (arXiv 2504.05118) uses it.
+
+    >>> round(float(value_loss(torch.tensor([0.9]), torch.tensor([0.5]), torch.tensor([1.0]), clip=0.1)), 4)
+    0.08
+    """
+    loss = 0.5 * (values - returns).square()
+    if clip is None:
+        return loss
+    held = old + (values - old).clamp(-clip, clip)
+    return torch.maximum(loss, 0.5 * (held - returns).square())
+
+
+def explained_variance(values: Tensor, returns: Tensor) -> float:
+    """1 - Var(returns - values) / Var(returns): 1 where the critic knows all, 0 where it knows the mean only."""
+    spread = returns.var(unbiased=False).clamp(min=1e-8)
+    return float(1 - (returns - values).var(unbiased=False) / spread)
 
 
 class PromptCritic:
-    """A value head trained by squared error on the rewards of each batch, in reward units.
+    """V(x), what a prompt usually scores: a linear head on the policy's hidden state at the prompt's last token.
 
-    Its bias starts at the first batch's mean reward, so that the first baselines are not far off; its slope starts at
-    zero. The states are detached: training the critic never moves the policy.
+    Its slope starts at zero. The states are detached: training the critic never moves the policy.
     """
 
     def __init__(self, width: int, lr: float):
@@ -44,9 +76,8 @@ class PromptCritic:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
-        residual = (rewards_PK.mean(-1) - values_P.detach()).var(unbiased=False)
-        spread = rewards_PK.mean(-1).var(unbiased=False).clamp(min=1e-8)
-        return {"critic/loss": float(loss.detach()), "critic/explained_variance": float(1 - residual / spread)}
+        explained = explained_variance(values_P.detach(), rewards_PK.mean(-1))
+        return {"critic/loss": float(loss.detach()), "critic/explained_variance": explained}
 
     def state(self) -> State:
         """Head, optimizer and whether it has seen a batch."""
@@ -61,3 +92,93 @@ class PromptCritic:
         self.head.load_state_dict(state["head"])
         restore_optimizer(self.optimizer, self.head, state["optimizer"])
         self.fresh = state["fresh"]
+
+
+class TokenCritic:
+    """V(x, y before t), what a completion will score, before each of its tokens: a network of its own.
+
+    It begins as a copy of the policy with a linear head of zeros on its hidden states. Its targets are the Monte-Carlo
+    returns, which are the reward everywhere: lambda = 1 without discount, the critic's half of VAPO's decoupled GAE.
+    """
+
+    def __init__(self, policy: Policy, needs: Critic, config: StageConfig):
+        self.network = Policy(copied(policy), policy.tokenizer, policy.template, policy.adapters)
+        self.head = torch.nn.Linear(policy.width, 1).to(policy.device)
+        torch.nn.init.zeros_(self.head.weight)
+        torch.nn.init.zeros_(self.head.bias)
+        self.module = torch.nn.ModuleDict({"network": self.network.model.base_model, "head": self.head})
+        trained = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.AdamW(trained, lr=needs.lr, weight_decay=0.0)
+        self.needs, self.config = needs, config
+        self.fresh = True
+
+    def predict(self, rollouts: Rollouts) -> Tensor:
+        """Values before this batch trains it; the first batch's rewards set the starting bias.
+
+        Shapes: -> float32 [P, K, T] on the CPU, 0 outside the mask. Units: reward.
+        """
+        assert rollouts.rewards_PK is not None
+        if self.fresh:
+            with torch.no_grad():
+                self.head.bias.fill_(float(rollouts.rewards_PK.mean()))
+            self.fresh = False
+        rows = Rows.of(rollouts)
+        values_RT = torch.zeros(rows.tokens_RT.shape)
+        with torch.no_grad():
+            for batch, values in self._values(rows):
+                part = torch.zeros(len(batch), values_RT.shape[1])
+                part[rows.mask_RT[batch]] = values.cpu()
+                values_RT[batch] = part
+        return values_RT.view_as(rollouts.rollout_logprobs_PKT)
+
+    def train(self, rollouts: Rollouts, old_PKT: Tensor) -> dict[str, float]:
+        """As many updates on the batch as the policy gets, every token counting the same.
+
+        Shapes: ``old_PKT`` [P, K, T], what :meth:`predict` gave for the batch.
+        """
+        assert rollouts.rewards_PK is not None
+        rows, old_RT = Rows.of(rollouts), old_PKT.flatten(0, 1)
+        returns_RT = rollouts.rewards_PK.flatten()[:, None].expand_as(old_RT)
+        tokens, mask_RT = int(rows.mask_RT.sum()), rows.mask_RT
+        loss = 0.0
+        for _ in range(self.config.updates_per_batch):
+            loss = 0.0
+            for batch, values in self._values(rows):
+                old, returns = (part[batch][mask_RT[batch]].to(values.device) for part in (old_RT, returns_RT))
+                objective = value_loss(values, old, returns, self.needs.clip).sum() / tokens
+                objective.backward()
+                loss += float(objective.detach())
+            torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.config.grad_clip)
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+        explained = explained_variance(old_RT[mask_RT], returns_RT[mask_RT])
+        return {"critic/loss": loss, "critic/explained_variance": explained}
+
+    def _values(self, rows: Rows) -> Iterator[tuple[list[int], Tensor]]:
+        """Rows in micro-batches, with the value before each of their tokens, row by row; within the pass's context."""
+        everything, budget = list(range(len(rows.prompts))), self.config.token_budget
+        if can_pack(self.network):
+            for batch, pack in rows.packs(everything, budget, self.network.device):
+                with computing(self.network, pack):
+                    yield batch, self.head(hidden_states(self.network, pack).float())[:, 0]
+            return
+        for batch in rows.micro_batches(everything, budget):
+            width = max(rows.lengths[row] for row in batch)
+            states = completion_states(self.network, [rows.prompts[r] for r in batch], rows.tokens_RT[batch, :width])
+            yield batch, self.head(states.float())[..., 0][rows.mask_RT[batch, :width].to(states.device)]
+
+    def state(self) -> State:
+        """Network, head, optimizer and whether it has seen a batch."""
+        optimizer = optimizer_state(self.optimizer, self.module)
+        return {"weights": self._trained(), "optimizer": optimizer, "fresh": self.fresh}
+
+    @torch.no_grad()
+    def restore(self, state: State) -> None:
+        """Go on from :meth:`state`."""
+        for name, parameter in self._trained().items():
+            parameter.copy_(state["weights"][name])
+        restore_optimizer(self.optimizer, self.module, state["optimizer"])
+        self.fresh = state["fresh"]
+
+    def _trained(self) -> dict[str, Tensor]:
+        return {name: value for name, value in self.module.named_parameters() if value.requires_grad}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -18,132 +18,89 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from pipeline import head
+from pipeline.batching import groups_of
 from pipeline.config import StageConfig
 from pipeline.errors import StageFailed, UserError
 from pipeline.losses import token_weights, weighted_likelihood
-from pipeline.packing import Pack, can_pack, computing, hidden_states
+from pipeline.packing import can_pack, computing, hidden_states
 from pipeline.policy import Policy, completion_logprobs
+from pipeline.rows import Rows
+from pipeline.stage import Needs
 from pipeline.training_state import State, optimizer_state, restore_optimizer
 from pipeline.types import Rollouts
 
+Weigh = Callable[[int, list[int]], Tensor]
+"""(number of an update, some of a batch's groups) -> their weights [P, K] or [P, K, T]."""
 
-def learning_rate(step: int, config: StageConfig) -> float:
-    """The rate of update ``step`` (from 1): linear warm-up, then constant or falling to zero after the last step.
+
+def learning_rate(step: int, config: StageConfig, idle: int = 0) -> float:
+    """The rate of step ``step`` (from 1): linear warm-up, then constant or falling to zero after the last step.
+
+    Before all that the policy may stay as it is for ``idle`` steps.
 
     >>> from pipeline.config import StageConfig
     >>> config = StageConfig(stage="x", steps=4, lr=1.0, warmup=2, schedule="linear")
     >>> [learning_rate(step, config) for step in (1, 2, 3, 4)]
     [0.5, 1.0, 1.0, 0.5]
     """
+    step, steps = step - idle, config.steps - idle
     if step <= config.warmup:
         return config.lr * step / config.warmup
     if config.schedule == "constant":
         return config.lr
-    passed = (step - 1 - config.warmup) / (config.steps - config.warmup)
+    passed = (step - 1 - config.warmup) / (steps - config.warmup)
     return config.lr * (1 - passed if config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * passed)))
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Completions laid out as rows for the forward pass."""
-
-    prompts: list[list[int]]
-    tokens_RT: Tensor
-    mask_RT: Tensor
-    rollout_logprobs_RT: Tensor
-    lengths: list[int]
-
-    @classmethod
-    def of(cls, rollouts: Rollouts) -> Rows:
-        """Row p * K + k is completion k of prompt p."""
-        _, group_size, _ = rollouts.tokens_PKT.shape
-        return cls(
-            prompts=[tokens for tokens in rollouts.prompt_tokens for _ in range(group_size)],
-            tokens_RT=rollouts.tokens_PKT.flatten(0, 1),
-            mask_RT=rollouts.mask_PKT.flatten(0, 1),
-            rollout_logprobs_RT=rollouts.rollout_logprobs_PKT.flatten(0, 1),
-            lengths=rollouts.lengths_PK.flatten().tolist(),
-        )
-
-    def packs(self, rows: list[int], token_budget: int, device: torch.device) -> Iterator[tuple[list[int], Pack]]:
-        """``rows`` in packs within the budget of tokens (at least one row each), the rows of a prompt together.
-
-        Similar lengths stand together, since attention alone is padded. A prompt whose rows do not fit into one pack is
-        computed in each.
-        """
-        groups: dict[int, list[int]] = {}
-        for row in rows:
-            groups.setdefault(id(self.prompts[row]), []).append(row)
-        batch: list[int] = []
-        held, last = 0, 0
-        for group in sorted(groups.values(), key=lambda g: (len(self.prompts[g[0]]), max(self.lengths[r] for r in g))):
-            for row in group:
-                more = self.lengths[row] + (len(self.prompts[row]) if last != id(self.prompts[row]) else 0)
-                if batch and held + more > token_budget:
-                    yield batch, self._pack(batch, device)
-                    batch, held, more = [], 0, self.lengths[row] + len(self.prompts[row])
-                batch.append(row)
-                held, last = held + more, id(self.prompts[row])
-        if batch:
-            yield batch, self._pack(batch, device)
-
-    def _pack(self, rows: list[int], device: torch.device) -> Pack:
-        places: dict[int, int] = {}
-        prompts: list[list[int]] = []
-        for row in rows:
-            if id(self.prompts[row]) not in places:
-                places[id(self.prompts[row])] = len(prompts)
-                prompts.append(self.prompts[row])
-        slots = [places[id(self.prompts[row])] for row in rows]
-        completions = [self.tokens_RT[row, : self.lengths[row]].tolist() for row in rows]
-        return Pack.of(prompts, slots, completions, device)
-
-    def micro_batches(self, rows: list[int], token_budget: int) -> Iterator[list[int]]:
-        """``rows`` in batches of similar length, each within the budget of padded tokens (at least one row each)."""
-        batch: list[int] = []
-        longest_prompt = longest = 0
-        for row in sorted(rows, key=lambda r: (len(self.prompts[r]) + self.lengths[r], r)):
-            prompt, length = max(longest_prompt, len(self.prompts[row])), max(longest, self.lengths[row])
-            if batch and (prompt + length) * (len(batch) + 1) > token_budget:
-                yield batch
-                batch, prompt, length = [], len(self.prompts[row]), self.lengths[row]
-            batch.append(row)
-            longest_prompt, longest = prompt, length
-        if batch:
-            yield batch
 
 
 class Learner:
     """Owns the optimizer of one stage."""
 
-    def __init__(self, policy: Policy, config: StageConfig, temperature: float, autocast: bool = False):
+    def __init__(
+        self,
+        policy: Policy,
+        config: StageConfig,
+        temperature: float,
+        autocast: bool = False,
+        needs: Needs | None = None,
+    ):
         self.policy, self.config, self.temperature = policy, config, temperature
-        self.autocast = autocast
+        self.autocast, self.likelihood = autocast, needs.likelihood if needs else 0.0
+        self.idle = needs.critic.warmup if needs and needs.critic else 0
+        """First steps in which the policy stays as it is."""
         matrices = [p for p in policy.model.parameters() if p.requires_grad and p.dim() >= 2]
         vectors = [p for p in policy.model.parameters() if p.requires_grad and p.dim() < 2]
         groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
         self.skipped_in_a_row = 0
+        self.rate_factor = 1.0
+        """What every learning rate is multiplied by."""
         if config.gradient_checkpointing:
             checkpoint_layers(policy.model)
 
-    def update(self, rollouts: Rollouts, step: int, weigh: Callable[[int], Tensor]) -> tuple[dict[str, float], Tensor]:
-        """Train on one batch, ``config.updates_per_batch`` times; ``weigh(n)`` gives the weights of update n.
+    def update(self, rollouts: Rollouts, step: int, weigh: Weigh) -> tuple[dict[str, float], Tensor]:
+        """Train on one batch: ``config.minibatches`` parts of whole groups, ``config.updates_per_batch`` times.
 
-        Returns the metrics of the last update and the weights of the first.
+        ``weigh(n, groups)`` gives the weights of these groups at update n. Returns the metrics of the last update and
+        the weights that each group had first.
         Raises: StageFailed after too many updates in a row whose loss or gradient was not finite.
         """
+        if step <= self.idle:
+            return {"update/rows": 0.0}, torch.zeros(rollouts.truncated_PK.shape)
         if self.config.old_logprobs == "recompute":
             again = batch_logprobs(self.policy, rollouts, self.temperature, self.config.token_budget)
             rollouts = replace(rollouts, rollout_logprobs_PKT=again)
-        rows, first_weights, metrics = Rows.of(rollouts), None, dict[str, float]()
-        for update in range(self.config.updates_per_batch):
-            weights = weigh(update)
-            first_weights = weights if first_weights is None else first_weights
-            coefficients = token_weights(weights, rollouts.mask_PKT, self.config.score).flatten(0, 1)
-            metrics = self._step(rows, coefficients, rollouts.truncated_PK.numel(), learning_rate(step, self.config))
-        assert first_weights is not None
-        return metrics, first_weights
+        cuts = torch.arange(len(rollouts.prompts)).tensor_split(self.config.minibatches)
+        parts = [cut.tolist() for cut in cuts if len(cut)]
+        batches = [groups_of(rollouts, groups) for groups in parts] if len(parts) > 1 else [rollouts]
+        first_weights, metrics = list[Tensor](), dict[str, float]()
+        rate = self.rate_factor * learning_rate(step, self.config, self.idle)
+        for update in range(self.config.updates_per_batch * len(parts)):
+            part = update % len(parts)
+            weights = weigh(update, parts[part])
+            if update < len(parts):
+                first_weights.append(weights)
+            metrics = self._step(batches[part], weights, rate)
+        return metrics, torch.cat(first_weights)
 
     def state(self) -> State:
         """The optimizer's moments, and how many updates in a row were skipped."""
@@ -161,49 +118,63 @@ class Learner:
         """Take over the optimizer's moments alone, as from another stage."""
         restore_optimizer(self.optimizer, self.policy.model, state["optimizer"])
 
-    def _step(self, rows: Rows, coefficients_RT: Tensor, completions: int, rate: float) -> dict[str, float]:
+    def _step(self, rollouts: Rollouts, weights: Tensor, rate: float) -> dict[str, float]:
         """One optimizer update. Rows whose coefficients are all zero take no part."""
-        active = coefficients_RT.abs().sum(-1).nonzero()[:, 0].tolist()
+        rows, completions, mask_PKT = Rows.of(rollouts), rollouts.truncated_PK.numel(), rollouts.mask_PKT
+        pull_RT = token_weights(weights, mask_PKT, self.config.score).flatten(0, 1)
+        likelihood_RT = self._likelihood(rollouts).flatten(0, 1) if self.likelihood else torch.zeros_like(pull_RT)
+        active = (pull_RT.abs() + likelihood_RT).sum(-1).nonzero()[:, 0].tolist()
         metrics = {"update/learning_rate": rate, "update/rows": float(len(active)), "update/skipped": 0.0}
         if not active:
             return metrics | {"update/loss": 0.0, "update/gradient_norm": 0.0}
-        loss, mismatch, tokens = 0.0, 0.0, 0
-        for objective, difference in self._backwards(rows, active, coefficients_RT, completions):
+        loss, differences = 0.0, list[Tensor]()
+        for objective, difference in self._backwards(rows, active, (pull_RT, likelihood_RT), completions):
             loss -= objective / completions
-            mismatch += float(difference.abs().sum())
-            tokens += len(difference)
+            differences.append(difference.cpu())
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         norm = float(torch.nn.utils.clip_grad_norm_(self.policy.model.parameters(), self.config.grad_clip))
         self._apply(math.isfinite(loss) and math.isfinite(norm), metrics)
-        return metrics | {
-            "update/loss": loss,
-            "update/gradient_norm": norm,
-            "update/train_sample_mismatch": mismatch / tokens,
-        }
+        metrics |= {"update/loss": loss, "update/gradient_norm": norm}
+        return metrics | self._drift(torch.cat(differences))
+
+    def _likelihood(self, rollouts: Rollouts) -> Tensor:
+        """Coefficients of the likelihood loss, a mean over the tokens of correct completions, at the objective's scale.
+
+        Shapes: -> float32 [P, K, T].
+        """
+        assert rollouts.correct_PK is not None
+        chosen_PKT = rollouts.mask_PKT & rollouts.correct_PK[..., None]
+        return chosen_PKT * (self.likelihood * rollouts.truncated_PK.numel() / chosen_PKT.sum().clamp(min=1))
+
+    def _drift(self, differences: Tensor) -> dict[str, float]:
+        """How far the policy's log-probabilities are from the sampler's, and how many ratios are out of bounds."""
+        metrics = {"update/train_sample_mismatch": float(differences.abs().mean())}
+        if self.config.clip is not None:
+            ratio, (low, high) = differences.exp(), self.config.clip
+            metrics["update/clipped_share"] = float(((ratio < 1 - low) | (ratio > 1 + high)).float().mean())
+        return metrics
 
     def _backwards(
-        self, rows: Rows, active: list[int], coefficients_RT: Tensor, completions: int
+        self, rows: Rows, active: list[int], coefficients: tuple[Tensor, Tensor], completions: int
     ) -> Iterator[tuple[float, Tensor]]:
         """Forward and backward of each micro-batch; gives its objective, and by how much each token's log-probability
-        differs from the sampler's."""
-        budget, device, clip = self.config.token_budget, self.policy.device, self.config.clip
+        differs from the sampler's. ``coefficients`` [R, T] are the weights' and the likelihood loss's."""
+        budget, device = self.config.token_budget, self.policy.device
+        given_RT = (rows.rollout_logprobs_RT, *coefficients)
         if not can_pack(self.policy):
             for batch in rows.micro_batches(active, budget):
-                logprobs, old, coefficients, mask = self._padded(rows, batch, coefficients_RT)
-                objective = weighted_likelihood(logprobs, coefficients, old, clip)
+                width = max(rows.lengths[r] for r in batch)
+                old, pull, likelihood, mask = (part[batch, :width].to(device) for part in (*given_RT, rows.mask_RT))
+                logprobs = self._padded(rows, batch, width)
+                objective = self._objective(logprobs, pull, likelihood, old)
                 (-objective / completions).backward()
                 yield float(objective.detach()), (logprobs.detach() - old)[mask]
             return
         for batch, pack in rows.packs(active, budget, device):
             mask = rows.mask_RT[batch]
-            old, coefficients = (part[batch][mask].to(device) for part in (rows.rollout_logprobs_RT, coefficients_RT))
-
-            def function(
-                logprobs: Tensor, piece: slice, old: Tensor = old, coefficients: Tensor = coefficients
-            ) -> Tensor:
-                return weighted_likelihood(logprobs, coefficients[piece], old[piece], clip)
-
+            old, pull, likelihood = (part[batch][mask].to(device) for part in given_RT)
+            function = self._function(pull, likelihood, old)
             with computing(self.policy, pack):
                 with self._precision():
                     hidden = hidden_states(self.policy, pack)
@@ -211,21 +182,24 @@ class Learner:
                 (-objective / completions).backward()
             yield float(objective.detach()), logprobs - old
 
+    def _function(self, pull: Tensor, likelihood: Tensor, old: Tensor) -> head.Objective:
+        """The objective of a piece of the tokens."""
+        return lambda logprobs, piece: self._objective(logprobs, pull[piece], likelihood[piece], old[piece])
+
+    def _objective(self, logprobs: Tensor, pull: Tensor, likelihood: Tensor, old: Tensor) -> Tensor:
+        """Scalar; all shapes alike."""
+        objective = weighted_likelihood(logprobs, pull, old, self.config.clip)
+        return objective + (likelihood * logprobs).sum() if self.likelihood else objective
+
     def _precision(self) -> contextlib.AbstractContextManager[object]:
         device = self.policy.device.type
         return torch.autocast(device, dtype=torch.bfloat16) if self.autocast else contextlib.nullcontext()
 
-    def _padded(self, rows: Rows, batch: list[int], coefficients_RT: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Log-probabilities of a micro-batch, with the sampler's, the coefficients and the mask beside them."""
-        width, device = max(rows.lengths[r] for r in batch), self.policy.device
+    def _padded(self, rows: Rows, batch: list[int], width: int) -> Tensor:
+        """Log-probabilities of a micro-batch. Shapes: -> float32 [R, T]."""
+        prompts, tokens_RT = [rows.prompts[r] for r in batch], rows.tokens_RT[batch, :width]
         with self._precision():
-            logprobs = completion_logprobs(
-                self.policy, [rows.prompts[r] for r in batch], rows.tokens_RT[batch, :width], self.temperature
-            )
-        old, coefficients, mask = (
-            part[batch, :width].to(device) for part in (rows.rollout_logprobs_RT, coefficients_RT, rows.mask_RT)
-        )
-        return logprobs, old, coefficients, mask
+            return completion_logprobs(self.policy, prompts, tokens_RT, self.temperature)
 
     def _apply(self, finite: bool, metrics: dict[str, float]) -> None:
         """Take the optimizer's step, or skip and count it where the gradient is not a number."""

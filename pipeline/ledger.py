@@ -27,18 +27,24 @@ from pipeline.runs import FAILURE_FILE, RunFolder, differences
 STAGE_FILE = "stage.json"
 CODE = (
     "advantages",
+    "batching",
     "critic",
     "evaluation",
     "head",
     "learner",
+    "lora",
     "losses",
     "overlap",
     "packing",
     "policy",
     "products",
+    "rows",
+    "schedule",
     "scoring",
     "signals",
     "sources",
+    "switches",
+    "switching",
 )
 CODE += ("sampler/decoder", "sampler/draw", "sampler/engines", "sampler/lean", "sampler/loop")
 CODE += ("tasks", "trainer", "rewards/equations", "rewards/extraction", "rewards/gym", "rewards/library")
@@ -54,7 +60,7 @@ def fingerprint(*parts: Any) -> str:
 
 def wanted(config: PipelineConfig, index: int) -> dict[str, Any]:
     """The part of a stage's identity that the configuration decides."""
-    policy = {k: v for k, v in identity(config.policy).items() if k in ("dtype", "autocast")}
+    policy = {k: v for k, v in identity(config.policy).items() if k in ("dtype", "autocast", "lora")}
     shared = {name: identity(getattr(config, name)) for name in ("seed", "rewards", "sampling", "evaluation")}
     return {"stage": identity(config.stages[index]), "policy": policy, **shared}
 

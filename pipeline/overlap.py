@@ -32,6 +32,8 @@ class OneAhead(Source):
         self.sampled_at = 0
         """Steps that the policy had gone when the copy was taken."""
         self._pending: Future[Rollouts] | None = None
+        self._before: State = {}
+        """The groups' state before that."""
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="sampler")
         policy.encode_prompt("")  # a tokenizer may change itself the first time, with one thread only
 
@@ -48,23 +50,33 @@ class OneAhead(Source):
         waited = time.perf_counter() - began
         self.failures = self.groups.failures
         self.metrics = self.groups.metrics | {"time/wait": waited, "sampler/staleness": float(rollouts.staleness)}
+        self.cost = self.groups.cost
         self._pending = None
         if step < self.groups.stage.steps:
             self._begin(step + 1, gone=step - 1)
         return rollouts
 
     def state(self) -> State:
-        """The weights that the batch under way is sampled with, where one is."""
+        """What the batch under way is sampled with and began from, where one is."""
         if self._pending is None:
-            return {}
-        return {"sampled_at": self.sampled_at, "weights": parameters(self.groups.policy)}
+            return {"groups": self.groups.state()}
+        return {"groups": self._before, "sampled_at": self.sampled_at, "weights": parameters(self.groups.policy)}
 
     def restore(self, state: State, step: int) -> None:
         """Sample the batch of ``step`` again, in the background."""
-        if state:
+        self.groups.restore(state["groups"], step)
+        if "weights" in state:
             copy_parameters(state["weights"], self.groups.policy)
             self.sampled_at = state["sampled_at"]
-            self._pending = self._thread.submit(self.groups.batch, step)
+            self._submit(step)
+
+    def drop(self, step: int) -> None:
+        """The next batch is the policy's own, of the prompts that the one under way would have had."""
+        if self._pending is not None:
+            self.groups.given_up = True
+            self._pending.exception()  # waits, at most for a group
+            self.groups.given_up, self._pending = False, None
+            self.groups.restore(self._before, step)
 
     def close(self) -> None:
         """End the sampling that is under way, at its next group."""
@@ -75,4 +87,8 @@ class OneAhead(Source):
         """Sample the batch of ``step`` with the weights as they are now, after ``gone`` steps."""
         copy_parameters(parameters(self.policy), self.groups.policy)
         self.sampled_at = gone
+        self._submit(step)
+
+    def _submit(self, step: int) -> None:
+        self._before = self.groups.state()
         self._pending = self._thread.submit(self.groups.batch, step)

@@ -6,6 +6,7 @@ how questions are wrapped and where completions end, chosen once when the policy
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import inspect
 import json
@@ -27,6 +28,7 @@ from transformers.utils import logging as transformers_logging
 from pipeline.config import PolicyConfig
 from pipeline.cores import keep_freed_memory, usable_cores
 from pipeline.errors import UserError
+from pipeline.lora import ADAPTER, merged_state, save_adapter
 
 TEMPLATE_FILE = "template.json"
 
@@ -59,6 +61,8 @@ class Policy:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerFast
     template: Template
+    adapters: Any = field(default=None, repr=False)
+    """peft's description of the adapters in the model, where there are any (see :mod:`pipeline.lora`)."""
     decoder: Any = field(default=None, init=False, repr=False)
     """What :mod:`pipeline.sampler.engines` found to sample this model with; found at the first sampling."""
     packs: bool | None = field(default=None, init=False, repr=False)
@@ -99,7 +103,11 @@ class Policy:
 
     def save(self, folder: Path) -> None:
         """Write a folder that ``AutoModelForCausalLM.from_pretrained`` loads, plus the template."""
-        self.model.save_pretrained(folder)
+        if self.adapters is None:
+            self.model.save_pretrained(folder)
+        else:
+            self.model.save_pretrained(folder, state_dict=merged_state(self.model))
+            save_adapter(self, folder / ADAPTER)
         self.tokenizer.save_pretrained(folder)
         (folder / TEMPLATE_FILE).write_text(json.dumps(asdict(self.template), indent=1))
 
@@ -205,15 +213,22 @@ def use_threads(config: PolicyConfig) -> None:
 
 
 def parameters(policy: Policy) -> dict[str, Tensor]:
-    """The parameters by name, tied ones once."""
-    return dict(policy.model.named_parameters())
+    """The parameters by name, tied ones once; of a model with adapters only those, for the others never change."""
+    named = policy.model.named_parameters()
+    return {name: value for name, value in named if policy.adapters is None or ".lora_" in name}
 
 
 @torch.no_grad()
 def copy_parameters(source: dict[str, Tensor], target: Policy) -> None:
     """Give ``target`` the parameters that :func:`parameters` gave of a policy of the same architecture."""
-    for name, parameter in target.model.named_parameters():
+    for name, parameter in parameters(target).items():
         parameter.copy_(source[name])
+
+
+def copied(policy: Policy) -> PreTrainedModel:
+    """The model a second time; weights that never change are shared."""
+    shared = {id(value): value for value in policy.model.parameters() if not value.requires_grad}
+    return copy.deepcopy(policy.model, shared if policy.adapters is not None else None)
 
 
 def weights_dtype(config: PolicyConfig) -> torch.dtype:
@@ -234,22 +249,36 @@ def completion_logprobs(policy: Policy, prompts: list[list[int]], tokens_RT: Ten
     Shapes: R prompts of any length, tokens int64 [R, T] right-padded -> float32 [R, T]; padding holds values of no
     meaning. Units: nats, of the temperature-scaled policy.
     """
-    rows, width = tokens_RT.shape
-    ids, mask = left_pad(prompts, policy.template.pad_id, policy.device)
     tokens_RT = tokens_RT.to(policy.device)
-    # Right-padding needs no mask: causal attention keeps real tokens from seeing it.
-    inputs: dict[str, Any] = {
-        "input_ids": torch.cat([ids, tokens_RT], dim=1),
-        "attention_mask": torch.cat([mask, mask.new_ones(rows, width)], dim=1),
-    }
-    if "position_ids" in policy.forward_options:
-        inputs["position_ids"] = (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)
+    inputs, width = _padded_inputs(policy, prompts, tokens_RT), tokens_RT.shape[1]
     if "logits_to_keep" in policy.forward_options:
         inputs["logits_to_keep"] = width + 1
     logits = policy.model(**inputs, use_cache=False).logits[:, -width - 1 : -1].float()
     if temperature != 1.0:
         logits = logits / temperature
     return -torch.nn.functional.cross_entropy(logits.transpose(1, 2), tokens_RT, reduction="none")
+
+
+def completion_states(policy: Policy, prompts: list[list[int]], tokens_RT: Tensor) -> Tensor:
+    """The hidden states that predict the tokens of R completions; differentiable.
+
+    Shapes: R prompts of any length, tokens int64 [R, T] right-padded -> [R, T, D].
+    """
+    base: Any = policy.model.base_model
+    inputs = _padded_inputs(policy, prompts, tokens_RT.to(policy.device))
+    return base(**inputs, use_cache=False).last_hidden_state[:, -tokens_RT.shape[1] - 1 : -1]
+
+
+def _padded_inputs(policy: Policy, prompts: list[list[int]], tokens_RT: Tensor) -> dict[str, Any]:
+    ids, mask = left_pad(prompts, policy.template.pad_id, policy.device)
+    # Right-padding needs no mask: causal attention keeps real tokens from seeing it.
+    inputs: dict[str, Any] = {
+        "input_ids": torch.cat([ids, tokens_RT], dim=1),
+        "attention_mask": torch.cat([mask, mask.new_ones(tokens_RT.shape)], dim=1),
+    }
+    if "position_ids" in policy.forward_options:
+        inputs["position_ids"] = (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)
+    return inputs
 
 
 def left_pad(sequences: list[list[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:

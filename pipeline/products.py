@@ -19,6 +19,8 @@ from torch import Tensor
 
 MANY = 128
 """Rows from which on oneDNN is faster with a weight as it is; for fewer, it would have to be laid out first."""
+HUGE = 2**22
+"""Numbers in a weight that no cache holds: oneDNN is faster from two rows on, and laying it out takes too long."""
 LAID_OUT_FOR = 64
 """Rows that a layout is chosen for; it serves other numbers of rows as well."""
 
@@ -48,7 +50,8 @@ def linear(states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
     Shapes: [..., D], [V, D], [V] -> [..., V].
     """
-    if not _suits(states, weight) or states.numel() < MANY * states.shape[-1]:
+    rows = states.numel() // states.shape[-1]
+    if not _suits(states, weight) or rows < (2 if weight.numel() >= HUGE else MANY):
         return torch.nn.functional.linear(states, weight, bias)
     return _Linear.apply(states, weight, bias)
 
@@ -75,7 +78,7 @@ class Packed:
     """A linear layer as it is now, laid out for products without a gradient. Shapes: weight [V, D], bias [V]."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None):
-        self.bias, self.laid_out = bias, weight.numel() >= LARGE and _suits(weight, weight)
+        self.bias, self.laid_out = bias, LARGE <= weight.numel() < HUGE and _suits(weight, weight)
         self.weight = _ops._reorder_linear_weight(weight, LAID_OUT_FOR) if self.laid_out else weight.t()
 
     def __call__(self, states: Tensor) -> Tensor:

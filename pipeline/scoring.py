@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from pipeline.config import RewardConfig
+from pipeline.config import PipelineConfig
 from pipeline.rewards import Scores
 from pipeline.types import Rollouts
 
 
-def rewarded(rollouts: Rollouts, scores: Scores, rewards: list[RewardConfig]) -> Rollouts:
+def rewarded(rollouts: Rollouts, scores: Scores, pipeline: PipelineConfig) -> Rollouts:
     """The rollouts with their rewards.
 
     A completion on which a rewarded component failed is not a zero: it is marked invalid, so that it gets no weight,
@@ -19,17 +19,18 @@ def rewarded(rollouts: Rollouts, scores: Scores, rewards: list[RewardConfig]) ->
     components = {label: torch.tensor(values) for label, values in scores.components.items()}
     total_PK = torch.zeros(rollouts.truncated_PK.shape)
     valid_PK = torch.ones_like(rollouts.truncated_PK)
-    for reward in rewards:
+    for reward in pipeline.rewards:
         if reward.weight != 0:
             total_PK = total_PK + reward.weight * components[reward.label]
             valid_PK &= ~components[reward.label].isnan()
     counted_P1 = valid_PK.sum(-1, keepdim=True)
     mean_P1 = torch.where(valid_PK, total_PK, 0.0).sum(-1, keepdim=True) / counted_P1.clamp(min=1)
     rewards_PK = torch.where(valid_PK, total_PK, mean_P1)
-    return rollouts.with_rewards(rewards_PK=rewards_PK, components=components, valid_PK=valid_PK)
+    correct_PK = components[pipeline.accuracy_reward] >= pipeline.evaluation.threshold
+    return rollouts.with_rewards(rewards_PK=rewards_PK, components=components, valid_PK=valid_PK, correct_PK=correct_PK)
 
 
 def unscored(rollouts: Rollouts) -> Rollouts:
-    """Rollouts that no reward is asked for, such as demonstrations: every one valid, every reward zero."""
-    zeros_PK = torch.zeros(rollouts.truncated_PK.shape)
-    return rollouts.with_rewards(rewards_PK=zeros_PK, valid_PK=torch.ones_like(rollouts.truncated_PK))
+    """Rollouts that no reward is asked for, such as demonstrations: every one valid and correct, every reward zero."""
+    zeros_PK, true_PK = torch.zeros(rollouts.truncated_PK.shape), torch.ones_like(rollouts.truncated_PK)
+    return rollouts.with_rewards(rewards_PK=zeros_PK, valid_PK=true_PK, correct_PK=true_PK)

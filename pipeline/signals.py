@@ -2,46 +2,76 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
+from dataclasses import fields, replace
+from typing import Any
 
+import torch
 from torch import Tensor
 
-from pipeline.config import StageConfig
-from pipeline.critic import PromptCritic
+from pipeline.batching import groups_of
+from pipeline.config import SamplingConfig, StageConfig
+from pipeline.critic import PromptCritic, TokenCritic
 from pipeline.learner import batch_logprobs
 from pipeline.losses import spread_PK
-from pipeline.policy import Policy, copy_parameters, parameters
+from pipeline.policy import Policy, copied, copy_parameters, parameters
 from pipeline.rewards.ranking import order_PKK
-from pipeline.sources import SampledGroups
+from pipeline.sources import Cost, SampledGroups
 from pipeline.stage import Needs, Signals
 from pipeline.training_state import State
 from pipeline.types import Rollouts
 
 
 def frozen_copy(policy: Policy) -> Policy:
-    """The policy as it is now, apart from the one that trains; costs its weights a second time in memory."""
-    return Policy(copy.deepcopy(policy.model).requires_grad_(False), policy.tokenizer, policy.template)
+    """The policy as it is now, apart from the one that trains; costs what trains of it a second time in memory."""
+    return Policy(copied(policy).requires_grad_(False), policy.tokenizer, policy.template, policy.adapters)
+
+
+class Difficulty:
+    """How hard a prompt is among those met so far, by its group's mean reward.
+
+    Source: the running quantiles of GFPO's adaptive difficulty (arXiv 2508.09726), kept exactly.
+    """
+
+    def __init__(self) -> None:
+        self.means = torch.zeros(0)
+
+    def of(self, rewards_PK: Tensor) -> Tensor:
+        """Share of all groups so far, these included, with a higher mean reward; equal ones count half.
+
+        Shapes: [P, K] -> float32 [P].
+        """
+        means_P = rewards_PK.mean(-1)
+        self.means = torch.cat([self.means, means_P])
+        ordered = self.means.sort().values
+        above = len(ordered) - torch.searchsorted(ordered, means_P, right=True)
+        below = torch.searchsorted(ordered, means_P)
+        return (above + len(ordered) - below) / (2 * len(ordered))
 
 
 class SignalProvider:
-    """Holds a stage's reference policy and critic and fills the signals of each batch."""
+    """Holds a stage's reference policy, critic and history, and fills the signals of each batch."""
 
     def __init__(
         self,
         needs: Needs,
         config: StageConfig,
         policy: Policy,
-        temperature: float,
-        groups_of: Callable[[Policy], SampledGroups],
+        sampling: SamplingConfig,
+        groups_from: Callable[[Policy], SampledGroups],
     ):
-        self.needs, self.config, self.policy, self.temperature = needs, config, policy, temperature
+        self.needs, self.config, self.policy = needs, config, policy
+        self.temperature, self.longest = sampling.temperature, sampling.max_tokens
         self.reference = frozen_copy(policy) if needs.reference else None
         self.refreshed = False
-        self.reference_groups = groups_of(self.reference) if self.reference and needs.reference_rewards else None
-        width = policy.width
-        self.critic = PromptCritic(width, needs.critic_lr) if needs.critic_lr is not None else None
+        self.reference_groups = groups_from(self.reference) if self.reference and needs.reference_rewards else None
+        kind = needs.critic.kind if needs.critic is not None else None
+        self.prompt_critic = PromptCritic(policy.width, needs.critic.lr) if needs.critic and kind == "prompt" else None
+        self.token_critic = TokenCritic(policy, needs.critic, config) if needs.critic and kind == "token" else None
+        self.difficulty = Difficulty() if needs.difficulty else None
         self.metrics: dict[str, float] = {}
+        self.cost = Cost()
+        """Of what was sampled for the last batch's signals."""
 
     def begin(self, step: int) -> None:
         """Refresh the reference where the stage's declared interval has passed."""
@@ -51,10 +81,13 @@ class SignalProvider:
             self.refreshed = True
 
     def state(self) -> State:
-        """The critic, and the reference policy once it is another than the stage's start."""
-        state: State = {"critic": self.critic.state() if self.critic is not None else None}
+        """The critic, the history, and the reference policy once it is another than the stage's start."""
+        critic = self.prompt_critic or self.token_critic
+        state: State = {"critic": critic.state() if critic is not None else None}
         if self.reference is not None and self.refreshed:
             state["reference"] = parameters(self.reference)
+        if self.difficulty is not None:
+            state["difficulty"] = self.difficulty.means
         return state
 
     def restore(self, state: State) -> None:
@@ -63,59 +96,82 @@ class SignalProvider:
         if self.reference is not None and "reference" in state:
             copy_parameters(state["reference"], self.reference)
             self.refreshed = True
+        if self.difficulty is not None:
+            self.difficulty.means = state["difficulty"]
 
     def take_critic(self, state: State) -> None:
         """Take over the critic alone, as from another stage."""
-        if self.critic is not None:
-            self.critic.restore(state["critic"])
+        if (critic := self.prompt_critic or self.token_critic) is not None:
+            critic.restore(state["critic"])
 
-    def of(self, rollouts: Rollouts, step: int) -> Callable[[int], Signals]:
-        """The signals of a batch, as a function of the update's number: what depends on the policy is taken anew."""
+    def of(self, rollouts: Rollouts, step: int) -> Callable[[int, list[int]], Signals]:
+        """The signals of some groups of a batch at an update of a number: what depends on the policy is taken anew."""
         assert rollouts.rewards_PK is not None and rollouts.valid_PK is not None
-        self.metrics = {}
-        order = values = reference_rewards = None
-        if self.needs.ranking:
-            order = order_PKK(
-                list(self.needs.ranking),
-                rollouts.rewards_PK,
-                rollouts.components,
-                rollouts.lengths_PK,
-                rollouts.valid_PK,
-            )
-        if self.critic is not None:
-            assert rollouts.prompt_states_PD is not None
-            states = rollouts.prompt_states_PD.cpu()
-            values = self.critic.predict(states, rollouts.rewards_PK)
-            self.metrics |= {"critic/value_mean": float(values.mean())}
-            self.metrics |= self.critic.train(states, rollouts.rewards_PK)
-        if self.reference_groups is not None:
-            reference_rewards = self.reference_groups.batch(step).rewards_PK
-            assert reference_rewards is not None
-            self.metrics |= {"reference/reward_mean": float(reference_rewards.mean())}
-            self.metrics |= {f"{name}_reference": value for name, value in self.reference_groups.metrics.items()}
+        self.metrics, self.cost = {}, Cost()
+        fixed = Signals(
+            rewards_PK=rollouts.rewards_PK,
+            lengths_PK=rollouts.lengths_PK,
+            mask_PKT=rollouts.mask_PKT,
+            longest=self.longest,
+            order_PKK=self._order(rollouts) if self.needs.ranking else None,
+            difficulty_P=self.difficulty.of(rollouts.rewards_PK) if self.difficulty is not None else None,
+            reference_rewards_PK=self._reference_rewards(rollouts, step),
+            **self._values(rollouts),
+        )
         reference_logprobs = self._logprobs(self.reference, rollouts) if self.needs.log_ratio else None
 
-        def signals(update: int) -> Signals:
-            scores = log_ratio = None
-            if self.needs.policy_scores or self.needs.log_ratio:
-                # Before the first update the record of a sampler that used these weights is the policy's own.
-                fresh = update == 0 and rollouts.staleness == 0
-                logprobs = rollouts.rollout_logprobs_PKT if fresh else self._logprobs(self.policy, rollouts)
-                scores = logprobs.sum(-1) * spread_PK(rollouts.mask_PKT, self.config.score)
-                if reference_logprobs is not None:
-                    log_ratio = (logprobs - reference_logprobs).sum(-1)
-            return Signals(
-                rewards_PK=rollouts.rewards_PK,
-                lengths_PK=rollouts.lengths_PK,
-                order_PKK=order,
-                policy_scores_PK=scores,
-                log_ratio_PK=log_ratio,
-                reference_rewards_PK=reference_rewards,
-                values_P=values,
-            )
+        def signals(update: int, groups: list[int]) -> Signals:
+            part = _part(fixed, groups)
+            if not (self.needs.policy_scores or self.needs.log_ratio):
+                return part
+            chosen = groups_of(rollouts, groups)
+            # Before the first update the record of a sampler that used these weights is the policy's own.
+            fresh = update == 0 and rollouts.staleness == 0
+            logprobs = chosen.rollout_logprobs_PKT if fresh else self._logprobs(self.policy, chosen)
+            scores = logprobs.sum(-1) * spread_PK(chosen.mask_PKT, self.config.score)
+            log_ratio = None if reference_logprobs is None else (logprobs - reference_logprobs[groups]).sum(-1)
+            return replace(part, policy_scores_PK=scores, log_ratio_PK=log_ratio)
 
         return signals
+
+    def _order(self, rollouts: Rollouts) -> Tensor:
+        assert rollouts.rewards_PK is not None and rollouts.valid_PK is not None
+        keys, lengths_PK = list(self.needs.ranking), rollouts.lengths_PK
+        return order_PKK(keys, rollouts.rewards_PK, rollouts.components, lengths_PK, rollouts.valid_PK)
+
+    def _values(self, rollouts: Rollouts) -> dict[str, Tensor]:
+        """The critic's values before this batch trains it; then it does."""
+        assert rollouts.rewards_PK is not None
+        values: dict[str, Tensor] = {}
+        if self.prompt_critic is not None:
+            assert rollouts.prompt_states_PD is not None
+            states = rollouts.prompt_states_PD.cpu()
+            values["values_P"] = found = self.prompt_critic.predict(states, rollouts.rewards_PK)
+            self.metrics |= {"critic/value_mean": float(found.mean())}
+            self.metrics |= self.prompt_critic.train(states, rollouts.rewards_PK)
+        if self.token_critic is not None:
+            values["values_PKT"] = found = self.token_critic.predict(rollouts)
+            self.metrics |= {"critic/value_mean": float(found[rollouts.mask_PKT].mean())}
+            self.metrics |= self.token_critic.train(rollouts, found)
+        return values
+
+    def _reference_rewards(self, rollouts: Rollouts, step: int) -> Tensor | None:
+        if self.reference_groups is None:
+            return None
+        rewards_PK = self.reference_groups.of(rollouts.prompts, step).rewards_PK
+        assert rewards_PK is not None
+        self.cost = self.reference_groups.cost
+        self.metrics |= {"reference/reward_mean": float(rewards_PK.mean())}
+        self.metrics |= {f"{name}_reference": value for name, value in self.reference_groups.metrics.items()}
+        return rewards_PK
 
     def _logprobs(self, policy: Policy | None, rollouts: Rollouts) -> Tensor:
         assert policy is not None
         return batch_logprobs(policy, rollouts, self.temperature, self.config.token_budget)
+
+
+def _part(signals: Signals, groups: list[int]) -> Signals:
+    """The signals of some groups."""
+    values: dict[str, Any] = {each.name: getattr(signals, each.name) for each in fields(signals)}
+    chosen: dict[str, Any] = {name: value[groups] for name, value in values.items() if isinstance(value, Tensor)}
+    return replace(signals, **chosen)

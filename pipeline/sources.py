@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 
 import torch
 
+from pipeline.batching import groups_of, joined, uniform_groups
 from pipeline.config import PipelineConfig, SamplingConfig, StageConfig
 from pipeline.policy import Policy
 from pipeline.rewards import RewardSuite
 from pipeline.sampler import DrawKey, sample
+from pipeline.schedule import Schedule
 from pipeline.scoring import rewarded, unscored
-from pipeline.tasks import PromptStream
 from pipeline.training_state import State
 from pipeline.types import Prompt, Rollouts
 
@@ -22,23 +23,42 @@ class Source:
     """Gives scored batches."""
 
     metrics: dict[str, float] = field(default_factory=dict, init=False)
-    """Seconds and errors of the last batch."""
+    """Seconds, errors and whatever else is to be told of the last batch."""
     failures: dict[str, str] = field(default_factory=dict, init=False)
     """label of a reward -> what its first failure so far said."""
+    cost: Cost = field(default_factory=lambda: Cost(), init=False)
+    """Of the last batch."""
 
     def batch(self, step: int) -> Rollouts:
-        """The batch of step ``step``: a function of the run's seed, the stage, the step and the policy alone."""
+        """The next batch, of step ``step``: a function of the run's seed, the stage, the step, the policy and what
+        :meth:`state` says."""
         raise NotImplementedError
 
     def state(self) -> State:
-        """What the next batch depends on besides the policy as it is now."""
+        """What the next batch depends on besides the step and the policy as it is now."""
         return {}
 
     def restore(self, state: State, step: int) -> None:
         """Go on from :meth:`state`, ``step`` being the next."""
 
+    def drop(self, step: int) -> None:
+        """Forget a batch that is under way: the policy is another one now. ``step`` is the next."""
+
     def close(self) -> None:
         """Stop whatever goes on in the background."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a batch took, groups that were dropped included."""
+
+    rollouts: int = 0
+    tokens: int = 0
+
+    @classmethod
+    def of(cls, parts: list[Rollouts]) -> Cost:
+        """Completions and their tokens."""
+        return cls(sum(p.truncated_PK.numel() for p in parts), sum(int(p.mask_PKT.sum()) for p in parts))
 
 
 class GivenUp(Exception):
@@ -50,7 +70,7 @@ class SampledGroups(Source):
     """K completions a prompt, sampled from a policy and scored."""
 
     policy: Policy
-    stream: PromptStream
+    schedule: Schedule
     suite: RewardSuite
     pipeline: PipelineConfig
     stage: StageConfig
@@ -58,14 +78,38 @@ class SampledGroups(Source):
     """Sets the draws of a second source apart from those of the first, for the same prompts and step."""
     want_states: bool = False
     """Record the hidden state at each prompt's end."""
+    refills: int = 0
+    """How often a batch's uniform groups are replaced by groups of further prompts; 0 keeps them."""
     given_up: bool = False
     """Set by another thread to end the sampling at the next group."""
 
     def batch(self, step: int) -> Rollouts:
-        """Sample and score; ``time/reward`` is what scoring added, ``time/reward_hidden`` what it did meanwhile."""
+        """Sample and score the scheduled prompts, and further ones in the place of uniform groups where asked for."""
+        size, drawn, kept = self.stage.prompts_per_step, list[Rollouts](), list[Rollouts]()
+        metrics, missing = dict[str, float](), size
+        for attempt in range(self.refills + 1):
+            part = self.of(self.schedule.take(size), step, f":refill-{attempt}" if attempt else "")
+            self.schedule.met(part)
+            drawn.append(part)
+            metrics = {name: metrics.get(name, 0.0) + value for name, value in self.metrics.items()}
+            if self.refills:
+                useful = (~uniform_groups(part)).nonzero()[:missing, 0].tolist()
+                kept.append(groups_of(part, useful))
+                missing -= len(useful)
+            if not (self.refills and missing):
+                break
+        self.metrics, self.cost = metrics | self.schedule.metrics, Cost.of(drawn)
+        if not self.refills:
+            return drawn[0]
+        self.metrics |= _refilled(drawn, size - missing)
+        # With nothing to compare anywhere the step has no group that teaches; it goes by with one that does not.
+        return joined(kept) if missing < size else groups_of(drawn[0], [0])
+
+    def of(self, prompts: list[Prompt], step: int, more_salt: str = "") -> Rollouts:
+        """Groups of these prompts; ``time/reward`` is what scoring added, ``time/reward_hidden`` what it did
+        meanwhile."""
         began = time.perf_counter()
-        prompts = self.stream.batch(step - 1, self.stage.prompts_per_step)
-        draw = DrawKey(self.pipeline.seed, self.stage.label + self.salt, step)
+        draw = DrawKey(self.pipeline.seed, self.stage.label + self.salt + more_salt, step)
         size, options = self.stage.group_size, sampling_of(self.pipeline, self.stage)
         with self.suite.begin() as scoring:
 
@@ -83,7 +127,28 @@ class SampledGroups(Source):
         }
         self.metrics |= {f"reward_errors/{label}": float(count) for label, count in scores.errors.items()}
         self.failures = scores.examples | self.failures
-        return rewarded(rollouts, scores, self.pipeline.rewards)
+        self.cost = Cost.of([rollouts])
+        return rewarded(rollouts, scores, self.pipeline)
+
+    def state(self) -> State:
+        return self.schedule.state()
+
+    def restore(self, state: State, step: int) -> None:
+        self.schedule.restore(state)
+
+
+def _refilled(drawn: list[Rollouts], kept: int) -> dict[str, float]:
+    """What refilling cost; reward and uniform share are told of everything that was drawn, not of what was chosen."""
+    everything = joined(drawn)
+    assert everything.rewards_PK is not None
+    groups = len(everything.prompts)
+    return {
+        "reward/mean": float(everything.rewards_PK.mean()),
+        "group/uniform_share": float(uniform_groups(everything).float().mean()),
+        "refill/rounds": float(len(drawn) - 1),
+        "refill/dropped_groups": float(groups - kept),
+        "refill/rollouts_per_kept": everything.truncated_PK.numel() / max(kept * everything.truncated_PK.shape[1], 1),
+    }
 
 
 @dataclass
@@ -91,13 +156,20 @@ class Demonstrations(Source):
     """One worked completion a prompt, written by the task."""
 
     policy: Policy
-    stream: PromptStream
+    schedule: Schedule
     stage: StageConfig
 
     def batch(self, step: int) -> Rollouts:
         """Tokenise the demonstrations."""
-        prompts = self.stream.batch(step - 1, self.stage.prompts_per_step)
-        return unscored(demonstrated(self.policy, prompts))
+        rollouts = unscored(demonstrated(self.policy, self.schedule.take(self.stage.prompts_per_step)))
+        self.cost = Cost.of([rollouts])
+        return rollouts
+
+    def state(self) -> State:
+        return self.schedule.state()
+
+    def restore(self, state: State, step: int) -> None:
+        self.schedule.restore(state)
 
 
 def demonstrated(policy: Policy, prompts: list[Prompt]) -> Rollouts:

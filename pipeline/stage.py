@@ -6,8 +6,9 @@ declarations without knowing who asks. The update every stage shares is
     loss = -(1/P) * sum_p (1/K) * sum_i W[p,i] * score[p,i]
 
 where ``score`` is the completion's log-probability under the policy, spread over its tokens as ``config.score`` says
-(``sum``; ``mean`` over its own tokens; ``batch``: the sum divided by the batch's mean completion length). A loss that
-is not of this shape, such as a preference loss L(score) of a group, fits by W = -K * dL/dscore, with equal gradient.
+(``sum``; ``mean`` over its own tokens; ``batch``: the sum divided by the batch's mean completion length). A stage may
+weigh every token by itself instead. A loss that is not of this shape, such as a preference loss L(score) of a group,
+fits by W = -K * dL/dscore, with equal gradient.
 
 This module imports no torch, so that configurations can be checked without it.
 """
@@ -32,6 +33,10 @@ class Signals:
     """float32 weighted reward of each completion."""
     lengths_PK: Tensor
     """int64 completion lengths in tokens."""
+    mask_PKT: Tensor | None = None
+    """bool, true on a completion's own tokens; always there."""
+    longest: int = 0
+    """``max_tokens`` of the sampler; always there."""
     order_PKK: Tensor | None = None
     """bool, true at [p, i, j] where completion i is better than completion j by the stage's ranking keys."""
     policy_scores_PK: Tensor | None = None
@@ -41,7 +46,28 @@ class Signals:
     reference_rewards_PK: Tensor | None = None
     """float32 rewards of K completions that the reference policy sampled for the same prompts."""
     values_P: Tensor | None = None
-    """float32 the critic's V(x), in reward units, before this batch has trained it."""
+    """float32 a prompt critic's V(x), in reward units, before this batch has trained it."""
+    values_PKT: Tensor | None = None
+    """float32 a token critic's V(x, y before t), in reward units, before this batch has trained it; 0 outside the
+    mask."""
+    difficulty_P: Tensor | None = None
+    """float32, share of the groups met so far in this stage, this batch's included, with a higher mean reward; those
+    with an equal one count half. 0 is the easiest, 1 the hardest."""
+
+
+@dataclass(frozen=True)
+class Critic:
+    """A value function that the core trains by squared error on the rewards."""
+
+    kind: Literal["prompt", "token"]
+    """A linear head on the policy's hidden state at the prompt's end, V(x); or a network of its own, begun as a copy of
+    the policy, that values every position of a completion."""
+    lr: float
+    """Its learning rate."""
+    warmup: int = 0
+    """First steps of the stage in which it alone is trained while the policy stays as it is."""
+    clip: float | None = None
+    """Largest change of a value by one batch's updates that the loss rewards; null: no bound."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +88,17 @@ class Needs:
     """Sample and score a second group from the reference policy for each prompt."""
     log_ratio: bool = False
     """Fill ``log_ratio_PK``, anew before each update of a batch."""
-    critic_lr: float | None = None
-    """Train a value head V(x) at this rate on the policy's hidden state at the prompt's end, and fill ``values_P``."""
+    critic: Critic | None = None
+    """Train a value function, and fill ``values_P`` or ``values_PKT``."""
+    difficulty: bool = False
+    """Fill ``difficulty_P``."""
+    refills: int = 0
+    """Drop groups whose completions are all correct or all wrong, and sample further prompts in their place, at most
+    this many times a batch; 0 keeps every group."""
+    resample: bool = False
+    """After an epoch, go on with those prompts only whose completions were not all correct."""
+    likelihood: float = 0.0
+    """Factor of a further loss: the mean negative log-likelihood of the tokens of correct completions."""
 
 
 @dataclass(frozen=True)

@@ -84,20 +84,24 @@ def texts(data: TaskData) -> Iterator[str]:
 class PromptStream:
     """The order in which a stage meets the training prompts: each epoch a new permutation, without replacement.
 
-    A batch is a pure function of (seed, stage, step, size), so that a resumed stage needs only its step.
+    What stands at a place is a pure function of (seed, stage, place), so that a resumed stage needs only its place.
     """
 
     def __init__(self, dataset: Dataset, seed: int, stage_label: str):
         self.dataset, self.seed, self.stage_label = dataset, seed, stage_label
         self._epoch: tuple[int, Any] = (-1, None)
 
-    def batch(self, step: int, size: int) -> list[Prompt]:
-        """The prompts of a step (from 0). Edge: goes on with the next epoch where one ends, within a batch too."""
+    def at(self, begin: int, size: int) -> list[Prompt]:
+        """The prompts from a place (from 0) on. Edge: where an epoch ends, the next one follows."""
         count = len(self.dataset)
-        positions = (divmod(step * size + offset, count) for offset in range(size))
-        return read_prompts(self.dataset, [self._permutation(epoch)[place] for epoch, place in positions])
+        positions = (divmod(begin + offset, count) for offset in range(size))
+        return self.rows([self.permutation(epoch)[place] for epoch, place in positions])
 
-    def _permutation(self, epoch: int) -> Any:
+    def rows(self, indices: Iterable[int]) -> list[Prompt]:
+        """The prompts of these rows of the data set."""
+        return read_prompts(self.dataset, indices)
+
+    def permutation(self, epoch: int) -> Any:
         """Row numbers in the order of this epoch; the raw generator is used because its stream is fixed for ever."""
         import numpy
 

@@ -66,6 +66,8 @@ class Rollouts:
     """Steps that the policy had gone since it sampled this batch, when training on it began."""
     valid_PK: Tensor | None = None
     """bool, false where any component failed; such a completion gets no weight."""
+    correct_PK: Tensor | None = None
+    """bool, whether the component that decides on correctness reaches its threshold; false where it failed."""
 
     @property
     def lengths_PK(self) -> Tensor:

@@ -1,18 +1,24 @@
-"""DAPO, as the manual defines it: whoever beats the group's mean is rewarded.
+"""DAPO: whoever beats the group's mean is rewarded.
 
-    A_i = r_i - mean(r)            L = -(1/K) * sum_i A_i * log pi(y_i | x)
+    manual   A_i = r_i - mean(r)                          L = -(1/K) * sum_i A_i * log pi(y_i | x)
+    paper    A_i = (r_i - mean(r)) / std(r), r with the soft overlong penalty
+             L = -(1/tokens) * sum over tokens of min(ratio A, clip(ratio, 0.8, 1.28) A)
+             groups that are all correct or all wrong are dropped and replaced
 
-Source: operating manual, table of the four algorithms. What the manual calls DAPO is known elsewhere as Dr. GRPO's
-advantage; the published DAPO (arXiv 2503.14476) also divides by the standard deviation, clips the probability ratio,
-refills uniform groups and penalises overlong completions.
-Departure: ``score: mean`` averages the log-probability over a completion's tokens; the manual sums (``score: sum``).
+Source: operating manual, table of the four algorithms; for ``variant: paper`` arXiv 2503.14476. What the manual calls
+DAPO is known elsewhere as Dr. GRPO's advantage.
+Departure (manual): ``score: mean`` averages the log-probability over a completion's tokens; the manual sums
+(``score: sum``).
+Departure (paper): refilling ends after ``refills`` further batches, and the step trains on what it has found by then.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from pipeline.advantages import centre
+from pydantic import Field
+
+from pipeline.advantages import centre, overlong_penalty, standardise
 from pipeline.config import StageConfig
 from pipeline.stage import Needs, Signals, Stage
 
@@ -23,8 +29,18 @@ if TYPE_CHECKING:
 class DAPOConfig(StageConfig):
     """Options of DAPO."""
 
+    presets: ClassVar = {
+        "paper": {"advantage": "standardised", "score": "batch", "clip": (0.2, 0.28), "refills": 4, "overlong": 0.2}
+    }
     stage: Literal["dapo"]
     """This algorithm."""
+    advantage: Literal["centred", "standardised"] = "centred"
+    """Reward minus the group's mean, or that divided by the group's standard deviation."""
+    refills: int = Field(0, ge=0)
+    """Drop groups whose completions are all correct or all wrong and sample further prompts in their place, at most
+    this many times a step; 0 keeps every group."""
+    overlong: float = Field(0.0, ge=0, le=1)
+    """Last part of ``max_tokens`` over which a completion's reward falls by up to 1; 0: no penalty."""
 
 
 def weigh(signals: Signals, config: DAPOConfig) -> Tensor:
@@ -38,7 +54,10 @@ def weigh(signals: Signals, config: DAPOConfig) -> Tensor:
     >>> weigh(Signals(rewards_PK=rewards, lengths_PK=torch.ones(1, 4)), config).tolist()
     [[0.75, -0.25, -0.25, -0.25]]
     """
-    return centre(signals.rewards_PK)
+    rewards_PK = signals.rewards_PK
+    if buffer := round(config.overlong * signals.longest):
+        rewards_PK = rewards_PK + overlong_penalty(signals.lengths_PK, signals.longest, buffer)
+    return standardise(rewards_PK) if config.advantage == "standardised" else centre(rewards_PK)
 
 
 STAGE = Stage(
@@ -46,5 +65,5 @@ STAGE = Stage(
     summary="reward against the group's mean; quick, the usual warm-up",
     config=DAPOConfig,
     weigh=weigh,
-    needs=lambda config: Needs(),
+    needs=lambda config: Needs(refills=config.refills),
 )

@@ -1,14 +1,16 @@
-"""SRPO, as the manual defines it: is today's policy better than yesterday's?
+"""SRPO: is today's policy better than yesterday's? Or, as published: practise what is not solved yet.
 
     reward_gap   A_i = r(y_i) - r(y_i_ref),  y_ref sampled from the reference policy for the same prompt
     log_ratio    A_i = log pi(y_i | x) - log pi_ref(y_i | x)
     combined     A_i = r(y_i) - r(y_i_ref) - beta * (log pi(y_i | x) - log pi_ref(y_i | x))
     L = -sum_i A_i * log pi(y_i | x)
 
+    paper        A_i = (r_i - mean(r)) / std(r), and after an epoch prompts whose completions were all correct leave
+
 The reference is the policy at the stage's start, or as it was up to ``refresh`` steps ago.
 
 Source: operating manual, table of the four algorithms and its pseudo-code (which has the minus sign that the text of
-the log-ratio lost).
+the log-ratio lost); for ``variant: paper`` arXiv 2504.14286.
 Departure: the default advantage is ``reward_gap``. ``log_ratio`` is the manual's other form, implemented literally, but
 it contains no reward and is exactly zero until the policy has left its reference, so a stage that starts at its
 reference never moves; with a refreshed reference it reinforces whatever drift there was. ``combined`` is ours: the gap
@@ -16,15 +18,16 @@ pulls up, the log-ratio holds back.
 Departure: ``baseline: mean`` compares with the mean reward of the reference's K samples, which has the same expectation
 as the literal pairing by index (``baseline: paired``) and less noise.
 Departure: the sum over i is divided by K, as in the other losses; ``normalise: none`` is literal.
+Departure (paper): its two phases, mathematics first and code later, are two stages here, each with a task of its own.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from pipeline.advantages import group_mean
+from pipeline.advantages import group_mean, standardise
 from pipeline.config import StageConfig
 from pipeline.stage import Needs, Signals, Stage
 
@@ -35,10 +38,13 @@ if TYPE_CHECKING:
 class SRPOConfig(StageConfig):
     """Options of SRPO."""
 
+    presets: ClassVar = {"paper": {"advantage": "standardised", "resample": True, "score": "batch", "clip": (0.2, 0.2)}}
     stage: Literal["srpo"]
     """This algorithm."""
-    advantage: Literal["reward_gap", "log_ratio", "combined"] = "reward_gap"
-    """Which comparison with the reference weighs a completion."""
+    advantage: Literal["reward_gap", "log_ratio", "combined", "standardised"] = "reward_gap"
+    """Which comparison with the reference weighs a completion; or, without one, the group's standardised rewards."""
+    resample: bool = False
+    """After an epoch, leave out the prompts whose completions were all correct; where all are, begin again."""
     beta: float = Field(0.05, ge=0)
     """For ``combined``: reward units that one nat of departure from the reference costs."""
     baseline: Literal["mean", "paired"] = "mean"
@@ -59,6 +65,8 @@ def weigh(signals: Signals, config: SRPOConfig) -> Tensor:
     >>> weigh(signals, SRPOConfig(stage="srpo", steps=1, normalise="none")).tolist()
     [[1.0, -1.0]]
     """
+    if config.advantage == "standardised":
+        return standardise(signals.rewards_PK)
     advantages_PK = signals.rewards_PK.new_zeros(signals.rewards_PK.shape)
     if signals.reference_rewards_PK is not None:
         reference_PK = signals.reference_rewards_PK
@@ -75,9 +83,10 @@ STAGE = Stage(
     config=SRPOConfig,
     weigh=weigh,
     needs=lambda config: Needs(
-        reference=True,
+        reference=config.advantage != "standardised",
         refresh_reference=config.refresh,
-        reference_rewards=config.advantage != "log_ratio",
-        log_ratio=config.advantage != "reward_gap",
+        reference_rewards=config.advantage in ("reward_gap", "combined"),
+        log_ratio=config.advantage in ("log_ratio", "combined"),
+        resample=config.resample,
     ),
 )

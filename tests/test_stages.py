@@ -27,7 +27,7 @@ REFERENCE_LOGPROBS = torch.randn(2, 4, 4, dtype=torch.float64, generator=torch.G
 
 def make(name: str, **options):
     stage = discover()[name]
-    return stage, stage.config(stage=name, steps=1, **options)
+    return stage, stage.config(**{"stage": name, "steps": 20, **options})
 
 
 def order_by(rewards: torch.Tensor) -> torch.Tensor:
@@ -211,12 +211,24 @@ def test_srpo_log_ratio_never_moves_a_policy_that_is_its_reference():
 # Laws that every stage obeys, those still to be written included.
 
 
+EVERY_VARIANT = [
+    pytest.param(name, options, id="-".join([name, *options.values()]))
+    for name, stage in discover().items()
+    for options in [{}, *({"variant": variant} for variant in stage.config.presets)]
+]
+
+
 def any_signals(rewards: torch.Tensor) -> Signals:
     generator = torch.Generator().manual_seed(5)
     scores = -torch.rand(rewards.shape, generator=generator)
+    lengths = torch.randint(1, 9, rewards.shape, generator=generator)
     return Signals(
         rewards_PK=rewards,
-        lengths_PK=torch.randint(1, 9, rewards.shape, generator=generator),
+        lengths_PK=lengths,
+        mask_PKT=torch.arange(8) < lengths[..., None],
+        longest=8,
+        values_PKT=torch.rand((*rewards.shape, 8), generator=generator),
+        difficulty_P=torch.linspace(0, 1, len(rewards)),
         order_PKK=order_by(rewards),
         policy_scores_PK=scores,
         log_ratio_PK=torch.randn(rewards.shape, generator=generator),
@@ -234,28 +246,34 @@ def permuted(signals: Signals, order: torch.Tensor) -> Signals:
         log_ratio_PK=signals.log_ratio_PK[:, order],
         reference_rewards_PK=signals.reference_rewards_PK[:, order],
         values_P=signals.values_P,
+        mask_PKT=signals.mask_PKT[:, order],
+        longest=signals.longest,
+        values_PKT=signals.values_PKT[:, order],
+        difficulty_P=signals.difficulty_P,
     )
 
 
-@pytest.mark.parametrize("name", list(discover()))
-def test_law_permuting_a_group_permutes_its_weights(name):
-    stage, config = make(name)
+@pytest.mark.parametrize(("name", "options"), EVERY_VARIANT)
+def test_law_permuting_a_group_permutes_its_weights(name, options):
+    stage, config = make(name, **options)
     signals, order = any_signals(torch.rand(3, 4)), torch.tensor([2, 0, 3, 1])
     torch.testing.assert_close(
         stage.weigh(permuted(signals, order), config), stage.weigh(signals, config)[:, order], rtol=1e-5, atol=1e-6
     )
 
 
-@pytest.mark.parametrize("name", list(discover()))
-def test_law_weights_are_detached_finite_and_shaped_like_the_rewards(name):
-    stage, config = make(name)
+@pytest.mark.parametrize(("name", "options"), EVERY_VARIANT)
+def test_law_weights_are_detached_finite_and_shaped_like_the_rewards(name, options):
+    stage, config = make(name, **options)
     result = stage.weigh(any_signals(torch.rand(3, 4)), config)
-    assert result.shape == (3, 4) and not result.requires_grad and torch.isfinite(result).all()
+    assert (
+        result.shape[:2] == (3, 4) and result.dim() <= 3 and not result.requires_grad and torch.isfinite(result).all()
+    )
 
 
-@pytest.mark.parametrize("name", list(discover()))
-def test_law_groups_do_not_see_each_other(name):
-    stage, config = make(name)
+@pytest.mark.parametrize(("name", "options"), EVERY_VARIANT)
+def test_law_groups_do_not_see_each_other(name, options):
+    stage, config = make(name, **options)
     rewards = torch.rand(3, 4)
     alone = any_signals(rewards)
     changed = replace(
@@ -266,9 +284,18 @@ def test_law_groups_do_not_see_each_other(name):
     torch.testing.assert_close(stage.weigh(changed, config)[0], stage.weigh(alone, config)[0])
 
 
-@pytest.mark.parametrize("name", ["dapo", "gfpo"])
-def test_law_equal_rewards_weigh_nothing_where_the_formula_says_so(name):
-    stage, config = make(name)
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("dapo", {}),
+        ("dapo", {"variant": "paper", "overlong": 0.0}),
+        ("gfpo", {}),
+        ("gfpo", {"variant": "paper"}),
+        ("srpo", {"variant": "paper"}),
+    ],
+)
+def test_law_equal_rewards_weigh_nothing_where_the_formula_says_so(name, options):
+    stage, config = make(name, **options)
     assert (stage.weigh(any_signals(torch.full((2, 5), 0.3)), config) == 0).all()
 
 

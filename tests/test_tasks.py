@@ -260,7 +260,7 @@ def test_an_epoch_meets_every_prompt_once(built):
     _, _, data = built
     count = len(data.train)
     stream = PromptStream(data.train, 0, "sft")
-    ids = [p.id for step in range(2 * count // 10 + 1) for p in stream.batch(step, 10)]
+    ids = [p.id for step in range(2 * count // 10 + 1) for p in stream.at(step * 10, 10)]
     assert set(ids[:count]) == set(ids[count : 2 * count]) == set(data.train["id"])
     assert ids[:count] != ids[count : 2 * count]
 
@@ -269,18 +269,18 @@ def test_a_batch_depends_on_seed_stage_and_step_alone(built):
     _, _, data = built
 
     def ids(seed=0, stage="sft", step=37):
-        return [p.id for p in PromptStream(data.train, seed, stage).batch(step, 10)]
+        return [p.id for p in PromptStream(data.train, seed, stage).at(step * 10, 10)]
 
     stream = PromptStream(data.train, 0, "sft")
     for step in range(37):
-        stream.batch(step, 10)
-    assert [p.id for p in stream.batch(37, 10)] == ids()  # a resumed stage goes on where it stood
+        stream.at(step * 10, 10)
+    assert [p.id for p in stream.at(370, 10)] == ids()  # a resumed stage goes on where it stood
     assert len({tuple(ids()), tuple(ids(seed=1)), tuple(ids(stage="sft-2")), tuple(ids(step=38))}) == 4
 
 
 def test_a_batch_larger_than_the_task_goes_round(built):
     _, _, data = built
-    ids = [p.id for p in PromptStream(data.heldout, 0, "x").batch(0, 120)]
+    ids = [p.id for p in PromptStream(data.heldout, 0, "x").at(0, 120)]
     assert len(ids) == 120 and [ids.count(i) for i in set(ids[100:])] == [3] * 20
 
 

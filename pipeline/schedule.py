@@ -1,0 +1,94 @@
+"""Which prompt comes next: in the stream's order, or only those that are not solved yet."""
+
+from __future__ import annotations
+
+from pipeline.tasks import PromptStream
+from pipeline.training_state import State
+from pipeline.types import Prompt, Rollouts
+
+
+class Schedule:
+    """Every prompt once an epoch, each epoch in another order."""
+
+    def __init__(self, stream: PromptStream):
+        self.stream, self.place = stream, 0
+
+    def take(self, size: int) -> list[Prompt]:
+        """The next prompts."""
+        self.place += size
+        return self.stream.at(self.place - size, size)
+
+    def met(self, rollouts: Rollouts) -> None:
+        """What came of prompts that were taken."""
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """How far it is."""
+        return {}
+
+    def state(self) -> State:
+        """What :meth:`restore` goes on from."""
+        return {"place": self.place}
+
+    def restore(self, state: State) -> None:
+        """Go on from :meth:`state`."""
+        self.place = state["place"]
+
+
+class HistoryResampling(Schedule):
+    """An epoch visits the prompts that were not solved in the one before: those with a wrong completion.
+
+    A prompt whose completions were all correct leaves for good; one with mixed or only wrong ones stays, for the policy
+    may come to it yet. Prompts are known by their ids, so that data that grow or change places keep their history.
+    Edge: once every prompt has left, all come back. A completion that could not be scored decides nothing.
+    Source: SRPO (arXiv 2504.14286), history resampling.
+    """
+
+    def __init__(self, stream: PromptStream):
+        super().__init__(stream)
+        self.epoch = 0
+        self.left: set[str] = set()
+        """Ids that this epoch does without."""
+        self.solved: set[str] = set()
+        """Ids that the next one does without as well."""
+        self._ids: list[str] = list(stream.dataset["id"])
+        self._order = self._of_epoch()
+
+    def take(self, size: int) -> list[Prompt]:
+        rows: list[int] = []
+        while len(rows) < size:
+            if self.place == len(self._order):
+                self._next_epoch()
+            more = self._order[self.place : self.place + size - len(rows)]
+            rows += more
+            self.place += len(more)
+        return self.stream.rows(rows)
+
+    def met(self, rollouts: Rollouts) -> None:
+        assert rollouts.correct_PK is not None and rollouts.valid_PK is not None
+        solved_P = (rollouts.correct_PK | ~rollouts.valid_PK).all(-1) & rollouts.valid_PK.any(-1)
+        self.solved |= {prompt.id for prompt, solved in zip(rollouts.prompts, solved_P.tolist(), strict=True) if solved}
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        return {"prompts/epoch": float(self.epoch), "prompts/left": float(len(self.left | self.solved))}
+
+    def state(self) -> State:
+        lists = {"left": sorted(self.left), "solved": sorted(self.solved)}
+        return {"place": self.place, "epoch": self.epoch, **lists}
+
+    def restore(self, state: State) -> None:
+        super().restore(state)
+        self.epoch, self.left, self.solved = state["epoch"], set(state["left"]), set(state["solved"])
+        self._order = self._of_epoch()
+
+    def _next_epoch(self) -> None:
+        self.epoch, self.place, self.left = self.epoch + 1, 0, self.left | self.solved
+        if self.left.issuperset(self._ids):
+            self.left = set()
+        self.solved = set()
+        self._order = self._of_epoch()
+
+    def _of_epoch(self) -> list[int]:
+        """Rows in this epoch's order, without those of prompts that have left."""
+        return [row for row in self.stream.permutation(self.epoch).tolist() if self._ids[row] not in self.left]
