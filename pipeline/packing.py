@@ -24,7 +24,6 @@ from transformers import AttentionInterface
 
 from pipeline.policy import Policy, completion_logprobs
 from pipeline.products import in_layers
-from pipeline.shared_attention import Groups, attend_shared
 
 NAME = "gradus_packed"
 BUCKETS = 4
@@ -33,8 +32,6 @@ SIMILAR = 1.25
 """Where the longest is longer than the shortest by no more than this factor, one group is enough."""
 LEAST_BUCKET = 8
 """Completions that are worth a group."""
-SHARE_FROM, SHARED_BY = 48, 4
-"""From this length of the longest prompt on, read by so many completions on average, a prompt is not copied for each."""
 
 
 @dataclass(frozen=True)
@@ -94,10 +91,6 @@ class Pack:
     """int64 [M], where the token before each predicted token is: the prompt's last or the completion's own."""
     targets: Tensor
     """int64 [M], the predicted tokens, completion by completion."""
-    groups: Groups | None
-    """Set where it pays to attend to a prompt once for all its completions."""
-    kept: Tensor
-    """int64, the cells of ``prompts`` that are not padding."""
 
     @classmethod
     def of(cls, prompts: list[list[int]], slots: list[int], completions: list[list[int]], device: torch.device) -> Pack:
@@ -107,16 +100,14 @@ class Pack:
         ends = list(accumulate(map(len, prompts)))
         prompt_runs = [range(end - len(prompt), end) for end, prompt in zip(ends, prompts, strict=True)]
         sources, runs = list[int](), list[range]()
-        readers = [(0, 0)] * len(prompts)
         for slot, completion in zip(slots, completions, strict=True):
             run, behind = range(len(ids), len(ids) + len(completion) - 1), len(prompts[slot])
             ids += completion[:-1]
             positions += range(behind, behind + len(run))
             sources += [ends[slot] - 1, *run]
             runs.append(run)
-            readers[slot] = (readers[slot][0] or run.start, run.stop)
         prompt_grid, real = _grid(prompt_runs)
-        places, buckets, own = [prompt_grid[real]], [], []
+        places, buckets = [prompt_grid[real]], []
         cells = [real.flatten().nonzero()[:, 0]]
         offset = real.numel()
         for rows in _similar([len(run) for run in runs]):
@@ -127,18 +118,12 @@ class Pack:
             buckets.append(Bucket(tokens.to(device), seen.to(device), known.to(device), prompt_grid.shape[1]))
             places.append(tokens[real])
             cells.append(real.flatten().nonzero()[:, 0] + offset)
-            own.append((tokens.to(device), (cells[-1] - offset).to(device), ~real.to(device)))
             offset += real.numel()
         order = torch.empty(len(ids), dtype=torch.long)
         order[torch.cat(places)] = torch.cat(cells)
         flat = [torch.tensor(values, dtype=torch.long, device=device) for values in (ids, positions, sources)]
         targets = torch.tensor([token for completion in completions for token in completion], device=device)
-        shares = device.type == "cpu" and prompt_grid.shape[1] >= SHARE_FROM and len(runs) >= SHARED_BY * len(prompts)
-        pairs = zip(prompt_runs, readers, strict=True)
-        shared = [(slice(seen.start, seen.stop), slice(*run)) for seen, run in pairs if run[1] > run[0]]
-        groups = Groups(ends[-1], shared, own) if shares else None
-        return cls(flat[0], flat[1], prompt_grid.to(device), buckets, order.to(device), flat[2], targets, groups,
-                   cells[0].to(device))  # fmt: skip
+        return cls(flat[0], flat[1], prompt_grid.to(device), buckets, order.to(device), flat[2], targets)
 
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor, scale: float, window: int | None) -> Tensor:
         """Every token's attention over its own prompt and completion.
@@ -151,11 +136,6 @@ class Pack:
 
         mask = None if window is None else _causal(self.prompts.shape[1], window, queries)
         outputs = [attended(self.prompts, self.prompts, mask)]
-        if self.groups is not None and (window is None or window > int(self.positions.max())):
-            repeated = queries.shape[1] // keys.shape[1]
-            read = (states.repeat_interleave(repeated, 1) if repeated > 1 else states for states in (keys, values))
-            completions = attend_shared(queries, *read, self.groups, scale)
-            return torch.cat([outputs[0].flatten(0, 1).index_select(0, self.kept), completions])
         for bucket in self.buckets:
             outputs.append(attended(bucket.tokens, bucket.seen, bucket.bias(window, queries.dtype)))
         return torch.cat([output.flatten(0, 1) for output in outputs]).index_select(0, self.order)

@@ -21,11 +21,12 @@ MANY = 128
 """Rows from which on oneDNN is faster with a weight as it is; for fewer, it would have to be laid out first."""
 HUGE = 2**22
 """Numbers in a weight that no cache holds: oneDNN is faster from two rows on, and laying it out takes too long."""
+LARGE = 2**17
+"""Numbers in a weight that is worth laying out."""
+LONG = 256
+"""Terms of a sum from which on oneDNN is faster; MKL is with shorter ones."""
 LAID_OUT_FOR = 64
 """Rows that a layout is chosen for; it serves other numbers of rows as well."""
-
-LARGE = 2**18
-"""Numbers in a weight that is worth laying out: 1 MB, what a core's own cache holds."""
 
 _ops: Any = torch.ops.mkldnn
 
@@ -79,25 +80,23 @@ class Packed:
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None):
         self.bias, self.laid_out = bias, LARGE <= weight.numel() < HUGE and _suits(weight, weight)
-        self.weight = _ops._reorder_linear_weight(weight, LAID_OUT_FOR) if self.laid_out else weight.t()
+        self.weight = _ops._reorder_linear_weight(weight, LAID_OUT_FOR) if self.laid_out else weight
 
     def __call__(self, states: Tensor) -> Tensor:
         """states @ weight.T + bias. Shapes: [R, D] -> [R, V]."""
-        if self.laid_out:
-            return _linear(states, self.weight, self.bias)
-        return states @ self.weight if self.bias is None else torch.addmm(self.bias, states, self.weight)
+        return (_linear if self.laid_out else linear)(states, self.weight, self.bias)
 
     def added(self, to: Tensor, states: Tensor) -> Tensor:
         """to + states @ weight.T + bias. Shapes: [R, V], [R, D] -> [R, V]."""
         if self.laid_out:
             return _ops._linear_pointwise.binary(states, to, self.weight, self.bias, "add")
-        return torch.addmm(to if self.bias is None else to + self.bias, states, self.weight)
+        return torch.addmm(to if self.bias is None else to + self.bias, states, self.weight.t())
 
 
 @contextlib.contextmanager
 def in_layers(model: torch.nn.Module) -> Iterator[None]:
     """The linear layers of a model multiply as :func:`linear` does."""
-    layers = [module for module in model.modules() if type(module) is torch.nn.Linear]
+    layers = [m for m in model.modules() if type(m) is torch.nn.Linear and "forward" not in vars(m)]
     for layer in layers:
         layer.forward = lambda states, layer=layer: linear(states, layer.weight, layer.bias)
     try:
@@ -112,5 +111,7 @@ def _linear(states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _suits(states: Tensor, weight: Tensor) -> bool:
+    if weight.shape[1] < LONG:
+        return False
     plain = states.dtype == weight.dtype == torch.float32 and states.device.type == weight.device.type == "cpu"
     return plain and not torch.is_autocast_enabled("cpu") and onednn()

@@ -136,16 +136,6 @@ def test_packed_gradients_are_those_of_the_padded_pass(architecture, clip, promp
             torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-6)
 
 
-def test_the_head_of_a_large_vocabulary_is_the_same_in_pieces(monkeypatch):
-    monkeypatch.setattr(head, "WIDE", 10)
-    monkeypatch.setattr(head, "PIECE", 4)
-    generator = torch.Generator().manual_seed(0)
-    states, weight, bias = (torch.randn(*shape, generator=generator) for shape in ((3, 5), (11, 5), (11,)))
-    for given in (None, bias):
-        expected = torch.nn.functional.linear(states, weight, given)
-        torch.testing.assert_close(head.head_product(states, weight, given), expected)
-
-
 @pytest.mark.parametrize("architecture", [{"model_type": "gemma2", "head_dim": 8}, MAMBA], ids=["soft-capped", "mamba"])
 def test_a_model_that_cannot_be_packed_is_padded(architecture, prompts):
     policy = create_policy(PolicyConfig(architecture=architecture | SIZES, device="cpu"), TEXTS, 0)

@@ -14,6 +14,7 @@ decoder is only used for a model whose logits it reproduces (:func:`pipeline.sam
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ import torch
 from torch import Tensor
 
 from pipeline.lora import is_linear, merged_weight
-from pipeline.products import Packed, linear
+from pipeline.products import Packed
 
 Attend = Callable[[int, Tensor, Tensor], Tensor]
 """(block, queries [N, H, d], keys and values [N, 2, Hkv, d]) -> attended values [N, H * d]."""
@@ -74,7 +75,7 @@ class Block:
 
 
 class Decoder:
-    """The fused weights of one model. :meth:`refresh` takes them over anew after the model has been trained.
+    """How one model computes; :meth:`fused` takes over its weights, anew after each update.
 
     Raises: Unsupported where the model is built of other parts.
     """
@@ -104,10 +105,13 @@ class Decoder:
         self.blocks: list[Block] = []
 
     @torch.no_grad()
-    def refresh(self) -> None:
-        """Fuse the weights as they are now."""
-        self.blocks = [self._fuse(i, layer) for i, layer in enumerate(self.base.layers)]
-        self.final = _norm(self.base.norm)
+    def fused(self) -> Decoder:
+        """This decoder with the weights as they are now; the memory that they take is free when it goes."""
+        ready = copy.copy(self)
+        ready.blocks = [self._fuse(i, layer) for i, layer in enumerate(self.base.layers)]
+        ready.final = _norm(self.base.norm)
+        ready.product = Packed(self.head.weight, self.head.bias)
+        return ready
 
     @cached_property
     def _interleaved(self) -> Tensor:
@@ -207,7 +211,7 @@ class Decoder:
 
         Shapes: [N, D] -> [N, V].
         """
-        logits = linear(hidden, self.head.weight, self.head.bias)
+        logits = self.product(hidden)
         return logits if self.logit_softcap is None else torch.tanh(logits / self.logit_softcap) * self.logit_softcap
 
 

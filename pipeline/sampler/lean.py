@@ -84,7 +84,7 @@ class LeanEngine:
 
     def __init__(self, decoder: Decoder, prompts: list[list[int]], group_size: int, max_tokens: int):
         """``prompts``: all that will be admitted, so that what depends on the longest is decided once."""
-        decoder.refresh()
+        decoder = decoder.fused()
         self.decoder, self.group_size = decoder, group_size
         longest = max(map(len, prompts))
         self.angles = decoder.angles(longest + max_tokens)

@@ -1,0 +1,81 @@
+"""Products by oneDNN: the numbers and gradients of PyTorch's own, at every size at which another way is taken."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pipeline import products
+from pipeline.products import Packed, in_layers, linear
+
+SHAPES = {
+    "short sums": (200, 40, 24),
+    "few rows": (3, 40, 300),
+    "many rows": (200, 40, 300),
+    "laid out": (5, 512, 256),
+    "huge": (2, 4096, 1024),
+}
+
+
+def operands(rows: int, outputs: int, inputs: int) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    shapes = (rows, inputs), (outputs, inputs), (outputs,), (rows, outputs)
+    return [torch.randn(*shape, generator=generator) for shape in shapes]
+
+
+def test_the_shapes_above_take_every_way():
+    assert (
+        products.MANY <= 200
+        and 24 < products.LONG <= 256
+        and products.LARGE <= 512 * 256 < products.HUGE <= 4096 * 1024
+    )
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
+@pytest.mark.parametrize("biased", [False, True])
+def test_products_and_their_gradients_are_pytorchs(shape, biased):
+    states, weight, bias, pull = operands(*shape)
+    inputs = [states, weight, *([bias] if biased else [])]
+
+    def results(function):
+        leaves = [part.clone().requires_grad_() for part in inputs]
+        product = function(*leaves) if biased else function(*leaves, None)
+        return product.detach(), *torch.autograd.grad((product * pull).sum(), leaves)
+
+    for got, wanted in zip(results(linear), results(torch.nn.functional.linear), strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
+@pytest.mark.parametrize("biased", [False, True])
+def test_a_packed_layer_gives_and_adds_the_product(shape, biased):
+    states, weight, bias, other = operands(*shape)
+    layer = Packed(weight, bias if biased else None)
+    wanted = torch.nn.functional.linear(states, weight, bias if biased else None)
+    torch.testing.assert_close(layer(states), wanted, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(layer.added(other, states), other + wanted, rtol=1e-4, atol=1e-3)
+
+
+def test_layers_multiply_by_it_and_are_given_back(monkeypatch):
+    calls = []
+    monkeypatch.setattr(products, "linear", lambda *given: calls.append(given) or linear(*given))
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.ReLU(), torch.nn.Linear(4, 4))
+    states = torch.randn(300, 4)
+    wanted = model(states)
+    with in_layers(model):
+        torch.testing.assert_close(model(states), wanted)
+    assert len(calls) == 2
+    model(states)
+    assert len(calls) == 2
+
+
+def test_other_types_and_a_frozen_weight_are_left_to_pytorch():
+    states, weight, _, _ = operands(200, 40, 300)
+    low = linear(states.bfloat16(), weight.bfloat16(), None)
+    assert low.dtype == torch.bfloat16
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert linear(states, weight, None).dtype == torch.bfloat16
+    states.requires_grad_()
+    linear(states, weight, None).sum().backward()
+    torch.testing.assert_close(states.grad, weight.sum(0).expand(200, -1), rtol=1e-4, atol=1e-4)
+    assert weight.grad is None
