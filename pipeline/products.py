@@ -1,9 +1,9 @@
 """Products with the weights of linear layers, by oneDNN instead of MKL where both are there.
 
-PyTorch multiplies float32 matrices on x86 with MKL, and brings oneDNN for what MKL lacks. On the AMD processors measured
-(docs/speed.md) oneDNN is faster: by a tenth on many rows, and by 1.3 to 1.8 times on few rows against weights that no
-cache holds, where it reads a weight that has been laid out for it beforehand. The operators are those that
-torch.compile's own code calls; since they are not a public interface, they are tried before they are used.
+PyTorch multiplies float32 matrices on x86 with MKL, and brings oneDNN for what MKL lacks. On the AMD processors that it
+was measured on (docs/speed.md) oneDNN is faster: by a tenth on many rows, and by 1.2 to 2 times on few rows where a
+weight has been laid out for it beforehand, or is too large for a cache. The operators are those that torch.compile's
+own code calls; since they are not a public interface, they are tried before they are used.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def in_layers(model: torch.nn.Module) -> Iterator[None]:
     """The linear layers of a model multiply as :func:`linear` does."""
     layers = [m for m in model.modules() if type(m) is torch.nn.Linear and "forward" not in vars(m)]
     for layer in layers:
-        layer.forward = lambda states, layer=layer: linear(states, layer.weight, layer.bias)
+        layer.forward = lambda input, layer=layer: linear(input, layer.weight, layer.bias)
     try:
         yield
     finally:

@@ -80,6 +80,11 @@ class Decoder:
     Raises: Unsupported where the model is built of other parts.
     """
 
+    blocks: list[Block]
+    final: Norm
+    product: Packed
+    """With the head's weight."""
+
     def __init__(self, model: Any):
         self.model, self.base = model, model.base_model
         self.head = model.get_output_embeddings()
@@ -102,7 +107,6 @@ class Decoder:
         self.softcap = getattr(config, "attn_logit_softcapping", None)
         self.logit_softcap = getattr(config, "final_logit_softcapping", None)
         self.windows = [_window(layer.self_attn, config, i) for i, layer in enumerate(layers)]
-        self.blocks: list[Block] = []
 
     @torch.no_grad()
     def fused(self) -> Decoder:
