@@ -37,6 +37,7 @@ CODE = (
     "overlap",
     "packing",
     "policy",
+    "ranks",
     "rows",
     "schedule",
     "scoring",
@@ -44,6 +45,7 @@ CODE = (
     "sources",
     "switches",
     "switching",
+    "trainee",
 )
 CODE += ("sampler/decoder", "sampler/draw", "sampler/engines", "sampler/lean", "sampler/loop")
 CODE += ("tasks", "trainer", "rewards/equations", "rewards/extraction", "rewards/gym", "rewards/library")

@@ -1,0 +1,68 @@
+"""Tensors that are spread over ranks, on disk: each rank writes its part, and any number of ranks can read them.
+
+``torch.distributed.checkpoint`` keeps with the parts an index of where each piece of each tensor lies, so that they are
+read back whole by one process, or cut anew by another number of them.
+"""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from pipeline.ranks import Ranks
+
+SHARDS = "shards"
+"""Folder, beside a state's other files, of what is spread."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor that is on disk in parts."""
+
+    folder: Path
+    path: str
+    """Its name there."""
+
+
+def write_shards(folder: Path, tensors: dict[str, Tensor], ranks: Ranks) -> bool:
+    """Write this rank's parts into a new ``folder``, together with the other ranks; returns whether there are any.
+
+    Raises: OSError where some rank's disk fails.
+    """
+    if not tensors:
+        return False
+    import torch.distributed.checkpoint as distributed
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    if ranks.leads:
+        shutil.rmtree(folder, ignore_errors=True)
+    ranks.meet()
+    try:
+        distributed.save(dict(tensors), checkpoint_id=folder)
+    except CheckpointException as error:
+        causes = [cause for cause, _ in error.failures.values() if isinstance(cause, OSError)]
+        raise (causes[0] if causes else error) from error
+    return True
+
+
+def stored_in(folder: Path) -> dict[str, Stored]:
+    """The tensors of a folder that :func:`write_shards` wrote, by name; nothing where there is none."""
+    if not folder.is_dir():
+        return {}
+    from torch.distributed.checkpoint import FileSystemReader
+
+    names = FileSystemReader(folder).read_metadata().state_dict_metadata
+    return {name: Stored(folder, name) for name in names}
+
+
+def read_shards(folder: Path, tensors: dict[str, Tensor]) -> None:
+    """Fill these tensors, whole or spread, with what was written under their names. All ranks call it together."""
+    import torch.distributed.checkpoint as distributed
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process needs none of it
+        distributed.load(dict(tensors), checkpoint_id=folder)
