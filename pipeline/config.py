@@ -193,6 +193,11 @@ class PipelineConfig(Options):
             raise ValueError(f"stage {self.stages[0].label!r} is the first: there is nothing to carry over")
         for stage in self.stages:
             check_switching(stage, self.task.validation)
+            if stage.async_ and self.launch.processes > 1:
+                raise ValueError(
+                    f"stage {stage.label!r} samples ahead (`async: 1`), which one process alone can: several share the "
+                    "sampling out already; leave it out, or set `launch.processes` to 1"
+                )
         return self
 
     @property

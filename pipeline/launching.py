@@ -18,7 +18,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -201,8 +200,8 @@ class _Ranks:
         """The success record. Raises: what went wrong, the first cause of it."""
         if self.result is not None:
             return self.result
-        if self.left is not None:
-            raise interruption.Interrupted(self._told or self.left)
+        if self._told is not None and self.left is not None:
+            raise interruption.Interrupted(self._told)
         meant = [error for error in self.errors if error["type"] in _MEANT]
         killed = [death for death in self.deaths if death["exitcode"] < 0]
         # torchrun ends the others with SIGTERM once one has died.
@@ -217,23 +216,20 @@ class _Ranks:
             raise StageFailed(f"rank {killed[0]['rank']} of {self.count} {by}. {again}")
         if self.errors:
             raise StageFailed("rank {rank} failed: {type}: {text}. ".format(**self.errors[0]) + again)
+        if self.left is not None:  # somebody else has sent it a signal, as torchrun does where another rank has failed
+            raise interruption.Interrupted(self.left)
         raise StageFailed(f"torchrun ended with exit code {self._torchrun.returncode} and no result. {again}")
 
     def _end(self) -> None:
-        """End whatever is left. A rank ends as soon as its connection does; torchrun then sees that they are gone."""
-        for key in self._open():
+        """End whatever is left: a rank ends as soon as its connection does, or finds nobody to connect to."""
+        for key in list(self._selector.get_map().values()):
             self._drop(key)
-        with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
+        self._torchrun.terminate()
+        try:
             self._torchrun.wait(PATIENCE)
-        if self._torchrun.poll() is None:
+        except subprocess.TimeoutExpired:
             self._torchrun.kill()
             self._torchrun.wait()
-
-    def _open(self) -> Iterator[selectors.SelectorKey]:
-        """The connections that are there, with those that are only now coming."""
-        while any(key.fileobj is self._server for key, _ in self._selector.select(0)):
-            self._hear(0)
-        return iter([key for key in self._selector.get_map().values() if key.fileobj is not self._server])
 
 
 _MEANT: dict[str, Any] = {

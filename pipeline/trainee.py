@@ -98,7 +98,7 @@ class Sharded(Replicated):
                 module.set_gradient_divide_factor(1.0)  # gradients are sums here, not means
                 module.set_force_sum_reduction_for_comms(True)
 
-    def _kept(self) -> list[Tensor]:
+    def _kept(self) -> list[torch.nn.Parameter]:
         """Parameters that are whole on every rank."""
         return [parameter for parameter in self.policy.model.parameters() if not is_spread(parameter)]
 
