@@ -69,9 +69,9 @@ def launched(run: RunFolder, index: int, stage: Stage, where: dict[str, Any], ob
     spec = {"run": str(run.path), "index": index, "stage": _address(stage), **where}
     spec["configs"] = [f"{config.__module__}:{config.__qualname__}" for config in run.stage_configs]
     log = run.stage_dir(index) / LOG
-    with _Ranks(run.config.launch.processes, spec, log, observer) as ranks, interruption.deferred():
-        ranks.watch()
-    return ranks.outcome(run.name)
+    with _Launch(run.config.launch.processes, spec, log, observer) as launch, interruption.deferred():
+        launch.watch()
+    return launch.outcome(run.name)
 
 
 def _address(stage: Stage) -> str:
@@ -88,7 +88,7 @@ def _address(stage: Stage) -> str:
     )
 
 
-class _Ranks:
+class _Launch:
     """torchrun with its processes: a context manager that leaves none of them behind."""
 
     def __init__(self, count: int, spec: dict[str, Any], log: Path, observer: Observer):
@@ -131,7 +131,7 @@ class _Ranks:
                 start_new_session=True,
             )
 
-    def __enter__(self) -> _Ranks:
+    def __enter__(self) -> _Launch:
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -23,6 +23,9 @@ from pipeline.ranks import Ranks
 
 T = TypeVar("T")
 
+BUCKET = 2**24
+"""Numbers that are summed in one message."""
+
 
 class Replicated:
     """Every rank trains the whole policy on rows of its own; gradients are summed, so that all stay alike."""
@@ -48,11 +51,16 @@ class Replicated:
             return
         wanted = [parameter for parameter in trained if parameter.requires_grad]
         has = self.ranks.sum(torch.tensor([parameter.grad is not None for parameter in wanted], dtype=torch.int32))
+        gradients = list[Tensor]()
         for parameter, count in zip(wanted, has.tolist(), strict=True):
             if count:
                 if parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)
-                self.ranks.sum(parameter.grad)
+                gradients.append(parameter.grad)
+        for bucket in _buckets(gradients):
+            flat = self.ranks.sum(torch.cat([gradient.flatten() for gradient in bucket]))
+            for gradient, part in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
+                gradient.copy_(part.view_as(gradient))
 
     def clip(self, most: float) -> float:
         """Scale the gradient so that its norm is at most this; returns the norm that it had."""
@@ -138,6 +146,18 @@ class Sharded(Replicated):
         whole = parameters(self.whole)
         for name, parameter in parameters(self.policy).items():
             parameter.copy_(laid_out(whole[name], parameter))
+
+
+def _buckets(tensors: list[Tensor]) -> Iterator[list[Tensor]]:
+    """Tensors of one type, in order, about BUCKET numbers at a time: a few long messages are faster than many short."""
+    bucket: list[Tensor] = []
+    for tensor in tensors:
+        if bucket and (sum(t.numel() for t in bucket) + tensor.numel() > BUCKET or tensor.dtype != bucket[0].dtype):
+            yield bucket
+            bucket = []
+        bucket.append(tensor)
+    if bucket:
+        yield bucket
 
 
 def is_spread(tensor: Any) -> bool:
