@@ -230,7 +230,7 @@ def train(
     before = _accuracy_before(run, index, work.parent)
     tags = {"gradus.stage": config.label, "gradus.algorithm": config.stage, "gradus.variant": config.variant}
     tags |= {"gradus.parent_checkpoint": parent, "gradus.fingerprint": work.fingerprint}
-    tags |= stage_lineage_tags(run, index)
+    tags |= stage_lineage_tags(run, index) | ({"gradus.processes": str(ranks.size)} if ranks.size > 1 else {})
     journal.start(
         f"{index + 1} {config.label}", tags, flatten(config.model_dump(mode="json")) | {"seed": run.config.seed}
     )

@@ -79,6 +79,8 @@ class Sharded(Replicated):
     def __init__(self, policy: Policy, ranks: Ranks):
         super().__init__(Policy(copied(policy), policy.tokenizer, policy.template, policy.adapters), ranks)
         self.whole = policy
+        self.blocks: dict[str, Any] = {}
+        """The parts that are spread, by name."""
         self._spread(self.policy.model)
 
     def _spread(self, model: Any) -> None:
@@ -86,8 +88,9 @@ class Sharded(Replicated):
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import FSDPModule, fully_shard
 
-        blocks = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
-        if not blocks or not hasattr(FSDPModule, "set_force_sum_reduction_for_comms"):
+        named = model.named_modules()
+        self.blocks = {name: module for name, module in named if isinstance(module, GradientCheckpointingLayer)}
+        if not self.blocks or not hasattr(FSDPModule, "set_force_sum_reduction_for_comms"):
             raise UserError(
                 f"{model.config.model_type} models cannot be spread over processes here",
                 where="launch.shard",
@@ -96,7 +99,7 @@ class Sharded(Replicated):
                 fix="set it to none",
             )
         mesh = init_device_mesh(self.whole.device.type, (self.ranks.size,))
-        for block in blocks:
+        for block in self.blocks.values():
             fully_shard(block, mesh=mesh)
         # The base model has nothing left to shard. As the root it lets a block's weights arrive while the one before
         # it is computed.
@@ -135,10 +138,18 @@ class Sharded(Replicated):
     @torch.no_grad()
     def updated(self) -> None:
         """The whole policy takes over the weights."""
-        trained = parameters(self.policy)
-        for name, parameter in parameters(self.whole).items():
-            value: Any = trained[name]
-            parameter.copy_(value.full_tensor() if is_spread(value) else value)
+        whole = parameters(self.whole)
+
+        def take(found: Iterator[tuple[str, Tensor]]) -> None:
+            for name, value in found:
+                if name in whole and not is_spread(value):
+                    whole[name].copy_(value)
+
+        take(self.policy.model.named_parameters())
+        for name, block in self.blocks.items():
+            block.unshard()
+            take(block.named_parameters(name))
+            block.reshard()
 
     @torch.no_grad()
     def reload(self) -> None:
