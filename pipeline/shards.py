@@ -13,10 +13,13 @@ from pathlib import Path
 
 from torch import Tensor
 
+from pipeline.errors import StageFailed
 from pipeline.ranks import Ranks
 
 SHARDS = "shards"
 """Folder, beside a state's other files, of what is spread."""
+NO_GROUP = "torch.distributed is disabled"
+"""A warning that one process gets."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class Stored:
 def write_shards(folder: Path, tensors: dict[str, Tensor], ranks: Ranks) -> bool:
     """Write this rank's parts into a new ``folder``, together with the other ranks; returns whether there are any.
 
-    Raises: OSError where some rank's disk fails.
+    Raises: StageFailed where some rank cannot write.
     """
     if not tensors:
         return False
@@ -42,10 +45,17 @@ def write_shards(folder: Path, tensors: dict[str, Tensor], ranks: Ranks) -> bool
         shutil.rmtree(folder, ignore_errors=True)
     ranks.meet()
     try:
-        distributed.save(dict(tensors), checkpoint_id=folder)
-    except CheckpointException as error:
-        causes = [cause for cause, _ in error.failures.values() if isinstance(cause, OSError)]
-        raise (causes[0] if causes else error) from error
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=NO_GROUP)
+            distributed.save(dict(tensors), checkpoint_id=folder)
+    except (CheckpointException, OSError) as error:
+        # What the disk said gets lost on the way: of a full one, torch's writer tells that its position is wrong.
+        failures = error.failures if isinstance(error, CheckpointException) else {ranks.rank: (error, None)}
+        told = "; ".join(f"rank {rank}: {cause}" for rank, (cause, _) in failures.items())
+        raise StageFailed(
+            f"a checkpoint's shards could not be written to {folder}, perhaps because the disk is full ({told}). "
+            "Earlier checkpoints are whole; resume the run once there is room"
+        ) from error
     return True
 
 
@@ -64,5 +74,5 @@ def read_shards(folder: Path, tensors: dict[str, Tensor]) -> None:
     import torch.distributed.checkpoint as distributed
 
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process needs none of it
+        warnings.filterwarnings("ignore", message=NO_GROUP)
         distributed.load(dict(tensors), checkpoint_id=folder)

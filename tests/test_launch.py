@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from faults import largest_file
 from pydantic import ValidationError
 from safetensors.torch import load_file
 from test_execution import STAGE_CONFIGS, launch, pipeline, write_task
@@ -25,8 +27,10 @@ from pipeline.errors import StageFailed, UserError
 from pipeline.execution import prepare
 from pipeline.journal import metric_history
 from pipeline.observer import Observer
+from pipeline.ranks import ALONE
 from pipeline.runs import RunFolder
 from pipeline.sameness import CLOCKS
+from pipeline.shards import read_shards, write_shards
 
 TESTS = Path(__file__).resolve().parent
 STAGES = [
@@ -210,6 +214,20 @@ def test_an_error_of_the_ranks_is_the_launchs_own(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="the adapters fit nowhere in the model") as raised:
         launch(tmp_path, type(config(LONG)).model_validate(described))
     assert raised.value.where == "policy.lora.targets"
+
+
+def test_a_full_disk_under_a_shard_ends_the_stage_in_words(tmp_path: Path) -> None:
+    tensors, folder = {"moment": torch.arange(60_000.0).view(300, 200)}, tmp_path / "shards"
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        with largest_file(10_000), pytest.raises(StageFailed, match=r"rank 0: .*Earlier checkpoints are whole"):
+            write_shards(folder, tensors, ALONE)
+    finally:
+        signal.signal(signal.SIGXFSZ, before)
+    assert write_shards(folder, tensors, ALONE), "once there is room"
+    found = {"moment": torch.zeros(300, 200)}
+    read_shards(folder, found)
+    assert torch.equal(found["moment"], tensors["moment"])
 
 
 def test_sampling_ahead_in_several_processes_is_refused() -> None:
