@@ -90,11 +90,10 @@ def folder_in_the_making(final: Path) -> Iterator[Path]:
 def remove_leftovers(folder: Path) -> None:
     """Remove what a killed process was in the middle of writing below ``folder``; nobody else may be writing there.
 
-    Tracking's own files are left to the uploader, which may outlive the process that it served; the index of sharded
-    tensors has a hidden name of its own (see :mod:`pipeline.shards`).
+    Tracking's own files are left to the uploader, which may outlive the process that it served.
     """
     for path in list(folder.rglob(".*")):
-        if path.name.startswith(".mlflow") or path.name == ".metadata":
+        if path.name.startswith(".mlflow"):
             continue
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)

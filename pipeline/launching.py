@@ -71,7 +71,7 @@ def launched(run: RunFolder, index: int, stage: Stage, where: dict[str, Any], ob
     log = run.stage_dir(index) / LOG
     with _Launch(run.config.launch.processes, spec, log, observer) as launch, interruption.deferred():
         launch.watch()
-    return launch.outcome(run.name)
+    return launch.outcome()
 
 
 def _address(stage: Stage) -> str:
@@ -196,7 +196,7 @@ class _Launch:
                 self.errors.append(message)
             self._deadline = min(self._deadline, time.monotonic() + PATIENCE)
 
-    def outcome(self, name: str) -> dict[str, Any]:
+    def outcome(self) -> dict[str, Any]:
         """The success record. Raises: what went wrong, the first cause of it."""
         if self.result is not None:
             return self.result
@@ -206,19 +206,21 @@ class _Launch:
         killed = [death for death in self.deaths if death["exitcode"] < 0]
         # torchrun ends the others with SIGTERM once one has died.
         killed.sort(key=lambda death: death["exitcode"] == -signal.SIGTERM)
-        again = f"{self.log} has what the processes wrote, and `gradus resume {name}` goes on from the last checkpoint"
+        written = f"{self.log} has what the processes wrote"
         if meant:
             raise _MEANT[meant[0]["type"]](meant[0])
         if killed and (killed[0]["exitcode"] != -signal.SIGTERM or not self.errors):
             number = -killed[0]["exitcode"]
             why = ", as the kernel does where memory runs out" if number == signal.SIGKILL else ""
             by = f"was ended by {signal.Signals(number).name}{why}"
-            raise StageFailed(f"rank {killed[0]['rank']} of {self.count} {by}. {again}")
+            raise StageFailed(f"rank {killed[0]['rank']} of {self.count} {by}; {written}")
         if self.errors:
-            raise StageFailed("rank {rank} failed: {type}: {text}. ".format(**self.errors[0]) + again)
+            error = self.errors[0]
+            told = f"{error['type']}: {error['text'].strip().splitlines()[0]}"
+            raise StageFailed(f"rank {error['rank']} of {self.count} failed: {told}; {written}")
         if self.left is not None:  # somebody else has sent it a signal, as torchrun does where another rank has failed
             raise interruption.Interrupted(self.left)
-        raise StageFailed(f"torchrun ended with exit code {self._torchrun.returncode} and no result. {again}")
+        raise StageFailed(f"torchrun ended with exit code {self._torchrun.returncode} and no result; {written}")
 
     def _end(self) -> None:
         """End whatever is left: a rank ends as soon as its connection does, or finds nobody to connect to."""

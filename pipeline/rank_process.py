@@ -53,7 +53,7 @@ class Line(Observer):
 
     def failed(self, error: BaseException) -> None:
         """Tell of an error, so that the launch can raise it again."""
-        fields: dict[str, Any] = {"type": type(error).__name__, "text": str(error) or repr(error)}
+        fields: dict[str, Any] = {"type": type(error).__name__, "text": str(error).strip() or repr(error)}
         if isinstance(error, UserError):
             names = ("what", "where", "got", "expected", "fix")
             fields["fields"] = {name: value and str(value) for name in names for value in [getattr(error, name)]}

@@ -1,7 +1,8 @@
 """Tensors that are spread over ranks, on disk: each rank writes its part, and any number of ranks can read them.
 
-``torch.distributed.checkpoint`` keeps with the parts an index of where each piece of each tensor lies, so that they are
-read back whole by one process, or cut anew by another number of them.
+``torch.distributed.checkpoint`` notes in each part which piece of which tensor it is, so that they are read back whole
+by one process, or cut anew by another number of them. The parts are safetensors files: its usual ones are pickles,
+which could run any code when they are read.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ def write_shards(folder: Path, tensors: dict[str, Tensor], ranks: Ranks) -> bool
     if not tensors:
         return False
     import torch.distributed.checkpoint as distributed
+    from torch.distributed.checkpoint import HuggingFaceStorageWriter as writer
     from torch.distributed.checkpoint.api import CheckpointException
 
     if ranks.leads:
@@ -47,9 +49,8 @@ def write_shards(folder: Path, tensors: dict[str, Tensor], ranks: Ranks) -> bool
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=NO_GROUP)
-            distributed.save(dict(tensors), checkpoint_id=folder)
+            distributed.save(dict(tensors), storage_writer=writer(str(folder), save_distributed=True))
     except (CheckpointException, OSError) as error:
-        # What the disk said gets lost on the way: of a full one, torch's writer tells that its position is wrong.
         failures = error.failures if isinstance(error, CheckpointException) else {ranks.rank: (error, None)}
         told = "; ".join(f"rank {rank}: {cause}" for rank, (cause, _) in failures.items())
         raise StageFailed(
@@ -63,9 +64,9 @@ def stored_in(folder: Path) -> dict[str, Stored]:
     """The tensors of a folder that :func:`write_shards` wrote, by name; nothing where there is none."""
     if not folder.is_dir():
         return {}
-    from torch.distributed.checkpoint import FileSystemReader
+    from torch.distributed.checkpoint import HuggingFaceStorageReader
 
-    names = FileSystemReader(folder).read_metadata().state_dict_metadata
+    names = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
     return {name: Stored(folder, name) for name in names}
 
 
@@ -75,4 +76,4 @@ def read_shards(folder: Path, tensors: dict[str, Tensor]) -> None:
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=NO_GROUP)
-        distributed.load(dict(tensors), checkpoint_id=folder)
+        distributed.load(dict(tensors), storage_reader=distributed.HuggingFaceStorageReader(str(folder)))

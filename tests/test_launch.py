@@ -129,7 +129,7 @@ def test_adapters_of_a_padded_model_too(runs: dict[str, RunFolder], index: int) 
 def test_moments_are_written_in_shards_by_those_who_hold_them(runs: dict[str, RunFolder]) -> None:
     names = ("alone", "replicated", "sharded")
     files = {name: set(read_record(Path(runs[name].result(1)["checkpoint"])).files) for name in names}
-    parts = {"resume/shards/__0_0.distcp", "resume/shards/__1_0.distcp", "resume/shards/.metadata"}
+    parts = {f"resume/shards/shard-0000{part}-model-00001-of-00001.safetensors" for part in (1, 2)}
     assert files["replicated"] == files["alone"]
     assert files["sharded"] == files["alone"] | parts
 
@@ -191,7 +191,7 @@ def test_a_run_goes_on_in_other_numbers_of_processes_whatever_ended_it(tmp_path:
         time.sleep(0.1)
 
     begun = steps_kept(run)
-    with pytest.raises(StageFailed, match=r"rank 1 of 2 was ended by SIGKILL.*torchrun\.log.*gradus resume run"):
+    with pytest.raises(StageFailed, match=r"rank 1 of 2 was ended by SIGKILL.*torchrun\.log"):
         launch(
             tmp_path, config(LONG, 2, "fsdp", checkpoints={"every_steps": 1}), observer=Killer(tmp_path, 1, begun + 3)
         )
