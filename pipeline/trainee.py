@@ -95,7 +95,7 @@ class Sharded(Replicated):
                 f"{model.config.model_type} models cannot be spread over processes here",
                 where="launch.shard",
                 got="fsdp",
-                expected="a model whose blocks transformers names, and a torch whose FSDP2 can add gradients up (2.13 can)",
+                expected="a model whose blocks transformers names, and a torch whose FSDP2 can add gradients up",
                 fix="set it to none",
             )
         mesh = init_device_mesh(self.whole.device.type, (self.ranks.size,))
