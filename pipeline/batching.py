@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -22,6 +23,14 @@ def joined(parts: list[Rollouts]) -> Rollouts:
     longest = max(part.tokens_PKT.shape[-1] for part in parts)
     values = {each.name: [getattr(part, each.name) for part in parts] for each in fields(Rollouts)}
     return Rollouts(**{name: _joined(found, longest) for name, found in values.items()})
+
+
+def interleaved(parts: list[Rollouts]) -> Rollouts:
+    """One batch whose group i is group i // n of part i % n, n being the number of parts."""
+    if len(parts) == 1:
+        return parts[0]
+    starts = [0, *accumulate(len(part.prompts) for part in parts)]
+    return groups_of(joined(parts), [starts[i % len(parts)] + i // len(parts) for i in range(starts[-1])])
 
 
 def uniform_groups(rollouts: Rollouts) -> Tensor:

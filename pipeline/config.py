@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, create_model, model_validator
 
 from pipeline.config_base import RUNTIME, Name, Options
+from pipeline.config_launch import LaunchConfig
 from pipeline.config_stage import SamplingConfig, StageConfig
 from pipeline.config_switching import check_switching
 from pipeline.config_task import Task
@@ -62,8 +63,8 @@ class PolicyConfig(Options):
     plain_template: str = "{question}\n"
     """Text around a question when no chat template is used; must contain ``{question}``."""
     threads: Annotated[int | None, RUNTIME] = Field(None, ge=1)
-    """CPU threads of the trainer; default: one less than there are cores, because verifiers, uploads and the loopback
-    server need one too, and a thread that waits for its core holds up all the others."""
+    """CPU threads of each training process; default: their share of one less than there are cores, because verifiers,
+    uploads and the loopback server need one too, and a thread that waits for its core holds up all the others."""
     trust_remote_code: Annotated[bool, RUNTIME] = False
     """Run Python code that comes with the model. Only for models whose code you have read."""
 
@@ -155,6 +156,8 @@ class PipelineConfig(Options):
     """Where curves go."""
     checkpoints: Annotated[CheckpointConfig, RUNTIME] = CheckpointConfig()
     """How often a stage's state is kept, to resume from."""
+    launch: Annotated[LaunchConfig, RUNTIME] = LaunchConfig()
+    """On how many processes, one a GPU, each stage is trained."""
     stages: Annotated[list[Any], Field(min_length=1)]
     """The stages, in order; any order and repetition works."""
 
@@ -190,6 +193,11 @@ class PipelineConfig(Options):
             raise ValueError(f"stage {self.stages[0].label!r} is the first: there is nothing to carry over")
         for stage in self.stages:
             check_switching(stage, self.task.validation)
+            if stage.async_ and self.launch.processes > 1:
+                raise ValueError(
+                    f"stage {stage.label!r} samples ahead (`async: 1`), which one process alone can: several share the "
+                    "sampling out already; leave it out, or set `launch.processes` to 1"
+                )
         return self
 
     @property

@@ -5,16 +5,20 @@ from __future__ import annotations
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import torch
 
 from pipeline.config import PipelineConfig, SamplingConfig
 from pipeline.cores import usable_cores
 from pipeline.policy import Policy
-from pipeline.rewards import RewardSuite, Scoring
+from pipeline.ranks import ALONE, Ranks
+from pipeline.rewards import RewardSuite, Scores, Scoring
 from pipeline.sampler import sample
 from pipeline.switching import share_bounds
 from pipeline.types import Prompt
+
+T = TypeVar("T")
 
 PARTS = 2
 """Parts that the prompts are sampled in."""
@@ -57,27 +61,50 @@ def wilson_interval(correct: int, total: int) -> tuple[float, float]:
     return share_bounds(correct, total, 1.959964)
 
 
-def evaluate(policy: Policy, prompts: list[Prompt], suite: RewardSuite, pipeline: PipelineConfig) -> Evaluation:
-    """Accuracy of the policy on ``prompts`` by the pipeline's accuracy reward."""
-    began = time.perf_counter()
-    with suite.begin() as scoring:
-        texts = _greedy(policy, prompts, pipeline.sampling, scoring)
-        scores = scoring.join(prompts, texts)
-    values = [row[0] for row in scores.components[pipeline.accuracy_reward]]
+def evaluate(
+    policy: Policy, prompts: list[Prompt], suite: RewardSuite, pipeline: PipelineConfig, ranks: Ranks = ALONE
+) -> Evaluation:
+    """Accuracy of the policy on ``prompts``, each rank's share answered by it, by the pipeline's accuracy reward."""
+    began, accuracy_reward = time.perf_counter(), pipeline.accuracy_reward
+    share = ranks.share(prompts)
+    found = ranks.gathered(_answered(policy, share, suite, pipeline, ranks.size) if share else None)
+    parts = [part for part in found if part is not None]
+    texts = _interleaved([texts for texts, _ in parts])
+    components = {label: _interleaved([s.components[label] for _, s in parts]) for label in parts[0][1].components}
+    values = [row[0] for row in components[accuracy_reward]]
     correct = [float(value >= pipeline.evaluation.threshold) for value in values]  # NaN, a failed verifier, is not
     return Evaluation(
         accuracy=sum(correct) / len(prompts),
         interval=wilson_interval(int(sum(correct)), len(prompts)),
         prompts=len(prompts),
-        errors=scores.errors.get(pipeline.accuracy_reward, 0),
+        errors=sum(scores.errors.get(accuracy_reward, 0) for _, scores in parts),
         seconds=time.perf_counter() - began,
         answers=[(prompt, group[0]) for prompt, group in zip(prompts, texts, strict=True)],
-        components=scores.components,
+        components=components,
         correct=correct,
     )
 
 
-def _greedy(policy: Policy, prompts: list[Prompt], options: SamplingConfig, scoring: Scoring) -> list[list[str]]:
+def _answered(
+    policy: Policy, prompts: list[Prompt], suite: RewardSuite, pipeline: PipelineConfig, processes: int
+) -> tuple[list[list[str]], Scores]:
+    """One completion a prompt, and its scores."""
+    with suite.begin() as scoring:
+        texts = _greedy(policy, prompts, pipeline.sampling, scoring, processes)
+        return texts, scoring.join(prompts, texts)
+
+
+def _interleaved(parts: list[list[T]]) -> list[T]:
+    """Item i is item i // n of part i % n, n being the number of parts."""
+    whole: list[Any] = [None] * sum(map(len, parts))
+    for n, part in enumerate(parts):
+        whole[n :: len(parts)] = part
+    return whole
+
+
+def _greedy(
+    policy: Policy, prompts: list[Prompt], options: SamplingConfig, scoring: Scoring, processes: int
+) -> list[list[str]]:
     """One greedy completion a prompt, as P lists of one text; isolated rewards score them meanwhile.
 
     Always in the same parts, so that nothing depends on whether two threads share them or one takes both. Two do where
@@ -93,10 +120,6 @@ def _greedy(policy: Policy, prompts: list[Prompt], options: SamplingConfig, scor
 
         return sample(policy, part, 1, options, None, on_group=on_group).texts
 
-    fit = policy.device.type == "cpu" and PARTS * torch.get_num_threads() <= usable_cores()
+    fit = policy.device.type == "cpu" and processes * PARTS * torch.get_num_threads() <= usable_cores()
     with ThreadPoolExecutor(PARTS if fit else 1, thread_name_prefix="evaluation") as threads:
-        found = list(threads.map(answer, parts))
-    texts: list[list[str]] = [[] for _ in prompts]
-    for n, part in enumerate(found):
-        texts[n :: len(parts)] = part
-    return texts
+        return _interleaved(list(threads.map(answer, parts)))

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline import interruption
 from pipeline.checkpoint import (
     CHECKPOINTS,
     RESUME,
@@ -28,10 +29,12 @@ from pipeline.errors import UserError
 from pipeline.evaluation import evaluate
 from pipeline.files import write_json
 from pipeline.journal import Journal
+from pipeline.launching import check_devices, launched
 from pipeline.ledger import begin_stage, fingerprint, stage_identity
 from pipeline.lora import add_adapters
 from pipeline.observer import Observer
 from pipeline.policy import Policy, load_policy, use_threads
+from pipeline.ranks import ALONE, Ranks
 from pipeline.rewards import RewardSuite
 from pipeline.run_journal import (
     description,
@@ -55,6 +58,7 @@ def prepare(run: RunFolder, observer: Observer) -> dict[str, Any]:
 
     Returns ``{"checkpoint": path, "accuracy": share, "interval": [low, high], "seconds": s, "reused": bool}``.
     """
+    check_devices(run.config)
     known = run.start()
     reused = known is not None and _still_good(run, known, observer)
     if known is None or not reused:
@@ -79,7 +83,7 @@ def _prepare(run: RunFolder, observer: Observer) -> dict[str, Any]:
     made_of = fingerprint(identity(config.policy), config.seed, task.hashes)
     save_checkpoint(policy, folder, stage="start", step=0, parent=None, fingerprint=made_of)
     open_parent_journal(run, policy.describe())
-    with _suite(run) as suite:
+    with reward_suite(run) as suite:
         evaluation = evaluate(policy, all_prompts(task, "heldout"), suite, config)
     Journal(run.path / "journal.jsonl").metrics(0, {"accuracy": evaluation.accuracy})
     made = {"checkpoint": folder.name, **evaluation.record(), "seconds": time.perf_counter() - began}
@@ -109,9 +113,10 @@ def _damage(made: dict[str, Any]) -> str:
     return altered or ("" if content_of(checkpoint) == made["content"] else "another one is in its place")
 
 
-def _suite(run: RunFolder) -> RewardSuite:
-    """The run's rewards, their workers ready; what a reward prints goes to ``rewards.log``."""
-    suite = RewardSuite(run.config.rewards, run.config.reward_workers, run.path / "rewards.log")
+def reward_suite(run: RunFolder, processes: int = 1) -> RewardSuite:
+    """The run's rewards, their workers ready, for one of so many processes that score; what a reward prints goes to
+    ``rewards.log``."""
+    suite = RewardSuite(run.config.rewards, run.config.reward_workers, run.path / "rewards.log", processes)
     try:
         suite.wait_ready()
     except BaseException:
@@ -147,8 +152,11 @@ def run_stage(run: RunFolder, index: int, parent: str, stage: Stage, observer: O
     journals = Journal(folder / "journal.jsonl"), Journal(run.path / "journal.jsonl")
     work = StageWork(run, index, Path(parent), parent_record, task, fingerprint(made_of), checkpoint)
     try:
-        with _suite(run) as suite:
-            result = _train(work, stage, suite, journals[0], observer)
+        if run.config.launch.processes > 1:
+            result = launched(run, index, stage, {"parent": parent, "resume_from": checkpoint}, observer)
+        else:
+            with reward_suite(run) as suite:
+                result = train(work, stage, suite, journals[0], observer)
         attempts = len(run.attempts(index))
         journals[1].metrics(index + 1 + attempts * total, {"accuracy": result["accuracy_after"]})
         write_json(folder / RESULT_FILE, result)
@@ -164,6 +172,7 @@ def run_stage(run: RunFolder, index: int, parent: str, stage: Stage, observer: O
     finished = run.result(index)
     assert finished is not None
     observer.stage_finished(config.label, finished)
+    interruption.leave_if_requested()
     return finished
 
 
@@ -206,11 +215,13 @@ class StageWork:
     """Its newest whole checkpoint, or None where it begins."""
 
 
-def _train(work: StageWork, stage: Stage, suite: RewardSuite, journal: Journal, observer: Observer) -> dict[str, Any]:
-    """Load, train, evaluate; returns the success record."""
+def train(
+    work: StageWork, stage: Stage, suite: RewardSuite, journal: Journal, observer: Observer, ranks: Ranks = ALONE
+) -> dict[str, Any]:
+    """Load, train, evaluate; returns the success record. Of several ranks, which all call it, one writes."""
     run, index, task = work.run, work.index, work.task
     config, parent = run.config.stages[index], work.parent_record.content
-    use_threads(run.config.policy)
+    use_threads(run.config.policy, ranks.size)
     policy = load_policy(work.parent, run.config.policy)
     if policy.template.digest != work.parent_record.template:
         raise UserError("the prompt template differs from the one the parent was trained with", where=str(work.parent))
@@ -219,7 +230,7 @@ def _train(work: StageWork, stage: Stage, suite: RewardSuite, journal: Journal, 
     before = _accuracy_before(run, index, work.parent)
     tags = {"gradus.stage": config.label, "gradus.algorithm": config.stage, "gradus.variant": config.variant}
     tags |= {"gradus.parent_checkpoint": parent, "gradus.fingerprint": work.fingerprint}
-    tags |= stage_lineage_tags(run, index)
+    tags |= stage_lineage_tags(run, index) | ({"gradus.processes": str(ranks.size)} if ranks.size > 1 else {})
     journal.start(
         f"{index + 1} {config.label}", tags, flatten(config.model_dump(mode="json")) | {"seed": run.config.seed}
     )
@@ -229,10 +240,11 @@ def _train(work: StageWork, stage: Stage, suite: RewardSuite, journal: Journal, 
     trainer = Trainer(
         policy, stage, config, run.config, task, suite, journal, observer, folder=run.stage_dir(index),
         parent_folder=work.parent, parent=parent, fingerprint=work.fingerprint, resume_from=work.resume_from,
-        carried=read_state(work.parent / RESUME) if config.carry else None,
+        carried=read_state(work.parent / RESUME) if config.carry else None, ranks=ranks,
     )  # fmt: skip
     checkpoint = trainer.train()
-    after, progress = evaluate(trainer.policy, all_prompts(task, "heldout"), suite, run.config), trainer.progress
+    after = evaluate(trainer.policy, all_prompts(task, "heldout"), suite, run.config, ranks)
+    progress = trainer.progress
     journal.metrics(progress.step, heldout_curves(after.record()) | {"time/evaluate": after.seconds})
     tags = {"gradus.accuracy_before": f"{before['accuracy']:.4f}", "gradus.accuracy_after": f"{after.accuracy:.4f}"}
     end = trainer.switches.end
@@ -241,7 +253,8 @@ def _train(work: StageWork, stage: Stage, suite: RewardSuite, journal: Journal, 
     journal.model(f"{run.name}-{config.label}", checkpoint, progress.step, {"heldout/accuracy": after.accuracy})
     journal.end("FINISHED")
     journal.sync()
-    write_json(run.stage_dir(index) / HELDOUT_FILE, {"step": progress.step, "correct": after.by_prompt()})
+    if ranks.leads:
+        write_json(run.stage_dir(index) / HELDOUT_FILE, {"step": progress.step, "correct": after.by_prompt()})
     return {
         "name": config.label,
         "variant": config.variant,

@@ -71,9 +71,19 @@ def deferred() -> Iterator[None]:
         _State.deferring = False
 
 
+def waiting() -> int | None:
+    """The signal that is waiting."""
+    return _State.requested
+
+
 def requested() -> bool:
     """Whether a signal is waiting."""
     return _State.requested is not None
+
+
+def leave() -> None:
+    """Raises: Interrupted, for the signal that is waiting, or for one that another rank has had."""
+    raise Interrupted(_State.requested or signal.SIGTERM)
 
 
 def leave_if_requested() -> None:

@@ -163,6 +163,13 @@ class Journal:
             self.lost += 1
 
 
+class SilentJournal(Journal):
+    """Of a rank that does not lead: nothing is written."""
+
+    def _append(self, kind: str, **fields: Any) -> None:
+        pass
+
+
 def iter_events(path: str | Path, offset: int = 0) -> Iterator[tuple[Event | None, int]]:
     """The journal's whole lines from byte ``offset`` on: (event, offset behind it), with None for a damaged line.
 

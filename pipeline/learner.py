@@ -23,9 +23,11 @@ from pipeline.config import StageConfig
 from pipeline.errors import StageFailed, UserError
 from pipeline.losses import token_weights, weighted_likelihood
 from pipeline.packing import can_pack, computing, hidden_states
-from pipeline.policy import Policy, completion_logprobs
+from pipeline.policy import Policy, completion_logprobs, completion_states
+from pipeline.ranks import ALONE, Ranks
 from pipeline.rows import Rows
 from pipeline.stage import Needs
+from pipeline.trainee import trainee
 from pipeline.training_state import State, optimizer_state, restore_optimizer
 from pipeline.types import Rollouts
 
@@ -62,20 +64,24 @@ class Learner:
         temperature: float,
         autocast: bool = False,
         needs: Needs | None = None,
+        ranks: Ranks = ALONE,
     ):
-        self.policy, self.config, self.temperature = policy, config, temperature
+        self.policy, self.config, self.temperature, self.ranks = policy, config, temperature, ranks
+        self.trainee = trainee(policy, ranks)
         self.autocast, self.likelihood = autocast, needs.likelihood if needs else 0.0
         self.idle = needs.critic.warmup if needs and needs.critic else 0
         """First steps in which the policy stays as it is."""
-        matrices = [p for p in policy.model.parameters() if p.requires_grad and p.dim() >= 2]
-        vectors = [p for p in policy.model.parameters() if p.requires_grad and p.dim() < 2]
-        groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+        model = self.trainee.policy.model
+        matrices = self.trainee.alike([p for p in model.parameters() if p.requires_grad and p.dim() >= 2])
+        vectors = self.trainee.alike([p for p in model.parameters() if p.requires_grad and p.dim() < 2])
+        groups = [{"params": part, "weight_decay": config.weight_decay} for part in matrices]
+        groups += [{"params": part, "weight_decay": 0.0} for part in vectors]
         self.optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
         self.skipped_in_a_row = 0
         self.rate_factor = 1.0
         """What every learning rate is multiplied by."""
         if config.gradient_checkpointing:
-            checkpoint_layers(policy.model)
+            checkpoint_layers(model)
 
     def update(self, rollouts: Rollouts, step: int, weigh: Weigh) -> tuple[dict[str, float], Tensor]:
         """Train on one batch: ``config.minibatches`` parts of whole groups, ``config.updates_per_batch`` times.
@@ -87,7 +93,7 @@ class Learner:
         if step <= self.idle:
             return {"update/rows": 0.0}, torch.zeros(rollouts.truncated_PK.shape)
         if self.config.old_logprobs == "recompute":
-            again = batch_logprobs(self.policy, rollouts, self.temperature, self.config.token_budget)
+            again = batch_logprobs(self.policy, rollouts, self.temperature, self.config.token_budget, self.ranks)
             rollouts = replace(rollouts, rollout_logprobs_PKT=again)
         cuts = torch.arange(len(rollouts.prompts)).tensor_split(self.config.minibatches)
         parts = [cut.tolist() for cut in cuts if len(cut)]
@@ -96,7 +102,7 @@ class Learner:
         rate = self.rate_factor * learning_rate(step, self.config, self.idle)
         for update in range(self.config.updates_per_batch * len(parts)):
             part = update % len(parts)
-            weights = weigh(update, parts[part])
+            weights = self.ranks.same(weigh(update, parts[part]))  # a critic's rounding may differ between GPUs
             if update < len(parts):
                 first_weights.append(weights)
             metrics = self._step(batches[part], weights, rate)
@@ -105,18 +111,19 @@ class Learner:
     def state(self) -> State:
         """The optimizer's moments, and how many updates in a row were skipped."""
         return {
-            "optimizer": optimizer_state(self.optimizer, self.policy.model),
+            "optimizer": optimizer_state(self.optimizer, self.trainee.policy.model),
             "skipped_in_a_row": self.skipped_in_a_row,
         }
 
     def restore(self, state: State) -> None:
-        """Go on from :meth:`state`."""
+        """Go on from :meth:`state`, with the policy's weights as they are now."""
+        self.trainee.reload()
         self.take_moments(state)
         self.skipped_in_a_row = state["skipped_in_a_row"]
 
     def take_moments(self, state: State) -> None:
         """Take over the optimizer's moments alone, as from another stage."""
-        restore_optimizer(self.optimizer, self.policy.model, state["optimizer"])
+        restore_optimizer(self.optimizer, self.trainee.policy.model, state["optimizer"])
 
     def _step(self, rollouts: Rollouts, weights: Tensor, rate: float) -> dict[str, float]:
         """One optimizer update. Rows whose coefficients are all zero take no part."""
@@ -127,16 +134,19 @@ class Learner:
         metrics = {"update/learning_rate": rate, "update/rows": float(len(active)), "update/skipped": 0.0}
         if not active:
             return metrics | {"update/loss": 0.0, "update/gradient_norm": 0.0}
-        loss, differences = 0.0, list[Tensor]()
+        part, differences = 0.0, [torch.zeros(0)]
         for objective, difference in self._backwards(rows, active, (pull_RT, likelihood_RT), completions):
-            loss -= objective / completions
+            part -= objective / completions
             differences.append(difference.cpu())
+        found = self.ranks.gathered((part, torch.cat(differences)))
+        loss = sum(part for part, _ in found)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        norm = float(torch.nn.utils.clip_grad_norm_(self.policy.model.parameters(), self.config.grad_clip))
+        self.trainee.reduce()
+        norm = self.trainee.clip(self.config.grad_clip)
         self._apply(math.isfinite(loss) and math.isfinite(norm), metrics)
         metrics |= {"update/loss": loss, "update/gradient_norm": norm}
-        return metrics | self._drift(torch.cat(differences))
+        return metrics | self._drift(torch.cat([differences for _, differences in found]))
 
     def _likelihood(self, rollouts: Rollouts) -> Tensor:
         """Coefficients of the likelihood loss, a mean over the tokens of correct completions, at the objective's scale.
@@ -158,12 +168,16 @@ class Learner:
     def _backwards(
         self, rows: Rows, active: list[int], coefficients: tuple[Tensor, Tensor], completions: int
     ) -> Iterator[tuple[float, Tensor]]:
-        """Forward and backward of each micro-batch; gives its objective, and by how much each token's log-probability
-        differs from the sampler's. ``coefficients`` [R, T] are the weights' and the likelihood loss's."""
-        budget, device = self.config.token_budget, self.policy.device
-        given_RT = (rows.rollout_logprobs_RT, *coefficients)
+        """Forward and backward of each of this rank's micro-batches; gives its objective, and by how much each token's
+        log-probability differs from the sampler's. ``coefficients`` [R, T] are the weights' and the likelihood
+        loss's."""
+        budget, policy, device = self.config.token_budget, self.trainee.policy, self.policy.device
+        given_RT, mine = (rows.rollout_logprobs_RT, *coefficients), rows.share(active, self.ranks.rank, self.ranks.size)
         if not can_pack(self.policy):
-            for batch in rows.micro_batches(active, budget):
+            for batch in self.trainee.rounds(rows.micro_batches(mine, budget)):
+                if batch is None:
+                    self._pass_idly(rows, active[0])
+                    continue
                 width = max(rows.lengths[r] for r in batch)
                 old, pull, likelihood, mask = (part[batch, :width].to(device) for part in (*given_RT, rows.mask_RT))
                 logprobs = self._padded(rows, batch, width)
@@ -171,16 +185,26 @@ class Learner:
                 (-objective / completions).backward()
                 yield float(objective.detach()), (logprobs.detach() - old)[mask]
             return
-        for batch, pack in rows.packs(active, budget, device):
+        for item in self.trainee.rounds(rows.packs(mine, budget, device)):
+            if item is None:
+                self._pass_idly(rows, active[0])
+                continue
+            batch, pack = item
             mask = rows.mask_RT[batch]
             old, pull, likelihood = (part[batch][mask].to(device) for part in given_RT)
             function = self._function(pull, likelihood, old)
-            with computing(self.policy, pack):
+            with computing(policy, pack):
                 with self._precision():
-                    hidden = hidden_states(self.policy, pack)
-                    objective, logprobs = head.objective(self.policy, hidden, pack.targets, self.temperature, function)
+                    hidden = hidden_states(policy, pack)
+                    objective, logprobs = head.objective(policy, hidden, pack.targets, self.temperature, function)
                 (-objective / completions).backward()
             yield float(objective.detach()), logprobs - old
+
+    def _pass_idly(self, rows: Rows, row: int) -> None:
+        """A pass that adds nothing, for the sake of ranks that still have rows."""
+        with self._precision():
+            states = completion_states(self.trainee.policy, [rows.prompts[row]], rows.tokens_RT[[row], :1])
+        (states.sum() * 0).backward()
 
     def _function(self, pull: Tensor, likelihood: Tensor, old: Tensor) -> head.Objective:
         """The objective of a piece of the tokens."""
@@ -199,12 +223,13 @@ class Learner:
         """Log-probabilities of a micro-batch. Shapes: -> float32 [R, T]."""
         prompts, tokens_RT = [rows.prompts[r] for r in batch], rows.tokens_RT[batch, :width]
         with self._precision():
-            return completion_logprobs(self.policy, prompts, tokens_RT, self.temperature)
+            return completion_logprobs(self.trainee.policy, prompts, tokens_RT, self.temperature)
 
     def _apply(self, finite: bool, metrics: dict[str, float]) -> None:
         """Take the optimizer's step, or skip and count it where the gradient is not a number."""
         if finite:
             self.optimizer.step()
+            self.trainee.updated()
             self.skipped_in_a_row = 0
         else:
             metrics["update/skipped"] = 1.0
@@ -240,23 +265,25 @@ def checkpoint_layers(model: PreTrainedModel) -> None:
 
 
 @torch.no_grad()
-def batch_logprobs(policy: Policy, rollouts: Rollouts, temperature: float, token_budget: int) -> Tensor:
-    """Log-probabilities of a batch's completions under any policy, without a gradient.
+def batch_logprobs(
+    policy: Policy, rollouts: Rollouts, temperature: float, token_budget: int, ranks: Ranks = ALONE
+) -> Tensor:
+    """Log-probabilities of a batch's completions under any policy, without a gradient; each rank computes its share.
 
     Shapes: -> float32 [P, K, T] on the CPU, 0 outside the mask. Units: nats.
     """
     rows = Rows.of(rollouts)
-    result_RT, everything = torch.zeros(rows.tokens_RT.shape), list(range(len(rows.prompts)))
+    result_RT, mine = torch.zeros(rows.tokens_RT.shape), rows.share([*range(len(rows.prompts))], ranks.rank, ranks.size)
     if can_pack(policy):
-        for batch, pack in rows.packs(everything, token_budget, policy.device):
+        for batch, pack in rows.packs(mine, token_budget, policy.device):
             with computing(policy, pack):
                 found = head.logprobs(policy, hidden_states(policy, pack), pack.targets, temperature)
             part = torch.zeros(len(batch), rows.tokens_RT.shape[1])
             part[rows.mask_RT[batch]] = found.cpu()
             result_RT[batch] = part
-        return result_RT.view_as(rollouts.rollout_logprobs_PKT)
-    for batch in rows.micro_batches(everything, token_budget):
+        return ranks.sum(result_RT).view_as(rollouts.rollout_logprobs_PKT)
+    for batch in rows.micro_batches(mine, token_budget):
         width = max(rows.lengths[r] for r in batch)
         prompts, tokens = [rows.prompts[r] for r in batch], rows.tokens_RT[batch, :width]
         result_RT[batch, :width] = completion_logprobs(policy, prompts, tokens, temperature).cpu()
-    return (result_RT * rows.mask_RT).view_as(rollouts.rollout_logprobs_PKT)
+    return ranks.sum(result_RT * rows.mask_RT).view_as(rollouts.rollout_logprobs_PKT)

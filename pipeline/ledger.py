@@ -38,6 +38,7 @@ CODE = (
     "packing",
     "policy",
     "products",
+    "ranks",
     "rows",
     "schedule",
     "scoring",
@@ -45,6 +46,7 @@ CODE = (
     "sources",
     "switches",
     "switching",
+    "trainee",
 )
 CODE += ("sampler/decoder", "sampler/draw", "sampler/engines", "sampler/lean", "sampler/loop")
 CODE += ("tasks", "trainer", "rewards/equations", "rewards/extraction", "rewards/gym", "rewards/library")

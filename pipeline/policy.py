@@ -205,10 +205,10 @@ def pick_device(wanted: str) -> torch.device:
     return torch.device(wanted)
 
 
-def use_threads(config: PolicyConfig) -> None:
-    """Set this process up to compute: as many CPU threads as the configuration says, or one less than there are cores,
-    and memory that stays once it is there."""
-    torch.set_num_threads(config.threads or max(1, usable_cores() - 1))
+def use_threads(config: PolicyConfig, processes: int = 1) -> None:
+    """Set this process up to compute: as many CPU threads as the configuration says, or, shared with others that
+    compute, one less than there are cores; and memory that stays once it is there."""
+    torch.set_num_threads(config.threads or max(1, (usable_cores() - 1) // processes))
     keep_freed_memory()
 
 

@@ -34,6 +34,24 @@ class Rows:
             lengths=rollouts.lengths_PK.flatten().tolist(),
         )
 
+    def share(self, rows: list[int], rank: int, size: int) -> list[int]:
+        """Those of ``rows`` that fall to one of ``size`` ranks, in their order.
+
+        The rows of a prompt stay together, and the prompt with the most tokens goes to whoever has the fewest so far.
+        """
+        if size == 1:
+            return rows
+        groups: dict[int, list[int]] = {}
+        for row in rows:
+            groups.setdefault(id(self.prompts[row]), []).append(row)
+        costs = [(len(self.prompts[g[0]]) + sum(self.lengths[r] for r in g), g) for g in groups.values()]
+        held, mine = [0] * size, list[int]()
+        for cost, group in sorted(costs, key=lambda pair: (-pair[0], pair[1])):
+            least = held.index(min(held))
+            held[least] += cost
+            mine += group if least == rank else []
+        return sorted(mine)
+
     def packs(self, rows: list[int], token_budget: int, device: torch.device) -> Iterator[tuple[list[int], Pack]]:
         """``rows`` in packs within the budget of tokens (at least one row each), the rows of a prompt together.
 

@@ -15,6 +15,7 @@ from pipeline.critic import PromptCritic, TokenCritic
 from pipeline.learner import batch_logprobs
 from pipeline.losses import spread_PK
 from pipeline.policy import Policy, copied, copy_parameters, parameters
+from pipeline.ranks import ALONE, Ranks
 from pipeline.rewards.ranking import order_PKK
 from pipeline.sources import Cost, SampledGroups
 from pipeline.stage import Needs, Signals
@@ -59,8 +60,9 @@ class SignalProvider:
         policy: Policy,
         sampling: SamplingConfig,
         groups_from: Callable[[Policy], SampledGroups],
+        ranks: Ranks = ALONE,
     ):
-        self.needs, self.config, self.policy = needs, config, policy
+        self.needs, self.config, self.policy, self.ranks = needs, config, policy, ranks
         self.temperature, self.longest = sampling.temperature, sampling.max_tokens
         self.reference = frozen_copy(policy) if needs.reference else None
         self.refreshed = False
@@ -167,7 +169,7 @@ class SignalProvider:
 
     def _logprobs(self, policy: Policy | None, rollouts: Rollouts) -> Tensor:
         assert policy is not None
-        return batch_logprobs(policy, rollouts, self.temperature, self.config.token_budget)
+        return batch_logprobs(policy, rollouts, self.temperature, self.config.token_budget, self.ranks)
 
 
 def _part(signals: Signals, groups: list[int]) -> Signals:

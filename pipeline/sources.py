@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
-from pipeline.batching import groups_of, joined, uniform_groups
+from pipeline.batching import groups_of, interleaved, joined, uniform_groups
 from pipeline.config import PipelineConfig, SamplingConfig, StageConfig
 from pipeline.policy import Policy
+from pipeline.ranks import ALONE, Ranks
 from pipeline.rewards import RewardSuite
 from pipeline.sampler import DrawKey, sample
 from pipeline.schedule import Schedule
@@ -80,6 +81,8 @@ class SampledGroups(Source):
     """Record the hidden state at each prompt's end."""
     refills: int = 0
     """How often a batch's uniform groups are replaced by groups of further prompts; 0 keeps them."""
+    ranks: Ranks = ALONE
+    """Who the prompts are shared out to."""
     given_up: bool = False
     """Set by another thread to end the sampling at the next group."""
 
@@ -106,8 +109,27 @@ class SampledGroups(Source):
         return joined(kept) if missing < size else groups_of(drawn[0], [0])
 
     def of(self, prompts: list[Prompt], step: int, more_salt: str = "") -> Rollouts:
-        """Groups of these prompts; ``time/reward`` is what scoring added, ``time/reward_hidden`` what it did
-        meanwhile."""
+        """Groups of these prompts, each rank's share sampled and scored by it and given to all.
+
+        ``time/reward`` is what scoring added, ``time/reward_hidden`` what it did meanwhile; of ranks, the longest.
+        """
+        share = self.ranks.share(prompts)
+        found = self.ranks.gathered(self._of(share, step, more_salt) if share else None)
+        parts = [part for part in found if part is not None]
+        told, self.metrics = [metrics for _, metrics, _ in parts], {}
+        for name in told[0]:
+            values = [metrics[name] for metrics in told]
+            self.metrics[name] = max(values) if name.startswith("time/") else sum(values)
+        for _, _, failures in reversed(parts):
+            self.failures = failures | self.failures
+        rollouts = interleaved([rollouts for rollouts, _, _ in parts])
+        self.cost = Cost.of([rollouts])
+        return rollouts
+
+    def _of(
+        self, prompts: list[Prompt], step: int, more_salt: str
+    ) -> tuple[Rollouts, dict[str, float], dict[str, str]]:
+        """Groups of this rank's prompts, what sampling and scoring took, and what rewards failed with first."""
         began = time.perf_counter()
         draw = DrawKey(self.pipeline.seed, self.stage.label + self.salt + more_salt, step)
         size, options = self.stage.group_size, sampling_of(self.pipeline, self.stage)
@@ -120,15 +142,15 @@ class SampledGroups(Source):
 
             rollouts = sample(self.policy, prompts, size, options, draw, self.want_states, on_group)
             scores = scoring.join(prompts, rollouts.texts)
-        self.metrics = {
+        metrics = {
             "time/sample": time.perf_counter() - began - scores.seconds,
             "time/reward": scores.seconds,
             "time/reward_hidden": scores.hidden,
         }
-        self.metrics |= {f"reward_errors/{label}": float(count) for label, count in scores.errors.items()}
-        self.failures = scores.examples | self.failures
-        self.cost = Cost.of([rollouts])
-        return rewarded(rollouts, scores, self.pipeline)
+        metrics |= {f"reward_errors/{label}": float(count) for label, count in scores.errors.items()}
+        if rollouts.prompt_states_PD is not None:
+            rollouts = replace(rollouts, prompt_states_PD=rollouts.prompt_states_PD.cpu())
+        return rewarded(rollouts, scores, self.pipeline), metrics, scores.examples
 
     def state(self) -> State:
         return self.schedule.state()

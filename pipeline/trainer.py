@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,14 +24,16 @@ from pipeline.observer import Observer
 from pipeline.overlap import OneAhead
 from pipeline.policy import Policy, copy_parameters, load_policy, parameters
 from pipeline.progress import Progress, StepLog, Timer
+from pipeline.ranks import ALONE, Ranks
 from pipeline.rewards import RewardSuite
 from pipeline.schedule import HistoryResampling, Schedule
+from pipeline.shards import SHARDS, write_shards
 from pipeline.signals import SignalProvider, frozen_copy
 from pipeline.sources import Demonstrations, SampledGroups, Source, sampling_of
 from pipeline.stage import Stage
 from pipeline.switches import Event, Switches
 from pipeline.tasks import PromptStream, TaskData
-from pipeline.training_state import State, read_state, write_state
+from pipeline.training_state import State, read_state, spread_tensors, write_state
 from pipeline.types import Prompt, Rollouts
 
 
@@ -59,6 +62,8 @@ class Trainer:
     """The parent's state, of which a stage that begins takes over what ``config.carry`` names."""
     resume_from: Path | None = None
     """A whole checkpoint of this very stage to go on from."""
+    ranks: Ranks = ALONE
+    """Who else trains the stage."""
     progress: Progress = field(default_factory=Progress, init=False)
 
     def __post_init__(self) -> None:
@@ -92,17 +97,16 @@ class Trainer:
                 self.signals.take_critic(self.carried["signals"])
 
     def _groups(self, policy: Policy, salt: str = "") -> SampledGroups:
-        return SampledGroups(policy, self.schedule, self.suite, self.pipeline, self.config, salt)
+        return SampledGroups(policy, self.schedule, self.suite, self.pipeline, self.config, salt, ranks=self.ranks)
 
     def _parts(self) -> tuple[SignalProvider, Learner]:
         """What learns, around the policy of the stage's start; nothing of it has begun."""
         precision = self.pipeline.policy.autocast
         autocast = self.policy.device.type == "cuda" if precision == "auto" else precision == "bfloat16"
         sampling = sampling_of(self.pipeline, self.config)
-        signals = SignalProvider(
-            self.needs, self.config, self.policy, sampling, lambda policy: self._groups(policy, ":reference")
-        )
-        return signals, Learner(self.policy, self.config, self.temperature, autocast, self.needs)
+        reference = functools.partial(self._groups, salt=":reference")
+        signals = SignalProvider(self.needs, self.config, self.policy, sampling, reference, self.ranks)
+        return signals, Learner(self.policy, self.config, self.temperature, autocast, self.needs, self.ranks)
 
     def train(self) -> Path:
         """Run every step that is left, or until a rule ends the stage; returns the checkpoint to hand over.
@@ -131,9 +135,13 @@ class Trainer:
             with interruption.deferred():
                 metrics = self._train_step()
                 self._switch(metrics)
-                if interruption.requested() or self.timer.due(self.progress.step):
+                leaving = self.ranks.any(interruption.requested())
+                if leaving or self.ranks.any(self.timer.due(self.progress.step)):
                     self._save()
-            interruption.leave_if_requested()
+            if leaving:
+                interruption.leave()
+            if self.ranks.size == 1:
+                interruption.leave_if_requested()
 
     def _train_step(self) -> dict[str, float]:
         """One batch: from prompts to an update and its curves."""
@@ -169,7 +177,7 @@ class Trainer:
         step, every = self.progress.step, self.config.eval_every
         spent = {"rollouts": self.progress.rollouts, "tokens": self.progress.tokens, "seconds": self.seconds}
         last = step == self.config.steps
-        event = self.switches.after_step(step, metrics, spent, last)
+        event = self.switches.after_step(step, metrics, self.ranks.same(spent), last)
         last = last or event is not None
         if every and (step % every == 0 or last):
             event = self.switches.after_evaluation(step, self._correct(), last) or event
@@ -190,7 +198,7 @@ class Trainer:
 
     def _correct(self) -> list[float]:
         """1 for each validation prompt, none of which is among those reported, that is answered right, 0 for others."""
-        evaluation = evaluate(self.policy, all_prompts(self.task, "validation"), self.suite, self.pipeline)
+        evaluation = evaluate(self.policy, all_prompts(self.task, "validation"), self.suite, self.pipeline, self.ranks)
         self.journal.metrics(self.progress.step, {"validation/accuracy": evaluation.accuracy})
         return evaluation.correct
 
@@ -202,23 +210,30 @@ class Trainer:
         folder, step = self._checkpoint(self.progress.step), self.progress.step
         if self.resume_from == folder:
             return folder
-        began = time.perf_counter()
+        began, state, aside = time.perf_counter(), self._state(), folder.with_name(f".{folder.name}.{SHARDS}")
+        spread = write_shards(aside, spread_tensors(state), self.ranks)
 
         def write(resume: Path) -> None:
             self.journal.sync()  # the curves up to here are as safe as the weights
-            progress = asdict(self.progress) | {"seconds": self.seconds}
-            state = {"progress": progress, "learner": self.learner.state(), "signals": self.signals.state()}
-            state |= {"source": self.source.state(), "switches": self.switches.state()}
-            if self.policy.adapters is not None:
-                state["adapters"] = parameters(self.policy)
             write_state(resume, state)
+            if spread:
+                aside.rename(resume / SHARDS)
 
-        save_checkpoint(self.policy, folder, self.config.label, step, self.parent, self.fingerprint, write)
+        if self.ranks.leads:
+            save_checkpoint(self.policy, folder, self.config.label, step, self.parent, self.fingerprint, write)
+            prune(self.folder, step, self.pipeline.checkpoints.keep, self.switches.kept)
+        self.ranks.meet()
         self.resume_from = folder
-        prune(self.folder, step, self.pipeline.checkpoints.keep, self.switches.kept)
         self.timer.wrote(time.perf_counter() - began)
         self.journal.metrics(step, {"time/checkpoint": self.timer.cost})
         return folder
+
+    def _state(self) -> State:
+        """All that a resume needs besides the weights, or with the adapters that train in their place."""
+        progress = asdict(self.progress) | {"seconds": self.seconds}
+        state = {"progress": progress, "learner": self.learner.state(), "signals": self.signals.state()}
+        state |= {"source": self.source.state(), "switches": self.switches.state()}
+        return state | ({"adapters": parameters(self.policy)} if self.policy.adapters is not None else {})
 
     def _resume(self, checkpoint: Path) -> None:
         """Take over the weights and the state of a checkpoint of this stage."""
@@ -280,7 +295,8 @@ class Trainer:
         self.progress.tokens += step_tokens
         metrics |= rollout_metrics(rollouts) | advantage_metrics(weights) | self.source.metrics | self.signals.metrics
         if self.start is not None and step % self.config.kl_every == 0:
-            reference = batch_logprobs(self.start, rollouts, self.temperature, self.config.token_budget)
+            budget = self.config.token_budget
+            reference = batch_logprobs(self.start, rollouts, self.temperature, budget, self.ranks)
             metrics["policy/kl_to_start"] = kl_estimate(rollouts.rollout_logprobs_PKT, reference, rollouts.mask_PKT)
         metrics |= {"progress/rollouts": self.progress.rollouts, "progress/tokens": self.progress.tokens}
         metrics["time/stage"], metrics["time/step"] = self.seconds, time.perf_counter() - began

@@ -2,7 +2,7 @@
 
 The parts of a trainer describe themselves as nested mappings of tensors and plain values; here they become two files
 and come back the same, bit for bit. Random numbers need no state: draws, prompts and learning rates are functions of
-the step.
+the step. Tensors that are spread over ranks are in :mod:`pipeline.shards`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pipeline.files import read_json, write_json
+from pipeline.shards import SHARDS, Stored, read_shards, stored_in
+from pipeline.trainee import is_spread, laid_out
 
 State = dict[str, Any]
 """Nested mappings of tensors and of values that JSON can hold; keys without a slash."""
@@ -23,23 +25,32 @@ TENSORS, VALUES = "state.safetensors", "state.json"
 
 
 def write_state(folder: Path, state: State) -> None:
-    """Write a state into an existing folder."""
+    """Write a state into an existing folder, without what is spread over ranks."""
     tensors: dict[str, Tensor] = {}
     values = _without_tensors(state, "", tensors)
-    save_file(tensors, folder / TENSORS)
+    whole = {path: tensor.contiguous() for path, tensor in tensors.items() if not is_spread(tensor)}
+    save_file(whole, folder / TENSORS)
     write_json(folder / VALUES, values)
 
 
 def read_state(folder: Path) -> State:
-    """What :func:`write_state` was given, on the CPU."""
+    """What :func:`write_state` was given, on the CPU; of tensors that were spread over ranks, where they are."""
     state = read_json(folder / VALUES)
-    for path, tensor in load_file(folder / TENSORS).items():
+    found: State = {**load_file(folder / TENSORS), **stored_in(folder / SHARDS)}
+    for path, tensor in found.items():
         *parents, name = path.split("/")
         place = state
         for parent in parents:
             place = place[parent]
         place[name] = tensor
     return state
+
+
+def spread_tensors(state: State) -> dict[str, Tensor]:
+    """What of a state is spread over ranks, under the path of its keys."""
+    tensors: dict[str, Tensor] = {}
+    _without_tensors(state, "", tensors)
+    return {path: tensor for path, tensor in tensors.items() if is_spread(tensor)}
 
 
 def _without_tensors(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
@@ -50,7 +61,7 @@ def _without_tensors(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
     for key, item in value.items():
         here = f"{path}/{key}" if path else key
         if isinstance(item, Tensor):
-            tensors[here] = item.detach().contiguous()
+            tensors[here] = item.detach()
         else:
             kept[key] = _without_tensors(item, here, tensors)
     return kept
@@ -66,7 +77,17 @@ def optimizer_state(optimizer: torch.optim.Optimizer, model: torch.nn.Module) ->
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, model: torch.nn.Module, state: State) -> None:
-    """Give a new optimizer over the same parameters the state of an earlier one, each tensor as it was."""
+    """Give a new optimizer over the same parameters the state of an earlier one, each tensor as it was; spread over
+    ranks where the parameters are, whether it was written like that or not."""
+    wanted: dict[Path, dict[str, Tensor]] = {}
     for name, parameter in model.named_parameters():
         if name in state:
-            optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in state[name].items()}
+            found = optimizer.state[parameter] = {}
+            for key, value in state[name].items():
+                if isinstance(value, Stored):
+                    found[key] = torch.zeros_like(parameter, requires_grad=False)
+                    wanted.setdefault(value.folder, {})[value.path] = found[key]
+                else:
+                    found[key] = laid_out(value, parameter)
+    for folder, tensors in wanted.items():
+        read_shards(folder, tensors)

@@ -328,9 +328,9 @@ def test_best_hands_over_the_checkpoint_with_the_highest_validation_accuracy(tmp
     right = iter([1, 4, 2, 1])
     real = trainer.evaluate
 
-    def scripted(policy, prompts, suite, config):
+    def scripted(policy, prompts, *others):
         assert len(prompts) == 6, "the choice is made on the validation prompts, not on those that are reported"
-        return with_right(real(policy, prompts, suite, config), next(right))
+        return with_right(real(policy, prompts, *others), next(right))
 
     monkeypatch.setattr(trainer, "evaluate", scripted)
     run = launch(tmp_path, pipeline([{"stage": "sft", "steps": 3, "handover": "best", "eval_every": 1}]))

@@ -84,9 +84,14 @@ class RewardSuite:
     """
 
     def __init__(
-        self, rewards: list[RewardConfig], workers: int | None = None, log: str | os.PathLike[str] | None = None
+        self,
+        rewards: list[RewardConfig],
+        workers: int | None = None,
+        log: str | os.PathLike[str] | None = None,
+        shared_by: int = 1,
     ):
-        """``workers``: processes that share the isolated rewards; None: all cores but one, at most four.
+        """``workers``: processes that share the isolated rewards; None: all cores but one, at most four. Where so many
+        suites are at work at once, each has its share of them.
 
         ``log``: a file for what those print.
 
@@ -109,7 +114,8 @@ class RewardSuite:
 
             self._isolated = [config.label for config in isolated]
             wanted = [IsolatedReward(c.label, c.reward, dict(c.params), c.time_limit) for c in isolated]
-            self._pool = WorkerPool(wanted, workers or min(MOST_WORKERS, max(1, usable_cores() - 1)), log)
+            total = workers or min(MOST_WORKERS, max(1, usable_cores() - 1))
+            self._pool = WorkerPool(wanted, max(1, total // shared_by), log)
 
     def wait_ready(self) -> None:
         """Wait until the workers have imported what they need. Raises: UserError where a user's module fails to."""

@@ -1,0 +1,242 @@
+"""A stage in several processes: torchrun is started, watched and told of signals; what the ranks tell is passed on.
+
+Each rank holds a connection to this process (:mod:`pipeline.rank_process`). Progress, the result and errors come
+through it, and its end ends the rank, so that none outlives the launch. Everything else that the processes write goes
+to ``torchrun.log`` in the stage's folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import os
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline import interruption
+from pipeline.config import PipelineConfig
+from pipeline.errors import StageFailed, UserError
+from pipeline.observer import Observer
+from pipeline.policy import pick_device
+from pipeline.runs import RunFolder
+from pipeline.stage import Stage
+
+LOG = "torchrun.log"
+PATIENCE = 20.0
+"""Seconds that the ranks get to end once the first has told how its work ended."""
+
+Message = dict[str, Any]
+
+
+def check_devices(config: PipelineConfig) -> None:
+    """There is a device for every process. Raises: UserError."""
+    wanted = config.launch.processes
+    if wanted == 1:
+        return
+    device = pick_device(config.policy.device).type
+    there = torch.cuda.device_count() if device == "cuda" else wanted
+    if device == "mps" or there < wanted:
+        raise UserError(
+            "there is no device for every process",
+            where="launch.processes",
+            got=f"{wanted} processes on {device}" + (f", of which there are {there}" if device == "cuda" else ""),
+            expected="a GPU for each of them, or policy.device: cpu",
+            fix="lower launch.processes, or set policy.device",
+        )
+
+
+def launched(run: RunFolder, index: int, stage: Stage, where: dict[str, Any], observer: Observer) -> dict[str, Any]:
+    """Train a stage in ``launch.processes`` processes; returns its success record.
+
+    ``where`` it starts and goes on from is passed to the ranks as it is.
+
+    Raises: what the ranks failed with; StageFailed where one of them died; Interrupted after a signal.
+    """
+    check_devices(run.config)
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()  # what measured the policy before any stage is in the way of rank 0
+    spec = {"run": str(run.path), "index": index, "stage": _address(stage), **where}
+    spec["configs"] = [f"{config.__module__}:{config.__qualname__}" for config in run.stage_configs]
+    log = run.stage_dir(index) / LOG
+    with _Launch(run.config.launch.processes, spec, log, observer) as launch, interruption.deferred():
+        launch.watch()
+    return launch.outcome()
+
+
+def _address(stage: Stage) -> str:
+    """Where another process finds a stage: ``module:name``. Raises: UserError where no module holds it."""
+    module = sys.modules[stage.config.__module__]
+    for name, value in vars(module).items():
+        if value is stage:
+            return f"{module.__name__}:{name}"
+    raise UserError(
+        f"other processes cannot find the stage {stage.name!r}",
+        where=str(module.__name__),
+        expected="`STAGE = Stage(...)` in the module of its options",
+        fix="define it there, or set launch.processes to 1",
+    )
+
+
+class _Launch:
+    """torchrun with its processes: a context manager that leaves none of them behind."""
+
+    def __init__(self, count: int, spec: dict[str, Any], log: Path, observer: Observer):
+        self.count, self.log, self.observer = count, log, observer
+        self.result: dict[str, Any] | None = None
+        self.errors: list[Message] = []
+        """What ranks failed with, in the order in which they told it."""
+        self.deaths: list[Message] = []
+        """What torchrun says of processes that ended before their time."""
+        self.left: int | None = None
+        """The signal after which the ranks left in good order."""
+        self._pids: dict[int, int] = {}
+        self._told: int | None = None
+        self._deadline = float("inf")
+        with contextlib.ExitStack() as held:
+            folder = held.enter_context(tempfile.TemporaryDirectory(prefix="gradus-"))
+            self._server = held.enter_context(socket.socket(socket.AF_UNIX))
+            self._server.bind(address := str(Path(folder) / "s"))
+            self._server.listen()
+            self._selector = held.enter_context(selectors.DefaultSelector())
+            self._selector.register(self._server, selectors.EVENT_READ)
+            self._torchrun = self._start(spec | {"address": address})
+            held.callback(self._end)
+            self._held = held.pop_all()
+
+    def _start(self, spec: dict[str, Any]) -> subprocess.Popen[bytes]:
+        """In a session of its own: the terminal's Ctrl-C is ours to pass on."""
+        # The same modules as here, and nothing from a folder that merely happens to be the current one.
+        path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
+        torchrun = [sys.executable, "-m", "pipeline.torchrun", spec["address"]]
+        options = ["--standalone", "--local-addr=localhost", f"--nproc-per-node={self.count}"]
+        command = [*torchrun, *options, "-m", "pipeline.rank_process", json.dumps(spec, default=str)]
+        with self.log.open("ab") as log:
+            return subprocess.Popen(
+                command,
+                env={"OMP_NUM_THREADS": "1"} | os.environ | {"PYTHONPATH": path, "PYTHONSAFEPATH": "1"},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def __enter__(self) -> _Launch:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._held.close()
+
+    def watch(self) -> None:
+        """Until torchrun has ended: pass on what the ranks tell, and a signal to rank 0, on which all agree.
+
+        Raises: Interrupted after a second signal, or one that comes before there is anything to finish.
+        """
+        while self._torchrun.poll() is None and time.monotonic() < self._deadline:
+            self._hear(0.2)
+            number = interruption.waiting()
+            if number is not None and self._told is None:
+                if 0 not in self._pids:
+                    interruption.leave_if_requested()
+                self._told = number
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(self._pids[0], number)
+        while self._hear(0.5 if len(self._selector.get_map()) > 1 else 0.0):
+            pass
+
+    def _hear(self, seconds: float) -> bool:
+        """Take in what comes within this time; whether anything did."""
+        ready = self._selector.select(seconds)
+        for key, _ in ready:
+            if key.fileobj is self._server:
+                connection, _ = self._server.accept()
+                self._selector.register(connection, selectors.EVENT_READ, bytearray())
+                continue
+            data = os.read(key.fd, 1 << 16)
+            if not data:
+                self._drop(key)
+            key.data.extend(data)
+            *lines, rest = bytes(key.data).split(b"\n")
+            key.data[:] = rest
+            for line in lines:
+                self._take(json.loads(line))
+        return bool(ready)
+
+    def _drop(self, key: selectors.SelectorKey) -> None:
+        self._selector.unregister(key.fileobj)
+        if isinstance(key.fileobj, socket.socket):
+            key.fileobj.close()
+
+    def _take(self, message: Message) -> None:
+        kind = message.pop("kind")
+        if kind == "hello":
+            self._pids[message["rank"]] = message["pid"]
+        elif kind == "step":
+            self.observer.step_done(**message)
+        elif kind == "note":
+            self.observer.note(message["text"])
+        elif kind == "deaths":
+            self.deaths = message["deaths"]
+        else:
+            if kind == "result":
+                self.result = message["result"]
+            elif kind == "left":
+                self.left = message["number"]
+            else:
+                self.errors.append(message)
+            self._deadline = min(self._deadline, time.monotonic() + PATIENCE)
+
+    def outcome(self) -> dict[str, Any]:
+        """The success record. Raises: what went wrong, the first cause of it."""
+        if self.result is not None:
+            return self.result
+        if self._told is not None and self.left is not None:
+            raise interruption.Interrupted(self._told)
+        meant = [error for error in self.errors if error["type"] in _MEANT]
+        killed = [death for death in self.deaths if death["exitcode"] < 0]
+        # torchrun ends the others with SIGTERM once one has died.
+        killed.sort(key=lambda death: death["exitcode"] == -signal.SIGTERM)
+        written = f"{self.log} has what the processes wrote"
+        if meant:
+            raise _MEANT[meant[0]["type"]](meant[0])
+        if killed and (killed[0]["exitcode"] != -signal.SIGTERM or not self.errors):
+            number = -killed[0]["exitcode"]
+            why = ", as the kernel does where memory runs out" if number == signal.SIGKILL else ""
+            by = f"was ended by {signal.Signals(number).name}{why}"
+            raise StageFailed(f"rank {killed[0]['rank']} of {self.count} {by}; {written}")
+        if self.errors:
+            error = self.errors[0]
+            told = f"{error['type']}: {error['text'].strip().splitlines()[0]}"
+            raise StageFailed(f"rank {error['rank']} of {self.count} failed: {told}; {written}")
+        if self.left is not None:  # somebody else has sent it a signal, as torchrun does where another rank has failed
+            raise interruption.Interrupted(self.left)
+        raise StageFailed(f"torchrun ended with exit code {self._torchrun.returncode} and no result; {written}")
+
+    def _end(self) -> None:
+        """End whatever is left: a rank ends as soon as its connection does, or finds nobody to connect to."""
+        for key in list(self._selector.get_map().values()):
+            self._drop(key)
+        self._torchrun.terminate()
+        try:
+            self._torchrun.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            self._torchrun.kill()
+            self._torchrun.wait()
+
+
+_MEANT: dict[str, Any] = {
+    "UserError": lambda told: UserError(**told["fields"]),
+    "StageFailed": lambda told: StageFailed(told["text"]),
+    "OSError": lambda told: OSError(told["errno"], told["text"]),
+}
+"""Errors that are the user's or the disk's, which keep their kind."""

@@ -1,0 +1,124 @@
+"""One of the processes that train a stage: ``python -m pipeline.rank_process SPEC``, started by torchrun.
+
+SPEC is JSON: the run folder, the stage's index, where it starts and goes on from, and the address of the launch that
+wants to hear of it (:mod:`pipeline.launching`).
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import socket
+import sys
+import threading
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline import interruption
+from pipeline.errors import UserError
+from pipeline.interruption import Interrupted
+from pipeline.observer import Observer
+
+
+class Line(Observer):
+    """The connection to the launch: what happens is told through it, and its end is this process's end."""
+
+    def __init__(self, address: str, rank: int):
+        self._rank, self._sending = rank, threading.Lock()
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket.connect(address)
+        threading.Thread(target=self._end_with_the_launch, daemon=True).start()
+        self.send("hello", rank=rank, pid=os.getpid())
+
+    def send(self, kind: str, **fields: Any) -> None:
+        """One message, as a line of JSON."""
+        with self._sending:
+            self._socket.sendall(json.dumps({"kind": kind, **fields}).encode() + b"\n")
+
+    def _end_with_the_launch(self) -> None:
+        """Nothing is ever sent to this process: what can be read is the end."""
+        try:
+            self._socket.recv(1)
+        finally:
+            os._exit(1)
+
+    def step_done(self, label: str, step: int, steps: int, metrics: Mapping[str, float]) -> None:
+        self.send("step", label=label, step=step, steps=steps, metrics=dict(metrics))
+
+    def note(self, text: str) -> None:
+        self.send("note", text=text)
+
+    def failed(self, error: BaseException) -> None:
+        """Tell of an error, so that the launch can raise it again."""
+        fields: dict[str, Any] = {"type": type(error).__name__, "text": str(error).strip() or repr(error)}
+        if isinstance(error, UserError):
+            names = ("what", "where", "got", "expected", "fix")
+            fields["fields"] = {name: value and str(value) for name in names for value in [getattr(error, name)]}
+        elif isinstance(error, OSError) and error.errno is not None:
+            fields |= {"type": "OSError", "errno": error.errno}
+        self.send("error", rank=self._rank, **fields)
+
+
+def main() -> None:
+    """Train, and tell how it ended; the exit status is for torchrun, which ends the others where it is not 0."""
+    spec, rank = json.loads(sys.argv[1]), int(os.environ["RANK"])
+    line = Line(spec["address"], rank)
+    try:
+        if rank == 0:
+            with interruption.handled():
+                line.send("result", result=_train(spec, line))
+        else:
+            _train(spec, Observer())  # a signal ends it at once: whatever is kept, rank 0 keeps
+    except Interrupted as ending:
+        if rank == 0:
+            line.send("left", number=ending.number)
+    except BaseException as error:
+        traceback.print_exc()
+        line.failed(error)
+        _exit(1)
+    _exit(0)
+
+
+def _exit(status: int) -> None:
+    """At once: nothing is left to do, and other ranks may be gone that an orderly end would wait for."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def _train(spec: dict[str, Any], observer: Observer) -> dict[str, Any]:
+    """This rank's part of the stage; returns the success record."""
+    from pipeline.checkpoint import read_record
+    from pipeline.execution import StageWork, reward_suite, train
+    from pipeline.files import read_json
+    from pipeline.journal import Journal, SilentJournal
+    from pipeline.ledger import STAGE_FILE
+    from pipeline.policy import pick_device
+    from pipeline.ranks import join
+    from pipeline.runs import RunFolder
+    from pipeline.tasks import load_task
+
+    run = RunFolder(spec["run"], [_found(address) for address in spec["configs"]])
+    launch, folder = run.config.launch, run.stage_dir(spec["index"])
+    ranks = join(pick_device(run.config.policy.device).type, launch.shard == "fsdp", launch.time_limit)
+    parent, resume_from = Path(spec["parent"]), spec["resume_from"]
+    work = StageWork(
+        run, spec["index"], parent, read_record(parent), load_task(run.data_dir),
+        read_json(folder / STAGE_FILE)["fingerprint"], Path(resume_from) if resume_from else None,
+    )  # fmt: skip
+    journal = (Journal if ranks.leads else SilentJournal)(folder / "journal.jsonl")
+    with reward_suite(run, ranks.size) as suite:
+        return train(work, _found(spec["stage"]), suite, journal, observer, ranks)
+
+
+def _found(address: str) -> Any:
+    """What ``module:name`` is."""
+    module, _, name = address.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+if __name__ == "__main__":
+    main()

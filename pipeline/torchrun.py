@@ -1,0 +1,32 @@
+"""torchrun, which also tells a launch how its processes died: ``python -m pipeline.torchrun ADDRESS ARGUMENT ...``.
+
+The arguments are torchrun's own. What it prints of a failure is made for people; here the same is told as data.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import sys
+
+from torch.distributed import run
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+
+def main() -> None:
+    """Exit status 1 where a process failed."""
+    address, *arguments = sys.argv[1:]
+    try:
+        run.run(run.parse_args(arguments))
+    except ChildFailedError as error:
+        print(error, file=sys.stderr, flush=True)
+        failures = sorted(error.failures.items(), key=lambda item: item[1].timestamp)
+        deaths = [{"rank": rank, "exitcode": failure.exitcode} for rank, failure in failures]
+        with socket.socket(socket.AF_UNIX) as line:
+            line.connect(address)
+            line.sendall(json.dumps({"kind": "deaths", "deaths": deaths}).encode() + b"\n")
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""A pipeline's stages, one after the other, in the processes of one torchrun: ``two_ranks.py FOLDER NAME SHARD``.
+
+A launch starts torchrun anew for every stage, which takes seconds each time; here the same ranks train all of them.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+from test_execution import STAGE_CONFIGS
+
+from pipeline.checkpoint import verified_record
+from pipeline.execution import StageWork, reward_suite, train
+from pipeline.files import write_json
+from pipeline.journal import Journal, SilentJournal
+from pipeline.ledger import begin_stage, fingerprint, stage_identity
+from pipeline.observer import Observer
+from pipeline.ranks import Ranks, join
+from pipeline.runs import RESULT_FILE, RunFolder
+from pipeline.tasks import load_task
+from stages import discover
+
+
+def train_stage(run: RunFolder, index: int, ranks: Ranks) -> None:
+    before = run.result(index - 1) if index else run.start()
+    assert before is not None
+    parent, task = Path(before["checkpoint"]), load_task(run.data_dir)
+    record = verified_record(parent)
+    made_of = stage_identity(run.config, index, record, task.hashes)
+    if ranks.leads:
+        begin_stage(run, index, made_of)
+    ranks.meet()
+    work = StageWork(run, index, parent, record, task, fingerprint(made_of), None)
+    journal = (Journal if ranks.leads else SilentJournal)(run.stage_dir(index) / "journal.jsonl")
+    with reward_suite(run, ranks.size) as suite:
+        stage = discover()[run.config.stages[index].stage]
+        result = train(work, stage, suite, journal, Observer(), ranks)
+    if ranks.leads:
+        write_json(run.stage_dir(index) / RESULT_FILE, result)
+    ranks.meet()
+
+
+def main(folder: Path, *runs: str) -> None:
+    for name in runs:
+        run = RunFolder(folder / "runs" / name, STAGE_CONFIGS)
+        if not torch.distributed.is_initialized():
+            group = join("cpu", False, 120.0)
+        ranks = Ranks(group.rank, group.size, run.config.launch.shard == "fsdp")
+        for index in range(len(run.config.stages)):
+            train_stage(run, index, ranks)
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), *sys.argv[2:])
