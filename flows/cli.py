@@ -53,12 +53,14 @@ def run(
 ) -> None:
     """Train a pipeline, stage after stage."""
     from flows import launch
+    from flows.server_access import check_prefect
 
     quiet_libraries()
     screen = console()
     launch.check_name(name)
     loaded, stages = load(config, overrides)
     check_world(loaded, stages, runs)
+    check_prefect(engine)
     folder = launch.open_run(loaded, runs, name, stages, sayer(screen))
     Process.folder = folder.path
     sayer(screen)(f"run {folder.name} in {folder.path}")
@@ -76,8 +78,11 @@ command(app)(commands_runs.verify)
 @command(app)
 def check(config: Config, overrides: Overrides = None, runs: Runs = RUNS) -> None:
     """Check a configuration and everything it names, without computing anything."""
+    from flows.server_access import check_prefect
+
     loaded, stages = load(config, overrides)
     check_world(loaded, stages, runs)
+    check_prefect("prefect")
     order = " -> ".join(f"{stage.label} ({stage.steps} steps)" for stage in loaded.config.stages)
     print(f"{loaded.path} is valid.\n{loaded.config.name}: {order}")
 

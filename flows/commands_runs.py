@@ -58,7 +58,7 @@ def resume(
         def begin() -> None:
             launch.forget_summary(run)
 
-    _check_rest(run, runs)
+    _check_rest(run, runs, engine)
     Process.folder = run.path
     say(f"run {name} in {run.path}")
     print_plan([vars(stage) for stage in stages], screen)
@@ -124,6 +124,7 @@ def fork(
     """Begin a new run that shares what another one did before a stage, with other options from there on."""
     from flows import launch
     from flows.plans import describe
+    from flows.server_access import check_prefect
     from flows.tables import print_plan
     from flows.terminal import runs_option
     from pipeline import forking
@@ -141,6 +142,7 @@ def fork(
     changes = forking.check_changes(origin, index, loaded.config)
     forking.check_parent(origin, index, loaded.config)
     check_world(LoadedConfig(loaded.config, loaded.path, origin.base_dir), stages, runs)
+    check_prefect("none" if no_run else engine)
     run = forking.fork(origin, index, loaded.config, launch.place_for_fork(runs, name, new))
     Process.folder = run.path
     say(f"run {run.name} in {run.path}")
@@ -238,15 +240,19 @@ def _tell_complete(run: RunFolder, runs: Path, engine: str, screen: Any) -> None
         launch.tell_prefect(run, say)
 
 
-def _check_rest(run: RunFolder, runs: Path) -> None:
-    """What a launch needs besides what the run folder holds: all of it before there is data, else rewards and room."""
+def _check_rest(run: RunFolder, runs: Path, engine: str) -> None:
+    """What a launch needs besides what the run folder holds: all of it before there is data, else rewards, room and
+    servers that take us."""
+    from flows.server_access import check_prefect
     from pipeline.config_files import LoadedConfig
-    from pipeline.preflight import check_runs_folder
+    from pipeline.preflight import check_runs_folder, check_tracking
     from pipeline.rewards import check_rewards
     from stages import discover
 
+    check_prefect(engine)
     if run.start() is None:
         check_world(LoadedConfig(run.config, run.path / "config.yaml", run.base_dir), discover(), runs)
         return
     check_runs_folder(runs)
     check_rewards(run.config.rewards, run.config.task.source)
+    check_tracking(run.config, runs)

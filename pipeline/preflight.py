@@ -45,7 +45,7 @@ def preflight(
         lambda: check_rewards(config.rewards, config.task.source),
         *(functools.partial(_check_stage, config, stage, stages) for stage in config.stages),
         *(functools.partial(_check_carry, *pair, stages) for pair in itertools.pairwise(config.stages)),
-        lambda: _check_tracking(config, runs_dir or Path.cwd()),
+        lambda: check_tracking(config, runs_dir or Path.cwd()),
     ]
     if runs_dir is not None:
         checks.append(lambda: check_runs_folder(runs_dir, _checkpoint_bytes(config)))
@@ -127,10 +127,12 @@ def _check_lengths(config: PipelineConfig) -> None:
         )
 
 
-def _check_tracking(config: PipelineConfig, runs_dir: Path) -> None:
+def check_tracking(config: PipelineConfig, runs_dir: Path) -> None:
+    """The curves have an address, and a server that answers there takes them. Raises: UserError."""
+    from pipeline.tracking_access import check_access
     from pipeline.tracking_client import resolve_uri
 
-    resolve_uri(config.tracking.uri, runs_dir)
+    check_access(resolve_uri(config.tracking.uri, runs_dir), config.tracking.experiment)
 
 
 def check_runs_folder(runs_dir: Path, checkpoint_bytes: int = 0) -> None:
