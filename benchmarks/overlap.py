@@ -48,7 +48,7 @@ LAUNCH = (
 def launch(arm: dict[str, int], seed: int, share: float, folder: Path) -> dict[str, Any]:
     """One run: its summary, with the median seconds of a step's parts by stage."""
     steps = {stage: max(8, round(count * share)) for stage, count in STEPS.items()}
-    options = [f"seed={seed}", f"policy.threads={arm['threads']}", "stages.sft.stop_at=null", "stages.sft.eval_every=0"]
+    options = [f"seed={seed}", f"policy.threads={arm['threads']}", "stages.sft.until=null", "stages.sft.eval_every=0"]
     options += [f"stages.{stage}.steps={count}" for stage, count in steps.items()]
     options += [f"stages.{stage}.async={arm['async']}" for stage in SAMPLES]
     cores = sorted(os.sched_getaffinity(0))[: arm["cores"]]

@@ -32,7 +32,7 @@ from stages import discover
 
 END, PAD = 0, 1
 END_RATE = 1 / 32
-EDGE = 0.05
+EDGE = 0.5
 """Draws stay above this, so that the end-of-sequence token, always less probable, is drawn only where it is due."""
 
 MODELS: dict[str, dict[str, Any]] = {

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import functools
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import prefect.flow_engine
 from prefect.events.worker import EventsWorker
 from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
@@ -25,6 +27,27 @@ def flow_settings(url: str) -> contextlib.AbstractContextManager[Any]:
     if settings.users_api_url() is None:
         changes[PREFECT_FLOWS_HEARTBEAT_FREQUENCY] = None  # no one listens on gradus's own server; saves up to 1 s
     return temporary_settings(changes)
+
+
+@contextlib.contextmanager
+def lenient_leases() -> Iterator[None]:
+    """A concurrency slot that cannot be renewed, because the server is away, is lost; the training goes on.
+
+    Prefect renews a deployment's slot every 225 s from a thread, and would otherwise end the flow in the middle of a
+    step after three failures within seconds.
+    """
+    renewing = prefect.flow_engine.maintain_concurrency_lease
+
+    @functools.wraps(renewing)
+    def lenient(lease_id: Any, lease_duration: float, **_: Any) -> Any:
+        return renewing(lease_id, lease_duration, raise_on_lease_renewal_failure=False)
+
+    engine: Any = prefect.flow_engine
+    engine.maintain_concurrency_lease = lenient
+    try:
+        yield
+    finally:
+        engine.maintain_concurrency_lease = renewing
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from flows import commands_runs
+from flows import commands_advise, commands_compare, commands_deploy, commands_runs
 from flows.command_options import RUNS, AsJson, Config, Engine, Overrides, Runs, check_world, console, load, sayer
 from flows.reporting import Process, command, quiet_libraries
 from pipeline import __version__
@@ -50,11 +50,21 @@ def run(
     ] = None,
     runs: Runs = RUNS,
     engine: Engine = "prefect",
+    on: Annotated[
+        str | None, typer.Option(metavar="POOL", help="Let a worker of this work pool do it, and follow that.")
+    ] = None,
+    detach: Annotated[bool, typer.Option("--detach", help="With --on: submit it and leave.")] = False,
+    job: commands_deploy.Job = None,
 ) -> None:
     """Train a pipeline, stage after stage."""
     from flows import launch
     from flows.server_access import check_prefect
 
+    if on is not None:
+        commands_deploy.run_on(on, config, overrides, name, runs, detach, job or [])
+        return
+    if detach or job:
+        raise UserError(f"--{'detach' if detach else 'job'} needs a work pool", fix="name it with --on POOL")
     quiet_libraries()
     screen = console()
     launch.check_name(name)
@@ -73,6 +83,9 @@ command(app)(commands_runs.plan)
 command(app)(commands_runs.fork)
 command(app)(commands_runs.status)
 command(app)(commands_runs.verify)
+command(app)(commands_compare.compare)
+command(app)(commands_deploy.deploy)
+command(app, hidden=True)(commands_deploy.deployed)
 
 
 @command(app)
@@ -85,6 +98,9 @@ def check(config: Config, overrides: Overrides = None, runs: Runs = RUNS) -> Non
     check_prefect("prefect")
     order = " -> ".join(f"{stage.label} ({stage.steps} steps)" for stage in loaded.config.stages)
     print(f"{loaded.path} is valid.\n{loaded.config.name}: {order}")
+
+
+command(app)(commands_advise.advise)
 
 
 @command(app)

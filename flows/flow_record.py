@@ -94,14 +94,19 @@ class FlowRecord:
         if record and record["pid"] == os.getpid():  # not an earlier launch's, where this one had no flow run
             self._write(record | {"outcome": outcome, "message": message})
 
-    def settle(self, api_url: str, note: Callable[[str], None]) -> None:
-        """Give flow runs whose process is gone the final state that they could not report. The run's lock is held."""
+    def settle(self, api_url: str, note: Callable[[str], None], current: FlowRun | None = None) -> None:
+        """Give flow runs whose process is gone the final state that they could not report. The run's lock is held.
+
+        ``current`` is the one that this process works on already: one that a worker tries again has a record here.
+        """
         record = self.read()
         known = [*record.get("earlier", []), record] if record else []
         with contextlib.suppress(Exception):  # a server that is away is told of where the flow begins
             self._settle_unrecorded({entry["flow_run_id"] for entry in known})
         for entry in known:
             if entry["state"] or entry["api_url"] != api_url:
+                continue
+            if current is not None and entry["flow_run_id"] == str(current.id):
                 continue
             if entry["process"] is not None and process_start(entry["pid"]) == entry["process"]:
                 continue  # this very process, which tries again, or one that still runs

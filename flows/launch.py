@@ -117,7 +117,13 @@ class _Steps(Observer):
         self.done += 1
 
 
-def launch(run: RunFolder, engine: str, console: Console, before: Callable[[], None] = lambda: None) -> dict[str, Any]:
+Engine = Callable[[Path, Observer], dict[str, Any]]
+"""How stages are called: takes the run folder through them and returns the run's summary."""
+
+
+def launch(
+    run: RunFolder, engine: str | Engine, console: Console, before: Callable[[], None] = lambda: None
+) -> dict[str, Any]:
     """Work on a run until its summary is written, and return that; ``before`` is called once the run is locked.
 
     Raises: StageFailed, UserError, Interrupted.
@@ -134,7 +140,7 @@ def launch(run: RunFolder, engine: str, console: Console, before: Callable[[], N
         held.enter_context(interruption.handled(say))
         before()
         held.enter_context(_head_start(run))
-        run_engine = _engine(engine)
+        run_engine = _engine(engine) if isinstance(engine, str) else engine
         uploader = start_uploader(run.path)
         try:
             with watching(console) as observer:
@@ -166,7 +172,7 @@ def _with_tracking_ids(run: RunFolder, summary: dict[str, Any]) -> dict[str, Any
     return finish(run) if any(stage["mlflow_run_id"] is None for stage in summary["stages"]) else summary
 
 
-def _engine(name: str) -> Callable[[Path, Observer], dict[str, Any]]:
+def _engine(name: str) -> Engine:
     """How stages are called. The Prefect server starts in the background while torch is being imported."""
     if name == "none":
         from flows.plain import run_plain

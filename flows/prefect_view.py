@@ -170,7 +170,9 @@ def progress_line(step: int, steps: int, metrics: Mapping[str, float]) -> str:
 def table_row(label: str, result: Mapping[str, Any], done: int = 0) -> dict[str, Any]:
     """A stage's line in the table of stages, of one that went on after ``done`` steps."""
     low, high = result.get("interval") or (None, None)
-    note = f"shared with {result['shared']}" if "shared" in result else "reused" if result.get("reused") else ""
+    came = f"shared with {result['shared']}" if "shared" in result else "reused" if result.get("reused") else ""
+    came = came or (f"resumed after step {done}" if done else "")
+    events = [f"step {event['step']}, {event['rule']}: {event['reason']}" for event in result.get("events", ())]
     return {
         "stage": label,
         "steps": result.get("steps"),
@@ -180,7 +182,7 @@ def table_row(label: str, result: Mapping[str, Any], done: int = 0) -> dict[str,
         "rollouts": _shown(result.get("rollouts"), ","),
         "tokens": _shown(result.get("tokens"), ","),
         "seconds": _shown(result.get("seconds"), ".1f"),
-        "note": note or (f"resumed after step {done}" if done else ""),
+        "note": "; ".join(filter(None, (came, *events))),
     }
 
 

@@ -40,12 +40,14 @@ SLOW_ANSWERS = 10
 """Health checks of 2 s each that a running server may miss, on a busy machine, before it is taken for hung."""
 
 
-def ensure_server() -> str:
+def ensure_server(deployments: bool = False) -> str:
     """URL of a Prefect API that answers, for this process and its children; starts the server where that is needed.
 
+    With ``deployments``, gradus's own server also has the services that schedules and workers need; one that runs
+    without them is started again on its port, which a run that it shows survives, and has them from then on.
     Raises: RuntimeError where the server does not come up; its message names the log file.
     """
-    return _until_healthy(_prepare())
+    return _until_healthy(_prepare(deployments))
 
 
 def start_server_in_background() -> Future[str]:
@@ -127,15 +129,16 @@ def process_start(pid: int) -> str | None:
 _children: list[subprocess.Popen[bytes]] = []  # so that a server this process started can be reaped when it ends
 
 
-def _prepare() -> str:
+def _prepare(deployments: bool = False) -> str:
     """Complete the environment and see that a server is there or on its way; returns its URL at once."""
     url = users_api_url()
     if url is None:
         with _locked():
             record = _read_record()
-            if not _usable(record):
+            wanted = deployments or record.get("deployments", False)
+            if wanted != record.get("deployments", False) or not _usable(record):
                 _stop(record)
-                record = _start(record.get("port", 0))
+                record = _start(record.get("port", 0), wanted)
         url = str(record["url"])
         use_own_server(url)
     set_client_defaults()
@@ -149,7 +152,7 @@ def _usable(record: dict[str, Any]) -> bool:
     return time.time() - record["since"] < START_LIMIT or any(_healthy(record["url"]) for _ in range(SLOW_ANSWERS))
 
 
-def _start(port: int) -> dict[str, Any]:
+def _start(port: int, deployments: bool) -> dict[str, Any]:
     """Start a detached server and record it; the caller holds the lock."""
     folder = prefect_home()
     listener = _listen(port)
@@ -161,7 +164,7 @@ def _start(port: int) -> dict[str, Any]:
             # -P: the folder of that file must not come first on the path
             [sys.executable, "-P", str(Path(__file__).absolute().with_name("serve.py")), str(listener.fileno())],
             cwd=folder,  # not the user's folder: Prefect reads .env, prefect.toml and pyproject.toml where it starts
-            env=server_environment(port),
+            env=server_environment(port, deployments),
             pass_fds=[listener.fileno()],
             stdin=subprocess.DEVNULL,
             stdout=output,
@@ -176,6 +179,7 @@ def _start(port: int) -> dict[str, Any]:
         "url": f"http://127.0.0.1:{port}/api",
         "since": time.time(),
         "version": metadata.version("prefect"),
+        "deployments": deployments,
     }
     _write_record(record)
     return record

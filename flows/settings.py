@@ -20,18 +20,11 @@ CLIENT_SETTINGS = {
 }
 """Defaults for this process; what the user has set stays."""
 
-IDLE_SERVICES = (
-    "CANCELLATION_CLEANUP",
-    "CLEANUP_RECONCILER",
-    "EVENT_LOGGER",
-    "FOREMAN",
-    "LATE_RUNS",
-    "PAUSE_EXPIRATIONS",
-    "REPOSSESSOR",
-    "SCHEDULER",
-    "TRIGGERS",
-)
-"""Services for deployments, workers and automations. Task runs are recorded without them."""
+IDLE_SERVICES = ("CLEANUP_RECONCILER", "EVENT_LOGGER", "PAUSE_EXPIRATIONS", "TRIGGERS")
+"""Services for automations and the like. Task runs are recorded without them."""
+
+DEPLOYMENT_SERVICES = ("CANCELLATION_CLEANUP", "FOREMAN", "LATE_RUNS", "REPOSSESSOR", "SCHEDULER")
+"""Services for deployments and workers: schedules, who is alive, slots whose holder is gone. Idle until one is made."""
 
 
 def gradus_home() -> Path:
@@ -60,7 +53,7 @@ def set_client_defaults() -> None:
         os.environ.setdefault(name, value)
 
 
-def server_environment(port: int) -> dict[str, str]:
+def server_environment(port: int, deployments: bool = False) -> dict[str, str]:
     """The whole environment of gradus's own server; no Prefect setting of the user's reaches it."""
     home, origin = prefect_home(), f"http://127.0.0.1:{port}"
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
@@ -79,7 +72,8 @@ def server_environment(port: int) -> dict[str, str]:
         "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
         "DO_NOT_TRACK": "true",
     }
-    return inherited | settings | {f"PREFECT_SERVER_SERVICES_{name}_ENABLED": "false" for name in IDLE_SERVICES}
+    idle = IDLE_SERVICES if deployments else (*IDLE_SERVICES, *DEPLOYMENT_SERVICES)
+    return inherited | settings | {f"PREFECT_SERVER_SERVICES_{name}_ENABLED": "false" for name in idle}
 
 
 def users_api_url() -> str | None:

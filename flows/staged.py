@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import socket
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -16,13 +17,14 @@ from typing import Any
 
 from prefect import flow, tags, task
 from prefect.cache_policies import NO_CACHE
-from prefect.client.schemas.objects import StateType
+from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.context import FlowRunContext, TagsContext
-from prefect.exceptions import TerminationSignal
+from prefect.exceptions import Abort, Pause, TerminationSignal
+from prefect.flow_engine import run_flow
 from prefect.states import Completed, Failed, State
 
 from flows import server
-from flows.around_flow import flow_settings, flushed, quiet
+from flows.around_flow import flow_settings, flushed, lenient_leases, quiet
 from flows.flow_record import TAG, FlowRecord, flow_parameters
 from flows.plain import PREPARE, Result, Work, failure_line, run_pipeline, run_plain
 from flows.prefect_view import PrefectView, logger
@@ -32,6 +34,8 @@ from pipeline.checkpoint import NO_ROOM
 from pipeline.errors import StageFailed, UserError
 from pipeline.interruption import Interrupted
 from pipeline.observer import Observer, Observers
+
+FLOW = "staged-pipeline"
 
 RETRIES, RETRY_DELAY = 1, 2.0
 """How often, and after how many seconds, a stage is tried again after an infrastructure error."""
@@ -50,6 +54,8 @@ class _Session:
     work: Work
     observer: Observer
     patience: Patience
+    flow_run: FlowRun | None = None
+    """The flow run that a worker was given; a launch of one's own makes one."""
     view: PrefectView | None = None
     label: str = PREPARE
     """Of the work that is to be done next, or now."""
@@ -153,18 +159,37 @@ def _stage(label: str, parent: str) -> State[Any]:
 
 def _crashed(flow: Any, flow_run: Any, state: State[Any]) -> None:
     """Hook: Prefect has taken the final state, so no later launch has to put it right."""
-    FlowRecord(Path(flow_run.parameters["run_dir"])).settled(state.name or "")
+    FlowRecord(_session.get().work.run.path).settled(state.name or "")
 
 
-@flow(name="staged-pipeline", persist_result=False, on_crashed=[_crashed])
+@flow(name=FLOW, persist_result=False, on_crashed=[_crashed])
 def staged_pipeline(run_dir: str, host: str) -> State[Any]:
     """Take the policy of a run folder, as ``host`` sees it, through its stages."""
+    return _go_through()
+
+
+@flow(name=FLOW, persist_result=False, on_crashed=[_crashed])
+def deployed_pipeline(config: dict[str, Any], source: str, runs: str, name: str | None = None) -> State[Any]:
+    """Take a policy through the stages of a configuration, on a worker.
+
+    Args:
+        config: The pipeline, as `gradus config` prints it.
+        source: The file it came from; what it loads lies beside that.
+        runs: The folder of the runs, as the worker sees it.
+        name: Of the run; an unfinished one with the same configuration continues. Without it every run is a new one.
+    """
+    return _go_through()
+
+
+def _go_through() -> State[Any]:
+    """The flow itself: what it works on is the session's."""
     session = _session.get()
     session.patience.install()  # instead of Prefect's handler, which it removes itself at the end
     run, context, record = session.work.run, FlowRunContext.get(), FlowRecord(session.work.run.path)
     if context is not None and context.flow_run is not None:
         session.observer.note(f"Prefect shows this run at {record.begin(context.flow_run)}")
     session.view = view = PrefectView(run, session.observer.note)
+    logger.info("run %s in %s on %s", run.name, run.path, socket.gethostname())
     view.opened(record.earlier(), record.page_of_origin(run))
     try:
         # A task would inherit the flow's tags and ask the server for a concurrency slot for each: 2 s where the
@@ -186,13 +211,16 @@ def staged_pipeline(run_dir: str, host: str) -> State[Any]:
     return Completed(message=_success_line({"accuracy_before": start, "accuracy_after": end, **session.summary}))
 
 
-def run_staged(run_dir: Path | str, observer: Observer, work: Work | None = None) -> Result:
-    """The whole pipeline as a flow; returns the run's summary. The caller holds the run's lock.
+def run_staged(
+    run_dir: Path | str, observer: Observer, work: Work | None = None, flow_run: FlowRun | None = None
+) -> Result:
+    """The whole pipeline as a flow, as the given flow run or a new one; returns the run's summary.
 
+    The caller holds the run's lock.
     Raises: whatever a stage raised, unchanged; Interrupted after SIGINT or SIGTERM. Prefect's own failures are noted.
     """
     work = work or Work.open(run_dir)
-    session = _Session(work, observer, Patience(observer.note))
+    session = _Session(work, observer, Patience(observer.note), flow_run)
     with interruption.handled(observer.note):
         try:
             url = server.ensure_server()
@@ -224,21 +252,34 @@ def _run_flow(session: _Session, url: str) -> None:
         return FLUSH_LIMIT if session.trouble is None else 1.0
 
     with quiet(run.path / "prefect.log"), flow_settings(url), flushed(time_to_flush), _bound(session):
-        record.settle(url, session.observer.note)
+        record.settle(url, session.observer.note, session.flow_run)
         labels = [TAG, run.config.name]
         labels += ["resumed"] if record.read() else []
         labels += ["fork"] if run.origin else []
         try:
             with session.patience.installed(), tags(*labels):
-                flow_of_this_run: Any = staged_pipeline.with_options(flow_run_name=run.name)
-                state = flow_of_this_run(**flow_parameters(run.path), return_state=True)
+                state = _state_of_flow(session)
             record.settled(state.name or "")
         except TerminationSignal:  # SIGTERM before the flow's first line
+            session.error = Interrupted(signal.SIGTERM)
+        except (Abort, Pause):  # of a flow run that was given: it was called off before its first line
             session.error = Interrupted(signal.SIGTERM)
         except Interrupted as error:
             session.error = error
         except Exception as trouble:
             session.trouble = trouble
+
+
+def _state_of_flow(session: _Session) -> State[Any]:
+    """Go through the flow and return the state that it ended in."""
+    run = session.work.run
+    if session.flow_run is None:
+        own: Any = staged_pipeline.with_options(flow_run_name=run.name)
+        return own(**flow_parameters(run.path), return_state=True)
+    given: Any = deployed_pipeline.with_options(flow_run_name=run.name)
+    with lenient_leases():
+        state: Any = run_flow(given, session.flow_run, return_type="state")
+    return state
 
 
 def _success_line(result: Result, done: int = 0) -> str:

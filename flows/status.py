@@ -75,12 +75,12 @@ def _stage_entry(run: RunFolder, index: int, running: bool) -> dict[str, Any]:
         return entry | {"state": "waiting"}
     step = next((step for step, _ in checkpoints_in(folder)), 0)
     if running:
-        return entry | {"state": "running", "step": _last_step(folder / "journal.jsonl") or step}
+        return entry | {"state": "running", "step": last_step(folder / "journal.jsonl") or step}
     failure = run.failure(index)
     return entry | {"state": f"failed: {failure['error']}" if failure else "stopped", "step": step}
 
 
-def _last_step(journal: Path) -> int | None:
+def last_step(journal: Path) -> int | None:
     """The last step in the end of a journal, unless a resume, which begins at its checkpoint, came after it."""
     try:
         with journal.open("rb") as file:

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from flows.terminal import Lines, count, duration, interval_text, number, print_table, shown_path, size_text
+from flows.terminal import Lines, count, duration, ended_by, interval_text, number, print_table, shown_path, size_text
 from pipeline.verification import Finding
 
 RIGHT = ("steps", "step", "rollouts", "tokens", "time", "size")
@@ -22,9 +22,14 @@ def print_stages(stages: Sequence[Mapping[str, Any]], console: Console) -> None:
         numbers = [count(stage.get("rollouts")), count(stage.get("tokens")), duration(stage.get("seconds"))]
         state = str(stage.get("state", "")).partition(":")[0]  # why a stage failed is told above the table
         what = f"{state} at step {stage['step']}" if "step" in stage else state or change
-        rows.append([stage["name"], count(stage.get("steps")), what, interval_text(stage.get("interval")), *numbers])
-    header = ["stage", "steps", "accuracy", "95 % interval", "rollouts", "tokens", "time"]
-    print_table(console, header, rows, RIGHT)
+        interval = interval_text(stage.get("interval"))
+        rows.append([stage["name"], count(stage.get("steps")), what, interval, *numbers, ended_by(stage)])
+    header = ["stage", "steps", "accuracy", "95 % interval", "rollouts", "tokens", "time", "ended by"]
+    columns = slice(None if any(row[-1] for row in rows) else -1)
+    print_table(console, header[columns], [row[columns] for row in rows], RIGHT)
+    for stage in stages:
+        for event in stage.get("events", ()):
+            Lines(console).say(f"{stage['name']}, step {event['step']}: {event['reason']}")
 
 
 def print_runs(runs: Sequence[Mapping[str, Any]], console: Console) -> None:

@@ -50,7 +50,8 @@ class Lines(Observer):
         change = f"{number(result.get('accuracy_before'))} -> {number(result.get('accuracy_after'))}"
         interval = interval_text(result.get("interval"))
         seconds = duration(result.get("seconds"))
-        self.say(f"{label}: held-out accuracy {change} ({interval}) in {result.get('steps')} steps, {seconds}")
+        ended = f"; ended by {rule}" if (rule := ended_by(result)) else ""
+        self.say(f"{label}: held-out accuracy {change} ({interval}) in {result.get('steps')} steps, {seconds}{ended}")
 
     def note(self, text: str) -> None:
         with contextlib.suppress(RuntimeError):  # a signal's answer may come in the middle of another line
@@ -140,6 +141,15 @@ def count(value: Any) -> str:
 def interval_text(interval: Any) -> str:
     """The two ends of an interval."""
     return f"{interval[0]:.3f} to {interval[1]:.3f}" if interval and None not in interval else ""
+
+
+def ended_by(result: Mapping[str, Any]) -> str:
+    """The rule that ended a stage before its steps were done; empty where none did.
+
+    >>> ended_by({"events": [{"rule": "guard", "action": "slower"}, {"rule": "plateau", "action": "end"}]})
+    'plateau'
+    """
+    return next((event["rule"] for event in result.get("events", ()) if event["action"] != "slower"), "")
 
 
 def duration(seconds: Any) -> str:

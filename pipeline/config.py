@@ -14,6 +14,7 @@ from pydantic import Field, create_model, model_validator
 
 from pipeline.config_base import RUNTIME, Name, Options
 from pipeline.config_stage import SamplingConfig, StageConfig
+from pipeline.config_switching import check_switching
 from pipeline.config_task import Task
 
 
@@ -22,6 +23,17 @@ class TokenizerConfig(Options):
 
     vocabulary: int = Field(512, ge=64)
     """Upper bound of the vocabulary; digits and signs are single tokens, words that occur often become one."""
+
+
+class LoraConfig(Options):
+    """Low-rank adapters, which train instead of the weights."""
+
+    rank: int = Field(16, ge=1)
+    """Columns of an adapter's two matrices."""
+    alpha: int = Field(32, gt=0)
+    """What an adapter adds is multiplied by alpha / rank."""
+    targets: Literal["auto"] | Annotated[list[str], Field(min_length=1)] = "auto"
+    """Names of the linear layers that get one, such as ``[q_proj, v_proj]``; auto: all but the head."""
 
 
 class PolicyConfig(Options):
@@ -43,6 +55,8 @@ class PolicyConfig(Options):
     """Attention implementation; auto: the one transformers prefers for the model."""
     autocast: Literal["auto", "off", "bfloat16"] = "auto"
     """Type of the learner's matrix products; auto: bfloat16 on cuda, off elsewhere."""
+    lora: LoraConfig | None = None
+    """Train low-rank adapters; each stage begins with fresh ones and hands over weights that they are merged into."""
     template: Literal["auto", "chat", "plain"] = "auto"
     """Wrap questions in the tokenizer's chat template, or in ``plain_template``; auto: chat where there is one."""
     plain_template: str = "{question}\n"
@@ -175,13 +189,7 @@ class PipelineConfig(Options):
         if self.stages[0].carry:
             raise ValueError(f"stage {self.stages[0].label!r} is the first: there is nothing to carry over")
         for stage in self.stages:
-            wanted = "handover: best" if stage.handover == "best" else "stop_at" if stage.stop_at is not None else ""
-            if wanted and not stage.eval_every:
-                raise ValueError(f"stage {stage.label!r} has {wanted}: set its eval_every")
-            if stage.eval_every and not self.task.validation:
-                raise ValueError(
-                    f"stage {stage.label!r} has eval_every: set task.validation, the prompts to evaluate on"
-                )
+            check_switching(stage, self.task.validation)
         return self
 
     @property

@@ -141,7 +141,8 @@ def _explain_one(path: Path, found: list[Any], data: Any, model: type[BaseModel]
     where, got, name = origin.where(path), show(finding["input"]), _name(path)
     if kind == "extra_forbidden":
         known = options_at(path[:-1], data, model)
-        fix = did_you_mean(str(path[-1]), fields_of(known)) if known else "remove it"
+        fix = did_you_mean(name, fields_of(known)) if known else "remove it"
+        fix = getattr(known, "replaced", {}).get(name, fix)
         return UserError(f"unknown option `{name}`", where=where, got=got, fix=fix)
     if kind == "missing":
         return UserError(f"`{name}` is missing", where=where, expected=_meaning(path, data, model), fix="add it")

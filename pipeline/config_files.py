@@ -75,7 +75,7 @@ def load_config(source: str, overrides: list[str], stage_configs: list[type[Stag
     model = _model(tuple(stage_configs))
     data, overridden = copy.deepcopy(document.data), {}
     for override in overrides:
-        overridden[_apply(override, data)] = override
+        overridden[apply_override(override, data)] = override
     origin = Origin(shown, yaml_text.Document(_labelled(data), document.lines), overridden)
     tracking = data.get("tracking")
     refuse_secret(tracking.get("uri") if isinstance(tracking, dict) else None, f"{shown}, tracking.uri")
@@ -127,7 +127,7 @@ def _labelled(data: dict[str, Any]) -> dict[str, Any]:
     return cast(Any, PipelineConfig)._number_repeated_stages(data)
 
 
-def _apply(override: str, data: dict[str, Any]) -> yaml_text.Path:
+def apply_override(override: str, data: dict[str, Any]) -> yaml_text.Path:
     """Set one option in place and say where. Raises: UserError."""
     key, equals, text = override.partition("=")
     where = f"--set {override}"

@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from pipeline.config_base import RUNTIME, Name, Options
+from pipeline.config_switching import Guard, Until
 
 
 class SamplingConfig(Options):
@@ -31,6 +32,10 @@ STALE_CLIP = (0.2, 0.28)
 class StageConfig(Options):
     """Options that every stage has; each algorithm adds its own."""
 
+    replaced: ClassVar[dict[str, str]] = {
+        "stop_at": "write `until: {accuracy: ...}`; as it goes by the lower bound, 0.45 is what 0.5 was with 300 "
+        "validation prompts"
+    }
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
     """variant -> the options that it sets unless they are given."""
     stage: str
@@ -41,7 +46,7 @@ class StageConfig(Options):
     """Which definition of the algorithm, the operating manual's or the published one of that name: a preset of options,
     each of which can be set by itself."""
     steps: int = Field(ge=1)
-    """Batches to train on, or fewer where ``stop_at`` is reached."""
+    """Batches to train on, or fewer where a rule of ``until`` or the ``guard`` ends the stage."""
     prompts_per_step: int = Field(16, ge=1)
     """P, the prompts in a batch."""
     group_size: int = Field(8, ge=2)
@@ -80,9 +85,11 @@ class StageConfig(Options):
     sampling: SamplingConfig | None = None
     """Replaces the pipeline's sampling options in this stage."""
     eval_every: int = Field(0, ge=0)
-    """Steps between evaluations on the validation prompts, for ``stop_at`` and ``handover: best``; 0: none."""
-    stop_at: float | None = Field(None, gt=0, le=1)
-    """End the stage as soon as accuracy on the validation prompts reaches this: switch by result, not by the clock."""
+    """Steps between evaluations on the validation prompts, for ``until``, ``guard`` and ``handover: best``; 0: none."""
+    until: Until | None = None
+    """Rules that end the stage before its ``steps`` are done: switch by result, not by the clock."""
+    guard: Guard | None = None
+    """Takes a stage that collapses back to its best checkpoint."""
     handover: Literal["best", "last"] = "last"
     """Which checkpoint the next stage starts from: the last, or the best by validation accuracy."""
     carry: list[Literal["optimizer", "critic"]] = Field(default_factory=list)

@@ -6,7 +6,6 @@ first baselines are not far off.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from pipeline.config import StageConfig
 from pipeline.packing import can_pack, computing, hidden_states
-from pipeline.policy import Policy, completion_states
+from pipeline.policy import Policy, completion_states, copied
 from pipeline.rows import Rows
 from pipeline.stage import Critic
 from pipeline.training_state import State, optimizer_state, restore_optimizer
@@ -26,8 +25,8 @@ def value_loss(values: Tensor, old: Tensor, returns: Tensor, clip: float | None)
 
     Shapes: all alike. Units: reward squared. Source: PPO's implementation, as VAPO (arXiv 2504.05118) uses it.
 
-    >>> value_loss(torch.tensor([0.9]), torch.tensor([0.5]), torch.tensor([1.0]), clip=0.1).tolist()
-    [0.08000000566244125]
+    >>> round(float(value_loss(torch.tensor([0.9]), torch.tensor([0.5]), torch.tensor([1.0]), clip=0.1)), 4)
+    0.08
     """
     loss = 0.5 * (values - returns).square()
     if clip is None:
@@ -103,12 +102,13 @@ class TokenCritic:
     """
 
     def __init__(self, policy: Policy, needs: Critic, config: StageConfig):
-        self.network = Policy(copy.deepcopy(policy.model).requires_grad_(True), policy.tokenizer, policy.template)
+        self.network = Policy(copied(policy), policy.tokenizer, policy.template, policy.adapters)
         self.head = torch.nn.Linear(policy.width, 1).to(policy.device)
         torch.nn.init.zeros_(self.head.weight)
         torch.nn.init.zeros_(self.head.bias)
         self.module = torch.nn.ModuleDict({"network": self.network.model.base_model, "head": self.head})
-        self.optimizer = torch.optim.AdamW(self.module.parameters(), lr=needs.lr, weight_decay=0.0)
+        trained = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.AdamW(trained, lr=needs.lr, weight_decay=0.0)
         self.needs, self.config = needs, config
         self.fresh = True
 
@@ -169,13 +169,16 @@ class TokenCritic:
 
     def state(self) -> State:
         """Network, head, optimizer and whether it has seen a batch."""
-        weights = dict(self.module.named_parameters())
-        return {"weights": weights, "optimizer": optimizer_state(self.optimizer, self.module), "fresh": self.fresh}
+        optimizer = optimizer_state(self.optimizer, self.module)
+        return {"weights": self._trained(), "optimizer": optimizer, "fresh": self.fresh}
 
     @torch.no_grad()
     def restore(self, state: State) -> None:
         """Go on from :meth:`state`."""
-        for name, parameter in self.module.named_parameters():
+        for name, parameter in self._trained().items():
             parameter.copy_(state["weights"][name])
         restore_optimizer(self.optimizer, self.module, state["optimizer"])
         self.fresh = state["fresh"]
+
+    def _trained(self) -> dict[str, Tensor]:
+        return {name: value for name, value in self.module.named_parameters() if value.requires_grad}

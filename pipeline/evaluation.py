@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from pipeline.cores import usable_cores
 from pipeline.policy import Policy
 from pipeline.rewards import RewardSuite, Scoring
 from pipeline.sampler import sample
+from pipeline.switching import share_bounds
 from pipeline.types import Prompt
 
 PARTS = 2
@@ -36,6 +36,12 @@ class Evaluation:
     """Each prompt with the completion."""
     components: dict[str, list[list[float]]] = field(default_factory=dict)
     """label of a reward -> P lists of one score; NaN where the reward failed."""
+    correct: list[float] = field(default_factory=list)
+    """1 for each prompt whose completion is correct, 0 for the others, in the prompts' order."""
+
+    def by_prompt(self) -> dict[str, bool]:
+        """id of a prompt -> whether its completion is correct: what a paired comparison of two policies needs."""
+        return {prompt.id: one > 0 for (prompt, _), one in zip(self.answers, self.correct, strict=True)}
 
     def record(self) -> dict[str, object]:
         """As it is stored in a checkpoint's record."""
@@ -43,18 +49,12 @@ class Evaluation:
 
 
 def wilson_interval(correct: int, total: int) -> tuple[float, float]:
-    """95 % interval of a share; unlike the normal one it stays inside [0, 1] and has a width at 0 and 1.
-
-    Source: E. B. Wilson (1927), z = 1.96.
+    """95 % interval of a share (Wilson's).
 
     >>> [round(bound, 4) for bound in wilson_interval(8, 10)]
     [0.4902, 0.9433]
     """
-    z = 1.959964
-    share, z2 = correct / total, z * z / total
-    centre = (share + z2 / 2) / (1 + z2)
-    half = z * math.sqrt(share * (1 - share) / total + z2 / (4 * total)) / (1 + z2)
-    return max(0.0, centre - half), min(1.0, centre + half)
+    return share_bounds(correct, total, 1.959964)
 
 
 def evaluate(policy: Policy, prompts: list[Prompt], suite: RewardSuite, pipeline: PipelineConfig) -> Evaluation:
@@ -64,15 +64,16 @@ def evaluate(policy: Policy, prompts: list[Prompt], suite: RewardSuite, pipeline
         texts = _greedy(policy, prompts, pipeline.sampling, scoring)
         scores = scoring.join(prompts, texts)
     values = [row[0] for row in scores.components[pipeline.accuracy_reward]]
-    correct = sum(value >= pipeline.evaluation.threshold for value in values)  # NaN, a failed verifier, is not correct
+    correct = [float(value >= pipeline.evaluation.threshold) for value in values]  # NaN, a failed verifier, is not
     return Evaluation(
-        accuracy=correct / len(prompts),
-        interval=wilson_interval(correct, len(prompts)),
+        accuracy=sum(correct) / len(prompts),
+        interval=wilson_interval(int(sum(correct)), len(prompts)),
         prompts=len(prompts),
         errors=scores.errors.get(pipeline.accuracy_reward, 0),
         seconds=time.perf_counter() - began,
         answers=[(prompt, group[0]) for prompt, group in zip(prompts, texts, strict=True)],
         components=scores.components,
+        correct=correct,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from pipeline.evaluation import evaluate
 from pipeline.files import write_json
 from pipeline.journal import Journal
 from pipeline.ledger import begin_stage, fingerprint, stage_identity
+from pipeline.lora import add_adapters
 from pipeline.observer import Observer
 from pipeline.policy import Policy, load_policy, use_threads
 from pipeline.rewards import RewardSuite
@@ -41,7 +42,7 @@ from pipeline.run_journal import (
     sample_rows,
     stage_lineage_tags,
 )
-from pipeline.runs import FAILURE_FILE, RESULT_FILE, START_FILE, SUMMARY_FILE, SUMMARY_KEYS, RunFolder
+from pipeline.runs import FAILURE_FILE, HELDOUT_FILE, RESULT_FILE, START_FILE, SUMMARY_FILE, SUMMARY_KEYS, RunFolder
 from pipeline.stage import Stage
 from pipeline.tasks import TaskData, build_task, load_task, texts
 from pipeline.tracking_client import read_run_ids
@@ -73,7 +74,7 @@ def _prepare(run: RunFolder, observer: Observer) -> dict[str, Any]:
     task = build_task(config.task, run.base_dir, run.data_dir)
     for text in task.notes:
         observer.note(text)
-    policy = _starting_policy(config, task, run.base_dir)
+    policy = starting_policy(config, task, run.base_dir)
     folder = run.path / "start"
     made_of = fingerprint(identity(config.policy), config.seed, task.hashes)
     save_checkpoint(policy, folder, stage="start", step=0, parent=None, fingerprint=made_of)
@@ -119,7 +120,7 @@ def _suite(run: RunFolder) -> RewardSuite:
     return suite
 
 
-def _starting_policy(config: PipelineConfig, task: TaskData, base_dir: Path) -> Policy:
+def starting_policy(config: PipelineConfig, task: TaskData, base_dir: Path) -> Policy:
     """From scratch, from a folder (relative to the configuration file), or from the Hub."""
     if config.policy.path is None:
         return create_policy(config.policy, texts(task), config.seed)
@@ -213,6 +214,8 @@ def _train(work: StageWork, stage: Stage, suite: RewardSuite, journal: Journal, 
     policy = load_policy(work.parent, run.config.policy)
     if policy.template.digest != work.parent_record.template:
         raise UserError("the prompt template differs from the one the parent was trained with", where=str(work.parent))
+    if run.config.policy.lora is not None:
+        add_adapters(policy, run.config.policy.lora, run.config.seed + index)
     before = _accuracy_before(run, index, work.parent)
     tags = {"gradus.stage": config.label, "gradus.algorithm": config.stage, "gradus.variant": config.variant}
     tags |= {"gradus.parent_checkpoint": parent, "gradus.fingerprint": work.fingerprint}
@@ -225,19 +228,20 @@ def _train(work: StageWork, stage: Stage, suite: RewardSuite, journal: Journal, 
         journal.metrics(0, heldout_curves(before))
     trainer = Trainer(
         policy, stage, config, run.config, task, suite, journal, observer, folder=run.stage_dir(index),
-        parent=parent, fingerprint=work.fingerprint, resume_from=work.resume_from,
+        parent_folder=work.parent, parent=parent, fingerprint=work.fingerprint, resume_from=work.resume_from,
         carried=read_state(work.parent / RESUME) if config.carry else None,
     )  # fmt: skip
     checkpoint = trainer.train()
     after, progress = evaluate(trainer.policy, all_prompts(task, "heldout"), suite, run.config), trainer.progress
     journal.metrics(progress.step, heldout_curves(after.record()) | {"time/evaluate": after.seconds})
-    journal.tags(
-        {"gradus.accuracy_before": f"{before['accuracy']:.4f}", "gradus.accuracy_after": f"{after.accuracy:.4f}"}
-    )
+    tags = {"gradus.accuracy_before": f"{before['accuracy']:.4f}", "gradus.accuracy_after": f"{after.accuracy:.4f}"}
+    end = trainer.switches.end
+    journal.tags(tags | {"gradus.ended_by": end.rule if end is not None else "steps"})
     journal.table("samples", progress.step, sample_rows(after, run.config))
     journal.model(f"{run.name}-{config.label}", checkpoint, progress.step, {"heldout/accuracy": after.accuracy})
     journal.end("FINISHED")
     journal.sync()
+    write_json(run.stage_dir(index) / HELDOUT_FILE, {"step": progress.step, "correct": after.by_prompt()})
     return {
         "name": config.label,
         "variant": config.variant,
@@ -256,6 +260,7 @@ def _train(work: StageWork, stage: Stage, suite: RewardSuite, journal: Journal, 
         "content": read_record(checkpoint).content,
         "prompts": after.prompts,
         "verifier_errors": after.errors,
+        "events": [asdict(event) for event in trainer.switches.events],
     }
 
 
@@ -275,7 +280,8 @@ def finish(run: RunFolder) -> dict[str, Any]:
     ids = read_run_ids(run.path)
     stages: list[dict[str, Any]] = []
     for index, result in enumerate(results):
-        entry: dict[str, Any] = {"mlflow_run_id": ids.get(run.stage_dir(index).name), **(result or {})}
+        tracked = ids.get(run.stage_dir(index).name)
+        entry: dict[str, Any] = {"mlflow_run_id": tracked, "events": [], **(result or {})}
         stages.append({key: entry[key] for key in SUMMARY_KEYS} | {"algorithm": entry["algorithm"]})
     summary = {
         "name": run.name,

@@ -72,6 +72,8 @@ class Learner:
         groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
         self.skipped_in_a_row = 0
+        self.rate_factor = 1.0
+        """What every learning rate is multiplied by."""
         if config.gradient_checkpointing:
             checkpoint_layers(policy.model)
 
@@ -90,7 +92,8 @@ class Learner:
         cuts = torch.arange(len(rollouts.prompts)).tensor_split(self.config.minibatches)
         parts = [cut.tolist() for cut in cuts if len(cut)]
         batches = [groups_of(rollouts, groups) for groups in parts] if len(parts) > 1 else [rollouts]
-        first_weights, metrics, rate = list[Tensor](), dict[str, float](), learning_rate(step, self.config, self.idle)
+        first_weights, metrics = list[Tensor](), dict[str, float]()
+        rate = self.rate_factor * learning_rate(step, self.config, self.idle)
         for update in range(self.config.updates_per_batch * len(parts)):
             part = update % len(parts)
             weights = weigh(update, parts[part])

@@ -32,6 +32,7 @@ CODE = (
     "evaluation",
     "head",
     "learner",
+    "lora",
     "losses",
     "overlap",
     "packing",
@@ -41,6 +42,8 @@ CODE = (
     "scoring",
     "signals",
     "sources",
+    "switches",
+    "switching",
 )
 CODE += ("sampler/decoder", "sampler/draw", "sampler/engines", "sampler/lean", "sampler/loop")
 CODE += ("tasks", "trainer", "rewards/equations", "rewards/extraction", "rewards/gym", "rewards/library")
@@ -56,7 +59,7 @@ def fingerprint(*parts: Any) -> str:
 
 def wanted(config: PipelineConfig, index: int) -> dict[str, Any]:
     """The part of a stage's identity that the configuration decides."""
-    policy = {k: v for k, v in identity(config.policy).items() if k in ("dtype", "autocast")}
+    policy = {k: v for k, v in identity(config.policy).items() if k in ("dtype", "autocast", "lora")}
     shared = {name: identity(getattr(config, name)) for name in ("seed", "rewards", "sampling", "evaluation")}
     return {"stage": identity(config.stages[index]), "policy": policy, **shared}
 

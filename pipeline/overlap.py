@@ -70,6 +70,14 @@ class OneAhead(Source):
             self.sampled_at = state["sampled_at"]
             self._submit(step)
 
+    def drop(self, step: int) -> None:
+        """The next batch is the policy's own, of the prompts that the one under way would have had."""
+        if self._pending is not None:
+            self.groups.given_up = True
+            self._pending.exception()  # waits, at most for a group
+            self.groups.given_up, self._pending = False, None
+            self.groups.restore(self._before, step)
+
     def close(self) -> None:
         """End the sampling that is under way, at its next group."""
         self.groups.given_up = True

@@ -6,6 +6,7 @@ how questions are wrapped and where completions end, chosen once when the policy
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import inspect
 import json
@@ -27,6 +28,7 @@ from transformers.utils import logging as transformers_logging
 from pipeline.config import PolicyConfig
 from pipeline.cores import keep_freed_memory, usable_cores
 from pipeline.errors import UserError
+from pipeline.lora import ADAPTER, merged_state, save_adapter
 
 TEMPLATE_FILE = "template.json"
 
@@ -59,6 +61,8 @@ class Policy:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerFast
     template: Template
+    adapters: Any = field(default=None, repr=False)
+    """peft's description of the adapters in the model, where there are any (see :mod:`pipeline.lora`)."""
     decoder: Any = field(default=None, init=False, repr=False)
     """What :mod:`pipeline.sampler.engines` found to sample this model with; found at the first sampling."""
     packs: bool | None = field(default=None, init=False, repr=False)
@@ -99,7 +103,11 @@ class Policy:
 
     def save(self, folder: Path) -> None:
         """Write a folder that ``AutoModelForCausalLM.from_pretrained`` loads, plus the template."""
-        self.model.save_pretrained(folder)
+        if self.adapters is None:
+            self.model.save_pretrained(folder)
+        else:
+            self.model.save_pretrained(folder, state_dict=merged_state(self.model))
+            save_adapter(self, folder / ADAPTER)
         self.tokenizer.save_pretrained(folder)
         (folder / TEMPLATE_FILE).write_text(json.dumps(asdict(self.template), indent=1))
 
@@ -205,15 +213,22 @@ def use_threads(config: PolicyConfig) -> None:
 
 
 def parameters(policy: Policy) -> dict[str, Tensor]:
-    """The parameters by name, tied ones once."""
-    return dict(policy.model.named_parameters())
+    """The parameters by name, tied ones once; of a model with adapters only those, for the others never change."""
+    named = policy.model.named_parameters()
+    return {name: value for name, value in named if policy.adapters is None or ".lora_" in name}
 
 
 @torch.no_grad()
 def copy_parameters(source: dict[str, Tensor], target: Policy) -> None:
     """Give ``target`` the parameters that :func:`parameters` gave of a policy of the same architecture."""
-    for name, parameter in target.model.named_parameters():
+    for name, parameter in parameters(target).items():
         parameter.copy_(source[name])
+
+
+def copied(policy: Policy) -> PreTrainedModel:
+    """The model a second time; weights that never change are shared."""
+    shared = {id(value): value for value in policy.model.parameters() if not value.requires_grad}
+    return copy.deepcopy(policy.model, shared if policy.adapters is not None else None)
 
 
 def weights_dtype(config: PolicyConfig) -> torch.dtype:

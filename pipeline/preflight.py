@@ -10,6 +10,7 @@ import functools
 import itertools
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any
 from pipeline.architectures import architecture_options, causal_model_types
 from pipeline.config import PipelineConfig, PolicyConfig, StageConfig
 from pipeline.config_errors import combined, did_you_mean
+from pipeline.config_switching import looks_at_samples
 from pipeline.errors import UserError
 from pipeline.stage import Stage
 
@@ -88,6 +90,13 @@ def _check_stage(config: PipelineConfig, stage: StageConfig, stages: dict[str, S
             expected="0 where the completions are demonstrations",
             fix="leave it out",
         )
+    if needs.completions == "demonstrations" and (rule := looks_at_samples(stage)):
+        raise UserError(
+            f"the stage `{stage.label}` samples nothing that `{rule}` could go by",
+            where=f"stages.{stage.label}.{rule}",
+            expected="a rule that goes by accuracy on the validation prompts, where the completions are demonstrations",
+            fix="leave it out",
+        )
     try:
         check_keys(list(needs.ranking), [reward.label for reward in config.rewards])
     except UserError as error:
@@ -137,6 +146,7 @@ def check_tracking(config: PipelineConfig, runs_dir: Path) -> None:
 
 def check_runs_folder(runs_dir: Path, checkpoint_bytes: int = 0) -> None:
     """The runs folder can be written and has room for the checkpoints. Raises: UserError."""
+    refuse_url(runs_dir)
     existing = next(folder for folder in (runs_dir.absolute(), *runs_dir.absolute().parents) if folder.exists())
     if not existing.is_dir():
         raise UserError("the runs folder is a file", where=str(existing), fix="choose another folder with --runs")
@@ -152,6 +162,18 @@ def check_runs_folder(runs_dir: Path, checkpoint_bytes: int = 0) -> None:
         )
         fix = "free some space, or choose another folder with --runs"
         raise UserError("there is too little disk space", where=str(existing), got=got, expected=expected, fix=fix)
+
+
+def refuse_url(runs_dir: Path) -> None:
+    """Runs need what a file system gives and an object store does not. Raises: UserError."""
+    if re.match(r"[a-z][a-z0-9+.-]+:/", str(runs_dir)):
+        raise UserError(
+            "runs cannot lie in an object store",
+            where="--runs",
+            got=str(runs_dir),
+            expected="a folder of a file system, which has atomic renames and locks; workers share one that is mounted",
+            fix="mount it (NFS 4, Lustre, a persistent volume) at the same path on every machine",
+        )
 
 
 def _checkpoint_bytes(config: PipelineConfig) -> int:

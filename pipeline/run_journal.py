@@ -18,7 +18,7 @@ def open_parent_journal(run: RunFolder, policy: dict[str, Any]) -> None:
     order = " -> ".join(stage.label for stage in config.stages)
     params = flatten(config.model_dump(mode="json", exclude={"stages"}))
     params |= {f"policy.{name}": value for name, value in policy.items()}
-    tags = {"gradus.pipeline": config.name, "gradus.stages": order, **lineage_tags(run)}
+    tags = {"gradus.pipeline": config.name, "gradus.stages": order, **lineage_tags(run), **run.record.get("tags", {})}
     if run.origin is not None:
         tags["mlflow.note.content"] = description(run)
     journal.start(run.name, tags, params)
@@ -38,12 +38,13 @@ def lineage_tags(run: RunFolder) -> dict[str, str]:
 
 
 def stage_lineage_tags(run: RunFolder, index: int) -> dict[str, str]:
-    """The same stage's run in the origin of a fork, where tracking knows it, for comparing the two."""
+    """The labels that the run was given, and the same stage's run in the origin of a fork, for comparing the two."""
+    given = {key: value for key, value in run.record.get("tags", {}).items() if key.startswith("gradus.")}
     if run.origin is None:
-        return {}
+        return given
     stage = run.path.parent / run.origin["run"] / "stages" / run.stage_dir(index).name
     run_id = Position.read(stage / "journal.jsonl").run_id
-    return {"gradus.forked_from_run_id": run_id} if run_id else {}
+    return given | ({"gradus.forked_from_run_id": run_id} if run_id else {})
 
 
 def journal_datasets(journal: Journal, run: RunFolder) -> None:
@@ -95,12 +96,17 @@ def _fork_text(run: RunFolder) -> str:
 
 def _stages_table(summary: dict[str, Any]) -> str:
     lines = ["| stage | steps | held-out accuracy before | after (95 % interval) | seconds |", "|---|---|---|---|---|"]
+    told = [
+        f"- {stage['name']}, step {event['step']}, {event['action']}: {event['reason']}"
+        for stage in summary["stages"]
+        for event in stage["events"]
+    ]
     for stage in summary["stages"]:
         low, high = stage["interval"]
         after = f"{stage['accuracy_after']:.3f} ({low:.3f} to {high:.3f})"
         cells = (stage["name"], stage["steps"], f"{stage['accuracy_before']:.3f}", after, f"{stage['seconds']:.0f}")
         lines.append(f"| {' | '.join(map(str, cells))} |")
-    return "\n".join(lines)
+    return "\n".join([*lines, *([""] if told else []), *told])
 
 
 def flatten(value: Any, path: str = "") -> dict[str, Any]:

@@ -20,6 +20,8 @@ from pipeline.files import read_json, remove_leftovers, write_json, write_text
 
 CONFIG_FILE, RUN_FILE, START_FILE, SUMMARY_FILE = "config.yaml", "run.json", "start.json", "summary.json"
 RESULT_FILE, FAILURE_FILE = "result.json", "failure.json"
+HELDOUT_FILE = "heldout.json"
+"""In a stage's folder: which held-out prompts its result answers correctly, by their ids."""
 SUMMARY_KEYS = [
     "name",
     "variant",
@@ -32,6 +34,7 @@ SUMMARY_KEYS = [
     "seconds",
     "checkpoint",
     "mlflow_run_id",
+    "events",
 ]
 
 
@@ -92,6 +95,12 @@ class RunFolder:
     def record(self) -> dict[str, Any]:
         """What run.json says."""
         return read_json(self.path / RUN_FILE) or {}
+
+    def tag(self, tags: dict[str, str]) -> None:
+        """Labels that tracking shows the run and its stages with, beside its own; before it is launched."""
+        if self.record.get("tags") != tags:
+            self.record["tags"] = tags
+            write_json(self.path / RUN_FILE, self.record)
 
     @cached_property
     def config(self) -> PipelineConfig:
@@ -173,6 +182,14 @@ class RunFolder:
             return path
         candidates = [folder / CHECKPOINTS / path.name for folder in _attempts_beside(path.parent.parent)]
         return next((each for each in candidates if content_of(each) == result["content"]), path)
+
+    def heldout(self, index: int) -> dict[str, bool] | None:
+        """id of a held-out prompt -> whether what the stage handed over answers it correctly; None before it is done.
+
+        Of a stage that a fork shares, the run that owns it knows.
+        """
+        found = read_json(self.stage_dir(index) / HELDOUT_FILE) if self.result(index) else None
+        return found and found["correct"]
 
     def failure(self, index: int) -> dict[str, Any] | None:
         """A stage's failure record, or None; a stage that succeeded later has none."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import fields, replace
 from typing import Any
@@ -15,7 +14,7 @@ from pipeline.config import SamplingConfig, StageConfig
 from pipeline.critic import PromptCritic, TokenCritic
 from pipeline.learner import batch_logprobs
 from pipeline.losses import spread_PK
-from pipeline.policy import Policy, copy_parameters, parameters
+from pipeline.policy import Policy, copied, copy_parameters, parameters
 from pipeline.rewards.ranking import order_PKK
 from pipeline.sources import Cost, SampledGroups
 from pipeline.stage import Needs, Signals
@@ -24,8 +23,8 @@ from pipeline.types import Rollouts
 
 
 def frozen_copy(policy: Policy) -> Policy:
-    """The policy as it is now, apart from the one that trains; costs its weights a second time in memory."""
-    return Policy(copy.deepcopy(policy.model).requires_grad_(False), policy.tokenizer, policy.template)
+    """The policy as it is now, apart from the one that trains; costs what trains of it a second time in memory."""
+    return Policy(copied(policy).requires_grad_(False), policy.tokenizer, policy.template, policy.adapters)
 
 
 class Difficulty:

@@ -41,6 +41,9 @@ class Source:
     def restore(self, state: State, step: int) -> None:
         """Go on from :meth:`state`, ``step`` being the next."""
 
+    def drop(self, step: int) -> None:
+        """Forget a batch that is under way: the policy is another one now. ``step`` is the next."""
+
     def close(self) -> None:
         """Stop whatever goes on in the background."""
 

@@ -12,63 +12,26 @@ from torch import Tensor
 
 from pipeline import interruption
 from pipeline.checkpoint import CHECKPOINTS, RESUME, damaged_files, prune, read_record, save_checkpoint
-from pipeline.config import CheckpointConfig, PipelineConfig, StageConfig
+from pipeline.config import PipelineConfig, StageConfig
 from pipeline.errors import StageFailed
 from pipeline.evaluation import evaluate
 from pipeline.journal import Journal
 from pipeline.learner import Learner, Weigh, batch_logprobs
 from pipeline.losses import kl_estimate
-from pipeline.metrics import advantage_metrics, finite, rollout_metrics
+from pipeline.metrics import advantage_metrics, rollout_metrics
 from pipeline.observer import Observer
 from pipeline.overlap import OneAhead
 from pipeline.policy import Policy, copy_parameters, load_policy, parameters
+from pipeline.progress import Progress, StepLog, Timer
 from pipeline.rewards import RewardSuite
 from pipeline.schedule import HistoryResampling, Schedule
 from pipeline.signals import SignalProvider, frozen_copy
 from pipeline.sources import Demonstrations, SampledGroups, Source, sampling_of
 from pipeline.stage import Stage
+from pipeline.switches import Event, Switches
 from pipeline.tasks import PromptStream, TaskData
 from pipeline.training_state import State, read_state, write_state
 from pipeline.types import Prompt, Rollouts
-
-WRITING_SHARE = 0.05
-"""Largest share of a stage's time that checkpoints by the clock may take."""
-
-
-@dataclass
-class Progress:
-    """How far a stage has come; what a resume starts from."""
-
-    step: int = 0
-    """Steps done."""
-    rollouts: int = 0
-    """Completions trained on or sampled so far, those of a reference policy included."""
-    tokens: int = 0
-    """Their completion tokens."""
-    seconds: float = 0.0
-    """Training time behind the last checkpoint."""
-    reached: bool = False
-    """Whether ``stop_at`` was reached."""
-    best_step: int | None = None
-    """The checkpoint with the highest accuracy on the validation prompts, where the stage chooses by that."""
-    best_accuracy: float = -1.0
-
-
-class Timer:
-    """When the next checkpoint is due: by steps, or by the clock but never for more than a small share of the time."""
-
-    def __init__(self, config: CheckpointConfig):
-        self.config, self.cost, self.since = config, 0.0, time.perf_counter()
-
-    def due(self, step: int) -> bool:
-        """Whether a checkpoint should be written after this step."""
-        if self.config.every_steps is not None:
-            return step % self.config.every_steps == 0
-        return time.perf_counter() - self.since >= max(self.config.every_seconds, self.cost / WRITING_SHARE)
-
-    def wrote(self, seconds: float) -> None:
-        """One was written, and took this long."""
-        self.cost, self.since = seconds, time.perf_counter()
 
 
 @dataclass
@@ -86,8 +49,10 @@ class Trainer:
     observer: Observer
     folder: Path
     """The stage's folder; checkpoints lie in it."""
+    parent_folder: Path
+    """The checkpoint that the policy came from."""
     parent: str
-    """Content hash of the checkpoint that the policy came from."""
+    """Its content hash."""
     fingerprint: str
     """Hash of the stage's identity, written into each checkpoint."""
     carried: State | None = None
@@ -100,30 +65,24 @@ class Trainer:
         self.needs = self.stage.needs(self.config)
         sampling = sampling_of(self.pipeline, self.config)
         stream = PromptStream(self.task.train, self.pipeline.seed, self.config.label)
-        schedule = HistoryResampling(stream) if self.needs.resample else Schedule(stream)
+        self.schedule = HistoryResampling(stream) if self.needs.resample else Schedule(stream)
         self.source: Source
         if self.needs.completions == "demonstrations":
-            self.source = Demonstrations(self.policy, schedule, self.config)
+            self.source = Demonstrations(self.policy, self.schedule, self.config)
         else:
-            sampled_by = frozen_copy(self.policy) if self.config.async_ else self.policy
-            groups = SampledGroups(sampled_by, schedule, self.suite, self.pipeline, self.config)
+            groups = self._groups(frozen_copy(self.policy) if self.config.async_ else self.policy)
             groups.want_states = self.needs.critic is not None and self.needs.critic.kind == "prompt"
             groups.refills = self.needs.refills
             self.source = OneAhead(groups, self.policy) if self.config.async_ else groups
-
-        def groups_from(policy: Policy) -> SampledGroups:
-            return SampledGroups(policy, schedule, self.suite, self.pipeline, self.config, salt=":reference")
-
-        autocast = {"auto": self.policy.device.type == "cuda", "off": False, "bfloat16": True}
-        self.signals = SignalProvider(self.needs, self.config, self.policy, sampling, groups_from)
-        self.learner = Learner(
-            self.policy, self.config, sampling.temperature, autocast[self.pipeline.policy.autocast], self.needs
-        )
         self.temperature = sampling.temperature
+        self.signals, self.learner = self._parts()
+        self.switches = Switches(self.config)
         measures_kl = self.config.kl_every > 0 and self.needs.completions == "policy"
         self.start = frozen_copy(self.policy) if measures_kl else None
         self.timer, self.began = Timer(self.pipeline.checkpoints), time.perf_counter()
-        self._told: set[str] = set()
+        adapters = parameters(self.policy) if self.policy.adapters is not None else {}
+        self.fresh_adapters = {name: value.detach().clone() for name, value in adapters.items()}
+        self.log = StepLog(self.journal, self.observer, self.config, self.pipeline)
         if self.resume_from is not None:
             self._resume(self.resume_from)
         elif self.carried is not None:
@@ -132,36 +91,51 @@ class Trainer:
             if "critic" in self.config.carry:
                 self.signals.take_critic(self.carried["signals"])
 
-    def train(self) -> Path:
-        """Run every step that is left, or until ``stop_at`` is reached; returns the checkpoint to hand over.
+    def _groups(self, policy: Policy, salt: str = "") -> SampledGroups:
+        return SampledGroups(policy, self.schedule, self.suite, self.pipeline, self.config, salt)
 
-        Raises: Interrupted after a signal, once the step in hand is done and kept.
+    def _parts(self) -> tuple[SignalProvider, Learner]:
+        """What learns, around the policy of the stage's start; nothing of it has begun."""
+        precision = self.pipeline.policy.autocast
+        autocast = self.policy.device.type == "cuda" if precision == "auto" else precision == "bfloat16"
+        sampling = sampling_of(self.pipeline, self.config)
+        signals = SignalProvider(
+            self.needs, self.config, self.policy, sampling, lambda policy: self._groups(policy, ":reference")
+        )
+        return signals, Learner(self.policy, self.config, self.temperature, autocast, self.needs)
+
+    def train(self) -> Path:
+        """Run every step that is left, or until a rule ends the stage; returns the checkpoint to hand over.
+
+        Raises: Interrupted after a signal, once the step in hand is done and kept; StageFailed where the guard says so.
         """
         with contextlib.closing(self.source):
             self._train()
-        last = self._save()
-        if self.progress.best_step in (None, self.progress.step):
+        last, end = self._save(), self.switches.end
+        if end is not None and end.action == "stop":
+            best = self.switches.best
+            raise StageFailed(self.switches.stopped(end, self._checkpoint(best.step if best is not None else 0)))
+        handed_over = self.switches.handed_over(self.progress.step)
+        if handed_over == self.progress.step:
             return last
-        best = self._checkpoint(self.progress.best_step)
-        if damaged := damaged_files(best, for_resume=False):
-            again = f"`gradus resume RUN --from {self.config.label}` trains the stage anew"
-            raise StageFailed(f"the best checkpoint, {best}, is damaged ({', '.join(damaged)}); {again}")
-        copy_parameters(parameters(load_policy(best, self.pipeline.policy)), self.policy)
+        best = self._whole(handed_over, for_resume=self.policy.adapters is not None)
+        self._take_weights(best)
         return best
 
     def _train(self) -> None:
         """The loop."""
-        if self.config.handover == "best" and self.progress.best_step is None:
-            self._keep_best(self._accuracy())
-        while self.progress.step < self.config.steps and not self.progress.reached:
+        if self.switches.keeps_best and self.switches.best is None:
+            self.switches.begin([] if self.switches.by_reward else self._correct())
+            self._save()
+        while self.progress.step < self.config.steps and self.switches.end is None:
             with interruption.deferred():
-                self._train_step()
-                self._validate()
+                metrics = self._train_step()
+                self._switch(metrics)
                 if interruption.requested() or self.timer.due(self.progress.step):
                     self._save()
             interruption.leave_if_requested()
 
-    def _train_step(self) -> None:
+    def _train_step(self) -> dict[str, float]:
         """One batch: from prompts to an update and its curves."""
         began = time.perf_counter()
         step = self.progress.step + 1
@@ -176,7 +150,7 @@ class Trainer:
             raise StageFailed(f"{error} They are kept in {self._save()}") from None
         metrics["time/update"] = time.perf_counter() - sampled
         self.progress.step = step
-        self._log(step, rollouts, step_weights, metrics, began)
+        return self._log(step, rollouts, step_weights, metrics, began)
 
     def _weigher(self, rollouts: Rollouts, step: int) -> Weigh:
         """The weights of groups at an update: the stage's pure function, and 0 for completions nobody could score."""
@@ -190,29 +164,37 @@ class Trainer:
 
         return weigh
 
-    def _validate(self) -> None:
-        """Every ``eval_every`` steps: is this the best so far, and is it good enough?"""
+    def _switch(self, metrics: dict[str, float]) -> None:
+        """Does the step, or an evaluation after it, say that the stage should end, or go back?"""
         step, every = self.progress.step, self.config.eval_every
-        if not every or (step % every and step < self.config.steps):
-            return
-        accuracy = self._accuracy()
-        if self.config.stop_at is not None and accuracy >= self.config.stop_at:
-            self.progress.reached = True
-            self.observer.note(f"{self.config.label}: {accuracy:.3f} on the validation prompts, stopping at {step}")
-        if self.config.handover == "best" and accuracy > self.progress.best_accuracy:
-            self._keep_best(accuracy)
+        spent = {"rollouts": self.progress.rollouts, "tokens": self.progress.tokens, "seconds": self.seconds}
+        last = step == self.config.steps
+        event = self.switches.after_step(step, metrics, spent, last)
+        last = last or event is not None
+        if every and (step % every == 0 or last):
+            event = self.switches.after_evaluation(step, self._correct(), last) or event
+        if event is not None:
+            self._act(event)
+        if step in self.switches.kept or event is not None:
+            self._save()
 
-    def _accuracy(self) -> float:
-        """Accuracy on the validation prompts, never on those that are reported."""
+    def _act(self, event: Event) -> None:
+        """Tell of an event, and go back where it says so and the stage goes on."""
+        self.switches.happened(event)
+        self.journal.metrics(event.step, {f"switch/{event.rule}": 1.0})
+        self.journal.tags({"gradus.events": "\n".join(f"step {e.step}: {e.reason}" for e in self.switches.events)})
+        self.observer.note(f"{self.config.label}: step {event.step}, {event.action}: {event.reason}")
+        if event.action == "slower":
+            assert self.switches.best is not None
+            self._go_back(self._whole(self.switches.best.step))
+
+    def _correct(self) -> list[float]:
+        """1 for each validation prompt, none of which is among those reported, that is answered right, 0 for others."""
         evaluation = evaluate(self.policy, all_prompts(self.task, "validation"), self.suite, self.pipeline)
         self.journal.metrics(self.progress.step, {"validation/accuracy": evaluation.accuracy})
-        return evaluation.accuracy
+        return evaluation.correct
 
-    def _keep_best(self, accuracy: float) -> None:
-        self.progress.best_step, self.progress.best_accuracy = self.progress.step, accuracy
-        self._save()
-
-    def _checkpoint(self, step: int | None) -> Path:
+    def _checkpoint(self, step: int) -> Path:
         return self.folder / CHECKPOINTS / f"step-{step:06d}"
 
     def _save(self) -> Path:
@@ -226,34 +208,72 @@ class Trainer:
             self.journal.sync()  # the curves up to here are as safe as the weights
             progress = asdict(self.progress) | {"seconds": self.seconds}
             state = {"progress": progress, "learner": self.learner.state(), "signals": self.signals.state()}
-            state["source"] = self.source.state()
+            state |= {"source": self.source.state(), "switches": self.switches.state()}
+            if self.policy.adapters is not None:
+                state["adapters"] = parameters(self.policy)
             write_state(resume, state)
 
         save_checkpoint(self.policy, folder, self.config.label, step, self.parent, self.fingerprint, write)
         self.resume_from = folder
-        best = self.progress.best_step
-        prune(self.folder, step, self.pipeline.checkpoints.keep, set() if best is None else {best})
+        prune(self.folder, step, self.pipeline.checkpoints.keep, self.switches.kept)
         self.timer.wrote(time.perf_counter() - began)
         self.journal.metrics(step, {"time/checkpoint": self.timer.cost})
         return folder
 
     def _resume(self, checkpoint: Path) -> None:
         """Take over the weights and the state of a checkpoint of this stage."""
-        assert read_record(checkpoint).parent == self.parent, "a stage goes on from its own checkpoints"
-        copy_parameters(parameters(load_policy(checkpoint, self.pipeline.policy)), self.policy)
-        state = read_state(checkpoint / RESUME)
+        state = self._take(checkpoint)
         self.progress = Progress(**state["progress"])
+        self.switches.restore(state["switches"])
+        self.learner.rate_factor = self.switches.rate_factor
+        self.source.restore(state["source"], self.progress.step + 1)
+
+    def _take(self, checkpoint: Path) -> State:
+        """Take over what a checkpoint of this stage has learned; returns its state."""
+        assert read_record(checkpoint).parent == self.parent, "a stage goes on from its own checkpoints"
+        state = self._take_weights(checkpoint)
         self.learner.restore(state["learner"])
         self.signals.restore(state["signals"])
-        self.source.restore(state["source"], self.progress.step + 1)
+        return state
+
+    def _take_weights(self, checkpoint: Path) -> State:
+        """Take over the weights of a checkpoint of this stage, which are its adapters where it has some; returns its
+        state."""
+        state = read_state(checkpoint / RESUME)
+        adapted = self.policy.adapters is not None
+        source = state["adapters"] if adapted else parameters(load_policy(checkpoint, self.pipeline.policy))
+        copy_parameters(source, self.policy)
+        return state
+
+    def _go_back(self, checkpoint: Path) -> None:
+        """What has been learned is again as it was at this checkpoint, just as if the stage had been resumed from it.
+
+        Steps, curves and prompts go on: nothing is counted, drawn or asked a second time.
+        """
+        start = self.fresh_adapters or parameters(load_policy(self.parent_folder, self.pipeline.policy))
+        copy_parameters(start, self.policy)
+        self.signals, self.learner = self._parts()
+        self._take(checkpoint)
+        self.learner.rate_factor = self.switches.rate_factor
+        self.source.drop(self.progress.step + 1)
+
+    def _whole(self, step: int, for_resume: bool = True) -> Path:
+        """The checkpoint of an earlier step. Raises: StageFailed where it is damaged."""
+        folder = self._checkpoint(step)
+        if damaged := damaged_files(folder, for_resume=for_resume):
+            again = f"`gradus resume RUN --from {self.config.label}` trains the stage anew"
+            raise StageFailed(f"the best checkpoint, {folder}, is damaged ({', '.join(damaged)}); {again}")
+        return folder
 
     @property
     def seconds(self) -> float:
         """Training time so far, that before a resume included."""
         return self.progress.seconds + time.perf_counter() - self.began
 
-    def _log(self, step: int, rollouts: Rollouts, weights: Tensor, metrics: dict[str, float], began: float) -> None:
-        """Curves to the journal, progress to the observer."""
+    def _log(
+        self, step: int, rollouts: Rollouts, weights: Tensor, metrics: dict[str, float], began: float
+    ) -> dict[str, float]:
+        """What the step came to, as curves and progress."""
         costs = (self.source.cost, self.signals.cost)
         self.progress.rollouts += sum(cost.rollouts for cost in costs)
         step_tokens = sum(cost.tokens for cost in costs)
@@ -262,19 +282,10 @@ class Trainer:
         if self.start is not None and step % self.config.kl_every == 0:
             reference = batch_logprobs(self.start, rollouts, self.temperature, self.config.token_budget)
             metrics["policy/kl_to_start"] = kl_estimate(rollouts.rollout_logprobs_PKT, reference, rollouts.mask_PKT)
-        metrics["time/step"] = time.perf_counter() - began
+        metrics |= {"progress/rollouts": self.progress.rollouts, "progress/tokens": self.progress.tokens}
+        metrics["time/stage"], metrics["time/step"] = self.seconds, time.perf_counter() - began
         metrics["throughput/tokens_per_second"] = step_tokens / metrics["time/step"]
-        self.journal.metrics(step, metrics)
-        every = self.pipeline.tracking.histogram_every
-        if every and step % every == 0:
-            self.journal.histogram(step, "advantage", weights.flatten().tolist())
-        for label, example in self.source.failures.items():
-            if label not in self._told:
-                self._told.add(label)
-                self.observer.note(
-                    f"the reward {label} failed on a completion, which therefore gets no weight: {example}"
-                )
-        self.observer.step_done(self.config.label, step, self.config.steps, finite(metrics))
+        return self.log.step(step, metrics, weights, self.source.failures)
 
 
 def all_prompts(task: TaskData, split: str) -> list[Prompt]:

@@ -6,6 +6,7 @@ import importlib
 import json
 import os
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -69,8 +70,14 @@ def staged(home: Path) -> Any:
 def api(path: str, body: dict[str, Any] | None = None) -> Any:
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(os.environ["PREFECT_API_URL"] + path, data, {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=30) as answer:
-        return json.load(answer)
+    for attempt in range(5):
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                return json.load(answer)
+        except urllib.error.HTTPError as error:
+            if error.code != 503 or attempt == 4:  # a busy SQLite; Prefect's own clients ask again
+                raise
+            time.sleep(2**attempt)
 
 
 def flow_run(run: RunFolder) -> dict[str, Any]:

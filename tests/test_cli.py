@@ -246,7 +246,7 @@ def test_listings_cover_everything_there_is(gradus: Gradus) -> None:
         assert stage.name in said
         for option in describe_options(stage.config, StageConfig):
             assert option["name"] in said and option["description"], option
-    meaning = "Batches to train on, or fewer where `stop_at` is reached."
+    meaning = "Batches to train on, or fewer where a rule of `until` or the `guard` ends the stage."
     steps = {"name": "steps", "type": "whole number", "default": "required", "description": meaning}
     assert steps in json.loads(gradus("stages", "--json").stdout)["common_options"]
     assert "exact_answer" in gradus("rewards").output

@@ -6,6 +6,7 @@ import doctest
 import json
 import random
 import sys
+from dataclasses import replace
 from pathlib import Path
 from shutil import rmtree
 
@@ -19,6 +20,7 @@ from pipeline import yaml_text
 from pipeline.checkpoint import checkpoints_in, damaged_files, read_record
 from pipeline.config import PipelineConfig, pipeline_model
 from pipeline.errors import StageFailed, UserError
+from pipeline.evaluation import Evaluation
 from pipeline.execution import finish, prepare, run_stage
 from pipeline.files import read_json
 from pipeline.journal import metric_history, read_events
@@ -314,16 +316,21 @@ def test_runtime_options_may_change_while_a_run_goes_on(tmp_path):
     assert run.result(0) == again.result(0)
 
 
+def with_right(evaluation: Evaluation, count: int) -> Evaluation:
+    """The evaluation as if its first ``count`` prompts were right, and no other."""
+    correct = [float(place < count) for place in range(evaluation.prompts)]
+    return replace(evaluation, accuracy=count / evaluation.prompts, correct=correct)
+
+
 def test_best_hands_over_the_checkpoint_with_the_highest_validation_accuracy(tmp_path, monkeypatch):
     import pipeline.trainer as trainer
 
-    accuracies = iter([0.1, 0.7, 0.3, 0.2])
+    right = iter([1, 4, 2, 1])
     real = trainer.evaluate
 
     def scripted(policy, prompts, suite, config):
         assert len(prompts) == 6, "the choice is made on the validation prompts, not on those that are reported"
-        evaluation = real(policy, prompts, suite, config)
-        return type(evaluation)(next(accuracies), evaluation.interval, 6, 0, 0.0, evaluation.answers)
+        return with_right(real(policy, prompts, suite, config), next(right))
 
     monkeypatch.setattr(trainer, "evaluate", scripted)
     run = launch(tmp_path, pipeline([{"stage": "sft", "steps": 3, "handover": "best", "eval_every": 1}]))
@@ -333,23 +340,23 @@ def test_best_hands_over_the_checkpoint_with_the_highest_validation_accuracy(tmp
 def test_a_stage_ends_early_once_validation_accuracy_reaches_its_goal(tmp_path, monkeypatch):
     import pipeline.trainer as trainer
 
-    accuracies = iter([0.1, 0.5, 0.9])
+    right = iter([4, 5, 6])
     real = trainer.evaluate
-
-    def scripted(policy, prompts, suite, config):
-        evaluation = real(policy, prompts, suite, config)
-        return type(evaluation)(next(accuracies), evaluation.interval, 6, 0, 0.0, evaluation.answers)
-
-    monkeypatch.setattr(trainer, "evaluate", scripted)
-    run = launch(tmp_path, pipeline([{"stage": "sft", "steps": 50, "stop_at": 0.5, "eval_every": 2}]))
+    monkeypatch.setattr(trainer, "evaluate", lambda *given: with_right(real(*given), next(right)))
+    stage = {"stage": "sft", "steps": 50, "until": {"accuracy": 0.45}, "eval_every": 2}  # of 6, 4 give 0.347, 5 0.498
+    run = launch(tmp_path, pipeline([stage]))
     assert run.result(0)["steps"] == 4 and run.result(0)["checkpoint"].endswith("step-000004")
-    assert next(accuracies) == 0.9, "the validation prompts were evaluated twice"
+    assert next(right) == 6, "the validation prompts were evaluated twice"
+    (event,) = run.result(0)["events"]
+    assert (event["step"], event["rule"], event["action"]) == (4, "accuracy", "end")
+    assert event["reason"] == "validation accuracy 0.833 (5 of 6 prompts): its lower bound 0.498 has reached 0.45"
+    assert finish(run)["stages"][0]["events"] == [event]
 
 
 @pytest.mark.parametrize(
     ("stage", "validation", "expected"),
     [
-        ({"stop_at": 0.5}, 6, "set its eval_every"),
+        ({"until": {"accuracy": 0.4}}, 6, "set its eval_every"),
         ({"handover": "best"}, 6, "set its eval_every"),
         ({"eval_every": 1}, 0, "set task.validation"),
     ],

@@ -106,8 +106,8 @@ def test_every_import_is_declared() -> None:
     """A package that only another one brings along may be gone with its next release."""
     import ast
 
-    benchmarked = [Requirement(line) for line in PROJECT["optional-dependencies"]["bench"]]
-    declared = {canonicalize_name(requirement.name) for requirement in DECLARED + benchmarked}
+    optional = [Requirement(line) for extra in ("bench", "ray") for line in PROJECT["optional-dependencies"][extra]]
+    declared = {canonicalize_name(requirement.name) for requirement in DECLARED + optional}
     by_module = metadata.packages_distributions()
     own = {
         "pipeline",

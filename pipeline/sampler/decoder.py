@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from pipeline.head import head_product
+from pipeline.lora import is_linear, merged_weight
 
 Attend = Callable[[int, Tensor, Tensor], Tensor]
 """(block, queries [N, H, d], keys and values [N, 2, Hkv, d]) -> attended values [N, H * d]."""
@@ -128,13 +129,13 @@ class Decoder:
         def turned(projection: Any, part: Tensor) -> Tensor:
             return part.unflatten(0, (-1, self.head_dim))[:, self._interleaved].flatten(0, 1)
 
-        rotated = [(p, turned(p, p.weight)) for p in (attention.q_proj, attention.k_proj)]
-        qkv = torch.cat([weight for _, weight in rotated] + [attention.v_proj.weight])
+        rotated = [(p, turned(p, merged_weight(p))) for p in (attention.q_proj, attention.k_proj)]
+        qkv = torch.cat([weight for _, weight in rotated] + [merged_weight(attention.v_proj)])
         biases = None
         if attention.q_proj.bias is not None:
             turned_biases = [turned(p, p.bias) for p, _ in rotated]
             biases = torch.cat([*turned_biases, attention.v_proj.bias])
-        gate_up = torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight])
+        gate_up = torch.cat([merged_weight(mlp.gate_proj), merged_weight(mlp.up_proj)])
         if qkv.dtype == torch.float32:  # elsewhere the product would round differently than the model's own
             assert before_attention.weight is not None and before_mlp.weight is not None
             qkv, gate_up = qkv * before_attention.weight, gate_up * before_mlp.weight
@@ -146,12 +147,12 @@ class Decoder:
             qkv_bias=biases,
             query_norm=query_norm,
             key_norm=key_norm,
-            out=attention.o_proj.weight.t(),
+            out=merged_weight(attention.o_proj).t(),
             out_bias=attention.o_proj.bias,
             after_attention=norms[1] if sandwich else None,
             before_mlp=before_mlp,
             gate_up=gate_up.t(),
-            down=mlp.down_proj.weight.t(),
+            down=merged_weight(mlp.down_proj).t(),
             after_mlp=norms[3] if sandwich else None,
             activation=mlp.act_fn,
             window=self.windows[index],
@@ -244,7 +245,7 @@ def _check(layer: Any) -> None:
     if attention not in (ATTENTION, ATTENTION | {"q_norm", "k_norm"}) or mlp != MLP:
         raise Unsupported(f"attention consists of {', '.join(sorted(attention))}, the MLP of {', '.join(sorted(mlp))}")
     products = [getattr(layer.self_attn, name) for name in ATTENTION] + [getattr(layer.mlp, name) for name in MLP]
-    if any(type(product) is not torch.nn.Linear for product in products):
+    if not all(map(is_linear, products)):
         raise Unsupported("its products are no plain linear layers")
     if any(getattr(layer.mlp, name).bias is not None for name in MLP):
         raise Unsupported("the products of its MLP have biases")

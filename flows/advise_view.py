@@ -1,0 +1,175 @@
+"""A probe and its advice as a person reads them in a terminal: bars of text, at most as wide as the screen."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+
+from rich.console import Console
+
+from flows.advice_rules import Advice, Situation, percent
+from flows.advise import Counsel
+from flows.terminal import duration, print_table, size_text
+from pipeline.cost import Cost
+from pipeline.diagnosis import Diagnosis
+from pipeline.group_statistics import Estimate
+
+WIDEST = 80
+"""Columns that text is wrapped at, on wider screens too: long lines are hard to read."""
+BAR = 30
+"""Columns of a full bar."""
+SUCCESS = ("never", "to 1/4", "to 1/2", "to 3/4", "below 1", "always")
+"""Prompts by how often they are solved."""
+
+
+def tell(counsel: Counsel, costs: Sequence[Cost], console: Console) -> None:
+    """Everything, from what was probed to what it will cost."""
+    diagnosis, speed, policy = counsel.probe.diagnosis, counsel.probe.speed, counsel.probe.policy
+    _say(console, f"Probed {counsel.subject.shown}")
+    parameters = policy["parameters"]
+    assert isinstance(parameters, int)
+    _say(console, f"{policy['model_type']}, {parameters:,} parameters, {policy['dtype']} on {policy['device']}")
+    _say(
+        console,
+        f"{diagnosis.prompts} training prompts x {diagnosis.samples} completions, {duration(counsel.probe.seconds)}",
+    )
+    for label, said in counsel.probe.failures.items():
+        _say(console, f"the reward {label} failed on some completions: {said}")
+    tell_diagnosis(diagnosis, counsel.situation, console)
+    _heading(console, "Advice")
+    for each in counsel.advice:
+        tell_advice(each, console)
+    if not costs:
+        return
+    _heading(console, "Estimate for the advised chain on this machine")
+    tell_costs(costs, console)
+    measured = (
+        f"Measured: {speed.sample_tokens_per_second:,.0f} tokens/s sampled, {speed.score_seconds * 1000:.2g} ms a "
+        f"score, {speed.update_tokens_per_second:,.0f} tokens/s in a real learner step, {size_text(speed.peak_bytes)} "
+        "at most. Not in it: evaluations, checkpoints, servers; lengths that change as the policy learns."
+    )
+    _say(console, measured)
+
+
+def tell_diagnosis(diagnosis: Diagnosis, situation: Situation, console: Console) -> None:
+    """The numbers, each share with its bar and its 95 % interval."""
+    _heading(console, "What the policy can do (95 % intervals over prompts)")
+    for k, found in diagnosis.pass_at.items():
+        _bar(console, f"pass@{k}", found)
+    top = max(diagnosis.success)
+    _heading(console, "Prompts by how often they are solved")
+    for name, count in zip(SUCCESS, diagnosis.success, strict=True):
+        _line(console, name, count / max(1, top), f"{count}")
+    sizes, rewarded = list(diagnosis.mixed), situation.rewarded
+    k = max((size for size in sizes if size <= situation.group_size), default=sizes[0])
+    _heading(console, f"Groups of {k}")
+    for name, found in (
+        ("all wrong", diagnosis.all_wrong),
+        ("mixed", diagnosis.mixed),
+        ("all right", diagnosis.all_right),
+    ):
+        _bar(console, name, found[k])
+    _heading(console, "Mixed groups by group size K")
+    for size in sizes:
+        _bar(console, f"K = {size}", diagnosis.mixed[size])
+    _heading(console, "Reward")
+    _fact(console, "mean", f"{diagnosis.reward_mean:.3f}")
+    total = diagnosis.within + diagnosis.between
+    by_prompt = f" ({percent(diagnosis.between / total)} lies between prompts)" if total > 0 else ""
+    _fact(console, "variance", f"within prompts {diagnosis.within:.3f}, between {diagnosis.between:.3f}{by_prompt}")
+    noise = "none to be seen: no group has unequal rewards"
+    if diagnosis.noise is not None:
+        noise = f"{interval(diagnosis.noise)} of the variance within prompts, scored twice"
+    _fact(console, "noise", noise)
+    if diagnosis.flips.value:
+        _fact(console, "verdict", f"changes on {interval(diagnosis.flips)}: pass@k counts lucky ones as well")
+    if diagnosis.failed.value:
+        _fact(console, "failures", f"{interval(diagnosis.failed)} of completions could not be scored")
+    _heading(console, "Ranking: what breaks the ties that the reward leaves")
+    _fact(console, "ties", f"{interval(diagnosis.ties)} of pairs have equal reward")
+    rows = [[use.key, _or_dash(use.breaks), _or_dash(use.agrees)] for use in diagnosis.keys if use.key not in rewarded]
+    print_table(console, ["key", "breaks ties", "agrees with the reward"], rows)
+    _heading(console, "Length")
+    _fact(
+        console,
+        "tokens",
+        f"mean {diagnosis.length_mean:.1f}, 95 % at most {diagnosis.length_high}, limit {diagnosis.max_tokens}",
+    )
+    _bar(console, "truncated", diagnosis.truncated)
+
+
+def tell_advice(each: Advice, console: Console) -> None:
+    """A decision, its reason, its rule."""
+    mark = {"yes": "bold green", "no": "bold", "open": "bold yellow"}[each.verdict]
+    console.print(f"{each.topic:<14} {each.say}", style=mark, highlight=False, markup=False, soft_wrap=True)
+    for style, text in ((None, each.reason), ("dim", f"rule: {each.rule}")):
+        for line in textwrap.wrap(text, _width(console) - 15):
+            console.print(f"{'':15}{line}", style=style, highlight=False, markup=False, soft_wrap=True)
+
+
+def tell_costs(costs: Sequence[Cost], console: Console) -> None:
+    """A row a stage."""
+    rows = []
+    for c in costs:
+        useful, step = "" if c.useful is None else percent(c.useful), f"{c.step_seconds:.2f} s"
+        numbers = [f"{c.steps:,}", f"{c.rollouts:,}", useful, step, duration(c.seconds), size_text(c.memory_bytes)]
+        rows.append([c.label, *numbers])
+    rows.append(["all", f"{sum(c.steps for c in costs):,}", "", "", "", duration(sum(c.seconds for c in costs)), ""])
+    header = ["stage", "steps", "rollouts/step", "useful groups", "a step", "all steps", "memory"]
+    print_table(console, header, rows, header[1:])
+
+
+def interval(found: Estimate) -> str:
+    """A share and its 95 % interval.
+
+    >>> interval(Estimate(0.5, 0.4, 0.6))
+    '0.50 (0.40 to 0.60)'
+    """
+    return f"{found.value:.2f} ({found.low:.2f} to {found.high:.2f})"
+
+
+def bar(value: float, width: int, plain: bool = False) -> str:
+    """A share as a bar, to an eighth of a column where the terminal has such characters.
+
+    >>> bar(0.5, 4), bar(0.5, 4, plain=True), bar(0.0, 4), bar(0.01, 4)
+    ('██', '##', '', '▏')
+    """
+    if plain:
+        return "#" * round(value * width)
+    eighths = max(1, round(value * width * 8)) if value > 0 else 0
+    whole, rest = divmod(eighths, 8)
+    return "█" * whole + (" ▏▎▍▌▋▊▉"[rest] if rest else "")
+
+
+def _bar(console: Console, name: str, found: Estimate) -> None:
+    _line(console, name, found.value, interval(found))
+
+
+def _line(console: Console, name: str, value: float, text: str) -> None:
+    plain = not console.encoding.lower().startswith("utf")
+    drawn = bar(value, BAR, plain).ljust(BAR)
+    console.print(f"  {name:<10} {drawn} {text}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _fact(console: Console, name: str, text: str) -> None:
+    for n, line in enumerate(textwrap.wrap(text, _width(console) - 13)):
+        _say(console, f"  {name if n == 0 else '':<10} {line}")
+
+
+def _heading(console: Console, text: str) -> None:
+    console.print()
+    console.print(text, style="bold", highlight=False, markup=False, soft_wrap=True)
+
+
+def _say(console: Console, text: str) -> None:
+    for line in textwrap.wrap(text, _width(console), subsequent_indent="  " if text.startswith("  ") else ""):
+        lead = text[: len(text) - len(text.lstrip())] if not line.startswith(" ") else ""
+        console.print(lead + line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _or_dash(found: Estimate | None) -> str:
+    return "no such pairs" if found is None else interval(found)
+
+
+def _width(console: Console) -> int:
+    return max(40, min(console.width, WIDEST))

@@ -1,0 +1,233 @@
+"""The advised configuration: the user's own file with what the advice changes, comments and layout kept."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, MutableMapping, MutableSequence, Sequence
+from pathlib import Path
+from typing import Any
+
+from flows.advice_rules import Advice
+from pipeline import yaml_text
+from pipeline.config import PipelineConfig, pipeline_model
+from pipeline.config_base import fields_of
+from pipeline.config_files import LoadedConfig, apply_override, dump_config, load_config
+from pipeline.errors import UserError
+from pipeline.files import write_text
+from pipeline.preflight import preflight
+from pipeline.stage import Stage
+
+IMITATION, WARM_UPS, RANKED, LAST = "sft", ("dapo", "vapo"), "gfpo", "srpo"
+"""The chain's places and who may stand there."""
+NEW_STEPS = 80
+"""Steps of a stage that the advice adds to a chain without one whose number it could take: the quickstart's."""
+
+
+def check_target(target: Path, force: bool) -> None:
+    """The file can be written. Raises: UserError, before anything is computed."""
+    if target.suffix not in (".yaml", ".yml"):
+        raise UserError("a configuration is a YAML file", where="--write", got=str(target), expected="a name in .yaml")
+    if target.is_dir() or not target.absolute().parent.is_dir():
+        raise UserError("this file cannot be made", where="--write", got=str(target), expected="an existing folder")
+    if target.exists() and not force:
+        raise UserError("this file exists", where="--write", got=str(target), fix="choose another, or add --force")
+
+
+def advised(
+    loaded: LoadedConfig, overrides: Sequence[str], advice: Sequence[Advice], stages: Mapping[str, Stage]
+) -> Any:
+    """The plain data of the advised configuration."""
+    data = yaml_text.parse(loaded.path.read_text(encoding="utf-8-sig"), str(loaded.path)).data
+    for override in overrides:
+        apply_override(override, data)
+    apply(data, advice, stages)
+    return data
+
+
+def advised_config(
+    loaded: LoadedConfig, overrides: Sequence[str], advice: Sequence[Advice], stages: Mapping[str, Stage]
+) -> PipelineConfig:
+    """The advised configuration; its relative paths are as they were written."""
+    model = pipeline_model([stage.config for stage in stages.values()])
+    return model.model_validate(advised(loaded, overrides, advice, stages))
+
+
+def apply(data: MutableMapping[str, Any], advice: Sequence[Advice], stages: Mapping[str, Stage]) -> None:
+    """Change a configuration's data in place as the advice says; what the advice leaves open stays as it is."""
+    decided = {each.topic: each for each in advice}
+    entries = data["stages"]
+
+    def of(topic: str) -> Advice | None:
+        return decided.get(topic) if decided.get(topic) and decided[topic].verdict != "open" else None
+
+    if (first := of("SFT first")) and first.verdict == "yes" and not _having(entries, IMITATION):
+        entries.insert(0, {"stage": IMITATION, "steps": 2 * NEW_STEPS})
+    if warm := of("warm-up"):
+        _set_warm_up(entries, warm.value, stages)
+    if ranked := of("GFPO"):
+        _set_ranked(entries, ranked)
+    if last := of("SRPO"):
+        _set_last(entries, last)
+    if size := of("group size K"):
+        for entry in entries:
+            if entry["stage"] != IMITATION:
+                _set_group_size(entry, size.value, stages)
+    if (limit := of("max_tokens")) and limit.verdict == "yes":
+        _set_max_tokens(data, limit.value)
+
+
+def _having(entries: Sequence[Any], *names: str) -> list[int]:
+    return [place for place, entry in enumerate(entries) if entry["stage"] in names]
+
+
+def _set_warm_up(entries: MutableSequence[Any], name: str, stages: Mapping[str, Stage]) -> None:
+    """The first warm-up becomes this one; without any, one is put in after the imitation."""
+    if _having(entries, name):
+        return
+    places = _having(entries, *WARM_UPS)
+    if not places:
+        entries.insert(max(_having(entries, IMITATION), default=-1) + 1, {"stage": name, "steps": NEW_STEPS})
+        return
+    entry, known = entries[places[0]], fields_of(stages[name].config)
+    for key in [key for key in entry if key not in known]:
+        del entry[key]
+    if entry.get("name") == entry["stage"]:
+        del entry["name"]
+    entry["stage"] = name
+    for near in entries[places[0] : places[0] + 2]:
+        if "critic" in (near.get("carry") or ()):
+            near["carry"] = [each for each in near["carry"] if each != "critic"]
+
+
+def _set_ranked(entries: MutableSequence[Any], ranked: Advice) -> None:
+    """The ranked stage with these keys; where there is nothing to rank, its steps go to the warm-up."""
+    places = _having(entries, RANKED)
+    warm = _having(entries, *WARM_UPS)
+    if ranked.verdict == "no":
+        for place in reversed(places):
+            if warm:
+                entries[warm[0]]["steps"] += entries[place]["steps"]
+            del entries[place]
+    elif places:
+        for place in places:
+            if list(entries[place].get("ranking", ["reward"])) != ranked.value:
+                entries[place]["ranking"] = ranked.value
+    else:
+        steps = entries[warm[-1]]["steps"] if warm else NEW_STEPS
+        place = (warm or _having(entries, IMITATION) or [-1])[-1] + 1
+        entries.insert(place, {"stage": RANKED, "steps": steps, "ranking": ranked.value})
+
+
+def _set_last(entries: MutableSequence[Any], last: Advice) -> None:
+    """The stabilising stage at the end, or none."""
+    places = _having(entries, LAST)
+    if last.verdict == "yes" and not places:
+        entries.append({"stage": LAST, "steps": NEW_STEPS, "schedule": "linear"})
+    elif last.verdict == "no" and len(entries) > len(places):
+        for place in reversed(places):
+            del entries[place]
+
+
+def _set_group_size(entry: MutableMapping[str, Any], size: int, stages: Mapping[str, Stage]) -> None:
+    """K as advised, and as many prompts a step as keep the number of completions."""
+    fields = stages[entry["stage"]].config.model_fields
+    before, prompts = (entry.get(name, fields[name].default) for name in ("group_size", "prompts_per_step"))
+    if before != size:
+        entry["group_size"] = size
+        entry["prompts_per_step"] = max(1, round(prompts * before / size))
+
+
+def _set_max_tokens(data: MutableMapping[str, Any], limit: int) -> None:
+    """The limit, and for a new model as many more positions."""
+    sampling = data.setdefault("sampling", {})
+    more = limit - sampling.get("max_tokens", limit // 2)
+    for options in (sampling, *(entry["sampling"] for entry in data["stages"] if entry.get("sampling"))):
+        options["max_tokens"] = limit
+    architecture = data["policy"].get("architecture") or {}
+    if isinstance(architecture.get("max_position_embeddings"), int):
+        architecture["max_position_embeddings"] += more
+
+
+def write(
+    loaded: LoadedConfig,
+    overrides: Sequence[str],
+    advice: Sequence[Advice],
+    stages: Mapping[str, Stage],
+    target: Path,
+    probed: str,
+) -> None:
+    """Write the advised configuration, checked. Where the layout cannot be kept, every option is written out instead.
+
+    Raises: UserError where the advice is not to train, or the result does not pass the check.
+    """
+    refuse = next((each for each in advice if each.topic == "already solved" and each.verdict == "yes"), None)
+    if refuse is not None:
+        raise UserError("there is no configuration to advise", got=refuse.reason, fix=refuse.say)
+    header = comment(advice, probed)
+    kinds = [stage.config for stage in stages.values()]
+    expected = _loaded(
+        yaml_text.dump(_placed(advised(loaded, overrides, advice, stages), loaded, target)), target, kinds
+    )
+    text = header + _edited(loaded, overrides, advice, stages, target)
+    try:
+        kept = _loaded(text, target, kinds).config == expected.config
+    except UserError:
+        kept = False
+    preflight(expected.config, target.absolute().parent, dict(stages), None, str(target))
+    write_text(target.absolute(), text if kept else header + dump_config(expected.config))
+
+
+def comment(advice: Sequence[Advice], probed: str) -> str:
+    """The advice as comment lines."""
+    import textwrap
+
+    lines = [f"Advised by `gradus advise` from a probe of {probed}."]
+    lines += [f"{each.topic}: {each.say}; {each.reason} [{each.rule}]" for each in advice]
+    wrapped = (textwrap.wrap(" ".join(line.split()), 112, subsequent_indent="    ") for line in lines)
+    return "".join(f"# {line}\n" for part in wrapped for line in part) + "#\n"
+
+
+def _edited(
+    loaded: LoadedConfig, overrides: Sequence[str], advice: Sequence[Advice], stages: Mapping[str, Stage], target: Path
+) -> str:
+    """The user's text with the changes in it."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.comments import CommentedSeq
+
+    yaml = YAML()
+    yaml.preserve_quotes, yaml.width = True, 4096
+    yaml.indent(mapping=2, sequence=4, offset=2)
+    data = yaml.load(loaded.path.read_text(encoding="utf-8-sig"))
+    for override in overrides:
+        apply_override(override, data)
+    apply(data, advice, stages)
+    for entry in data["stages"]:
+        if type(entry.get("ranking")) is list:  # a new one, which is easier to read on one line
+            entry["ranking"] = CommentedSeq(entry["ranking"])
+            entry["ranking"].fa.set_flow_style()
+    stream = io.StringIO()
+    yaml.dump(_placed(data, loaded, target), stream)
+    return stream.getvalue()
+
+
+def _placed(data: Any, loaded: LoadedConfig, target: Path) -> Any:
+    """Relative paths made absolute where the new file lies in another folder than the old one."""
+    if target.absolute().parent == loaded.base_dir:
+        return data
+    for group, key in (("task", "path"), ("task", "heldout_path"), ("task", "dataset"), ("policy", "path")):
+        absolute = getattr(getattr(loaded.config, group), key, None)
+        if isinstance(data[group].get(key), str) and data[group][key] != absolute:
+            data[group][key] = absolute
+    return data
+
+
+def _loaded(text: str, target: Path, kinds: list[Any]) -> LoadedConfig:
+    """The text as a checked configuration, by way of a file beside the target, where relative paths start."""
+    import tempfile
+
+    with tempfile.NamedTemporaryFile(
+        "w", dir=target.absolute().parent, suffix=".yaml", prefix=".", encoding="utf-8"
+    ) as file:
+        file.write(text)
+        file.flush()
+        return load_config(file.name, [], kinds)

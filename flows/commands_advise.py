@@ -1,0 +1,104 @@
+"""``gradus advise``: which stages fit a policy and a task, found out by looking instead of training."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from flows.command_options import RUNS, AsJson, Config, Overrides, Runs, check_world, console, load, sayer
+from flows.reporting import quiet_libraries
+
+
+def advise(
+    config: Config,
+    overrides: Overrides = None,
+    prompts: Annotated[int, typer.Option(min=8, max=10_000, help="Training prompts to probe.")] = 128,
+    samples: Annotated[int, typer.Option(min=4, max=1024, help="Completions of each.")] = 16,
+    source: Annotated[
+        str | None,
+        typer.Option("--from", metavar="RUN|CHECKPOINT", help="Probe this policy, not the one at the start."),
+    ] = None,
+    after: Annotated[
+        str | None,
+        typer.Option(metavar="STAGE", help="Probe what this stage of the run (--from, or CONFIG's) handed over."),
+    ] = None,
+    write: Annotated[Path | None, typer.Option(metavar="NEW.yaml", help="Write the advised configuration.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Let --write replace a file.")] = False,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the diagnosis: .svg, .png or .pdf.")] = None,
+    as_json: AsJson = False,
+    runs: Runs = RUNS,
+) -> None:
+    """Probe a policy on its task, without training, and say which stages fit and what they will cost."""
+    from flows import advise as work
+    from flows import advise_plot, advise_write
+    from flows.advise_view import tell
+    from flows.terminal import shown_path
+
+    quiet_libraries()
+    loaded, stages = load(config, overrides)
+    if write is not None:
+        advise_write.check_target(write, force)
+    if plot is not None:
+        advise_plot.check_plot(plot)
+    subject = work.find_subject(loaded, source, after, runs)
+    check_world(loaded, stages, runs)
+    screen = console()
+    with _progress(screen, prompts, quiet=as_json) as on_group:
+        counsel = work.advise(loaded, stages, subject, prompts, samples, on_group)
+    chain = advise_write.advised_config(loaded, overrides or [], counsel.advice, stages)
+    estimates = work.costs(chain, stages, counsel)
+    if as_json:
+        print(json.dumps(counsel.record(estimates), indent=2, allow_nan=False))
+    else:
+        tell(counsel, estimates, screen)
+    told: list[str] = []
+    if plot is not None:
+        advise_plot.draw(counsel.probe.diagnosis, f"{loaded.config.name}: {subject.shown}", plot)
+        told.append(f"the diagnosis is drawn in {shown_path(plot)}")
+    if write is not None:
+        advise_write.write(loaded, overrides or [], counsel.advice, stages, write, subject.shown)
+        told.append(f"the advised configuration is in {shown_path(write)}; to train it: gradus run {shown_path(write)}")
+    if subject.untrained and after is None:
+        told.append(after_sft(config, loaded.config, runs))
+    if not as_json and told:
+        screen.print()
+        for line in filter(None, told):
+            sayer(screen)(line)
+
+
+def after_sft(source: str, config: Any, runs: Path) -> str:
+    """How to probe again once the policy has learned something; empty where no stage of the chain would teach it."""
+    from flows.terminal import runs_option
+    from stages import discover
+
+    found = discover()
+    teach = [each.label for each in config.stages if found[each.stage].needs(each).completions == "demonstrations"]
+    if not teach:
+        return ""
+    again = f"gradus advise {source} --after {teach[0]}{runs_option(runs)}"
+    return f"probe again once a run has done its {teach[0]} stage: {again}"
+
+
+@contextmanager
+def _progress(screen: Any, groups: int, quiet: bool) -> Iterator[Callable[[], None]]:
+    """What to call for each group that has been sampled; shown on a terminal only."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+
+    if quiet or not screen.is_terminal:
+        yield lambda: None
+        return
+    columns = (
+        SpinnerColumn(),
+        TextColumn("probing"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TextColumn("prompts"),
+    )
+    with Progress(*columns, TimeRemainingColumn(compact=True), console=screen, transient=True) as progress:
+        task = progress.add_task("probing", total=groups)
+        yield lambda: progress.advance(task)

@@ -1,0 +1,159 @@
+"""The commands for machines beyond this one: deploy a pipeline on a work pool, submit a run to it, work on one."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from flows.command_options import RUNS, Config, Overrides, Runs, check_world, console, load, sayer
+from flows.reporting import quiet_libraries
+from pipeline.errors import UserError
+
+Job = Annotated[
+    list[str] | None,
+    typer.Option("--job", metavar="KEY=VALUE", help="A job variable of the pool, such as image=NAME; repeatable."),
+]
+
+
+def deploy(
+    config: Config,
+    pool: Annotated[str, typer.Option(metavar="POOL", help="A work pool: process, docker or kubernetes.")],
+    overrides: Overrides = None,
+    name: Annotated[
+        str | None, typer.Option(help="Name of its run, which goes on each time; without it every run is a new one.")
+    ] = None,
+    cron: Annotated[str | None, typer.Option(help='When to run it, such as "0 3 * * 1-5".')] = None,
+    timezone: Annotated[str, typer.Option(help="Of the schedule.")] = "UTC",
+    at_once: Annotated[
+        int | None, typer.Option("--at-once", min=1, metavar="N", help="Runs of it at a time; more of them wait.")
+    ] = None,
+    job: Job = None,
+    runs: Runs = RUNS,
+) -> None:
+    """Register a pipeline on a work pool of Prefect, whose workers run it when asked or on schedule."""
+    url, say = _server(), sayer(console())
+    from flows import deployments
+
+    with deployments.talking_to(url) as client:
+        found = deployments.find_pool(client, pool, url)
+        request = _request(config, overrides, name, runs, found.type, url)
+        terms = deployments.Terms(cron, timezone, at_once, parse_job(job))
+        identity = deployments.deploy(client, request, found, terms)
+        limit = found.concurrency_limit
+    say(f"deployed {deployments.deployment_name(request, pool)}: {_page(url, f'deployments/deployment/{identity}')}")
+    say(f"  runs: {request.runs} on the worker, which must be a mounted folder where others shall see them")
+    if cron:
+        say(f"  schedule: {cron} ({timezone})")
+    say(f"  at a time: {at_once or 'any number'} of it, {limit or 'any number'} in the pool")
+    say(f"To run it: gradus run {config} --on {pool}")
+    say(f"To work on it: {_worker(url, pool)}")
+
+
+def run_on(
+    pool: str, config: str, overrides: list[str] | None, name: str | None, runs: Path, detach: bool, job: list[str]
+) -> None:
+    """Submit a run to a work pool and follow it to its end, or leave at once."""
+    url, say = _server(), sayer(console())
+    from flows import deployments, following
+
+    with deployments.talking_to(url) as client:
+        found = deployments.find_pool(client, pool, url)
+        request = _request(config, overrides, name, runs, found.type, url)
+        flow_run = deployments.submit(client, request, found, parse_job(job))
+        say(f"submitted to {pool}: {_page(url, f'runs/flow-run/{flow_run.id}')}")
+        cancel = f"{deployments.prefect_command(url)} flow-run cancel {flow_run.id}"
+        if detach:
+            say(f"To stop it: {cancel}")
+            return
+        try:
+            code = following.follow(client, flow_run.id, pool, _worker(url, pool), say)
+        except KeyboardInterrupt:
+            say(f"\nno longer followed; the run goes on. To stop it: {cancel}")
+            raise typer.Exit(130) from None
+    if code:
+        raise typer.Exit(code)
+
+
+def deployed() -> None:
+    """Work on the flow run that a worker has been given; workers call this."""
+    from flows.server import ensure_server
+
+    quiet_libraries()
+    be_patient()
+    try:
+        url = ensure_server()
+    except (OSError, RuntimeError) as error:
+        raise UserError("the Prefect server does not answer", got=str(error)) from error
+    from flows.deployed import work_on_flow_run
+
+    work_on_flow_run(url)
+
+
+def parse_job(given: list[str] | None) -> dict[str, Any]:
+    """Job variables as ``KEY=VALUE``, the value in YAML. Raises: UserError.
+
+    >>> parse_job(["image=gradus:1", "volumes=[/data:/data]"])
+    {'image': 'gradus:1', 'volumes': ['/data:/data']}
+    """
+    from pipeline import yaml_text
+
+    found = {}
+    for text in given or ():
+        key, equals, value = text.partition("=")
+        if not equals or not key.strip():
+            expected = "--job key=value, such as --job image=gradus:latest"
+            raise UserError("a job variable is a key and a value", where=f"--job {text}", expected=expected)
+        found[key.strip()] = yaml_text.parse(value, f"--job {text}").data
+    return found
+
+
+def _server() -> str:
+    """The API's URL, with the services that deployments need. Raises: UserError."""
+    from flows.server import ensure_server
+
+    quiet_libraries()
+    be_patient()
+    try:
+        return ensure_server(deployments=True)
+    except (OSError, RuntimeError) as error:
+        raise UserError("there is no Prefect server", got=str(error)) from error
+
+
+def _request(config: str, overrides: list[str] | None, name: str | None, runs: Path, pool_type: str, url: str) -> Any:
+    """What is to be run, checked as far as this machine can: the worker checks the rest before it computes."""
+    from flows import launch
+    from flows.deployments import Request
+    from pipeline.preflight import refuse_url
+
+    launch.check_name(name)
+    refuse_url(runs)
+    loaded, stages = load(config, overrides)
+    if pool_type != "process" and not runs.is_absolute():
+        raise UserError(
+            "a container does not know this machine's current folder",
+            where="--runs",
+            got=str(runs),
+            expected="the absolute path of a folder that is mounted into it, such as /runs",
+        )
+    if pool_type == "process" and os.environ.get("GRADUS_PREFECT_API_URL") == url:
+        check_world(loaded, stages, runs)  # gradus's own server has workers on this machine alone
+    return Request(loaded, str(runs.absolute()), name)
+
+
+def be_patient() -> None:
+    """Here the server is no mere witness; a busy one that refuses a request is asked again, as Prefect does itself."""
+    os.environ.setdefault("PREFECT_CLIENT_MAX_RETRIES", "5")
+
+
+def _page(url: str, path: str) -> str:
+    return re.sub(r"/api/?$", f"/{path}", url)
+
+
+def _worker(url: str, pool: str) -> str:
+    from flows.deployments import prefect_command
+
+    return f"{prefect_command(url)} worker start --pool {pool} --limit 1"

@@ -1,0 +1,144 @@
+"""A comparison as a Prefect flow: every run of an arm is a task, several at a time, and the report is an artifact.
+
+As in :mod:`flows.staged` Prefect is a witness: what is done lies in the run folders, errors travel beside it, and where
+Prefect fails for reasons of its own the comparison goes on without it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+from contextvars import ContextVar
+from typing import Any
+
+from prefect import flow, tags, task
+from prefect.artifacts import create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import StateType
+from prefect.context import FlowRunContext, TagsContext
+from prefect.states import Completed, Failed, State
+
+from flows import server
+from flows.around_flow import flow_settings, flushed, quiet
+from flows.compare_jobs import Job, do
+from flows.compare_session import Session, run_plain
+from flows.flow_record import TAG, FlowRecord, flow_parameters
+from flows.staged import FLUSH_LIMIT
+from pipeline.interruption import Interrupted
+
+ARTIFACT_LIMIT = 100_000
+"""Characters of the report that Prefect is given."""
+
+
+class Tasks:
+    """A comparison's jobs as tasks of a flow. The work's errors travel beside Prefect, in here."""
+
+    def __init__(self, session: Session):
+        self.session = session
+        self.errors: dict[str, BaseException] = {}
+        """By the job's name."""
+        self.attempted: set[str] = set()
+
+    def as_task(self, job: Job) -> None:
+        """One job as a task of the flow; without it where Prefect cannot."""
+        with contextlib.suppress(Exception):
+            _train.with_options(name=job.arm, task_run_name=job.title)(job.name, return_state=True)
+        if job.name not in self.attempted:
+            return self.session.plain(job)
+        if (error := self.errors.get(job.name)) is not None:
+            raise error
+        return None
+
+    def attempt(self, name: str) -> State[Any]:
+        """Do a job and say in a state how it ended; its error itself stays here."""
+        job = next(job for job in self.session.jobs if job.name == name)
+        self.attempted.add(name)
+        try:
+            do(job, self.session.children)
+        except Interrupted as error:
+            self.errors[name] = error
+            return State(type=StateType.CANCELLED, name="Stopped", message="the same command again goes on")
+        except Exception as error:
+            self.errors[name] = error
+            return Failed(message=str(error).split("\n")[0])
+        summary = (job.run.summary() if job.run is not None else None) or {}
+        accuracy, seconds = summary.get("accuracy_end"), summary.get("seconds")
+        state = "Reused" if job.state == "reused" else "Completed"
+        return Completed(name=state, message=f"held-out accuracy {accuracy:.3f} in {seconds:.0f} s")
+
+
+_tasks: ContextVar[Tasks] = ContextVar("comparison")
+
+
+def _current() -> Tasks:
+    """The comparison at work. Flow and task ask here: Ray is sent them with all they name, which must be picklable."""
+    return _tasks.get()
+
+
+@task(persist_result=False, cache_policy=NO_CACHE)
+def _train(run: str) -> State[Any]:
+    """Train one run of the comparison in a process of its own."""
+    return _current().attempt(run)
+
+
+@flow(name="comparison", persist_result=False)
+def comparison(run_dir: str, host: str) -> State[Any]:
+    """Train every arm on every seed, as ``host`` sees the comparison's folder, and compare them."""
+    session = _current().session
+    session.patience.install()  # instead of Prefect's handler, which it removes itself at the end
+    context, record = FlowRunContext.get(), FlowRecord(session.folder)
+    if context is not None and context.flow_run is not None:
+        session.note(f"Prefect shows this comparison at {record.begin(context.flow_run)}")
+    with TagsContext(current_tags=set()):
+        session.work(_current().as_task)
+    if session.markdown:
+        with contextlib.suppress(Exception):
+            key = re.sub(r"[^a-z0-9]+", "-", session.folder.name.lower()).strip("-")
+            create_markdown_artifact(session.markdown[:ARTIFACT_LIMIT], key=f"{key}-report", description="The report")
+    if isinstance(session.error, Interrupted):
+        return State(type=StateType.CANCELLED, name="Stopped", message="the same command again goes on")
+    if session.error is not None:
+        return Failed(message=str(session.error).split("\n")[0])
+    failed = [job.title for job in session.jobs if job.needed and job.state in ("failed", "skipped")]
+    return Failed(message=f"without {', '.join(failed)}") if failed else Completed(message="every arm is done")
+
+
+def run_flow(session: Session) -> None:
+    """The comparison as a flow. The caller holds its lock. Raises: Interrupted, or what ended it early."""
+    try:
+        url = server.ensure_server()
+    except (OSError, RuntimeError) as error:
+        session.note(f"{error}; the comparison goes on without Prefect")
+        return run_plain(session)
+    record, trouble = FlowRecord(session.folder), None
+    with quiet(session.folder / "prefect.log"), flow_settings(url), flushed(lambda: FLUSH_LIMIT), _bound(session):
+        record.settle(url, session.note)
+        try:
+            with session.patience.installed(), tags(TAG, "compare", session.folder.name):
+                named: Any = comparison.with_options(
+                    flow_run_name=session.folder.name, task_runner=session.task_runner()
+                )
+                state = named(**flow_parameters(session.folder), return_state=True)
+            record.settled(state.name or "")
+        except Interrupted as error:
+            session.error = error
+        except Exception as error:
+            trouble = error
+    if session.error is not None:
+        record.finish("stopped" if isinstance(session.error, Interrupted) else "failed", "the same command goes on")
+        raise session.error
+    if session.markdown is None:
+        session.note(f"Prefect failed ({type(trouble).__name__}); the comparison goes on without it")
+        return run_plain(session)
+    record.finish("completed", "")
+    return None
+
+
+@contextlib.contextmanager
+def _bound(session: Session) -> Iterator[None]:
+    token = _tasks.set(Tasks(session))
+    try:
+        yield
+    finally:
+        _tasks.reset(token)

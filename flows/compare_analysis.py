@@ -1,0 +1,132 @@
+"""From what each arm measured on each seed to the comparison's numbers, as plain data: the content of report.json."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+
+from flows.compare_arms import STAGED
+from flows.compare_claims import EARLY_SHARE, MARGIN, Facts, judge
+from flows.compare_measures import Measures
+from pipeline.comparison import (
+    Estimate,
+    crossing,
+    early_gain,
+    holm,
+    over_prompts,
+    over_seeds,
+    paired,
+    smooth,
+    worst_drop,
+)
+
+NEAR_BEST = 0.9
+"""Share of the best gain whose first reaching measures speed."""
+TAIL = 0.1
+"""Share of a curve, at its end, whose mean is reported of entropy and length."""
+
+ByArm = dict[str, dict[int, Measures]]
+
+
+def by_arm(measured: Sequence[Measures], order: Sequence[str]) -> ByArm:
+    """arm -> seed -> what was measured, the comparison's own arms in their order first."""
+    labels = list(dict.fromkeys([*order, *(each["arm"] for each in measured)]))
+    found = {label: {each["seed"]: each for each in measured if each["arm"] == label} for label in labels}
+    return {label: seeds for label, seeds in found.items() if seeds}
+
+
+def analyse(measured: Sequence[Measures], order: Sequence[str], early_until: float | None = None) -> dict[str, Any]:
+    """Every arm's figures, the differences of every pair, and the verdicts on the claims.
+
+    ``early_until`` is the number of rollouts that count as the beginning; default: a quarter of the longest arm's.
+    """
+    arms = by_arm(measured, order)
+    spent = max((each["rollouts"] for each in measured), default=0)
+    until = early_until or EARLY_SHARE * spent
+    targets = _targets(arms)
+    facts = Facts(
+        early={arm: {s: early_gain(m["curve"], until) for s, m in seeds.items()} for arm, seeds in arms.items()},
+        drop={arm: {s: worst_drop(m["curve"]) for s, m in seeds.items()} for arm, seeds in arms.items()},
+        correct={arm: {s: m["heldout"] for s, m in seeds.items() if m["heldout"]} for arm, seeds in arms.items()},
+    )
+    rows = [_arm_row(arm, seeds, facts, targets) for arm, seeds in arms.items()]
+    starts = {each["seed"]: each["start"] | {"seed": each["seed"]} for each in measured}
+    return {
+        "starts": [starts[seed] for seed in sorted(starts)],
+        "arms": rows,
+        "early_until": until,
+        "margin": MARGIN,
+        "heldout_prompts": max((len(each["heldout"]) for each in measured), default=0),
+        "pairs": _pairs(facts, list(arms)),
+        "claims": [asdict(claim) for claim in judge(facts)],
+    }
+
+
+def _targets(arms: ByArm) -> dict[int, float]:
+    """seed -> the validation accuracy that is 90 % of the way from the start to the best of all smoothed curves."""
+    targets = {}
+    for seed in {seed for seeds in arms.values() for seed in seeds}:
+        curves = [seeds[seed]["curve"] for seeds in arms.values() if seed in seeds]
+        start = curves[0][0][1]
+        best = max(height for curve in curves for _, height in smooth(curve))
+        targets[seed] = start + NEAR_BEST * (best - start)
+    return targets
+
+
+def _arm_row(arm: str, seeds: Mapping[int, Measures], facts: Facts, targets: Mapping[int, float]) -> dict[str, Any]:
+    """One arm's line of the report."""
+    each = [seeds[seed] for seed in sorted(seeds)]
+    accuracy = over_seeds([m["accuracy"] for m in each])
+    answers = facts.answers([arm])
+    prompts = over_prompts(answers[0]) if answers is not None else None
+    reached = [crossing(smooth(m["curve"]), targets[m["seed"]]) for m in each]
+    known = [x for x in reached if x is not None]
+    return {
+        "arm": arm,
+        "seeds": sorted(seeds),
+        "accuracy": accuracy.mean,
+        "accuracy_each": [m["accuracy"] for m in each],
+        "interval_seeds": [accuracy.low, accuracy.high],
+        "interval_prompts": [prompts.low, prompts.high] if prompts else [None, None],
+        "gain": _mean([m["accuracy"] - m["start"]["accuracy"] for m in each if "accuracy" in m["start"]]),
+        "early_gain": asdict(over_seeds([facts.early[arm][m["seed"]] for m in each])),
+        "near_best_at": _mean(known) if len(known) == len(reached) else None,
+        "near_best_reached": len(known),
+        "worst_drop": asdict(over_seeds([facts.drop[arm][m["seed"]] for m in each])),
+        "entropy": _mean([_tail(m["entropy"]) for m in each if m["entropy"]]),
+        "length": _mean([_tail(m["length"]) for m in each if m["length"]]),
+        **{key: _mean([m[key] for m in each]) for key in ("rollouts", "tokens", "seconds")},
+        "marks": [m["marks"] for m in each],
+        "stages": each[0]["stages"],
+    }
+
+
+def _pairs(facts: Facts, arms: Sequence[str]) -> list[dict[str, Any]]:
+    """The paired difference of every two arms, those against the staged one first; Holm over all of them."""
+    ordered = sorted(combinations(arms, 2), key=lambda pair: STAGED not in pair)
+    pairs = [(b, a) if b == STAGED else (a, b) for a, b in ordered]
+    found: list[tuple[str, str, Estimate, int]] = []
+    for a, b in pairs:
+        answers = facts.answers([a, b])
+        if answers is not None:
+            found.append((a, b, paired(answers[0] - answers[1]), answers.shape[1]))
+    tested = [each for _, _, each, _ in found if each.p is not None]
+    adjusted = iter(holm([each.p for each in tested if each.p is not None]))
+    return [
+        {"a": a, "b": b, "seeds": seeds, **asdict(each), "p_holm": next(adjusted) if each.p is not None else None}
+        for a, b, each, seeds in found
+    ]
+
+
+def _tail(curve: Sequence[Sequence[float]]) -> float:
+    """Mean height of the last tenth of a curve."""
+    last = curve[-max(1, round(TAIL * len(curve))) :]
+    return float(np.mean([height for _, height in last]))
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return float(np.mean(values)) if len(values) else None

@@ -1,0 +1,98 @@
+"""One launch of a comparison: its folder, its lock, the engine, the report at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from flows.compare_arms import BASE, Plan
+from flows.compare_measures import Measures
+from flows.compare_place import Place, arm_run
+from flows.compare_publish import begin_tracking, end_tracking, publish, same_command
+from flows.compare_ray import Cluster, RayChildren
+from flows.compare_session import Session, run_plain
+from flows.compare_watch import Watch
+from flows.compare_work import Tuning, Work
+from flows.terminal import shown_path
+from pipeline import run_lock
+from pipeline.errors import UserError
+from pipeline.interruption import Interrupted
+from pipeline.runs import RUN_FILE
+
+
+def open_comparison(
+    runs: Path, name: str, plan: Plan, seeds: Sequence[int], tuning: Tuning | None, threads: int
+) -> Work:
+    """The comparison's folder and its jobs; nothing is written yet. Raises: UserError."""
+    folder = runs.absolute() / name
+    if (folder / RUN_FILE).is_file():
+        raise UserError(f"{name!r} is a run, not a comparison", where=shown_path(folder), fix="choose another --name")
+    place = Place(folder, plan, threads)
+    work = Work(place, seeds, tuning)
+    for seed in seeds:  # a run that was begun as something else is told before any compute
+        place.check(arm_run(BASE, seed), place.placed(plan.base(seed)))
+        if tuning is None:
+            for arm in plan.arms:
+                place.check(arm_run(arm.label, seed), place.placed(plan.arm(arm, seed)))
+    return work
+
+
+def launch(
+    work: Work,
+    foreign: Sequence[Measures],
+    parallel: int,
+    engine: str,
+    console: Console,
+    command: Sequence[str],
+    cluster: Cluster | None = None,
+) -> int:
+    """Train what is left, write the report; returns how many runs it lacks. Raises: UserError, Interrupted."""
+    place, plan = work.place, work.place.plan
+    place.folder.mkdir(parents=True, exist_ok=True)
+    watch = Watch(console, plan.usual)
+    with run_lock.hold(place.folder):
+        place.write_config()
+        for text in plan.notes:
+            watch.say(text)
+        watch.say(f"comparison {place.name} in {shown_path(place.folder)}")
+        names = ", ".join(arm.label for arm in plan.arms)
+        watch.say(f"{names}: {plan.budget} each, seeds {', '.join(map(str, work.seeds))}, {parallel} runs at a time")
+        said = same_command(command)
+        session = Session(
+            place.folder, work.jobs, parallel, watch, watch.say, lambda: publish(work, foreign, said, parallel)
+        )
+        if cluster is not None:
+            session.children, session.task_runner = RayChildren(cluster), cluster.task_runner
+        status = "FAILED"
+        begin_tracking(work, said)
+        try:
+            with watch.shown():
+                _engine(engine)(session)
+            status = "FINISHED" if not lacking(work) else "FAILED"
+        except Interrupted:
+            status = "KILLED"
+            raise
+        finally:
+            end_tracking(work, session.markdown or "", status)
+            if session.markdown:
+                watch.say(f"report: {shown_path(place.folder / 'report.html')} (also report.md, report.json)")
+    return lacking(work)
+
+
+def lacking(work: Work) -> int:
+    """Runs that the comparison lacks."""
+    return sum(job.needed and job.state in ("failed", "skipped") for job in work.jobs)
+
+
+def _engine(name: str) -> Callable[[Session], None]:
+    """How runs are called. The Prefect server starts in the background while Prefect is being imported."""
+    if name == "none":
+        return run_plain
+    from flows.server import start_server_in_background
+
+    start_server_in_background()
+    from flows.compare import run_flow
+
+    return run_flow

@@ -1,0 +1,118 @@
+"""The folder of a comparison, ``runs/NAME-compare``, and the runs in it.
+
+config.yaml        the configuration, resolved
+comparison.json    what was asked for last: arms, seeds, budget, the command
+base-seed-0/       a run: the data, the new policy and the stages that all arms share
+gfpo-seed-0/       a run: a fork of the base of its seed; ``gradus status --runs`` this folder lists all of them
+tune-gfpo-lr-0.0003/  a run whose validation accuracy helped to choose an option
+report.html report.md report.json
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flows.compare_arms import BASE, Arm, Plan
+from flows.terminal import shown_path
+from pipeline import forking, yaml_text
+from pipeline.config import PipelineConfig
+from pipeline.config_base import identity
+from pipeline.errors import UserError
+from pipeline.files import write_text
+from pipeline.runs import CONFIG_FILE, RUN_FILE, RunFolder, differences
+from pipeline.tracking_client import read_run_ids, resolve_uri
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a comparison's runs are, and how each is made."""
+
+    folder: Path
+    plan: Plan
+    threads: int
+    """CPU threads of each process."""
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def tracking(self) -> dict[str, Any]:
+        """The runs' tracking options: one experiment of the comparison's name, in the store of the runs folder."""
+        own = self.plan.config.tracking
+        uri = resolve_uri(own.uri, self.folder.parent)
+        return own.model_dump(mode="json") | {"uri": uri, "experiment": self.name}
+
+    def write_config(self) -> None:
+        """The configuration, as every run of a comparison starts from it."""
+        whole = self.placed(self.plan.config)
+        write_text(self.folder / CONFIG_FILE, yaml_text.dump(whole.model_dump(mode="json")))
+
+    def placed(self, config: PipelineConfig) -> PipelineConfig:
+        """The configuration with what this comparison decides about where and how to compute."""
+        policy = config.policy.model_copy(update={"threads": self.threads})
+        tracking = type(config.tracking).model_validate(self.tracking)
+        return config.model_copy(update={"policy": policy, "tracking": tracking})
+
+    def open(self, name: str) -> RunFolder:
+        """A run that exists. Raises: UserError."""
+        return RunFolder(self.folder / name, [stage.config for stage in self.plan.stages.values()])
+
+    def base(self, seed: int, name: str) -> RunFolder:
+        """The run that holds what the arms of a seed share, made where there is none. Raises: UserError."""
+        config = self.placed(self.plan.base(seed))
+        self.check(name, config)
+        configs = [stage.config for stage in self.plan.stages.values()]
+        run = RunFolder.create(self.folder, config, name, self.plan.path, configs)
+        run.tag(self._tags(BASE, seed))
+        return run
+
+    def arm(self, arm: Arm, seed: int, base: str, name: str) -> RunFolder:
+        """An arm's run: a fork of its base at the first stage of its own, made where there is none.
+
+        Raises: UserError.
+        """
+        config = self.placed(self.plan.arm(arm, seed))
+        if self.check(name, config):
+            run = self.open(name)
+            if run.holder() is None:
+                run.adopt(config)
+        else:
+            origin = self.open(base)
+            index = len(origin.config.stages)
+            run = forking.fork(origin, index, config, self.folder / name)
+        run.tag(self._tags(arm.label, seed))
+        return run
+
+    def check(self, name: str, config: PipelineConfig) -> bool:
+        """Whether the run exists, as it is wanted. Raises: UserError where it was begun as something else."""
+        if not (self.folder / name / RUN_FILE).is_file():
+            return False
+        changed = differences(identity(self.open(name).config), identity(config))
+        if changed:
+            raise UserError(
+                f"the comparison {self.name!r} has a run {name!r} that was begun with other options",
+                where=shown_path(self.folder / name),
+                got="\n            ".join(changed),
+                expected="the options that it was begun with",
+                fix="give the same options as before; or compare under another --name; or remove that folder, "
+                "and the run is trained anew",
+            )
+        return True
+
+    def _tags(self, label: str, seed: int) -> dict[str, str]:
+        """What the tracking pages group the runs by."""
+        tags = {"gradus.comparison": self.name, "gradus.arm": label, "gradus.seed": str(seed)}
+        own = read_run_ids(self.folder).get("")
+        return tags | ({"mlflow.parentRunId": own} if own else {})
+
+
+def arm_run(label: str, seed: int) -> str:
+    """The folder of an arm's run.
+
+    >>> arm_run("gfpo", 0)
+    'gfpo-seed-0'
+    """
+    return f"{label}-seed-{seed}"

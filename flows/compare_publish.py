@@ -1,0 +1,146 @@
+"""What a comparison leaves behind: report.html, report.md, report.json, figures/, and its own run in MLflow."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from flows.compare_arms import BASE
+from flows.compare_jobs import Job
+from flows.compare_measures import Measures, check_external, measure
+from flows.compare_place import arm_run
+from flows.compare_work import Work
+from pipeline import __version__
+from pipeline.cores import usable_cores
+from pipeline.files import write_json, write_text
+from pipeline.journal import Journal
+from pipeline.tracking_client import child_environment, needs_delivery
+
+REPORT = "report"
+PATIENCE = 120.0
+"""Seconds that MLflow may take for the comparison's own run; `gradus sync` delivers what it lacks."""
+
+
+def publish(work: Work, foreign: Sequence[Measures], command: str, parallel: int) -> str:
+    """Write the report of what is done so far; returns it as Markdown, empty where nothing is.
+
+    Raises: UserError where another system's results cannot be compared with ours.
+    """
+    from flows.compare_analysis import analyse, by_arm
+    from flows.compare_figures import figures
+    from flows.compare_report import as_markdown, as_page
+
+    measured = collected(work, foreign)
+    if not measured:
+        return ""
+    order = [arm.label for arm in work.place.plan.arms]
+    report = described(work, command, parallel) | {"analysis": analyse(measured, order)}
+    folder, drawn = work.place.folder, figures(by_arm(measured, order), report["analysis"])
+    for name, svg in drawn.items():
+        write_text(folder / "figures" / f"{name}.svg", svg)
+    markdown = as_markdown(report, drawn)
+    write_text(folder / f"{REPORT}.md", markdown)
+    write_text(folder / f"{REPORT}.html", as_page(report, drawn))
+    curves = [{key: value for key, value in each.items() if key != "heldout"} for each in measured]
+    write_json(folder / f"{REPORT}.json", json.loads(json.dumps(report | {"measured": curves}, default=str)))
+    return markdown
+
+
+def collected(work: Work, foreign: Sequence[Measures]) -> list[Measures]:
+    """What every finished arm measured, the other systems' last. Raises: UserError where these cannot be compared."""
+    found = [_measured(work, job) for job in work.reported() if job.state in ("done", "reused")]
+    for each in foreign:
+        check_external(each, found)
+    return found + [each for each in foreign if each["seed"] in work.seeds]
+
+
+def _measured(work: Work, job: Job) -> Measures:
+    return measure(work.place.open(job.name), work.place.open(arm_run(BASE, job.seed)), job.arm, job.seed)
+
+
+def described(work: Work, command: str, parallel: int) -> dict[str, Any]:
+    """What was compared, with what, on what, and what is missing of it."""
+    plan, tuning = work.place.plan, work.tuning
+    missing = [f"{job.title}: {job.reason or job.state}" for job in work.reported() if not _over(job)]
+    tuned = {"key": tuning.key, "seed": tuning.seed, "arms": work.chosen} if tuning and work.chosen else None
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "transformers"))
+    return {
+        "name": work.place.name,
+        "gradus": __version__,
+        "command": command,
+        "budget": str(plan.budget),
+        "seeds": list(work.seeds),
+        "parallel": parallel,
+        "validation_prompts": plan.config.task.validation,
+        "arms_asked": {arm.label: {"source": arm.source, "changes": list(arm.changes)} for arm in plan.arms},
+        "machine": f"{usable_cores()} cores ({platform.machine()}), Python {platform.python_version()}, {versions}",
+        "missing": missing,
+        "notes": list(plan.notes),
+        "tuning": tuned,
+    }
+
+
+def _over(job: Job) -> bool:
+    return job.state in ("done", "reused")
+
+
+def same_command(words: Sequence[str]) -> str:
+    """The command as it was typed."""
+    return shlex.join(words)
+
+
+def begin_tracking(work: Work, command: str) -> None:
+    """The comparison's own run in MLflow begins, or goes on, so that its arms appear under it."""
+    plan, journal = work.place.plan, Journal(work.place.folder / "journal.jsonl")
+    tags = {"gradus.comparison": work.place.name, "gradus.arm": "(comparison)"}
+    arms = ",".join(arm.label for arm in plan.arms)
+    params = {"arms": arms, "seeds": ",".join(map(str, work.seeds)), "budget": str(plan.budget), "command": command}
+    journal.start(work.place.name, tags, params)
+    deliver(work.place.folder)
+
+
+def end_tracking(work: Work, markdown: str, status: str) -> None:
+    """Final figures, the report as its files, and how it ended."""
+    folder, journal = work.place.folder, Journal(work.place.folder / "journal.jsonl")
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        analysis: Mapping[str, Any] = json.loads((folder / f"{REPORT}.json").read_text())["analysis"]
+        for row in analysis["arms"]:
+            found = {
+                key: row[key] for key in ("accuracy", "gain", "rollouts", "tokens", "seconds") if row[key] is not None
+            }
+            found |= {"worst_drop": row["worst_drop"]["mean"], "early_gain": row["early_gain"]["mean"]}
+            journal.metrics(0, {f"{key}/{row['arm']}": value for key, value in found.items()})
+        verdicts = {f"claim.{claim['claim']}": claim["verdict"] for claim in analysis["claims"]}
+        journal.tags({"mlflow.note.content": markdown[:4000], **verdicts})
+        for suffix in ("html", "md", "json"):
+            journal.artifact(folder / f"{REPORT}.{suffix}")
+    journal.end(status)
+    deliver(folder)
+    if status != "KILLED":  # whoever presses Ctrl-C does not want to wait
+        deliver_rest(folder)
+
+
+def deliver(folder: Path) -> None:
+    """Send what is new of the comparison's own run to MLflow; what it does not take stays for `gradus sync`."""
+    _call("pipeline.tracking", str(folder), log=folder / "tracking.log")
+
+
+def deliver_rest(folder: Path) -> None:
+    """Send what arms could not that were stopped or killed."""
+    if any(needs_delivery(file.parent) for file in folder.glob("*/journal.jsonl")):
+        _call("flows.cli", "sync", "--runs", str(folder), log=folder / "tracking.log")
+
+
+def _call(*words: str, log: Path) -> None:
+    """A module of ours in a process of its own: this one never imports MLflow."""
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired), log.open("ab") as output:
+        quiet: Any = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": output}
+        subprocess.run([sys.executable, "-m", *words], env=child_environment(), timeout=PATIENCE, check=False, **quiet)

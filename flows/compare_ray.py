@@ -1,0 +1,144 @@
+"""A comparison's runs on a Ray cluster: Prefect's Ray task runner places them, each trains in a process of its own.
+
+The folder of the runs is mounted on every node. It also carries the one thing that has to reach a run at work: a file
+``stop`` asks it to finish its step and end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import re
+import signal
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import StageFailed, UserError
+from pipeline.interruption import Interrupted
+from pipeline.runs import RunFolder
+
+STOP_FILE = "stop"
+LOOK_EVERY = 0.5
+"""Seconds between two looks for it."""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Where runs train. ``address`` is empty for a Ray of this machine that lives as long as the comparison."""
+
+    address: str
+    cpus: int
+    """Of one run."""
+    gpus: int
+    parallel: int
+
+    @classmethod
+    def parse(cls, text: str, engine: str, cpus: int, gpus: int, parallel: int) -> Cluster:
+        """``ray``, ``ray://auto`` for the cluster of this node, or ``ray://HOST:PORT``. Raises: UserError."""
+        found = re.fullmatch(r"ray(?:://([\w.\-]+(?::\d+)?))?", text)
+        if found is None:
+            expected = "ray (on this machine), ray://auto (this node's cluster) or ray://HOST:PORT"
+            raise UserError("there are no such workers", where="--workers", got=text, expected=expected)
+        if engine != "prefect":
+            raise UserError("Ray is driven by the Prefect flow", where="--engine", got=engine, expected="prefect")
+        if importlib.util.find_spec("prefect_ray") is None:
+            fix = "pip install 'gradus-rl[ray]'"
+            raise UserError("prefect-ray is not installed", where="--workers", got=text, fix=fix)
+        address = found[1] or ""
+        return cls(address if address in ("", "auto") else f"ray://{address}", cpus, gpus, parallel)
+
+    def task_runner(self) -> Any:
+        """Prefect's task runner for this cluster."""
+        from prefect_ray import RayTaskRunner  # type: ignore[import-not-found]
+
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+        if not self.address:
+            options |= {"num_cpus": self.parallel * self.cpus, "include_dashboard": False}
+        return RayTaskRunner(self.address or None, options | ({"address": "auto"} if self.address == "auto" else {}))
+
+
+class RayChildren:
+    """Stands in for :class:`flows.compare_jobs.Children`: the processes that train are on the cluster."""
+
+    def __init__(self, cluster: Cluster):
+        self.cluster = cluster
+        self._lock, self._runs, self._ending = threading.Lock(), dict[str, Path](), False
+
+    def train(self, run: RunFolder) -> None:
+        """Train a run to its end on some node. Raises: StageFailed, Interrupted."""
+        from prefect_ray.context import remote_options  # type: ignore[import-not-found]
+
+        stop = run.path / STOP_FILE
+        with self._lock:
+            if self._ending:
+                raise Interrupted(signal.SIGTERM)
+            stop.unlink(missing_ok=True)
+            self._runs[run.name] = stop
+        try:
+            with remote_options(num_cpus=self.cluster.cpus, num_gpus=self.cluster.gpus, max_retries=0):
+                future = _task().with_options(task_run_name=f"{run.name} on Ray").submit(run.name, str(run.path.parent))
+            told = future.result(raise_on_failure=False)
+        finally:
+            with self._lock:
+                self._runs.pop(run.name)
+            stop.unlink(missing_ok=True)
+        if not isinstance(told, dict):
+            raise StageFailed(f"Ray lost it: {str(told).strip().splitlines()[0] if str(told).strip() else type(told)}")
+        if told["outcome"] == "stopped":
+            raise Interrupted(signal.SIGTERM)
+        if told["outcome"] == "failed":
+            raise StageFailed(told["reason"])
+
+    def end(self) -> None:
+        """Ask all to finish the step in hand and end; none begins any more."""
+        with self._lock:
+            self._ending = True
+            for stop in self._runs.values():
+                stop.touch()
+
+    def kill(self) -> None:
+        """What is left ends with the flow's task runner: a run's process ends with its Ray worker."""
+        self.end()
+
+
+def train_here(run_name: str, runs: str) -> dict[str, str]:
+    """On a node: train a run in a process of its own until it is complete or asked to stop; how that ended."""
+    import socket
+
+    from flows.compare_jobs import Children
+    from stages import discover
+
+    run = RunFolder(Path(runs) / run_name, [stage.config for stage in discover().values()])
+    children, over = Children(), threading.Event()
+
+    def obey() -> None:
+        while not over.wait(LOOK_EVERY):
+            if (run.path / STOP_FILE).exists():
+                children.end()
+
+    threading.Thread(target=obey, daemon=True).start()
+    told = {"outcome": "done", "host": socket.gethostname(), "worker": str(os.getpid()), "reason": ""}
+    try:
+        children.train(run)
+    except Interrupted:
+        told |= {"outcome": "stopped"}
+    except StageFailed as error:
+        told |= {"outcome": "failed", "reason": str(error)}
+    finally:
+        over.set()
+        with contextlib.suppress(Exception):
+            children.kill()
+    return told
+
+
+def _task() -> Any:
+    """The task that Ray runs; made here, so that this module can be imported without Prefect."""
+    from prefect import task
+    from prefect.cache_policies import NO_CACHE
+
+    runner: Any = train_here
+    return task(runner, name="train on Ray", persist_result=False, cache_policy=NO_CACHE)

@@ -1,0 +1,60 @@
+"""What a comparison works on, whichever engine shows it, and the engine that needs nothing but Python."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from flows.compare_jobs import Children, Job, Trainers, Watcher, do, work_through
+from flows.stopping import Patience
+
+
+@dataclass
+class Session:
+    """What a comparison works on; it never passes through Prefect."""
+
+    folder: Path
+    jobs: list[Job]
+    parallel: int
+    watcher: Watcher
+    note: Callable[[str], None]
+    report: Callable[[], str]
+    """Writes the report of what is done, and returns it as Markdown."""
+    children: Trainers = field(default_factory=Children)
+    task_runner: Callable[[], Any] = lambda: None
+    """Makes Prefect's task runner, where the runs train on a cluster."""
+    patience: Patience = field(init=False)
+    errors: dict[str, BaseException] = field(default_factory=dict)
+    """By the job's name."""
+    attempted: set[str] = field(default_factory=set)
+    error: BaseException | None = None
+    """What ended the comparison before its end."""
+    markdown: str | None = None
+
+    def __post_init__(self) -> None:
+        self.patience = Patience(self.note)
+
+    def work(self, call: Callable[[Job], None]) -> None:
+        """All jobs and the report; what ends it early is kept in ``error``. The report is of whatever is done."""
+        try:
+            work_through(self.jobs, self.parallel, call, self.watcher, self.children, self.patience.leave_if_requested)
+        except BaseException as error:
+            self.error = error
+        try:
+            self.markdown = self.report()
+        except Exception as error:
+            self.error = self.error or error
+
+    def plain(self, job: Job) -> None:
+        """One job as a plain call."""
+        do(job, self.children)
+
+
+def run_plain(session: Session) -> None:
+    """The comparison without Prefect. Raises: Interrupted."""
+    with session.patience.installed():
+        session.work(session.plain)
+    if session.error is not None:
+        raise session.error

@@ -1,0 +1,123 @@
+"""A comparison's jobs, in order: tuning on a seed of its own, then the bases, then every arm on every seed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from flows.compare_arms import BASE, Arm
+from flows.compare_jobs import Job
+from flows.compare_measures import measure
+from flows.compare_place import Place, arm_run
+from pipeline.errors import StageFailed, UserError
+from pipeline.runs import RunFolder
+
+TUNING_SEED = 1000
+"""The seed that options are tuned on, unless it is another."""
+SCORED_SHARE = 0.25
+"""Share of the learning curve, at its end, whose mean scores a tuning run: one evaluation alone is noisy."""
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """``lr=3e-5,1e-4``: an option and the values that each arm is tried with, all arms the same ones."""
+
+    key: str
+    values: tuple[str, ...]
+    seed: int = TUNING_SEED
+
+    @classmethod
+    def parse(cls, text: str, seed: int, reported: Sequence[int]) -> Tuning:
+        """Raises: UserError."""
+        key, _, values = text.partition("=")
+        found = tuple(dict.fromkeys(filter(None, map(str.strip, values.split(",")))))
+        if not re.fullmatch(r"[a-z_.]+", key) or len(found) < 2:
+            expected = "an option of the stages and two or more values, such as lr=3e-5,1e-4,3e-4"
+            raise UserError("there is nothing to choose from", where="--tune", got=text, expected=expected)
+        if seed in reported:
+            fix = f"a --tune-seed beyond {', '.join(map(str, reported))}"
+            what = "the seed that options are tuned on would also be reported"
+            raise UserError(what, where="--tune-seed", got=str(seed), fix=fix)
+        return cls(key, found, seed)
+
+
+@dataclass
+class Work:
+    """Everything there is to do, and what tuning has chosen so far."""
+
+    place: Place
+    seeds: Sequence[int]
+    tuning: Tuning | None = None
+    jobs: list[Job] = field(default_factory=list)
+    chosen: dict[str, dict[str, object]] = field(default_factory=dict)
+    """arm -> {"value": the chosen one, "scores": {value: validation accuracy or None}}."""
+
+    def __post_init__(self) -> None:
+        plan, tuning = self.place.plan, self.tuning
+        tuned: dict[str, tuple[str, ...]] = {}
+        if tuning is not None:
+            base = f"tune-{BASE}"
+            self.jobs.append(Job(base, BASE, tuning.seed, "tuning base", lambda: self.place.base(tuning.seed, base)))
+            for arm in plan.arms:
+                tries = [self._try(arm, value, tuning, base) for value in tuning.values]
+                tuned[arm.label] = tuple(job.name for job in tries)
+                self.jobs += tries
+        for seed in self.seeds:
+            self.jobs.append(self._base(seed))
+        for seed in self.seeds:
+            self.jobs += [self._arm(arm, seed, tuned.get(arm.label, ())) for arm in plan.arms]
+
+    def _base(self, seed: int) -> Job:
+        name = arm_run(BASE, seed)
+        return Job(name, BASE, seed, f"{BASE} seed {seed}", lambda: self.place.base(seed, name))
+
+    def _try(self, arm: Arm, value: str, tuning: Tuning, base: str) -> Job:
+        name = f"tune-{arm.label}-{tuning.key.replace('_', '-')}-{value}"
+        changed = replace(arm, changes=(*arm.changes, f"{tuning.key}={value}"))
+        self.place.plan.arm(changed, tuning.seed)  # a value that cannot be is told before any compute
+        title = f"{arm.label} {tuning.key}={value}"
+
+        def make() -> RunFolder:
+            return self.place.arm(changed, tuning.seed, base, name)
+
+        return Job(name, arm.label, tuning.seed, title, make, (base,), needed=False)
+
+    def _arm(self, arm: Arm, seed: int, tries: tuple[str, ...]) -> Job:
+        name, base = arm_run(arm.label, seed), arm_run(BASE, seed)
+
+        def make() -> RunFolder:
+            return self.place.arm(self.tuned(arm), seed, base, name)
+
+        return Job(name, arm.label, seed, f"{arm.label} seed {seed}", make, (*tries, base))
+
+    def tuned(self, arm: Arm) -> Arm:
+        """The arm with the value that did best on the validation prompts of the tuning seed.
+
+        Raises: StageFailed where every value failed.
+        """
+        if self.tuning is None:
+            return arm
+        tries = [job for job in self.jobs if job.arm == arm.label and job.seed == self.tuning.seed]
+        scores = dict(zip(self.tuning.values, map(self._score, tries), strict=True))
+        known = {value: score for value, score in scores.items() if score is not None}
+        if not known:
+            raise StageFailed(f"every value of {self.tuning.key} failed for the arm {arm.label}")
+        best = max(known, key=lambda value: known[value])
+        self.chosen[arm.label] = {"value": best, "scores": scores}
+        return replace(arm, changes=(*arm.changes, f"{self.tuning.key}={best}"))
+
+    def _score(self, job: Job) -> float | None:
+        """Mean validation accuracy over the end of a tuning run's curve; None where it failed."""
+        assert self.tuning is not None
+        if job.run is None or job.run.summary() is None:
+            return None
+        curve = measure(job.run, self.place.open(f"tune-{BASE}"), job.arm, job.seed)["curve"]
+        last = curve[-max(1, round(SCORED_SHARE * len(curve))) :]
+        return round(float(np.mean([height for _, height in last])), 6)
+
+    def reported(self) -> list[Job]:
+        """The jobs whose results the report shows."""
+        return [job for job in self.jobs if job.needed and job.arm != BASE]

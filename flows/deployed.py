@@ -1,0 +1,103 @@
+"""What a worker starts for a flow run of a deployed pipeline: the launch of ``gradus run``, shown as that flow run.
+
+The worker gives the flow run's id in the environment; its parameters say what is asked for. The process ends with the
+exit code of ``gradus run``, and the flow run in the state that goes with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.exceptions import ObjectNotFound
+from prefect.states import Completed, State
+
+from flows import launch
+from flows.around_flow import flow_settings
+from flows.command_options import check_world, console, load, sayer
+from flows.flow_record import FlowRecord
+from flows.reporting import Process
+from flows.staged import run_staged
+from pipeline import yaml_text
+from pipeline.config_files import LoadedConfig
+from pipeline.errors import UserError
+from pipeline.observer import Observer
+
+ID_VARIABLE = "PREFECT__FLOW_RUN_ID"
+"""Workers of every type set it."""
+REFUSED = "Refused"
+"""State of a flow run that asked for what cannot be: the user's to put right, and nothing was computed."""
+
+
+def work_on_flow_run(url: str) -> None:
+    """Do what the flow run in the environment asks for. Raises: what ``gradus run`` raises."""
+    flow_run = _given_flow_run(url)
+    try:
+        _launch(flow_run)
+    except UserError as error:
+        _settle(url, flow_run, State(type=StateType.FAILED, name=REFUSED, message=str(error)))
+        raise
+    _settle(url, flow_run, Completed(message="Completed; Prefect has not seen all of it."))
+
+
+def _settle(url: str, flow_run: FlowRun, state: State[Any]) -> None:
+    """Give the flow run this state where the flow itself has not ended it; the worker sees to every other end."""
+    with contextlib.suppress(Exception), flow_settings(url), get_client(sync_client=True) as client:
+        current = client.read_flow_run(flow_run.id).state
+        if current is None or not current.is_final():
+            client.set_flow_run_state(flow_run.id, state, force=True)
+
+
+def _launch(flow_run: FlowRun) -> None:
+    asked, screen = flow_run.parameters, console()
+    loaded, stages = _load(asked)
+    runs = Path(asked["runs"])
+    name = asked.get("name") or run_of(str(flow_run.id), runs)
+    launch.check_name(name)
+    check_world(loaded, stages, runs)
+    folder = launch.open_run(loaded, runs, name, stages, sayer(screen))
+    Process.folder = folder.path
+    sayer(screen)(f"run {folder.name} in {folder.path}")
+
+    def engine(run_dir: Path, observer: Observer) -> dict[str, Any]:
+        return run_staged(run_dir, observer, flow_run=flow_run)
+
+    launch.tell(folder, launch.launch(folder, engine, screen), runs, screen)
+
+
+def _given_flow_run(url: str) -> FlowRun:
+    """Raises: UserError."""
+    try:
+        with flow_settings(url), get_client(sync_client=True) as client:
+            return client.read_flow_run(UUID(os.environ[ID_VARIABLE]))
+    except (KeyError, ValueError, ObjectNotFound) as error:
+        expected = f"the id of a flow run of {url} in {ID_VARIABLE}, which Prefect's workers set"
+        fix = "use `gradus run`; this command is what a worker calls"
+        got = os.environ.get(ID_VARIABLE) or type(error).__name__
+        raise UserError("there is no flow run to work on", got=got, expected=expected, fix=fix) from None
+
+
+def _load(asked: Mapping[str, Any]) -> tuple[LoadedConfig, dict[str, Any]]:
+    """The configuration among the parameters, checked like a file; what it loads lies beside its source."""
+    source = Path(asked["source"])
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / source.name
+        file.write_text(yaml_text.dump(asked["config"]))
+        loaded, stages = load(str(file), None)
+    return LoadedConfig(loaded.config, source, source.parent), stages
+
+
+def run_of(flow_run_id: str, runs: Path) -> str | None:
+    """The run that this flow run has begun earlier, where a worker tries it again; None for a new one."""
+    for file in sorted(runs.glob("*/prefect.json")):
+        record = FlowRecord(file.parent)
+        if any(entry.get("flow_run_id") == flow_run_id for entry in (record.read(), *record.earlier())):
+            return file.parent.name
+    return None

@@ -1,0 +1,183 @@
+"""Deployments: a pipeline registered with Prefect on a work pool, from which workers take its runs.
+
+The deployment holds the whole configuration, so what was deployed is what runs, whatever becomes of the file. What a
+worker starts for a flow run is ``gradus deployed`` (:mod:`flows.deployed`), in a process, a container or a pod.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import DeploymentScheduleCreate
+from prefect.client.schemas.objects import ConcurrencyLimitStrategy, ConcurrencyOptions, FlowRun, WorkPool
+from prefect.client.schemas.schedules import CronSchedule
+from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
+from prefect.utilities.callables import parameter_schema
+from pydantic import ValidationError
+
+from flows.around_flow import flow_settings
+from flows.flow_record import TAG
+from flows.staged import FLOW, deployed_pipeline
+from pipeline.config_errors import did_you_mean
+from pipeline.config_files import LoadedConfig
+from pipeline.errors import UserError
+
+POOL_TYPES = ("process", "docker", "kubernetes")
+"""Work pools whose workers start a command that one can name."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be run, and where its runs go."""
+
+    loaded: LoadedConfig
+    runs: str
+    """The folder of the runs, as the worker sees it."""
+    name: str | None = None
+
+    def parameters(self) -> dict[str, Any]:
+        """What a flow run of :func:`flows.staged.deployed_pipeline` is called with."""
+        config = self.loaded.config.model_dump(mode="json")
+        return {"config": config, "source": str(self.loaded.path), "runs": self.runs, "name": self.name}
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What a deployment says besides the pipeline itself."""
+
+    cron: str | None = None
+    timezone: str = "UTC"
+    at_once: int | None = None
+    """Runs of it at a time, over all workers; further ones wait."""
+    job: Mapping[str, Any] = field(default_factory=dict)
+    """Job variables of the pool's template, such as ``image`` or ``env``."""
+
+
+@contextlib.contextmanager
+def talking_to(url: str) -> Iterator[SyncPrefectClient]:
+    """A client of the server. Raises: UserError where it does not answer or refuses."""
+    try:
+        with flow_settings(url), get_client(sync_client=True) as client:
+            yield client
+    except PrefectHTTPStatusError as error:
+        said = error.response.text.strip()[:300]
+        raise UserError("the Prefect server refuses this", where=url, got=said or str(error)) from error
+    except (httpx.TransportError, OSError) as error:
+        fix = "start that server, correct PREFECT_API_URL, or take it away to use gradus's own server on this machine"
+        got = f"{type(error).__name__}: {error}".strip(": ")
+        raise UserError("the Prefect server does not answer", where=url, got=got, fix=fix) from error
+
+
+def find_pool(client: SyncPrefectClient, name: str, url: str) -> WorkPool:
+    """The work pool of that name, of a type that can run pipelines. Raises: UserError."""
+    try:
+        pool = client.read_work_pool(name)
+    except ObjectNotFound:
+        known = sorted(pool.name for pool in client.read_work_pools() if pool.type in POOL_TYPES)
+        create = f"{prefect_command(url)} work-pool create {shlex.quote(name)} --type process"
+        fix = f"`{create}` makes it"
+        if known:
+            fix = f"{did_you_mean(name, known)}; or {fix}"
+        got, expected = name, f"one of {', '.join(known)}" if known else "a work pool; the server has none yet"
+        raise UserError("there is no such work pool", where=url, got=got, expected=expected, fix=fix) from None
+    if pool.type not in POOL_TYPES:
+        raise UserError(
+            f"the work pool {name!r} cannot run pipelines",
+            where=url,
+            got=f"a pool of type {pool.type}",
+            expected=f"one of type {', '.join(POOL_TYPES)}",
+            fix="a process worker on a machine with the accelerators needs nothing else",
+        )
+    return pool
+
+
+def check_job_variables(pool: WorkPool, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The variables of the pool's template, by name. Raises: UserError where one that is given is none of them."""
+    known: dict[str, Any] = pool.base_job_template.get("variables", {}).get("properties", {})
+    for key in given:
+        if key not in known:
+            fix = did_you_mean(key, sorted(known))
+            raise UserError(f"the work pool {pool.name!r} has no job variable `{key}`", where="--job", got=key, fix=fix)
+    return known
+
+
+def job_variables(pool: WorkPool, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The job variables of a deployment on this pool: the command, and what is given. Raises: UserError."""
+    known = check_job_variables(pool, given)
+    if pool.type == "process":
+        return {"command": shlex.join([sys.executable, "-m", "flows.cli", "deployed"]), **given}
+    if "image" not in given and not known.get("image", {}).get("default"):
+        raise UserError(
+            f"the {pool.type} pool {pool.name!r} does not know which image to run",
+            where="--job image=...",
+            expected="an image that has gradus in it; deploy/Dockerfile builds one",
+            fix=f"give --job image=NAME, or a default in the pool's template (deploy/{pool.type}-pool.json has one)",
+        )
+    return {"command": "gradus deployed", **given}
+
+
+def deployment_name(request: Request, pool: str) -> str:
+    """``quickstart@gpus``: one deployment for each pipeline and pool."""
+    return f"{request.loaded.config.name}@{pool}"
+
+
+def deploy(client: SyncPrefectClient, request: Request, pool: WorkPool, terms: Terms) -> Any:
+    """Register a pipeline on a pool, in place of what was there before under its name; returns the deployment's id."""
+    schema = parameter_schema(deployed_pipeline.fn)
+    return client.create_deployment(
+        flow_id=client.create_flow_from_name(FLOW),
+        name=deployment_name(request, pool.name),
+        entrypoint="flows.staged.deployed_pipeline",
+        work_pool_name=pool.name,
+        parameters=request.parameters(),
+        parameter_openapi_schema=schema.model_dump_for_openapi(),
+        enforce_parameter_schema=True,
+        job_variables=job_variables(pool, terms.job),
+        schedules=[DeploymentScheduleCreate(schedule=_schedule(terms))] if terms.cron else [],
+        concurrency_limit=terms.at_once,
+        concurrency_options=ConcurrencyOptions(collision_strategy=ConcurrencyLimitStrategy.ENQUEUE),
+        tags=[TAG, request.loaded.config.name],
+        description=f"The pipeline of {request.loaded.path}; runs go to {request.runs} on the worker.",
+    )
+
+
+def submit(client: SyncPrefectClient, request: Request, pool: WorkPool, job: Mapping[str, Any]) -> FlowRun:
+    """Ask for one run. The pipeline's deployment on the pool stays as it is; where there is none, one is made."""
+    try:
+        known = client.read_deployment_by_name(f"{FLOW}/{deployment_name(request, pool.name)}").id
+        check_job_variables(pool, job)
+    except ObjectNotFound:
+        known = deploy(client, request, pool, Terms(job=job))
+    return client.create_flow_run_from_deployment(
+        known,
+        parameters=request.parameters(),
+        name=request.name or request.loaded.config.name,
+        tags=[TAG, request.loaded.config.name],
+        job_variables=dict(job) or None,
+    )
+
+
+def _schedule(terms: Terms) -> CronSchedule:
+    """Raises: UserError."""
+    try:
+        return CronSchedule(cron=terms.cron or "", timezone=terms.timezone)
+    except (ValidationError, ValueError) as error:
+        wrong_zone = "timezone" in str(error).lower()
+        raise UserError(
+            "there is no such time zone" if wrong_zone else "this is no schedule",
+            where="--timezone" if wrong_zone else "--cron",
+            got=terms.timezone if wrong_zone else terms.cron,
+            expected="a name such as Europe/Berlin" if wrong_zone else 'five fields of cron, such as "0 3 * * 1-5"',
+        ) from None
+
+
+def prefect_command(url: str) -> str:
+    """How to call Prefect's own command line against this server."""
+    return f"PREFECT_API_URL={url} {shlex.quote(sys.executable)} -m prefect"

@@ -1,0 +1,127 @@
+"""When a stage ends before its steps are done, and what guards it against collapse; see docs/switching.md."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from pipeline.config_base import Options
+from pipeline.switching import alarm_level, share_bounds
+
+if TYPE_CHECKING:
+    from pipeline.config_stage import StageConfig
+
+
+class Plateau(Options):
+    """A curve that has stopped rising."""
+
+    of: Literal["accuracy", "reward"] = "accuracy"
+    """Which curve: accuracy on the validation prompts, or the training reward of a step."""
+    window: int = Field(8, ge=4)
+    """Newest measurements that a straight line is laid through: evaluations, or steps where it is the reward."""
+    gain: float = Field(0.02, gt=0)
+    """The stage ends once the upper bound of what the line gains over the window is less than this."""
+
+
+class Until(Options):
+    """Rules that end a stage early; the first that holds does."""
+
+    accuracy: float | None = Field(None, gt=0, lt=1)
+    """Accuracy on the validation prompts that is to be reached, by the lower bound of an evaluation."""
+    plateau: Plateau | None = None
+    """Nothing is gained any more."""
+    entropy: float | None = Field(None, gt=0)
+    """Floor of the sampler's entropy, in nats a token, by the upper bound of its mean over ``window`` steps."""
+    uniform: float | None = Field(None, gt=0, lt=1)
+    """Limit of the share of groups whose rewards are all equal, by the lower bound of its mean over ``window`` steps:
+    above it there is little left to learn from."""
+    window: int = Field(10, ge=3)
+    """Newest steps that ``entropy`` and ``uniform`` look at."""
+    errors: float = Field(1.645, gt=0)
+    """How many standard errors a bound lies away from its estimate, in all of these rules; more where a window has few
+    measurements, so that the confidence stays the same (1.645: 95 % on the one side that counts)."""
+    rollouts: int | None = Field(None, ge=1)
+    """Completions that the stage may sample or train on; the step that reaches this is its last."""
+    tokens: int | None = Field(None, ge=1)
+    """Completion tokens, in the same way."""
+    seconds: float | None = Field(None, gt=0)
+    """Seconds of training, in the same way. A clock differs from run to run, so no two end at the same step."""
+
+
+class Guard(Options):
+    """The collapse guard: where a stage falls significantly below its best, it goes back to that checkpoint."""
+
+    watch: Literal["accuracy", "reward"] = "accuracy"
+    """What is compared with its best: accuracy on the validation prompts, prompt by prompt, or the training reward."""
+    every: int = Field(10, ge=4)
+    """Steps whose mean is one measurement of the reward; accuracy is measured every ``eval_every`` steps."""
+    evaluations: int = Field(2, ge=1)
+    """Measurements in a row that must be significantly below the best; at the end of the stage one is enough."""
+    risk: float = Field(0.01, gt=0, lt=0.5)
+    """Largest probability, over the whole stage, of an alarm where nothing got worse."""
+    then: Literal["hand_over", "stop", "slower"] = "hand_over"
+    """What then: hand over the best checkpoint; stop the run; or go on from there with a smaller learning rate."""
+    factor: float = Field(0.5, gt=0, lt=1)
+    """With ``slower``: what the learning rate is multiplied by."""
+    times: int = Field(2, ge=1)
+    """With ``slower``: how often at most; the next alarm hands over."""
+
+    def level(self, stage: StageConfig) -> float:
+        """The p-value that one comparison must stay under."""
+        every = self.every if self.watch == "reward" else stage.eval_every
+        return alarm_level(self.risk, math.ceil(stage.steps / every))
+
+
+def needs_validation(stage: StageConfig) -> str:
+    """The first option of a stage that looks at the validation prompts, or nothing."""
+    until, guard = stage.until or Until(), stage.guard
+    wanted = {
+        "handover: best": stage.handover == "best",
+        "until.accuracy": until.accuracy is not None,
+        "until.plateau": until.plateau is not None and until.plateau.of == "accuracy",
+        "guard": guard is not None and guard.watch == "accuracy",
+    }
+    return next((name for name, is_wanted in wanted.items() if is_wanted), "")
+
+
+def looks_at_samples(stage: StageConfig) -> str:
+    """The first option of a stage that looks at rewards or entropy of what the stage samples, or nothing."""
+    until, guard = stage.until or Until(), stage.guard
+    wanted = {
+        "until.entropy": until.entropy is not None,
+        "until.uniform": until.uniform is not None,
+        "until.plateau.of": until.plateau is not None and until.plateau.of == "reward",
+        "guard.watch": guard is not None and guard.watch == "reward",
+    }
+    return next((name for name, is_wanted in wanted.items() if is_wanted), "")
+
+
+def check_switching(stage: StageConfig, validation: int) -> None:
+    """Every rule of a stage can come to act with this number of validation prompts. Raises: ValueError."""
+    name, until, guard = f"stage {stage.label!r}", stage.until or Until(), stage.guard
+    if (wanted := needs_validation(stage)) and not stage.eval_every:
+        raise ValueError(f"{name} has {wanted}: set its eval_every")
+    if stage.eval_every and not validation:
+        raise ValueError(f"{name} has eval_every: set task.validation, the prompts to evaluate on")
+    if until.accuracy is not None and (best := share_bounds(validation, validation, until.errors)[0]) < until.accuracy:
+        raise ValueError(
+            f"{name} cannot reach until.accuracy: {until.accuracy}: with {validation} validation prompts the lower "
+            f"bound is {best:.2f} even where all are right; lower it, or raise task.validation"
+        )
+    if until.plateau is not None:
+        every = stage.eval_every if until.plateau.of == "accuracy" else 1
+        if stage.steps // every < until.plateau.window:
+            raise ValueError(
+                f"{name} has until.plateau with a window of {until.plateau.window} measurements and makes only "
+                f"{stage.steps // every} in its {stage.steps} steps; lower the window or eval_every"
+            )
+    if guard is not None and guard.watch == "accuracy" and 0.5**validation > guard.level(stage):
+        least = math.ceil(-math.log2(guard.level(stage)))
+        raise ValueError(
+            f"{name} has a guard that could never be sure of a fall with {validation} validation prompts: set "
+            f"task.validation to {least} at the very least; some hundreds see a fall by a tenth"
+        )
+    if guard is not None and guard.watch == "reward" and stage.handover == "best":
+        raise ValueError(f"{name} has two ideas of its best: `handover: best` goes by accuracy, its guard by reward")

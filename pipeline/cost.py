@@ -1,0 +1,69 @@
+"""What a stage will cost, from what a probe measured. Pure arithmetic, and a model of the work rather than the work."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pipeline.config import StageConfig
+from pipeline.stage import Needs
+
+if TYPE_CHECKING:
+    from pipeline.probe import Speed
+
+OPTIMIZER_COPIES = 3
+"""Gradients and both of Adam's moments, each as large as the weights."""
+
+PREDICTION = 1 / 3
+"""Of an update's time, a forward pass alone."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One stage's estimate."""
+
+    label: str
+    steps: int
+    step_seconds: float
+    rollouts: int
+    """Completions in a step, those of a reference policy included."""
+    useful: float | None
+    """Expected share of groups that have weights; None where it is not known."""
+    memory_bytes: int
+    """Of the training process, or of its device."""
+
+    @property
+    def seconds(self) -> float:
+        """All steps."""
+        return self.steps * self.step_seconds
+
+
+def stage_cost(config: StageConfig, needs: Needs, speed: Speed, length: float, useful: float | None) -> Cost:
+    """Time and memory of a stage.
+
+        step = n * length / sampling speed + n * scoring + updates * trained tokens / learning speed
+
+    where n counts P * K completions, twice where a reference policy is sampled as well, and 1 / ``useful`` times,
+    within what is allowed, where uniform groups are replaced. Otherwise completions of groups that weigh zero are not
+    trained on: 1 - ``useful`` of them. A token's critic is a second learner with a pass more. Memory is the probe's
+    peak, which held the weights twice beside gradients and moments, plus every further copy that the stage keeps.
+
+    ``length``: mean tokens of a completion. ``useful``: share of groups that have weights; None: unknown, all count.
+    Departure: left out are evaluations, checkpoints and the passes for KL or a log-ratio: some 5 to 10 % of a run.
+    """
+    completions = config.prompts_per_step * config.group_size
+    demonstrated = needs.completions == "demonstrations"
+    sampled = 0 if demonstrated else completions * (2 if needs.reference_rewards else 1)
+    share = 1.0 if useful is None else useful
+    rounds = min(needs.refills + 1.0, 1 / share if share else needs.refills + 1.0)
+    trained = completions * length * min(1.0, share * rounds)
+    seconds = sampled * rounds * (length / speed.sample_tokens_per_second + speed.score_seconds)
+    seconds += config.updates_per_batch * trained / speed.update_tokens_per_second
+    has_network = needs.critic is not None and needs.critic.kind == "token"
+    if has_network:
+        seconds += (config.updates_per_batch + PREDICTION) * completions * length / speed.update_tokens_per_second
+    measures_kl = config.kl_every > 0 and not demonstrated
+    copies = needs.reference + measures_kl + bool(config.async_)
+    copies += (1 + OPTIMIZER_COPIES) * has_network
+    memory = speed.peak_bytes + (copies - 1) * speed.weight_bytes
+    return Cost(config.label, config.steps, seconds, round(sampled * rounds) or completions, useful, memory)

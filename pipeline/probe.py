@@ -1,0 +1,212 @@
+"""Looks at a policy on a task without training it: samples groups, scores them twice, and times one learner step."""
+
+from __future__ import annotations
+
+import copy
+import math
+import resource
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import fmean
+
+import torch
+from torch import Tensor
+
+from pipeline.config import PipelineConfig, StageConfig
+from pipeline.diagnosis import Diagnosis, Group, diagnose
+from pipeline.errors import UserError
+from pipeline.learner import Learner
+from pipeline.policy import Policy
+from pipeline.rewards import RewardSuite, Scores
+from pipeline.sampler import DrawKey, sample
+from pipeline.scoring import rewarded
+from pipeline.tasks import PromptStream, TaskData
+from pipeline.types import Prompt, Rollouts
+
+LABEL = "probe"
+"""Whose prompts and draws these are: no stage's, so that a probe sees other draws than any stage will."""
+DEMONSTRATIONS = 256
+"""Demonstrations that are counted for their mean length."""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What was measured on this machine, of this policy; what the estimates of cost are made from."""
+
+    sample_tokens_per_second: float
+    """Completion tokens that the sampler draws, at batches of a stage's size."""
+    score_seconds: float
+    """Seconds that scoring adds for one completion."""
+    update_tokens_per_second: float
+    """Completion tokens that a forward, a backward and the optimizer's step take in, rows of zero weight left out."""
+    update_seconds: float
+    """Seconds of the step that was timed."""
+    peak_bytes: int
+    """Memory at its highest: of this process on a CPU, of the device elsewhere; with one copy of the weights beside
+    the trained ones, their gradients and both of Adam's moments."""
+    weight_bytes: int
+    """The weights once."""
+    demonstration_tokens: float | None
+    """Mean length of the task's demonstrations; None where it has none."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A probe's result."""
+
+    diagnosis: Diagnosis
+    groups: list[Group]
+    """What it was found in."""
+    speed: Speed
+    policy: dict[str, object]
+    """As :meth:`pipeline.policy.Policy.describe` says it."""
+    seconds: float
+    failures: dict[str, str]
+    """label of a reward -> what its first failure said."""
+
+
+def probe(
+    policy: Policy,
+    task: TaskData,
+    config: PipelineConfig,
+    stage: StageConfig,
+    ranking: list[str],
+    prompts: int,
+    samples: int,
+    on_group: Callable[[], None] = lambda: None,
+    log: Path | None = None,
+) -> Probe:
+    """Sample ``samples`` completions of ``prompts`` training prompts and say what they tell.
+
+    ``stage`` is the one whose batch size, sampling options and learner are timed; ``ranking`` the keys to look at;
+    ``on_group`` hears of each group that has been sampled; rewards print into ``log``.
+    Raises: UserError where no completion can be scored.
+    """
+    began = time.perf_counter()
+    options = stage.sampling or config.sampling
+    prompts = min(prompts, len(task.train))
+    size = max(1, round(stage.prompts_per_step * stage.group_size / samples))  # a stage's batch, in completions
+    taken = PromptStream(task.train, config.seed, LABEL).at(0, prompts)
+    groups: list[Group] = []
+    first: Rollouts | None = None
+    tokens, sampling, scoring, failures = [], [], [], dict[str, str]()
+    with RewardSuite(config.rewards, config.reward_workers, log) as suite:
+        suite.wait_ready()
+        for start in range(0, prompts, size):
+            batch = taken[start : start + size]
+            rollouts, scores, seconds = _sampled(policy, batch, samples, options, config, suite, start, on_group)
+            scored, again = rewarded(rollouts, scores, config), suite.score(batch, rollouts.texts)
+            groups += _groups(scored, rewarded(rollouts, again, config), config)
+            first = first or scored
+            failures = scores.examples | failures
+            tokens.append(int(rollouts.lengths_PK.sum()))
+            sampling.append(seconds)
+            scoring.append(scores.seconds)
+    assert first is not None
+    if not any(math.isfinite(a + b) for group in groups for a, b in zip(group.rewards, group.correct, strict=True)):
+        label, said = next(iter(failures.items()))
+        raise UserError("no completion could be scored", where=f"rewards, {label}", got=said, fix="correct the reward")
+    skipped = 1 if len(sampling) > 1 else 0  # the first batch also finds out how to sample this model
+    update_seconds, update_tokens = _timed_update(policy, first, stage, config)
+    speed = Speed(
+        sample_tokens_per_second=sum(tokens[skipped:]) / sum(sampling[skipped:]),
+        score_seconds=sum(scoring) / (prompts * samples),
+        update_tokens_per_second=update_tokens / update_seconds,
+        update_seconds=update_seconds,
+        peak_bytes=_peak_bytes(policy.device),
+        weight_bytes=sum(p.numel() * p.element_size() for p in policy.model.parameters()),
+        demonstration_tokens=_demonstration_tokens(policy, task),
+    )
+    diagnosis = diagnose(groups, ranking, options.max_tokens)
+    return Probe(diagnosis, groups, speed, policy.describe(), time.perf_counter() - began, failures)
+
+
+def _sampled(
+    policy: Policy,
+    batch: list[Prompt],
+    samples: int,
+    options: object,
+    config: PipelineConfig,
+    suite: RewardSuite,
+    start: int,
+    on_group: Callable[[], None],
+) -> tuple[Rollouts, Scores, float]:
+    """One batch with its scores, and the seconds that sampling took; isolated rewards score meanwhile."""
+    began = time.perf_counter()
+    with suite.begin() as scoring:
+
+        def ended(index: int, texts: list[str]) -> None:
+            scoring.add(batch[index], texts)
+            on_group()
+
+        rollouts = sample(policy, batch, samples, options, DrawKey(config.seed, LABEL, start), on_group=ended)  # type: ignore[arg-type]
+        seconds = time.perf_counter() - began
+        return rollouts, scoring.join(batch, rollouts.texts), seconds
+
+
+def _groups(scored: Rollouts, again: Rollouts, config: PipelineConfig) -> list[Group]:
+    """Rollouts as plain numbers."""
+    rewards, rewards_again = _rewards(scored), _rewards(again)
+    correct, correct_again = _correct(scored, config), _correct(again, config)
+    lengths, truncated = scored.lengths_PK.tolist(), scored.truncated_PK.tolist()
+    components = {label: values.tolist() for label, values in scored.components.items()}
+    return [
+        Group(
+            rewards[p], rewards_again[p], correct[p], correct_again[p], lengths[p], truncated[p],
+            {label: values[p] for label, values in components.items()},
+        )
+        for p in range(len(scored.prompts))
+    ]  # fmt: skip
+
+
+def _rewards(scored: Rollouts) -> list[list[float]]:
+    """Rewards, NaN where scoring failed."""
+    assert scored.rewards_PK is not None and scored.valid_PK is not None
+    return torch.where(scored.valid_PK, scored.rewards_PK, torch.nan).tolist()
+
+
+def _correct(scored: Rollouts, config: PipelineConfig) -> list[list[float]]:
+    """1 and 0 by the reward that decides, NaN where it failed."""
+    values = scored.components[config.accuracy_reward]
+    return torch.where(values.isnan(), values, (values >= config.evaluation.threshold).to(values.dtype)).tolist()
+
+
+def _timed_update(policy: Policy, batch: Rollouts, stage: StageConfig, config: PipelineConfig) -> tuple[float, int]:
+    """Seconds of one step of the real learner on a copy of the policy, and the completion tokens it took in.
+
+    Every row has a weight, 1 and -1 in turn, so that none is left out. The first of three steps, which also makes
+    Adam's moments, does not count; the other two are averaged.
+    """
+    model = copy.deepcopy(policy.model).requires_grad_(True)
+    trained = Policy(model, policy.tokenizer, policy.template)
+    autocast = {"auto": policy.device.type == "cuda", "off": False, "bfloat16": True}[config.policy.autocast]
+    options = stage.sampling or config.sampling
+    learner = Learner(trained, stage.model_copy(update={"updates_per_batch": 1}), options.temperature, autocast)
+    rows = batch.truncated_PK.numel()
+    weights: Tensor = (1.0 - 2.0 * (torch.arange(rows) % 2)).view(batch.truncated_PK.shape)
+    batch = replace(batch, rewards_PK=weights)
+    taken = []
+    for step in (1, 2, 3):
+        began = time.perf_counter()
+        learner.update(batch, step, lambda update, groups: weights[groups])
+        if policy.device.type == "cuda":
+            torch.cuda.synchronize()
+        taken.append(time.perf_counter() - began)
+    return fmean(taken[1:]), int(batch.lengths_PK.sum())
+
+
+def _peak_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _demonstration_tokens(policy: Policy, task: TaskData) -> float | None:
+    if not task.has_demonstrations:
+        return None
+    shown = task.prompts(task.train, range(min(DEMONSTRATIONS, len(task.train))))
+    return fmean(len(policy.encode_completion(prompt.demonstration or "")) for prompt in shown)

@@ -1,0 +1,201 @@
+"""The rules' statistics: by hand, and how often they are wrong or slow, by simulation."""
+
+from __future__ import annotations
+
+import math
+
+import numpy
+import pytest
+
+from pipeline.config import StageConfig
+from pipeline.switches import Switches
+from pipeline.switching import alarm_level, gain_bounds, mean_bounds, mean_drop, paired_drop, share_bounds, widened
+
+RTOL = 1e-5
+
+
+def test_share_bounds_by_hand() -> None:
+    # p = 0.5, n = 100, z = 2: z2/n = 0.04, centre = (0.5 + 0.02) / 1.04 = 0.5,
+    # half = 2 sqrt(0.25 / 100 + 0.04 / 400) / 1.04 = 2 * 0.0509902 / 1.04 = 0.0980581
+    assert share_bounds(50, 100, 2.0) == pytest.approx((0.4019419, 0.5980581), rel=RTOL)
+    # p = 1: centre = (1 + z2/2n) / (1 + z2/n) = 1.02 / 1.04, half = 2 sqrt(0.04 / 400) / 1.04 = 0.02 / 1.04
+    assert share_bounds(100, 100, 2.0) == pytest.approx((1.00 / 1.04, 1.0), rel=RTOL)
+    assert share_bounds(0, 0, 2.0) == (0.0, 1.0)
+
+
+def test_student_keeps_the_confidence() -> None:
+    # From the tables of t: 95 % on one side is 6.3138 with 1 degree of freedom, 1.9432 with 6, 1.6449 with many.
+    z = 1.6448536
+    assert [widened(z, n) for n in (1, 6, 10**9)] == pytest.approx([6.313752, 1.943180, z], rel=RTOL)
+
+
+def test_mean_bounds_by_hand() -> None:
+    # mean 4, variance (4 + 0 + 4) / 2 = 4, error 2 / sqrt(3); t of 95 % on one side with 2 degrees: 2.919986
+    half = 2.919986 * 2 / math.sqrt(3)
+    assert mean_bounds([2.0, 4.0, 6.0], 1.6448536) == pytest.approx((4 - half, 4 + half), rel=RTOL)
+    assert mean_bounds([0.25] * 5, 3.0) == (0.25, 0.25)
+
+
+def test_gain_bounds_by_hand() -> None:
+    # x = -1.5 -0.5 0.5 1.5 (in tens of steps), y = 0 2 1 3: b = (0 - 1 + 0.5 + 4.5) / 5 = 0.8, gain 0.8 * 3 = 2.4.
+    # line 0.3 1.1 1.9 2.7, rest 0.09 + 0.81 + 0.81 + 0.09 = 1.8, error of b sqrt(1.8 / 2 / 5) = 0.4242641,
+    # of the gain 1.2727922; t with 2 degrees 2.919986
+    half = 2.919986 * 1.2727922
+    found = gain_bounds([10, 20, 30, 40], [0.0, 2.0, 1.0, 3.0], 1.6448536)
+    assert found == pytest.approx((2.4, 2.4 - half, 2.4 + half), rel=RTOL)
+    assert gain_bounds([40, 50, 60], [0.5, 0.5, 0.5], 2.0) == (0.0, 0.0, 0.0)
+
+
+def test_paired_drop_by_hand() -> None:
+    best, now = [1, 1, 1, 1, 1, 0, 1, 0], [0, 0, 0, 0, 0, 1, 1, 0]  # 5 lost, 1 won: (6 + 1) / 64
+    assert paired_drop(best, now) == pytest.approx(7 / 64, rel=RTOL)
+    assert paired_drop(now, best) == pytest.approx(63 / 64, rel=RTOL)  # 1 lost, 5 won: all but the one with none lost
+    assert paired_drop(best, best) == 1.0
+
+
+def test_mean_drop_by_hand() -> None:
+    # means 3 and 1, variances 1 and 1, 3 each: t = 2 / sqrt(2 / 3) = 2.449490, 4 degrees of freedom.
+    # Abramowitz and Stegun 26.7.4: P(|T4| < t) = sin a (1 + cos^2 a / 2) with tan a = t / 2,
+    # so that sin a = t / sqrt(t^2 + 4) and cos^2 a = 4 / (t^2 + 4)
+    t = 2.4494897
+    inside = t / math.sqrt(t * t + 4) * (1 + 2 / (t * t + 4))
+    assert mean_drop([2.0, 3.0, 4.0], [0.0, 1.0, 2.0]) == pytest.approx((1 - inside) / 2, rel=RTOL)
+    assert mean_drop([0.0, 1.0, 2.0], [2.0, 3.0, 4.0]) == pytest.approx((1 + inside) / 2, rel=RTOL)
+    assert (mean_drop([1.0, 1.0], [0.5, 0.5]), mean_drop([1.0, 1.0], [1.0, 1.0])) == (0.0, 1.0)
+
+
+def test_alarm_level_by_hand() -> None:
+    assert alarm_level(0.05, 1) == 0.05
+    assert alarm_level(0.05, 9) == pytest.approx(0.05 / 45)
+
+
+# How often the rules are wrong, and how often they are right.
+
+RUNS = 200
+PROMPTS = 300
+
+
+def stage(steps: int = 300, **options: object) -> StageConfig:
+    return StageConfig.model_validate({"stage": "x", "steps": steps, "eval_every": 10, **options})
+
+
+def ended(config: StageConfig, rule: str, chance: numpy.random.Generator, curve, until: int | None = None) -> bool:
+    """Whether the rule ends a stage whose steps measure ``curve(step) -> (metrics, correct)``."""
+    switches = Switches(config)
+    if switches.keeps_best:
+        switches.begin([] if switches.by_reward else curve(0, chance)[1])
+    spent = {"rollouts": 0, "tokens": 0, "seconds": 0}
+    for step in range(1, (until or config.steps) + 1):
+        metrics, correct = curve(step, chance)
+        last = step == config.steps
+        event = switches.after_step(step, metrics, spent, last)
+        if step % config.eval_every == 0 and correct is not None:
+            event = switches.after_evaluation(step, correct, last) or event
+        if event is not None:
+            assert event.rule == rule
+            return True
+    return False
+
+
+def share(config: StageConfig, rule: str, curve_of, until: int | None = None) -> float:
+    """Share of simulated stages that the rule ends."""
+    chance = numpy.random.default_rng(0)
+    return sum(ended(config, rule, chance, curve_of(chance), until) for _ in range(RUNS)) / RUNS
+
+
+def answers(accuracy_at, flips: float = 0.2):
+    """Stages whose policy has this accuracy: each prompt has a difficulty, and wavers around it from one evaluation to
+    the next, so that about ``flips`` of the prompts change sides; the sample of prompts is lucky or not for a whole
+    stage."""
+    from scipy.special import ndtri
+
+    def curve_of(chance: numpy.random.Generator):
+        hard = chance.standard_normal(PROMPTS) * math.sqrt(1 - flips)
+
+        def curve(step: int, chance: numpy.random.Generator):
+            if step % 10:
+                return {}, None
+            mood = chance.standard_normal(PROMPTS) * math.sqrt(flips)
+            return {}, (hard + mood < ndtri(accuracy_at(step))).astype(float).tolist()
+
+        return curve
+
+    return curve_of
+
+
+def steps(name: str, mean_at, spread: float):
+    """Stages whose steps measure this mean, with independent noise."""
+
+    def curve_of(chance: numpy.random.Generator):
+        return lambda step, chance: ({name: mean_at(step) + spread * chance.standard_normal()}, None)
+
+    return curve_of
+
+
+def test_the_guard_hardly_ever_alarms_where_nothing_got_worse_and_sees_a_fall() -> None:
+    config = stage(guard={"risk": 0.01})
+    assert share(config, "guard", answers(lambda step: 0.6)) <= 0.01
+    fall = answers(lambda step: 0.6 if step < 150 else 0.45)
+    assert share(config, "guard", fall) >= 0.95
+    assert share(config, "guard", fall, until=170) >= 0.85, "after three evaluations"
+
+
+def test_what_the_guards_care_is_worth() -> None:
+    """The usual test at 5 %, uncorrected, of each evaluation against the best so far alarms in most flat stages."""
+    chance = numpy.random.default_rng(0)
+    alarms = 0
+    for _ in range(RUNS // 2):
+        curve, best, alarmed = answers(lambda step: 0.6)(chance), [0.0] * PROMPTS, False
+        for step in range(0, 301, 10):
+            _, now = curve(step, chance)
+            best = now if sum(now) > sum(best) else best
+            alarmed = alarmed or paired_drop(best, now) < 0.05
+        alarms += alarmed
+    assert alarms / (RUNS // 2) >= 0.9
+
+
+def test_the_guard_of_the_reward() -> None:
+    config = stage(guard={"watch": "reward", "every": 10, "risk": 0.01})
+    assert share(config, "guard", steps("reward/mean", lambda step: 0.6, 0.05)) <= 0.01
+    fall = steps("reward/mean", lambda step: 0.6 if step < 150 else 0.4, 0.05)
+    assert share(config, "guard", fall, until=180) >= 0.9
+    rise = steps("reward/mean", lambda step: 0.3 + 0.001 * step, 0.05)
+    assert share(config, "guard", rise) <= 0.01
+
+
+def test_the_accuracy_that_is_to_be_reached() -> None:
+    config = stage(until={"accuracy": 0.6})
+    assert share(config, "accuracy", answers(lambda step: 0.6), until=10) <= 0.07, "one evaluation at the target: 5 %"
+    assert share(config, "accuracy", answers(lambda step: 0.55)) <= 0.1, "thirty evaluations five points below it"
+    assert share(config, "accuracy", answers(lambda step: 0.5)) == 0.0
+    assert share(config, "accuracy", answers(lambda step: 0.7)) >= 0.95
+
+
+def test_the_plateau_of_accuracy() -> None:
+    config = stage(until={"plateau": {"window": 8, "gain": 0.02}})
+    window = 70  # steps from the first to the last of 8 evaluations
+    rising = {gain: answers(lambda step, gain=gain: 0.3 + gain * step / window) for gain in (0.02, 0.04, 0.08)}
+    one_look = {gain: share(config, "plateau", curve, until=80) for gain, curve in rising.items()}
+    assert one_look[0.02] <= 0.07, "at the least gain itself: 5 %"
+    assert one_look[0.04] <= 0.02
+    assert share(config, "plateau", rising[0.08]) <= 0.02, "in a whole stage that gains four times as much"
+    assert share(config, "plateau", answers(lambda step: 0.6)) >= 0.8, "in a whole stage that gains nothing"
+
+
+def test_the_plateau_of_the_reward() -> None:
+    config = stage(until={"plateau": {"of": "reward", "window": 50, "gain": 0.04}})
+    assert share(config, "plateau", steps("reward/mean", lambda step: 0.3 + 0.04 * step / 49, 0.05), until=50) <= 0.07
+    assert share(config, "plateau", steps("reward/mean", lambda step: 0.3 + 0.12 * step / 49, 0.05)) <= 0.02
+    assert share(config, "plateau", steps("reward/mean", lambda step: 0.6, 0.05)) >= 0.95
+
+
+@pytest.mark.parametrize(
+    ("rule", "metric", "far"), [("entropy", "policy/entropy", 0.4), ("uniform", "group/uniform_share", 0.6)]
+)
+def test_floor_and_limit(rule: str, metric: str, far: float) -> None:
+    config = stage(until={rule: 0.5})
+    at_it, beyond = (steps(metric, lambda step, mean=mean: mean, 0.08) for mean in (0.5, far))
+    before = steps(metric, lambda step: 1 - far, 0.08)
+    assert share(config, rule, at_it, until=10) <= 0.09, "one look at the very limit: 5 %, and what 200 stages tell"
+    assert share(config, rule, before) <= 0.01
+    assert share(config, rule, beyond, until=30) >= 0.95
