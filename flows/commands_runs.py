@@ -245,8 +245,9 @@ def _check_rest(run: RunFolder, runs: Path, engine: str) -> None:
     servers that take us."""
     from flows.server_access import check_prefect
     from pipeline.config_files import LoadedConfig
-    from pipeline.preflight import check_runs_folder, check_tracking
+    from pipeline.preflight import check_runs_folder
     from pipeline.rewards import check_rewards
+    from pipeline.tracking_access import check_tracking
     from stages import discover
 
     check_prefect(engine)
@@ -255,4 +256,4 @@ def _check_rest(run: RunFolder, runs: Path, engine: str) -> None:
         return
     check_runs_folder(runs)
     check_rewards(run.config.rewards, run.config.task.source)
-    check_tracking(run.config, runs)
+    check_tracking(run.config.tracking, runs)

@@ -12,10 +12,13 @@ import contextlib
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlsplit
 
 from pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    from pipeline.config import TrackingConfig
 
 TIME_LIMIT = 3.0
 """Seconds to wait for the server's answer."""
@@ -59,8 +62,11 @@ def refuse_secret(uri: object, where: str) -> None:
         )
 
 
-def check_access(uri: str, experiment: str) -> None:
-    """Ask the server at a resolved address whether it takes our records. Raises: UserError where it says no."""
+def check_tracking(tracking: TrackingConfig, runs_dir: Path) -> None:
+    """The curves have an address, and what answers there takes them. Raises: UserError where it says no."""
+    from pipeline.tracking_client import resolve_uri
+
+    uri, experiment = resolve_uri(tracking.uri, runs_dir), tracking.experiment
     if uri.startswith(("http://", "https://")):
         _check_server(uri, experiment)
     elif not uri.startswith(("sqlite", "databricks")):

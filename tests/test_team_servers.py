@@ -14,11 +14,13 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import postgres
 import pytest
+import sqlalchemy
 from prefect_home import clean_environment, end_servers
 from team_servers import COMPOSE, Team, interpolated, team
 from test_cli import TINY
@@ -26,7 +28,7 @@ from tracking_runs import new_run, new_stage
 
 from pipeline.files import read_json
 from pipeline.sameness import CLOCKS
-from pipeline.tracking import _import_mlflow, sync_run
+from pipeline.tracking import sync_run
 from pipeline.tracking_client import read_run_ids
 
 LACKING = [name for name in ("psycopg2", "asyncpg", "flask_wtf") if importlib.util.find_spec(name) is None]
@@ -37,7 +39,23 @@ SECRETS = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
 
 
 @pytest.fixture(scope="module")
-def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
+def embedded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Future[Path]]:
+    """Folder of a run with nothing set, which trains while the team's servers make their tables."""
+    folder = tmp_path_factory.mktemp("embedded")
+
+    def run() -> Path:
+        gradus(folder, "run", "tiny.yaml")
+        return folder
+
+    with ThreadPoolExecutor(1) as beside:
+        try:
+            yield beside.submit(run)
+        finally:
+            end_servers(folder / "home")
+
+
+@pytest.fixture(scope="module")
+def servers(embedded: Future[Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
     with team(tmp_path_factory.mktemp("team")) as running:
         yield running
 
@@ -59,29 +77,23 @@ def run_command(servers: Team) -> list[str]:
 
 @pytest.fixture(scope="module")
 def on_team(servers: Team, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """(Folder of a run that went to the team's servers, what it printed)."""
+    """(Folder of the same run, gone to the team's servers, and what it printed)."""
     folder = tmp_path_factory.mktemp("on-team")
     return folder, gradus(folder, *run_command(servers), **servers.client)
 
 
-@pytest.fixture(scope="module")
-def embedded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Folder of the same run with nothing set."""
-    folder = tmp_path_factory.mktemp("embedded")
-    try:
-        gradus(folder, "run", "tiny.yaml")
-        yield folder
-    finally:
-        end_servers(folder / "home")
-
-
 def curves(folder: Path, uri: str) -> dict[str, dict[str, list[tuple[int, float]]]]:
-    """label -> metric -> its points as MLflow has them, without those that tell the time."""
-    client = _import_mlflow().MlflowClient(tracking_uri=uri)
+    """label -> metric -> every (step, value) in MLflow's tables, without metrics that tell the time."""
     found: dict[str, dict[str, list[tuple[int, float]]]] = {}
-    for label, run_id in read_run_ids(folder / "runs" / "tiny").items():
-        names = [name for name in client.get_run(run_id).data.metrics if not name.startswith(CLOCKS)]
-        found[label] = {n: [(p.step, p.value) for p in client.get_metric_history(run_id, n)] for n in sorted(names)}
+    engine = sqlalchemy.create_engine(uri)
+    points = sqlalchemy.text("SELECT key, step, value FROM metrics WHERE run_uuid = :run ORDER BY key, step, value")
+    with engine.connect() as connection:
+        for label, run_id in read_run_ids(folder / "runs" / "tiny").items():
+            found[label] = {}
+            for name, step, value in connection.execute(points, {"run": run_id}):
+                if not name.startswith(CLOCKS):
+                    found[label].setdefault(name, []).append((step, value))
+    engine.dispose()
     return found
 
 
@@ -105,16 +117,17 @@ def states(folder: Path, auth: str | None) -> dict[str, str]:
 
 
 def test_the_same_run_leaves_the_same_curves_and_states(
-    servers: Team, on_team: tuple[Path, str], embedded: Path, monkeypatch: pytest.MonkeyPatch
+    servers: Team, on_team: tuple[Path, str], embedded: Future[Path]
 ) -> None:
-    for name in SECRETS:
-        monkeypatch.setenv(name, servers.client[name])
-    theirs, ours = curves(on_team[0], servers.mlflow), curves(embedded, f"sqlite:///{embedded}/runs/mlflow.db")
+    alone = embedded.result()
+    theirs = curves(on_team[0], servers.database.url("mlflow", "postgresql+psycopg2"))
+    ours = curves(alone, f"sqlite:///{alone}/runs/mlflow.db")
     assert set(ours) == {"", "01-sft", "02-dapo"}
     assert {"update/loss", "heldout/accuracy"} <= set(ours["02-dapo"])
+    assert [len(ours[label]["update/loss"]) for label in ("01-sft", "02-dapo")] == [4, 2]  # every step
     assert theirs == ours
     done = {"prepare": "Completed", "sft": "Completed", "dapo": "Completed", "": "Completed"}
-    assert states(on_team[0], servers.secrets["PREFECT_AUTH"]) == states(embedded, None) == done
+    assert states(on_team[0], servers.secrets["PREFECT_AUTH"]) == states(alone, None) == done
 
 
 def test_the_artifacts_are_in_the_teams_store(servers: Team, on_team: tuple[Path, str]) -> None:
