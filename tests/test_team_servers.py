@@ -151,15 +151,22 @@ def test_no_password_is_left_anywhere(servers: Team, on_team: tuple[Path, str]) 
 
 
 def test_a_wrong_password_is_told_before_compute(servers: Team, tmp_path: Path) -> None:
-    for wrong, said in (
+    cases = (
         ({"MLFLOW_TRACKING_PASSWORD": WRONG}, ("MLflow server refuses access", "as 'admin'")),
         ({"MLFLOW_TRACKING_PASSWORD": ""}, ("MLflow server refuses access", "without user name and password")),
         ({"PREFECT_API_AUTH_STRING": f"team:{WRONG}"}, ("Prefect server refuses access", "PREFECT_API_AUTH_STRING")),
         ({"PREFECT_API_AUTH_STRING": ""}, ("Prefect server refuses access", "without a password")),
-    ):
-        told = gradus(tmp_path, *run_command(servers), code=2, **{**servers.client, **wrong})
-        assert all(words in told for words in said), told
-        assert WRONG not in told and not (tmp_path / "runs" / "tiny").exists()
+    )
+
+    def refused(wrong: dict[str, str]) -> str:
+        return gradus(tmp_path, *run_command(servers), code=2, **{**servers.client, **wrong})
+
+    with ThreadPoolExecutor(2) as beside:
+        told = list(beside.map(refused, [wrong for wrong, _ in cases]))
+    for text, (_, said) in zip(told, cases, strict=True):
+        assert all(words in text for words in said), text
+        assert not [password for password in (WRONG, *servers.passwords) if password in text]
+    assert not (tmp_path / "runs" / "tiny").exists()
     right = gradus(tmp_path, "check", "tiny.yaml", "--set", f"tracking.uri={servers.mlflow}", **servers.client)
     assert "is valid" in right
 
