@@ -66,6 +66,22 @@ class ModelSize:
         """Numbers that the key-value cache holds for a token."""
         return 2 * self.layers * self.kv_heads * self.head_dim
 
+    @property
+    def words(self) -> int:
+        """Weights of the embedding, which are as many as the head's."""
+        return self.vocabulary * self.width
+
+    def adapters(self, rank: int) -> int:
+        """Weights of low-rank adapters of all linear layers but the head.
+
+        >>> ModelSize("llama", 2, 8, 2, 1, 4, 16, 32, False).adapters(2)
+        512
+        """
+        queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        ends = [(self.width, queries), (self.width, keys), (self.width, keys), (queries, self.width)]
+        ends += [(self.width, self.inner)] * (2 if self.gated else 1) + [(self.inner, self.width)]
+        return self.layers * rank * sum(map(sum, ends))
+
     def counted(self) -> ModelSize:
         """With its parameters: embedding, head, products, norms and the biases of queries, keys and values.
 
@@ -75,7 +91,7 @@ class ModelSize:
         norms = (4 if self.model_type in SANDWICH else 2) * self.width
         norms += 2 * self.head_dim if self.model_type in HEAD_NORMS else 0
         biases = (self.heads + 2 * self.kv_heads) * self.head_dim if self.query_bias else 0
-        words = self.vocabulary * self.width * (1 if self.tied else 2)
+        words = self.words * (1 if self.tied else 2)
         return replace(self, parameters=words + self.linear + self.layers * (norms + biases) + self.width)
 
 
@@ -87,7 +103,7 @@ def model_size(policy: PolicyConfig) -> ModelSize:
     folder = _folder(policy)
     described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     size = from_options(described.get("text_config") or described, str(folder / "config.json"))
-    exact = stored_parameters(folder)
+    exact = 0 if "text_config" in described else stored_parameters(folder)
     return replace(size, parameters=exact) if exact else size
 
 

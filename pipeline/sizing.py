@@ -1,13 +1,16 @@
-"""Memory that a stage takes, part by part, as a function of the model's size and the stage's options.
+"""Memory that a stage takes on a device, part by part, as a function of the model's size and the stage's options.
 
-    held       weights, Adam's two moments, further copies (reference, start, one batch ahead, critic), the decoder's
-               fused products
-    sampling   held + key-value cache + the drawing of tokens
-    learning   held + gradients + activations of one pack + the head's pieces
+    held        weights, Adam's two moments, further policies (reference, start, one batch ahead, critic), and the
+                products that the sampler fuses
+    sampling    held + key-value cache + the drawing of tokens
+    evaluating  the same with one completion a prompt
+    learning    held + gradients + activations of one pack + logits of one piece
 
-The larger one of the last two is the peak. Lengths are those of the configuration, every completion running to
-``max_tokens``, so the peak is an upper bound where completions are shorter. ``benchmarks/sizing.py`` holds these
-formulas against measured peaks.
+The largest of the last three is the peak. Completions are taken to run to ``max_tokens``, so that it is an upper bound
+where they are shorter. Left out: what Python and the libraries take, and attention scores, which are small beside what
+they are made of. ``benchmarks/sizing.py`` holds all this against measured peaks; ``docs/scaling.md`` has the figures.
+
+No torch here: the limits that the code works within are repeated, and a test holds them to the originals.
 """
 
 from __future__ import annotations
@@ -16,24 +19,26 @@ import math
 from dataclasses import dataclass
 
 from pipeline.config import PipelineConfig, StageConfig
-from pipeline.model_size import ModelSize
+from pipeline.model_size import HEAD_NORMS, SANDWICH, ModelSize
 from pipeline.stage import Needs
 
 FLOAT = 4
 """Bytes of float32."""
-SHARE_FROM = 48
-"""Prompt tokens from which the cache keeps a group's prompt once (:mod:`pipeline.sampler.lean`)."""
-CACHE_BLOCK = 16
-"""Columns by which the cache grows; old and new exist together at that moment."""
+SHARE_FROM, CACHE_BLOCK = 48, 16
+"""Prompt tokens from which a group's prompt is kept once, and columns that the cache grows by
+(:mod:`pipeline.sampler.lean`)."""
 CELLS, FEWEST = 2**22, 128
 """Logits of a head's piece, and its rows at least (:mod:`pipeline.head`)."""
-DRAWING = 4
-"""Tensors [rows, vocabulary] while tokens are drawn: logits, probabilities, their finite copy, their running sum."""
+PARTS = 2
+"""Parts that an evaluation is sampled in, at once where two threads have cores (:mod:`pipeline.evaluation`)."""
+DRAWING, GREEDY, NUCLEUS = 4, 4, 9
+"""float32 [rows, vocabulary] that exist at once where a token is drawn (logits, probabilities, a finite copy of the
+logits and its product with them), is the most probable one, or is drawn from a top p, which sorts."""
 
 
 @dataclass(frozen=True)
 class Load:
-    """What one stage asks of the machine, on one device."""
+    """What one stage asks of one device."""
 
     label: str
     steps: int
@@ -46,38 +51,48 @@ class Load:
     sampled: bool = True
     """Whether completions are sampled."""
     reference: bool = False
-    """Whether a frozen copy of the weights is held."""
+    """Whether a frozen reference policy is held."""
     reference_sampled: bool = False
     start: bool = False
     """Whether the stage's start is held, to measure the distance from it."""
     ahead: bool = False
-    """Whether a copy samples the next batch meanwhile."""
+    """Whether a copy samples the next batch while this one trains."""
     token_critic: bool = False
     passes: float = 0.0
-    """Forward passes a batch for log-probabilities of other policies, besides the update's own."""
+    """Forward passes a step for log-probabilities of other policies, besides the update's own."""
     updates: int = 1
+    """Forward and backward passes of a batch."""
     pack_tokens: int = 16_384
     cache_tokens: int = 65_536
+    drawing: int = DRAWING
     weight_bytes: int = FLOAT
     autocast: bool = False
-    """Whether products are taken in bfloat16."""
+    """Whether the learner's products are taken in bfloat16."""
     checkpointing: bool = False
-    evaluations: int = 2
-    """Evaluations on ``evaluated`` prompts in the whole stage."""
+    lora_rank: int = 0
+    """0: the weights themselves train."""
     evaluated: int = 0
+    """Prompts of an evaluation."""
+    evaluations: int = 1
+    at_once: int = PARTS
+    """Parts of an evaluation that grow at once."""
 
     @classmethod
-    def of(cls, config: PipelineConfig, stage: StageConfig, needs: Needs, prompt_tokens: int, cuda: bool) -> Load:
-        """A stage of a pipeline on a device that autocasts by default (``cuda``) or not."""
-        sampling = stage.sampling or config.sampling
-        sampled, narrow = needs.completions == "policy", config.policy.dtype in ("bfloat16", "float16")
+    def of(
+        cls, config: PipelineConfig, stage: StageConfig, needs: Needs, prompt_tokens: int, cuda: bool, devices: int = 1
+    ) -> Load:
+        """A stage of a pipeline on one of ``devices``, which share the prompts of a batch."""
+        sampling, policy = stage.sampling or config.sampling, config.policy
+        sampled = needs.completions == "policy"
         every = stage.kl_every if sampled else 0
-        passes = float(needs.log_ratio) * stage.updates_per_batch + (1 / every if every else 0.0)
-        passes += float(stage.old_logprobs == "recompute") + float(needs.policy_scores) * stage.updates_per_batch
+        passes = float(needs.log_ratio) + (1 / every if every else 0.0) + float(stage.old_logprobs == "recompute")
+        passes += float(needs.log_ratio or needs.policy_scores) * (stage.updates_per_batch - 1)
+        evaluations = 1 + (stage.steps // stage.eval_every if stage.eval_every else 0)
+        drawing = (NUCLEUS if sampling.top_p < 1 else DRAWING) + (sampling.temperature != 1.0)
         return cls(
             label=stage.label,
             steps=stage.steps,
-            prompts=stage.prompts_per_step,
+            prompts=math.ceil(stage.prompts_per_step / devices),
             group=stage.group_size if sampled else 1,
             prompt_tokens=prompt_tokens,
             new_tokens=sampling.max_tokens,
@@ -91,11 +106,14 @@ class Load:
             updates=stage.updates_per_batch,
             pack_tokens=stage.token_budget,
             cache_tokens=sampling.token_budget,
-            weight_bytes=2 if narrow else FLOAT,
-            autocast=config.policy.autocast == "bfloat16" or (config.policy.autocast == "auto" and cuda),
+            drawing=drawing,
+            weight_bytes=2 if policy.dtype in ("bfloat16", "float16") else FLOAT,
+            autocast=policy.autocast == "bfloat16" or (policy.autocast == "auto" and cuda),
             checkpointing=stage.gradient_checkpointing,
-            evaluations=2 + (stage.steps // stage.eval_every if stage.eval_every else 0),
-            evaluated=config.task.heldout,
+            lora_rank=policy.lora.rank if policy.lora is not None else 0,
+            evaluated=math.ceil(max(config.task.heldout, config.task.validation if stage.eval_every else 0) / devices),
+            evaluations=evaluations,
+            at_once=1 if cuda else PARTS,
         )
 
     @property
@@ -105,30 +123,19 @@ class Load:
 
     @property
     def tokens(self) -> int:
-        """Tokens of a batch's passes: a group's prompt once, and every completion but its last token."""
+        """Tokens of an update's passes: a group's prompt once, and every completion but its last token."""
         return self.prompts * self.prompt_tokens + self.rows * (self.new_tokens - 1)
 
     @property
     def packs(self) -> int:
-        """Packs that a batch is cut into."""
+        """Packs that a batch is cut into, at least."""
         return max(1, math.ceil((self.tokens + self.rows) / self.pack_tokens))
 
-    @property
-    def shares(self) -> bool:
-        """Whether the cache keeps a group's prompt once."""
-        return self.group > 1 and self.prompt_tokens >= SHARE_FROM
-
-    @property
-    def growing(self) -> int:
+    def growing(self, prompts: int, group: int) -> int:
         """Completions that grow at a time, as many whole groups as the cache may hold."""
-        group = self.prompt_tokens * (1 if self.shares else self.group) + self.group * self.new_tokens
-        return self.group * min(self.prompts, max(1, self.cache_tokens // group))
-
-    @property
-    def cached(self) -> float:
-        """Tokens in the cache when completions are at their end."""
-        prompt = self.growing // self.group if self.shares else self.growing
-        return prompt * self.prompt_tokens + self.growing * self.new_tokens
+        shared = group > 1 and self.prompt_tokens >= SHARE_FROM
+        held = self.prompt_tokens * (1 if shared else group) + group * self.new_tokens
+        return group * min(prompts, max(1, self.cache_tokens // held))
 
 
 @dataclass(frozen=True)
@@ -139,15 +146,20 @@ class Memory:
     moments: float
     """Adam's."""
     copies: float
-    """Further policies: frozen ones, and a token critic with its own gradients and moments."""
+    """Further policies; a token critic with its moments."""
     decoder: float
-    """Fused products of every policy that samples."""
+    """Fused products of every policy that samples; with several devices the whole weights, gathered."""
     cache: float
     drawing: float
     gradients: float
+    """Beside the activations of a pack."""
     activations: float
-    head: float
-    """Logits of a piece, and what the head's gradient needs besides the gradients."""
+    logits: float
+    """Of a piece of the learner's head."""
+    evaluation: float
+    """Cache and drawing of an evaluation."""
+    overlapped: bool = False
+    """Whether sampling and learning happen at once."""
 
     @property
     def held(self) -> float:
@@ -158,81 +170,110 @@ class Memory:
         return self.held + self.cache + self.drawing
 
     @property
+    def evaluating(self) -> float:
+        return self.held + self.evaluation
+
+    @property
     def learning(self) -> float:
-        return self.held + self.gradients + self.activations + self.head
+        beside = self.cache + self.drawing if self.overlapped else 0.0
+        return self.held + self.gradients + self.activations + self.logits + beside
 
     @property
     def peak(self) -> float:
-        return max(self.sampling, self.learning)
+        return max(self.sampling, self.learning, self.evaluating)
 
 
 def memory(size: ModelSize, load: Load, devices: int = 1) -> Memory:
-    """What a stage holds on each device; with several, what the learner holds is cut into equal shards (FSDP2).
-
-    The sampler's copy is whole on every device, and so is the one layer that is being computed.
-    """
-    weights, wide = size.parameters * load.weight_bytes, 2 if load.autocast else load.weight_bytes
-    frozen = load.reference + load.start + load.ahead
-    critic = 4 if load.token_critic else 0
-    samplers = load.sampled + load.reference_sampled
-    fused = size.fused * load.weight_bytes if devices == 1 else size.parameters * wide
-    layer = 0 if devices == 1 else 2 * (size.linear // size.layers) * wide + size.vocabulary * size.width * wide
+    """What a stage holds on each of ``devices``. With several, what the learner and frozen policies hold is cut into
+    equal shards, layer by layer (FSDP2), and each device samples with the weights gathered whole."""
+    number = load.weight_bytes
+    weights, trained = size.parameters * number, trained_parameters(size, load) * number
+    adapted = load.lora_rank > 0
+    copy = trained if adapted else weights  # the base is shared
+    copies = copy * (load.reference + load.start + load.ahead + load.token_critic) + 2 * trained * load.token_critic
+    samplers = 1 + (load.sampled and load.reference_sampled) + load.ahead
+    fused = (size.linear if adapted else size.fused) * number
+    gathered = (weights if devices > 1 else 0) + fused
+    layer = 0 if devices == 1 else 2 * (size.linear // size.layers) * number + size.words * number
+    kept, logits = activation_bytes(size, load), _logits_bytes(size, load)
     return Memory(
         weights=weights / devices + layer,
-        moments=2 * weights / devices,
-        copies=(frozen + critic) * weights / devices,
-        decoder=samplers * fused,
-        cache=_cache_bytes(size, load) if load.sampled else 0.0,
-        drawing=DRAWING * FLOAT * load.growing * size.vocabulary if load.sampled else 0.0,
-        gradients=_gradient_bytes(size, load) / devices,
-        activations=activation_bytes(size, load),
-        head=_head_bytes(size, load),
+        moments=2 * trained / devices,
+        copies=copies / devices,
+        decoder=samplers * gathered,
+        cache=_cache_bytes(size, load, load.prompts, load.group) if load.sampled else 0.0,
+        drawing=load.drawing * FLOAT * load.growing(load.prompts, load.group) * size.vocabulary * load.sampled,
+        gradients=_gradient_bytes(size, load, trained, kept + logits, devices),
+        activations=kept,
+        logits=logits,
+        evaluation=_evaluation_bytes(size, load),
+        overlapped=load.ahead,
     )
 
 
-def _cache_bytes(size: ModelSize, load: Load) -> float:
+def trained_parameters(size: ModelSize, load: Load) -> int:
+    """All of them, or those of the adapters."""
+    return size.adapters(load.lora_rank) if load.lora_rank else size.parameters
+
+
+def _cache_bytes(size: ModelSize, load: Load, prompts: int, group: int) -> float:
     """The cache as it grows for the last time: the rows' columns exist twice, a shared prompt once."""
-    number = size.cache * load.weight_bytes
-    own = load.new_tokens + (0 if load.shares else load.prompt_tokens)
-    prompts = load.growing // load.group * load.prompt_tokens if load.shares else 0
-    return number * (prompts + load.growing * (2 * own + CACHE_BLOCK))
+    growing = load.growing(prompts, group)
+    shared = group > 1 and load.prompt_tokens >= SHARE_FROM
+    own = load.new_tokens + (0 if shared else load.prompt_tokens)
+    once = growing // group * load.prompt_tokens if shared else 0
+    return size.cache * load.weight_bytes * (once + growing * (2 * own + CACHE_BLOCK))
+
+
+def _evaluation_bytes(size: ModelSize, load: Load) -> float:
+    """Greedy completions of the held-out prompts, in two parts one after the other or at once."""
+    part = math.ceil(load.evaluated / PARTS)
+    each = _cache_bytes(size, load, part, 1) + GREEDY * FLOAT * load.growing(part, 1) * size.vocabulary
+    return load.at_once * each if part else 0.0
 
 
 def activation_bytes(size: ModelSize, load: Load) -> float:
-    """What the layers keep of one pack for the backward pass.
+    """What autograd keeps of one pack for the backward pass.
 
-    Of a token in a layer: six vectors of the width (two residuals, and around each norm its result before and after
-    its weight), queries, attended values twice, keys and values of all that a completion sees, gathered row by row, and
-    four vectors of the MLP (gate, activated gate, up, product). Layers that are computed again keep one vector each.
+    Of a token in a layer: input and result of each norm; what the products take; queries, and attended values before
+    and after they are put in order; keys and values of all that a completion sees, gathered row by row; and gate,
+    activated gate, up and their product. With autocast also the weights in bfloat16. Layers that are computed again
+    keep one vector a token each, and all of one layer.
     """
     share = min(1.0, load.pack_tokens / (load.tokens + load.rows))
-    tokens, heads = load.tokens * share, size.heads * size.head_dim
-    completed = load.rows * share * (load.new_tokens - 1)
+    tokens, completed = load.tokens * share, load.rows * share * (load.new_tokens - 1)
     seen = load.prompts * share * load.prompt_tokens + load.rows * share * (load.prompt_tokens + load.new_tokens - 1)
-    inner = 2 if load.autocast else load.weight_bytes
-    residual = tokens * 6 * size.width * load.weight_bytes
-    attention = (tokens * 3 + seen * 2) * heads * inner
-    mlp = tokens * (4 if size.gated else 2) * size.inner * inner
-    layer = residual + attention + mlp
+    autocast = load.autocast and not load.token_critic  # a token critic learns without
+    inner = 2 if autocast else load.weight_bytes
+    sandwich, normed = size.model_type in SANDWICH, size.model_type in HEAD_NORMS
+    residual = ((4 if sandwich else 2) * 2 * FLOAT + (5 if inner < FLOAT else 2) * inner) * size.width
+    attention = 3 * inner * size.heads * size.head_dim
+    if normed:
+        attention += (FLOAT + (FLOAT if sandwich else inner)) * (size.heads + size.kv_heads) * size.head_dim
+    mlp = (4 if size.gated else 2) * size.inner * inner
+    layer = tokens * (residual + attention + mlp) + seen * 2 * size.heads * size.head_dim * inner
+    layer += tokens * 7 * load.lora_rank * FLOAT
     ends = (3 * tokens + 2 * (completed + load.rows * share)) * size.width * load.weight_bytes
     if load.checkpointing:
         return layer + size.layers * tokens * size.width * load.weight_bytes + ends
-    cast = 2 * size.linear if load.autocast and load.weight_bytes == FLOAT else 0
+    cast = 2 * size.linear if autocast and load.weight_bytes == FLOAT else 0
     return size.layers * layer + ends + cast
 
 
-def _gradient_bytes(size: ModelSize, load: Load) -> float:
-    """Gradients beside the activations of a pack.
+def _gradient_bytes(size: ModelSize, load: Load, trained: int, beside: float, devices: int) -> float:
+    """Gradients beside ``beside``, the activations of a pack and a piece's logits, at whichever end of the backward
+    pass takes more.
 
-    With several packs those of the packs before are there. With one they appear as activations go, so at the peak
-    there is the head's alone.
+    At its beginning there is the head's, and with several packs those of the packs before. At its end all are there,
+    an embedding that is also the head a second time, and activations are not.
     """
-    everything = size.parameters * load.weight_bytes
-    head = size.vocabulary * size.width * load.weight_bytes
-    return everything + head if load.packs > 1 else max(head, everything - activation_bytes(size, load))
+    head = 0 if load.lora_rank else size.words * load.weight_bytes
+    before = trained / devices if load.packs > 1 else 0.0
+    end = trained / devices + (head * (2 if load.packs > 1 else 1) if size.tied else 0)
+    return max(before + head, end - beside)
 
 
-def _head_bytes(size: ModelSize, load: Load) -> float:
+def _logits_bytes(size: ModelSize, load: Load) -> float:
     """Logits of a piece twice: themselves, and their exponentials while these are added up."""
     rows = min(max(FEWEST, CELLS // size.vocabulary), load.rows * load.new_tokens)
     return 2 * FLOAT * rows * size.vocabulary
