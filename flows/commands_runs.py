@@ -73,23 +73,29 @@ def plan(
         str | None, typer.Option(metavar="NAME", help="The run; default: the one called as the configuration.")
     ] = None,
     overrides: Overrides = None,
+    hardware: Annotated[
+        str | None, typer.Option(metavar="8xH100", help="Also estimate memory and time on this; or cpu:24GiB.")
+    ] = None,
+    prompt_tokens: Annotated[int, typer.Option(min=1, help="With --hardware: a prompt's length.")] = 128,
     as_json: AsJson = False,
     runs: Runs = RUNS,
 ) -> None:
     """Show what a launch would reuse, go on with and train, and why, without computing anything."""
-    from flows import launch
+    from flows import launch, sizes
     from flows.plans import describe
     from flows.tables import tell_plan
+    from pipeline.hardware import parse_hardware
     from pipeline.runs import CONFIG_FILE, RUN_FILE
 
     if config is None and name is None:
         raise UserError("there is nothing to plan", fix="give a configuration, or a run with --name NAME, or both")
     launch.check_name(name)
+    wanted = parse_hardware(hardware) if hardware is not None else None
     if config is None:
         run, asked = _open(runs, name or ""), list[str]()
-        loaded, _ = load(str(run.path / CONFIG_FILE), overrides)
+        loaded, stages = load(str(run.path / CONFIG_FILE), overrides)
     else:
-        loaded, _ = load(config, overrides)
+        loaded, stages = load(config, overrides)
         asked = ["gradus", "run", config, *(word for each in overrides or () for word in ("--set", each))]
         exists = (runs / (name or loaded.config.name) / RUN_FILE).is_file()
         run = _open(runs, name or loaded.config.name) if exists else None
@@ -100,12 +106,16 @@ def plan(
     elif run is None:
         asked[3:3] = ["--name", name]
     planned = describe(run, loaded.config, runs, named, asked, fresh)
+    if wanted is not None:
+        planned["sizes"] = sizes.sizes(loaded.config, stages, wanted, prompt_tokens)
     if as_json:
         print(json.dumps(planned, indent=2))
         return
     screen = console()
     sayer(screen)(f"{named}: {'new run' if run is None else launch.shown_path(run.path)}")
     tell_plan(planned, screen)
+    if wanted is not None:
+        sizes.tell_sizes(planned["sizes"], screen)
 
 
 def fork(

@@ -150,6 +150,7 @@ class Memory:
     decoder: float
     """Fused products of every policy that samples; with several devices the whole weights, gathered."""
     cache: float
+    """Of keys and values as it grows; at least what the sampler fuses anew before it gives up what it had."""
     drawing: float
     gradients: float
     """Beside the activations of a pack."""
@@ -201,12 +202,12 @@ def memory(size: ModelSize, load: Load, devices: int = 1) -> Memory:
         moments=2 * trained / devices,
         copies=copies / devices,
         decoder=samplers * gathered,
-        cache=_cache_bytes(size, load, load.prompts, load.group) if load.sampled else 0.0,
+        cache=max(fused, _cache_bytes(size, load, load.prompts, load.group)) if load.sampled else 0.0,
         drawing=load.drawing * FLOAT * load.growing(load.prompts, load.group) * size.vocabulary * load.sampled,
         gradients=_gradient_bytes(size, load, trained, kept + logits, devices),
         activations=kept,
         logits=logits,
-        evaluation=_evaluation_bytes(size, load),
+        evaluation=load.at_once * max(fused, _evaluation_bytes(size, load)) if load.evaluated else 0.0,
         overlapped=load.ahead,
     )
 
@@ -217,19 +218,21 @@ def trained_parameters(size: ModelSize, load: Load) -> int:
 
 
 def _cache_bytes(size: ModelSize, load: Load, prompts: int, group: int) -> float:
-    """The cache as it grows for the last time: the rows' columns exist twice, a shared prompt once."""
+    """The cache as it grows for the last time, when the rows' columns exist twice; a shared prompt exists once.
+
+    It begins with room for ``CACHE_BLOCK`` columns behind the prompt, and a completion's last token is never read.
+    """
     growing = load.growing(prompts, group)
     shared = group > 1 and load.prompt_tokens >= SHARE_FROM
-    own = load.new_tokens + (0 if shared else load.prompt_tokens)
-    once = growing // group * load.prompt_tokens if shared else 0
-    return size.cache * load.weight_bytes * (once + growing * (2 * own + CACHE_BLOCK))
+    own, once = (0, growing // group * load.prompt_tokens) if shared else (load.prompt_tokens, 0)
+    old = own + CACHE_BLOCK * max(0, math.ceil((load.new_tokens - 1 - CACHE_BLOCK) / CACHE_BLOCK))
+    return size.cache * load.weight_bytes * (once + growing * (2 * old + CACHE_BLOCK))
 
 
 def _evaluation_bytes(size: ModelSize, load: Load) -> float:
-    """Greedy completions of the held-out prompts, in two parts one after the other or at once."""
+    """Greedy completions of a part of the held-out prompts."""
     part = math.ceil(load.evaluated / PARTS)
-    each = _cache_bytes(size, load, part, 1) + GREEDY * FLOAT * load.growing(part, 1) * size.vocabulary
-    return load.at_once * each if part else 0.0
+    return _cache_bytes(size, load, part, 1) + GREEDY * FLOAT * load.growing(part, 1) * size.vocabulary
 
 
 def activation_bytes(size: ModelSize, load: Load) -> float:

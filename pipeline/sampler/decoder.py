@@ -108,7 +108,6 @@ class Decoder:
     @torch.no_grad()
     def refresh(self) -> None:
         """Fuse the weights as they are now."""
-        self.blocks = []  # or the earlier ones would be held until the new ones are there
         self.blocks = [self._fuse(i, layer) for i, layer in enumerate(self.base.layers)]
         self.final = _norm(self.base.norm)
 
