@@ -8,7 +8,7 @@ resident is the baseline. Measured is the largest resident set beyond that. Rand
 sequence, so completions run to the limit, as the model of the memory takes them to do.
 
 It is measured twice: with a C library that gives back at once what is freed, which is what the work asks for, and as
-the product runs, which keeps it (:func:`pipeline.cores.keep_freed_memory`): faster, and larger by pieces that do not fit.
+the product runs, which keeps it (:func:`pipeline.cores.keep_freed_memory`): faster, and larger by what does not fit.
 Exits with 1 where a prediction of what the work asks for is off by more than a fifth.
 """
 

@@ -13,7 +13,7 @@ from flows.terminal import Lines, print_table, size_text
 from pipeline.config import PipelineConfig
 from pipeline.hardware import Hardware
 from pipeline.model_size import ModelSize, model_size
-from pipeline.pace import pace
+from pipeline.pace import READING, pace
 from pipeline.sizing import Load, memory
 from pipeline.stage import Stage
 
@@ -29,6 +29,7 @@ PARTS = {
     "logits": "logits, a piece",
     "evaluation": "evaluation",
 }
+TIMES = ("sampling", "learning", "all steps")
 PHASES = ("sampling", "learning", "evaluating")
 CHEAPER: dict[str, dict[str, Any]] = {
     "gradient_checkpointing: true": {"checkpointing": True},
@@ -38,8 +39,9 @@ CHEAPER: dict[str, dict[str, Any]] = {
     "policy.lora: {rank: 16}": {"lora_rank": 16},
     "policy.dtype: bfloat16": {"weight_bytes": 2},
 }
-"""Options -> what they change; each is tried on its own."""
-MOST_DEVICES = 1024
+"""Options -> what they change of a load."""
+MOST_DOUBLINGS = 7
+"""Of the number of devices."""
 
 
 def sizes(
@@ -47,17 +49,20 @@ def sizes(
 ) -> dict[str, Any]:
     """The plan's part about memory and time, as plain data. Raises: UserError where the model is not known."""
     size = model_size(config.policy)
-    rows = []
-    for stage in config.stages:
-        needs = stages[stage.stage].needs(stage)
-        load = Load.of(config, stage, needs, prompt_tokens, hardware.cuda, hardware.devices)
-        rows.append(_row(size, load, hardware))
+    loads = [
+        Load.of(config, stage, stages[stage.stage].needs(stage), prompt_tokens, hardware.cuda, hardware.devices)
+        for stage in config.stages
+    ]
+    rows = [_row(size, load, hardware) for load in loads]
+    heaviest = max(range(len(rows)), key=lambda place: rows[place]["peak"])
     return {
         "hardware": {**asdict(hardware), "shown": hardware.shown},
         "model": asdict(size),
         "prompt_tokens": prompt_tokens,
         "weight_bytes": 2 if config.policy.dtype in ("bfloat16", "float16") else 4,
         "stages": rows,
+        "heaviest": rows[heaviest]["label"],
+        "ways_on": [] if rows[heaviest]["fits"] else _ways(size, loads[heaviest], hardware),
     }
 
 
@@ -67,27 +72,32 @@ def _row(size: ModelSize, load: Load, hardware: Hardware) -> dict[str, Any]:
     row = {"label": load.label, "steps": load.steps, "peak": peak, "fits": peak <= hardware.memory}
     row |= {name: getattr(found, name) for name in (*PARTS, *PHASES)}
     row |= {"sampling_seconds": time.of("sampling"), "learning_seconds": time.of("learning")}
-    row |= {"bottleneck": time.largest.what, "bottleneck_share": time.largest.seconds / time.seconds}
-    return row | {"ways_on": [] if row["fits"] else _ways(size, load, hardware)}
+    return row | {"bottleneck": time.largest.what, "bottleneck_share": time.largest.seconds / time.seconds}
 
 
 def _ways(size: ModelSize, load: Load, hardware: Hardware) -> list[str]:
-    """What would make a stage fit, or come nearer, by this very model."""
+    """What would make a stage fit, or come nearer, by this very model: options one by one and together, devices."""
+    number = load.prompts * hardware.devices
 
-    def peak(changed: Load, devices: int = hardware.devices) -> float:
+    def peak(change: Mapping[str, Any], devices: int = hardware.devices) -> float:
+        changed = replace(load, **{**change, "prompts": math.ceil(number / devices)})
         return hardware.overhead * memory(size, changed, devices).peak
 
-    before, ways = peak(load), []
-    for option, change in CHEAPER.items():
-        if (after := peak(replace(load, **change))) < 0.97 * before:
-            fits = ", fits" if after <= hardware.memory else ""
-            ways.append(f"{option}: {size_text(round(after))}{fits}")
-    enough, number = hardware.devices, load.prompts * hardware.devices
-    while enough < MOST_DEVICES:
-        enough *= 2
-        if peak(replace(load, prompts=math.ceil(number / enough)), enough) <= hardware.memory:
-            return [*ways, f"{enough} x {hardware.name}: fits"]
-    return [*ways, "no number of devices: each samples with whole weights, which an engine that cuts them need not"]
+    def told(what: str, after: float) -> str:
+        return f"{what}: {size_text(round(after))}{', fits' if after <= hardware.memory else ''}"
+
+    helping = {option: change for option, change in CHEAPER.items() if peak(change) < 0.97 * peak({})}
+    ways = [told(option, peak(change)) for option, change in helping.items()]
+    together = {name: value for change in helping.values() for name, value in change.items()}
+    if len(helping) > 1:
+        ways.append(told("all of these", peak(together)))
+    for change, also in (({}, ""), (together, " and all of these")):
+        for power in range(1, MOST_DOUBLINGS + 1):
+            devices = hardware.devices * 2**power
+            if peak(change, devices) <= hardware.memory:
+                return [*ways, told(f"{devices} x {hardware.name}{also}", peak(change, devices))]
+    more = hardware.devices * 2**MOST_DOUBLINGS
+    return [*ways, f"up to {more:,} x {hardware.name} do not: each samples with weights that it holds whole"]
 
 
 def tell_sizes(found: Mapping[str, Any], console: Console) -> None:
@@ -114,12 +124,11 @@ def tell_sizes(found: Mapping[str, Any], console: Console) -> None:
         ]
         for row in rows
     ]
-    print_table(console, ["stage", "sampling", "learning", "all steps", "most of it"], times, ("sampling", "learning"))
-    for row in rows:
-        if not row["fits"]:
-            say(f"\n{row['label']} does not fit. What would change that:")
-            for way in row["ways_on"]:
-                say(f"  {way}")
+    print_table(console, ["stage", "sampling", "learning", "all steps", "most of it"], times, TIMES)
+    if found["ways_on"]:
+        say(f"\n{found['heaviest']} is the heaviest and does not fit. What would change that:")
+    for way in found["ways_on"]:
+        say(f"  {way}")
     for line in assumptions(hardware):
         say(f"\n{line}")
 
@@ -127,8 +136,8 @@ def tell_sizes(found: Mapping[str, Any], console: Console) -> None:
 def assumptions(hardware: Hardware) -> Sequence[str]:
     """What the estimate takes for granted."""
     lines = [
-        f"Time: products at {hardware.efficiency:.0%} of the peak, memory at 70 % of its bandwidth, "
-        f"{hardware.operation * 1e6:.0f} us to start an operation; without rewards, evaluations and checkpoints."
+        f"Time: products at {hardware.efficiency:.0%} of the peak, memory at {READING:.0%} of its bandwidth, "
+        f"{hardware.operation * 1e6:.0f} us to start\nan operation; without rewards, evaluations and checkpoints."
     ]
     if hardware.devices > 1:
         lines.append("Several devices: each has its share of the prompts; weights, gradients and moments in shards.")
@@ -136,19 +145,21 @@ def assumptions(hardware: Hardware) -> Sequence[str]:
 
 
 def _bytes(value: float) -> str:
-    return size_text(round(value)) if value else "-"
+    return size_text(round(value)) if value else ""
 
 
 def _time(seconds: float) -> str:
     """Two digits from a millisecond to days.
 
-    >>> [_time(s) for s in (0.0004, 0.0123, 3.21, 84, 5000, 200000)]
-    ['0.4 ms', '12 ms', '3.2 s', '84 s', '83 min', '56 h']
+    >>> [_time(s) for s in (0, 0.0004, 0.0123, 3.21, 84, 5000, 200000)]
+    ['', '0.4 ms', '12 ms', '3.2 s', '84 s', '83 min', '56 h']
     """
+    if not seconds:
+        return ""
     for limit, factor, unit in ((1, 1e-3, "ms"), (100, 1, "s"), (6000, 60, "min"), (math.inf, 3600, "h")):
         if seconds < limit:
             amount = seconds / factor
-            return f"{amount:.1f} {unit}" if 0 < amount < 9.95 else f"{amount:.0f} {unit}"
+            return f"{amount:.1f} {unit}" if amount < 9.95 else f"{amount:.0f} {unit}"
     raise AssertionError
 
 
