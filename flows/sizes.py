@@ -77,10 +77,11 @@ def _row(size: ModelSize, load: Load, hardware: Hardware) -> dict[str, Any]:
 
 def _ways(size: ModelSize, load: Load, hardware: Hardware) -> list[str]:
     """What would make a stage fit, or come nearer, by this very model: options one by one and together, devices."""
-    number = load.prompts * hardware.devices
 
-    def peak(change: Mapping[str, Any], devices: int = hardware.devices) -> float:
-        changed = replace(load, **{**change, "prompts": math.ceil(number / devices)})
+    def peak(change: dict[str, Any], devices: int = hardware.devices) -> float:
+        share = hardware.devices / devices
+        prompts, evaluated = math.ceil(load.prompts * share), math.ceil(load.evaluated * share)
+        changed = replace(replace(load, **change), prompts=prompts, evaluated=evaluated)
         return hardware.overhead * memory(size, changed, devices).peak
 
     def told(what: str, after: float) -> str:
@@ -91,7 +92,8 @@ def _ways(size: ModelSize, load: Load, hardware: Hardware) -> list[str]:
     together = {name: value for change in helping.values() for name, value in change.items()}
     if len(helping) > 1:
         ways.append(told("all of these", peak(together)))
-    for change, also in (({}, ""), (together, " and all of these")):
+    tried: list[tuple[dict[str, Any], str]] = [({}, ""), (together, " and all of these")]
+    for change, also in tried:
         for power in range(1, MOST_DOUBLINGS + 1):
             devices = hardware.devices * 2**power
             if peak(change, devices) <= hardware.memory:

@@ -38,7 +38,7 @@ def architecture_defaults(model_type: str) -> tuple[dict[str, Any], dict[str, st
 
     Where the class names an option otherwise than most do (``n_embd``), the usual name (``hidden_size``) is given too.
     """
-    folder = model_type.replace("-", "_")
+    folder = model_type.replace("-", "_").removesuffix("_text")  # the text part of a model that also sees images
     for node in _module("models", folder, f"configuration_{folder}.py").body:
         if isinstance(node, ast.ClassDef) and _constants(node, "model_type") == [model_type]:
             fields = [n for n in node.body if isinstance(n, ast.AnnAssign)]
@@ -85,5 +85,8 @@ def _mapping(node: ast.ClassDef, name: str) -> dict[str, str]:
     for n in node.body:
         if isinstance(n, ast.Assign) and any(isinstance(t, ast.Name) and t.id == name for t in n.targets):
             pairs = zip(n.value.keys, n.value.values, strict=True) if isinstance(n.value, ast.Dict) else ()
-            return {k.value: v.value for k, v in pairs if isinstance(k, ast.Constant) and isinstance(v, ast.Constant)}
+            known = (
+                (k.value, v.value) for k, v in pairs if isinstance(k, ast.Constant) and isinstance(v, ast.Constant)
+            )
+            return {str(key): str(value) for key, value in known}
     return {}

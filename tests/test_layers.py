@@ -86,7 +86,7 @@ def test_what_answers_at_once_imports_nothing_slow() -> None:
         "pipeline.config_files",
         "pipeline.preflight", "pipeline.rewards", "pipeline.tasks", "pipeline.runs", "pipeline.journal",
         "pipeline.tracking_client", "pipeline.tracking_access", "pipeline.forking", "pipeline.verification",
-        "flows.commands_runs", "flows.commands_advise", "flows.server_access", "stages",
+        "flows.commands_runs", "flows.commands_advise", "flows.server_access", "flows.sizes", "stages",
     ]  # fmt: skip
     slow = ["torch", "transformers", "prefect", "mlflow", "datasets", "numpy", "pandas", "reasoning_gym"]
     code = f"""
