@@ -138,8 +138,9 @@ def tell_sizes(found: Mapping[str, Any], console: Console) -> None:
 def assumptions(hardware: Hardware) -> Sequence[str]:
     """What the estimate takes for granted."""
     lines = [
-        f"Time: products at {hardware.efficiency:.0%} of the peak, memory at {READING:.0%} of its bandwidth, "
-        f"{hardware.operation * 1e6:.0f} us to start\nan operation; without rewards, evaluations and checkpoints."
+        f"Time: products at {hardware.efficiency:.0%} of the peak ({hardware.decoding:.0%} while sampling), memory at "
+        f"{READING:.0%} of its bandwidth,\n{hardware.operation * 1e6:.0f} us to start an operation; without rewards, "
+        "evaluations and checkpoints."
     ]
     if hardware.devices > 1:
         lines.append("Several devices: each has its share of the prompts; weights, gradients and moments in shards.")

@@ -5,8 +5,8 @@
     learning   6 operations a weight and token (2 for a pass without a gradient), the head's for predicted tokens only,
                attention beside that; then Adam reads four numbers a parameter and writes three
 
-Products run at ``Hardware.efficiency`` of the peak, memory at ``READING`` of its bandwidth. Rewards, evaluations and
-checkpoints are left out: they depend on the task and on how often one wants them.
+Products run at ``Hardware.efficiency`` of the peak (``decoding`` in the sampler), memory at ``READING`` of its
+bandwidth. Rewards, evaluations and checkpoints are left out: they depend on the task and on how often one wants them.
 """
 
 from __future__ import annotations
@@ -68,13 +68,14 @@ def pace(size: ModelSize, load: Load, hardware: Hardware) -> Pace:
 
 
 def _products(hardware: Hardware, narrow: bool) -> float:
-    """Operations a second that are reached."""
+    """Operations a second that a training step reaches."""
     return hardware.efficiency * (hardware.narrow if narrow else hardware.wide)
 
 
 def _sampling(size: ModelSize, load: Load, hardware: Hardware) -> list[Part]:
     """In the weights' own type; a reference policy that is sampled costs the same again."""
-    speed, reading = _products(hardware, load.weight_bytes < FLOAT), READING * hardware.bandwidth
+    peak = hardware.narrow if load.weight_bytes < FLOAT else hardware.wide
+    speed, reading = hardware.decoding * peak, READING * hardware.bandwidth
     policies, rows = 1 + load.reference_sampled, load.growing(load.prompts, load.group)
     steps = math.ceil(load.rows / rows) * (load.new_tokens - 1)
     shared = load.group > 1 and load.prompt_tokens >= 48
