@@ -58,6 +58,7 @@ def run(
 ) -> None:
     """Train a pipeline, stage after stage."""
     from flows import launch
+    from flows.server_access import check_prefect
 
     if on is not None:
         commands_deploy.run_on(on, config, overrides, name, runs, detach, job or [])
@@ -69,6 +70,7 @@ def run(
     launch.check_name(name)
     loaded, stages = load(config, overrides)
     check_world(loaded, stages, runs)
+    check_prefect(engine)
     folder = launch.open_run(loaded, runs, name, stages, sayer(screen))
     Process.folder = folder.path
     sayer(screen)(f"run {folder.name} in {folder.path}")
@@ -89,8 +91,11 @@ command(app, hidden=True)(commands_deploy.deployed)
 @command(app)
 def check(config: Config, overrides: Overrides = None, runs: Runs = RUNS) -> None:
     """Check a configuration and everything it names, without computing anything."""
+    from flows.server_access import check_prefect
+
     loaded, stages = load(config, overrides)
     check_world(loaded, stages, runs)
+    check_prefect("prefect")
     order = " -> ".join(f"{stage.label} ({stage.steps} steps)" for stage in loaded.config.stages)
     print(f"{loaded.path} is valid.\n{loaded.config.name}: {order}")
 

@@ -62,6 +62,7 @@ def compare(
     from flows.compare_measures import read_external
     from flows.compare_ray import Cluster
     from flows.compare_work import Tuning
+    from flows.server_access import check_prefect
     from pipeline.cores import usable_cores
 
     quiet_libraries()
@@ -73,6 +74,7 @@ def compare(
     launch.check_name(folder_name)
     foreign = read_external([file.absolute() for file in external or ()])
     check_world(loaded, stages, runs)
+    check_prefect(engine)
     threads = loaded.config.policy.threads or 1
     at_once = parallel or max(1, usable_cores() // threads)
     gpus = int((loaded.config.policy.device or "").startswith("cuda"))

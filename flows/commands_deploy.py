@@ -114,8 +114,10 @@ def parse_job(given: list[str] | None) -> dict[str, Any]:
 def _server() -> str:
     """The API's URL, with the services that deployments need. Raises: UserError."""
     from flows.server import ensure_server
+    from flows.server_access import check_prefect
 
     quiet_libraries()
+    check_prefect("prefect")
     be_patient()
     try:
         return ensure_server(deployments=True)

@@ -58,7 +58,7 @@ def resume(
         def begin() -> None:
             launch.forget_summary(run)
 
-    _check_rest(run, runs)
+    _check_rest(run, runs, engine)
     Process.folder = run.path
     say(f"run {name} in {run.path}")
     print_plan([vars(stage) for stage in stages], screen)
@@ -73,23 +73,29 @@ def plan(
         str | None, typer.Option(metavar="NAME", help="The run; default: the one called as the configuration.")
     ] = None,
     overrides: Overrides = None,
+    hardware: Annotated[
+        str | None, typer.Option(metavar="8xH100", help="Also estimate memory and time on this; or cpu:24GiB.")
+    ] = None,
+    prompt_tokens: Annotated[int, typer.Option(min=1, help="With --hardware: a prompt's length.")] = 128,
     as_json: AsJson = False,
     runs: Runs = RUNS,
 ) -> None:
     """Show what a launch would reuse, go on with and train, and why, without computing anything."""
-    from flows import launch
+    from flows import launch, sizes
     from flows.plans import describe
     from flows.tables import tell_plan
+    from pipeline.hardware import parse_hardware
     from pipeline.runs import CONFIG_FILE, RUN_FILE
 
     if config is None and name is None:
         raise UserError("there is nothing to plan", fix="give a configuration, or a run with --name NAME, or both")
     launch.check_name(name)
+    wanted = parse_hardware(hardware) if hardware is not None else None
     if config is None:
         run, asked = _open(runs, name or ""), list[str]()
-        loaded, _ = load(str(run.path / CONFIG_FILE), overrides)
+        loaded, stages = load(str(run.path / CONFIG_FILE), overrides)
     else:
-        loaded, _ = load(config, overrides)
+        loaded, stages = load(config, overrides)
         asked = ["gradus", "run", config, *(word for each in overrides or () for word in ("--set", each))]
         exists = (runs / (name or loaded.config.name) / RUN_FILE).is_file()
         run = _open(runs, name or loaded.config.name) if exists else None
@@ -100,12 +106,16 @@ def plan(
     elif run is None:
         asked[3:3] = ["--name", name]
     planned = describe(run, loaded.config, runs, named, asked, fresh)
+    if wanted is not None:
+        planned["sizes"] = sizes.sizes(loaded.config, stages, wanted, prompt_tokens)
     if as_json:
         print(json.dumps(planned, indent=2))
         return
     screen = console()
     sayer(screen)(f"{named}: {'new run' if run is None else launch.shown_path(run.path)}")
     tell_plan(planned, screen)
+    if wanted is not None:
+        sizes.tell_sizes(planned["sizes"], screen)
 
 
 def fork(
@@ -124,6 +134,7 @@ def fork(
     """Begin a new run that shares what another one did before a stage, with other options from there on."""
     from flows import launch
     from flows.plans import describe
+    from flows.server_access import check_prefect
     from flows.tables import print_plan
     from flows.terminal import runs_option
     from pipeline import forking
@@ -141,6 +152,7 @@ def fork(
     changes = forking.check_changes(origin, index, loaded.config)
     forking.check_parent(origin, index, loaded.config)
     check_world(LoadedConfig(loaded.config, loaded.path, origin.base_dir), stages, runs)
+    check_prefect("none" if no_run else engine)
     run = forking.fork(origin, index, loaded.config, launch.place_for_fork(runs, name, new))
     Process.folder = run.path
     say(f"run {run.name} in {run.path}")
@@ -238,15 +250,20 @@ def _tell_complete(run: RunFolder, runs: Path, engine: str, screen: Any) -> None
         launch.tell_prefect(run, say)
 
 
-def _check_rest(run: RunFolder, runs: Path) -> None:
-    """What a launch needs besides what the run folder holds: all of it before there is data, else rewards and room."""
+def _check_rest(run: RunFolder, runs: Path, engine: str) -> None:
+    """What a launch needs besides what the run folder holds: all of it before there is data, else rewards, room and
+    servers that take us."""
+    from flows.server_access import check_prefect
     from pipeline.config_files import LoadedConfig
     from pipeline.preflight import check_runs_folder
     from pipeline.rewards import check_rewards
+    from pipeline.tracking_access import check_tracking
     from stages import discover
 
+    check_prefect(engine)
     if run.start() is None:
         check_world(LoadedConfig(run.config, run.path / "config.yaml", run.base_dir), discover(), runs)
         return
     check_runs_folder(runs)
     check_rewards(run.config.rewards, run.config.task.source)
+    check_tracking(run.config.tracking, runs)

@@ -81,14 +81,27 @@ def users_api_url() -> str | None:
     url = os.environ.get("PREFECT_API_URL")
     if url:
         return None if url == os.environ.get("GRADUS_PREFECT_API_URL") else url
+    return _users_setting("url")
+
+
+def users_credentials() -> tuple[str | None, str | None]:
+    """(``user:password``, API key) that Prefect would show to the user's server."""
+    names = ("auth_string", "key")
+    auth, key = (os.environ.get(f"PREFECT_API_{name.upper()}") or _users_setting(name) for name in names)
+    return auth, key
+
+
+def _users_setting(name: str) -> str | None:
+    """A setting of Prefect's group ``api`` from the files it reads, in its own order of precedence."""
+    variable = f"PREFECT_API_{name.upper()}"
     home = Path(os.environ.get("PREFECT_HOME") or "~/.prefect").expanduser()
     profiles = _toml(Path(os.environ.get("PREFECT_PROFILES_PATH") or home / "profiles.toml").expanduser())
     active = os.environ.get("PREFECT_PROFILE") or profiles.get("active") or ""
     found = (
-        _dotenv(Path(".env")).get("PREFECT_API_URL"),
-        profiles.get("profiles", {}).get(active, {}).get("PREFECT_API_URL"),
-        _toml(Path("prefect.toml")).get("api", {}).get("url"),
-        _toml(Path("pyproject.toml")).get("tool", {}).get("prefect", {}).get("api", {}).get("url"),
+        _dotenv(Path(".env")).get(variable),
+        profiles.get("profiles", {}).get(active, {}).get(variable),
+        _toml(Path("prefect.toml")).get("api", {}).get(name),
+        _toml(Path("pyproject.toml")).get("tool", {}).get("prefect", {}).get("api", {}).get(name),
     )
     return next(filter(None, found), None)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 
 def causal_model_types() -> set[str]:
@@ -30,6 +31,23 @@ def architecture_options(model_type: str) -> set[str]:
             # A class that inherits from another model's is not read further: its options are not all here.
             return common | _declared(node) | set(_constants(node, "attribute_map")) if common else set()
     return set()
+
+
+def architecture_defaults(model_type: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """(option -> plain default, another name of an option -> the option) of a model type's configuration class.
+
+    Where the class names an option otherwise than most do (``n_embd``), the usual name (``hidden_size``) is given too.
+    """
+    folder = model_type.replace("-", "_").removesuffix("_text")  # the text part of a model that also sees images
+    for node in _module("models", folder, f"configuration_{folder}.py").body:
+        if isinstance(node, ast.ClassDef) and _constants(node, "model_type") == [model_type]:
+            fields = [n for n in node.body if isinstance(n, ast.AnnAssign)]
+            values = {n.target.id: n.value for n in fields if isinstance(n.target, ast.Name)}
+            found = {name: v.value for name, v in values.items() if isinstance(v, ast.Constant)}
+            own = _mapping(node, "attribute_map")
+            found |= {usual: found[name] for usual, name in own.items() if name in found}
+            return found, {name: usual for usual, name in own.items()}
+    return {}, {}
 
 
 def _module(*parts: str) -> ast.Module:
@@ -60,3 +78,15 @@ def _constants(node: ast.ClassDef, name: str) -> list[str]:
             values = n.value.keys if isinstance(n.value, ast.Dict) else [n.value]
             return [v.value for v in values if isinstance(v, ast.Constant) and isinstance(v.value, str)]
     return []
+
+
+def _mapping(node: ast.ClassDef, name: str) -> dict[str, str]:
+    """The mapping of texts that a class assigns to ``name``."""
+    for n in node.body:
+        if isinstance(n, ast.Assign) and any(isinstance(t, ast.Name) and t.id == name for t in n.targets):
+            pairs = zip(n.value.keys, n.value.values, strict=True) if isinstance(n.value, ast.Dict) else ()
+            known = (
+                (k.value, v.value) for k, v in pairs if isinstance(k, ast.Constant) and isinstance(v, ast.Constant)
+            )
+            return {str(key): str(value) for key, value in known}
+    return {}

@@ -15,6 +15,7 @@ from pipeline.config import PipelineConfig, StageConfig, pipeline_model
 from pipeline.config_errors import Origin, did_you_mean, label_of, show
 from pipeline.config_task import FileTask, HubTask, Task
 from pipeline.errors import UserError
+from pipeline.tracking_access import refuse_secret
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGED = (ROOT / "flows" / "configs", ROOT / "configs")
@@ -76,6 +77,8 @@ def load_config(source: str, overrides: list[str], stage_configs: list[type[Stag
     for override in overrides:
         overridden[apply_override(override, data)] = override
     origin = Origin(shown, yaml_text.Document(_labelled(data), document.lines), overridden)
+    tracking = data.get("tracking")
+    refuse_secret(tracking.get("uri") if isinstance(tracking, dict) else None, f"{shown}, tracking.uri")
     try:
         config = model.model_validate(data)
     except ValidationError as error:

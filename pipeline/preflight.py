@@ -39,6 +39,7 @@ def preflight(
     """
     from pipeline.rewards import check_rewards
     from pipeline.tasks import check_task
+    from pipeline.tracking_access import check_tracking
 
     checks: list[Callable[[], None]] = [
         lambda: check_policy(config.policy),
@@ -47,7 +48,7 @@ def preflight(
         lambda: check_rewards(config.rewards, config.task.source),
         *(functools.partial(_check_stage, config, stage, stages) for stage in config.stages),
         *(functools.partial(_check_carry, *pair, stages) for pair in itertools.pairwise(config.stages)),
-        lambda: _check_tracking(config, runs_dir or Path.cwd()),
+        lambda: check_tracking(config.tracking, runs_dir or Path.cwd()),
     ]
     if runs_dir is not None:
         checks.append(lambda: check_runs_folder(runs_dir, _checkpoint_bytes(config)))
@@ -134,12 +135,6 @@ def _check_lengths(config: PipelineConfig) -> None:
             expected=f"more than sampling.max_tokens ({longest}) by the length of the longest prompt",
             fix="raise it, or lower sampling.max_tokens",
         )
-
-
-def _check_tracking(config: PipelineConfig, runs_dir: Path) -> None:
-    from pipeline.tracking_client import resolve_uri
-
-    resolve_uri(config.tracking.uri, runs_dir)
 
 
 def check_runs_folder(runs_dir: Path, checkpoint_bytes: int = 0) -> None:

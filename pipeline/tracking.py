@@ -117,9 +117,13 @@ class Uploader:
         self._mlflow, self._client, self._experiment_id = mlflow, client, found.experiment_id
 
     def _create_experiment(self, client: Any) -> str:
-        location = None
+        location = None  # a server knows its own
         if self.uri.startswith("sqlite:///"):
             location = (Path(self.uri.removeprefix("sqlite:///")).parent / "mlartifacts").as_uri()
+        elif not self.uri.startswith(("http", "databricks")):
+            location = (
+                self.run_dir.parent / "mlartifacts"
+            ).as_uri()  # MLflow's own would depend on where we were started
         tags = {"mlflow.experimentKind": "custom_model_development"}  # so that the UI opens with the runs
         try:
             return client.create_experiment(self.experiment, artifact_location=location, tags=tags)

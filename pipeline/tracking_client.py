@@ -191,7 +191,7 @@ def resolve_uri(config_uri: str | None, runs_dir: str | Path) -> str:
 
 def redacted(uri: str) -> str:
     """``uri`` without user name and password, fit for a message."""
-    return re.sub(r"//[^/@]*@", "//", uri)
+    return re.sub(r"//[^/?#]*@", "//", uri)
 
 
 @contextlib.contextmanager

@@ -85,8 +85,8 @@ def test_what_answers_at_once_imports_nothing_slow() -> None:
         "flows.cli", "flows.launch", "flows.status", "flows.options", "flows.terminal", "flows.plans", "flows.tables",
         "pipeline.config_files",
         "pipeline.preflight", "pipeline.rewards", "pipeline.tasks", "pipeline.runs", "pipeline.journal",
-        "pipeline.tracking_client", "pipeline.forking", "pipeline.verification", "flows.commands_runs",
-        "flows.commands_advise", "stages",
+        "pipeline.tracking_client", "pipeline.tracking_access", "pipeline.forking", "pipeline.verification",
+        "flows.commands_runs", "flows.commands_advise", "flows.server_access", "flows.sizes", "stages",
     ]  # fmt: skip
     slow = ["torch", "transformers", "prefect", "mlflow", "datasets", "numpy", "pandas", "reasoning_gym"]
     code = f"""

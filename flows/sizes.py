@@ -1,0 +1,174 @@
+"""What a pipeline takes on some hardware, on paper: bytes and seconds a stage, as plain data and as tables."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+from rich.console import Console
+
+from flows.terminal import Lines, print_table, size_text
+from pipeline.config import PipelineConfig
+from pipeline.hardware import Hardware
+from pipeline.model_size import ModelSize, model_size
+from pipeline.pace import READING, pace
+from pipeline.sizing import Load, memory
+from pipeline.stage import Stage
+
+PARTS = {
+    "weights": "weights",
+    "moments": "Adam's moments",
+    "copies": "other policies",
+    "decoder": "sampler's weights",
+    "cache": "KV cache",
+    "drawing": "drawing tokens",
+    "gradients": "gradients",
+    "activations": "activations",
+    "logits": "logits, a piece",
+    "evaluation": "evaluation",
+}
+TIMES = ("sampling", "learning", "all steps")
+PHASES = ("sampling", "learning", "evaluating")
+CHEAPER: dict[str, dict[str, Any]] = {
+    "gradient_checkpointing: true": {"checkpointing": True},
+    "token_budget: 4096": {"pack_tokens": 4096},
+    "sampling.token_budget: 16384": {"cache_tokens": 16_384},
+    "kl_every: 0": {"start": False},
+    "policy.lora: {rank: 16}": {"lora_rank": 16},
+    "policy.dtype: bfloat16": {"weight_bytes": 2},
+}
+"""Options -> what they change of a load."""
+MOST_DOUBLINGS = 7
+"""Of the number of devices."""
+
+
+def sizes(
+    config: PipelineConfig, stages: Mapping[str, Stage], hardware: Hardware, prompt_tokens: int
+) -> dict[str, Any]:
+    """The plan's part about memory and time, as plain data. Raises: UserError where the model is not known."""
+    size = model_size(config.policy)
+    loads = [
+        Load.of(config, stage, stages[stage.stage].needs(stage), prompt_tokens, hardware.cuda, hardware.devices)
+        for stage in config.stages
+    ]
+    rows = [_row(size, load, hardware) for load in loads]
+    heaviest = max(range(len(rows)), key=lambda place: rows[place]["peak"])
+    return {
+        "hardware": {**asdict(hardware), "shown": hardware.shown},
+        "model": asdict(size),
+        "prompt_tokens": prompt_tokens,
+        "weight_bytes": 2 if config.policy.dtype in ("bfloat16", "float16") else 4,
+        "stages": rows,
+        "heaviest": rows[heaviest]["label"],
+        "ways_on": [] if rows[heaviest]["fits"] else _ways(size, loads[heaviest], hardware),
+    }
+
+
+def _row(size: ModelSize, load: Load, hardware: Hardware) -> dict[str, Any]:
+    found, time = memory(size, load, hardware.devices), pace(size, load, hardware)
+    peak = hardware.overhead * found.peak
+    row = {"label": load.label, "steps": load.steps, "peak": peak, "fits": peak <= hardware.memory}
+    row |= {name: getattr(found, name) for name in (*PARTS, *PHASES)}
+    row |= {"sampling_seconds": time.of("sampling"), "learning_seconds": time.of("learning")}
+    return row | {"bottleneck": time.largest.what, "bottleneck_share": time.largest.seconds / time.seconds}
+
+
+def _ways(size: ModelSize, load: Load, hardware: Hardware) -> list[str]:
+    """What would make a stage fit, or come nearer, by this very model: options one by one and together, devices."""
+
+    def peak(change: dict[str, Any], devices: int = hardware.devices) -> float:
+        share = hardware.devices / devices
+        prompts, evaluated = math.ceil(load.prompts * share), math.ceil(load.evaluated * share)
+        changed = replace(replace(load, **change), prompts=prompts, evaluated=evaluated)
+        return hardware.overhead * memory(size, changed, devices).peak
+
+    def told(what: str, after: float) -> str:
+        return f"{what}: {size_text(round(after))}{', fits' if after <= hardware.memory else ''}"
+
+    helping = {option: change for option, change in CHEAPER.items() if peak(change) < 0.97 * peak({})}
+    ways = [told(option, peak(change)) for option, change in helping.items()]
+    together = {name: value for change in helping.values() for name, value in change.items()}
+    if len(helping) > 1:
+        ways.append(told("all of these", peak(together)))
+    tried: list[tuple[dict[str, Any], str]] = [({}, ""), (together, " and all of these")]
+    for change, also in tried:
+        for power in range(1, MOST_DOUBLINGS + 1):
+            devices = hardware.devices * 2**power
+            if peak(change, devices) <= hardware.memory:
+                return [*ways, told(f"{devices} x {hardware.name}{also}", peak(change, devices))]
+    more = hardware.devices * 2**MOST_DOUBLINGS
+    return [*ways, f"up to {more:,} x {hardware.name} do not: each samples with weights that it holds whole"]
+
+
+def tell_sizes(found: Mapping[str, Any], console: Console) -> None:
+    """Tables: memory by part, then time."""
+    say, model, rows = Lines(console).say, found["model"], found["stages"]
+    hardware = Hardware(**{key: value for key, value in found["hardware"].items() if key != "shown"})
+    kind = "float32" if found["weight_bytes"] == 4 else "16-bit"
+    say(f"\nOn {hardware.shown}, an estimate: {model['model_type']} of {_many(model['parameters'])} parameters, {kind}")
+    say(f"weights; prompts of {found['prompt_tokens']} tokens, completions to their limit. Bytes on each device:\n")
+    lines = [[words, *(_bytes(row[name]) for row in rows)] for name, words in PARTS.items()]
+    lines += [[f"while {phase}", *(_bytes(row[phase]) for row in rows)] for phase in PHASES]
+    if hardware.overhead != 1:
+        lines.append(["with the heap's own", *(_bytes(row["peak"]) for row in rows)])
+    share = [f"{row['peak'] / hardware.memory:.0%}{'' if row['fits'] else ' !'}" for row in rows]
+    header = ["", *(row["label"] for row in rows)]
+    print_table(console, header, [*lines, ["of the device", *share]], header[1:])
+    say("")
+    times = [
+        [
+            row["label"],
+            *(_time(row[f"{phase}_seconds"]) for phase in ("sampling", "learning")),
+            _time(row["steps"] * (row["sampling_seconds"] + row["learning_seconds"])),
+            f"{row['bottleneck']} ({row['bottleneck_share']:.0%})",
+        ]
+        for row in rows
+    ]
+    print_table(console, ["stage", "sampling", "learning", "all steps", "most of it"], times, TIMES)
+    if found["ways_on"]:
+        say(f"\n{found['heaviest']} is the heaviest and does not fit. What would change that:")
+    for way in found["ways_on"]:
+        say(f"  {way}")
+    for line in assumptions(hardware):
+        say(f"\n{line}")
+
+
+def assumptions(hardware: Hardware) -> Sequence[str]:
+    """What the estimate takes for granted."""
+    lines = [
+        f"Time: products at {hardware.efficiency:.0%} of the peak ({hardware.decoding:.0%} while sampling), memory at "
+        f"{READING:.0%} of its bandwidth,\n{hardware.operation * 1e6:.0f} us to start an operation; without rewards, "
+        "evaluations and checkpoints."
+    ]
+    if hardware.devices > 1:
+        lines.append("Several devices: each has its share of the prompts; weights, gradients and moments in shards.")
+    return [*lines, "docs/scaling.md has the formulas, and how far they are off where it was measured."]
+
+
+def _bytes(value: float) -> str:
+    return size_text(round(value)) if value else ""
+
+
+def _time(seconds: float) -> str:
+    """Two digits from a millisecond to days.
+
+    >>> [_time(s) for s in (0, 0.0004, 0.0123, 3.21, 84, 5000, 200000)]
+    ['', '0.4 ms', '12 ms', '3.2 s', '84 s', '83 min', '56 h']
+    """
+    if not seconds:
+        return ""
+    for limit, factor, unit in ((1, 1e-3, "ms"), (100, 1, "s"), (6000, 60, "min"), (math.inf, 3600, "h")):
+        if seconds < limit:
+            amount = seconds / factor
+            return f"{amount:.1f} {unit}" if amount < 9.95 else f"{amount:.0f} {unit}"
+    raise AssertionError
+
+
+def _many(parameters: int) -> str:
+    """``6.74 G``."""
+    for factor, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if parameters >= factor:
+            return f"{parameters / factor:.3g} {unit}"
+    return str(parameters)

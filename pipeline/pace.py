@@ -1,0 +1,131 @@
+"""Time that a training step takes, from the work it is and what the hardware can do: an estimate, no measurement.
+
+    sampling   reading the prompts, then a decoding step a token, which computes 2 operations a weight and row, and
+               reads every weight and the cache: the longer one counts, or starting the operations where that is longer
+    learning   6 operations a weight and token (2 for a pass without a gradient), the head's for predicted tokens only,
+               attention beside that; then Adam reads four numbers a parameter and writes three
+
+Products run at ``Hardware.efficiency`` of the peak (``decoding`` in the sampler), memory at ``READING`` of its
+bandwidth. Rewards, evaluations and checkpoints are left out: they depend on the task and on how often one wants them.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from pipeline.hardware import Hardware
+from pipeline.model_size import ModelSize
+from pipeline.sizing import FLOAT, Load, trained_parameters
+
+READING = 0.7
+"""Share of the memory's bandwidth that is reached."""
+DECODING, LEARNING = 25, 120
+"""Operations that PyTorch starts for a layer, in a decoding step and in a forward and backward pass."""
+DRAWING = 8
+"""Times that a float32 [rows, vocabulary] is read or written while tokens are drawn."""
+ADAM = 7
+"""Numbers a parameter that the optimizer reads or writes."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Something that takes time in a step."""
+
+    phase: str
+    """``sampling`` or ``learning``."""
+    what: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Pace:
+    """A step's time, in parts."""
+
+    parts: tuple[Part, ...]
+
+    def of(self, phase: str) -> float:
+        """Seconds of a phase."""
+        return sum(part.seconds for part in self.parts if part.phase == phase)
+
+    @property
+    def seconds(self) -> float:
+        """Of a step, one phase after the other."""
+        return sum(part.seconds for part in self.parts)
+
+    @property
+    def largest(self) -> Part:
+        """Where most of the time goes."""
+        return max(self.parts, key=lambda part: part.seconds)
+
+
+def pace(size: ModelSize, load: Load, hardware: Hardware) -> Pace:
+    """A step of one stage; ``load`` is what each device has to do, all at the same time."""
+    parts = [*_learning(size, load, hardware)]
+    if load.sampled:
+        parts += _sampling(size, load, hardware)
+    return Pace(tuple(part for part in parts if part.seconds > 0))
+
+
+def _products(hardware: Hardware, narrow: bool) -> float:
+    """Operations a second that a training step reaches."""
+    return hardware.efficiency * (hardware.narrow if narrow else hardware.wide)
+
+
+def _sampling(size: ModelSize, load: Load, hardware: Hardware) -> list[Part]:
+    """In the weights' own type; a reference policy that is sampled costs the same again."""
+    peak = hardware.narrow if load.weight_bytes < FLOAT else hardware.wide
+    speed, reading = hardware.decoding * peak, READING * hardware.bandwidth
+    policies, rows = 1 + load.reference_sampled, load.growing(load.prompts, load.group)
+    steps = math.ceil(load.rows / rows) * (load.new_tokens - 1)
+    shared = load.group > 1 and load.prompt_tokens >= 48
+    cached = rows * load.new_tokens / 2 + rows * load.prompt_tokens / (load.group if shared else 1)
+    matrices = size.linear + size.words
+    computing = 2 * matrices * rows / speed
+    read = {
+        "reading the weights": matrices * load.weight_bytes / reading,
+        "reading the cache": size.cache * load.weight_bytes * cached / reading,
+        "drawing tokens": DRAWING * FLOAT * rows * size.vocabulary / reading,
+    }
+    starting = (size.layers * DECODING + 30) * hardware.operation
+    found = {"reading prompts": 2 * size.linear * load.prompts * load.prompt_tokens / speed}
+    weights = max(computing, read["reading the weights"])
+    busy = weights + read["reading the cache"] + read["drawing tokens"]
+    waiting = max(0.0, starting - busy) if hardware.cuda else starting
+    computed = computing > read["reading the weights"]
+    found["products of decoding" if computed else "reading the weights"] = steps * weights
+    found["reading the cache"] = steps * read["reading the cache"]
+    found["drawing tokens"] = steps * read["drawing tokens"]
+    found["starting operations"] = steps * waiting
+    if hardware.devices > 1:
+        found["gathering weights"] = size.parameters * load.weight_bytes / hardware.link
+    return [Part("sampling", what, policies * seconds) for what, seconds in found.items()]
+
+
+def _learning(size: ModelSize, load: Load, hardware: Hardware) -> list[Part]:
+    """Updates and passes for log-probabilities; sharded weights are gathered while others are computed with."""
+    narrow = load.autocast or load.weight_bytes < FLOAT
+    speed, trained = _products(hardware, narrow), trained_parameters(size, load)
+    predicted = load.rows * load.new_tokens
+    pairs = load.prompts * load.prompt_tokens**2 / 2
+    pairs += load.rows * (load.new_tokens * load.prompt_tokens + load.new_tokens**2 / 2)
+    forward = 2 * size.linear * load.tokens + 4 * size.layers * size.heads * size.head_dim * pairs
+    head = 2 * size.words * predicted
+    factor = (2 if load.lora_rank else 3) + load.checkpointing
+    products = load.updates * (factor * forward + (2 if load.lora_rank else 3) * head) / speed
+    starting = load.updates * load.packs * size.layers * LEARNING * hardware.operation
+    waiting = max(0.0, starting - products) if hardware.cuda else starting
+    memory = ADAM * FLOAT * trained / hardware.devices / (READING * hardware.bandwidth)
+    found = {
+        "products of learning": products,
+        "starting operations": waiting,
+        "the optimizer": load.updates * memory,
+        "passes of other policies": load.passes * (forward + head) / _products(hardware, load.weight_bytes < FLOAT),
+    }
+    if load.token_critic:
+        found["the critic"] = (3 * load.updates + 1) * forward / _products(hardware, load.weight_bytes < FLOAT)
+        found["the optimizer"] *= 2
+    if hardware.devices > 1:
+        sent = (2 * size.parameters + trained) * load.weight_bytes / hardware.link
+        found["exchange between devices"] = max(0.0, load.updates * load.packs * sent - products)
+    return [Part("learning", what, seconds) for what, seconds in found.items()]

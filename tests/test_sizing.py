@@ -1,0 +1,235 @@
+"""Sizes on paper, held to hand arithmetic, to real models, to what autograd keeps, and to the code's own limits."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+from typer.testing import CliRunner
+
+from benchmarks.workload import make_policy
+from flows import cli
+from pipeline import evaluation, head, sizing
+from pipeline.config import LoraConfig, PolicyConfig
+from pipeline.errors import UserError
+from pipeline.hardware import KNOWN, Hardware, parse_hardware
+from pipeline.lora import add_adapters
+from pipeline.model_size import ModelSize, from_options, model_size, stored_parameters
+from pipeline.pace import pace
+from pipeline.packing import Pack, computing, hidden_states
+from pipeline.sampler import lean
+from pipeline.sampler.decoder import Decoder
+from pipeline.sizing import Load, activation_bytes, memory
+
+SHAPE = {
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "intermediate_size": 80,
+}
+KINDS = ("llama", "qwen3", "gemma3_text", "qwen2", "mistral", "gemma2")
+LLAMA_2_7B = from_options(
+    {"model_type": "llama", "vocab_size": 32_000, "hidden_size": 4096, "intermediate_size": 11_008,
+     "num_hidden_layers": 32, "num_attention_heads": 32, "tie_word_embeddings": False}
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("tied", [True, False])
+def test_parameters_are_those_of_the_real_model(kind: str, tied: bool) -> None:
+    options = {name: value for name, value in SHAPE.items() if name != "head_dim" or kind != "qwen2"}
+    real = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, tie_word_embeddings=tied, **options))
+    size = from_options({"model_type": kind, "tie_word_embeddings": tied, **options})
+    assert size.parameters == sum(parameter.numel() for parameter in real.parameters())
+    linear = [m for name, m in real.named_modules() if isinstance(m, torch.nn.Linear) and name != "lm_head"]
+    assert size.linear == sum(module.weight.numel() for module in linear)
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "gemma3_text"])
+def test_what_is_left_out_is_what_transformers_takes(kind: str) -> None:
+    config = AutoConfig.for_model(kind)
+    size = from_options({"model_type": kind})
+    assert (size.width, size.layers, size.vocabulary) == (
+        config.hidden_size, config.num_hidden_layers, config.vocab_size
+    )  # fmt: skip
+    assert (size.heads, size.kv_heads, size.inner) == (
+        config.num_attention_heads, config.num_key_value_heads, config.intermediate_size
+    )  # fmt: skip
+    assert size.tied == config.tie_word_embeddings
+
+
+def test_parameters_by_hand() -> None:
+    # a layer: 4 products of 4,096^2 and 3 of 4,096 x 11,008 are 202,375,168, and two norms 8,192;
+    # 32 layers 6,476,267,520; words twice 262,144,000; the last norm 4,096
+    assert LLAMA_2_7B.linear == 32 * 202_375_168
+    assert LLAMA_2_7B.parameters == 6_738_415_616
+    assert LLAMA_2_7B.cache == 2 * 32 * 4096  # keys and values of a token
+
+
+def test_the_adapters_are_those_that_peft_makes() -> None:
+    policy = make_policy({"model_type": "llama", **SHAPE})
+    add_adapters(policy, LoraConfig(rank=4), 0)
+    trained = sum(p.numel() for p in policy.model.parameters() if p.requires_grad)
+    assert from_options({"model_type": "llama", **SHAPE}).adapters(4) == trained
+
+
+def test_the_decoders_products_are_those_that_it_fuses() -> None:
+    policy = make_policy({"model_type": "qwen3", **SHAPE})
+    decoder = Decoder(policy.model)
+    decoder.refresh()
+    fused = sum(block.qkv.numel() + block.gate_up.numel() for block in decoder.blocks)
+    assert from_options({"model_type": "qwen3", **SHAPE}).fused == fused
+
+
+def kept(model: dict[str, Any], load: Load) -> int:
+    """Bytes that autograd keeps of one pack, the weights left out."""
+    policy, found = make_policy(model), dict[int, torch.UntypedStorage]()
+    own = {parameter.untyped_storage().data_ptr() for parameter in policy.model.parameters()}
+    prompts = [[2 + (p * 7 + at) % 60 for at in range(load.prompt_tokens)] for p in range(load.prompts)]
+    completions = [[2 + (row * 5 + at) % 60 for at in range(load.new_tokens)] for row in range(load.rows)]
+    slots = [row // load.group for row in range(load.rows)]
+    pack = Pack.of(prompts, slots, completions, policy.device)
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            found.setdefault(storage.data_ptr(), storage)  # held, so that no other one gets its place
+        return tensor
+
+    with (
+        torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
+        computing(policy, pack),
+        torch.autocast("cpu", torch.bfloat16, enabled=load.autocast),
+    ):
+        hidden_states(policy, pack)
+    return sum(storage.nbytes() for storage in found.values())
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3", "gemma3_text"])
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize(("prompt", "new"), [(16, 48), (96, 24)])
+def test_activations_are_those_that_autograd_keeps(kind: str, autocast: bool, prompt: int, new: int) -> None:
+    wider = {"hidden_size": 96, "head_dim": 24, "intermediate_size": 256}
+    load = Load("x", 1, prompts=3, group=8, prompt_tokens=prompt, new_tokens=new, autocast=autocast)
+    model = {"model_type": kind, **SHAPE, **wider}
+    assert activation_bytes(from_options(model), load) == pytest.approx(kept(model, load), rel=0.03)
+
+
+def test_memory_by_hand() -> None:
+    size = ModelSize("llama", 2, 8, 2, 1, 4, 16, 32, False).counted()
+    assert size.parameters == 1704
+    load = Load("x", 1, prompts=2, group=4, prompt_tokens=10, new_tokens=20, reference=True, start=True, evaluated=6)
+    found = memory(size, load)
+    assert (found.weights, found.moments, found.copies) == (6816, 13_632, 13_632)
+    # q, k, v: 8 x (8 + 4 + 4); gate and up: 8 x 32; both layers; 4 bytes
+    assert size.fused == 768 and found.decoder == 3072
+    # 8 rows; begun with 10 + 16 columns, grown once to 42 while the 26 are still there; 16 numbers a token
+    assert found.cache == 4 * 16 * 8 * (26 + 42)
+    assert found.drawing == 4 * 4 * 8 * 32
+    # 3 prompts in each of 2 parts at once
+    assert found.evaluation == 2 * (4 * 16 * 3 * (26 + 42) + 4 * 4 * 3 * 32)
+    # 8 x 20 predicted tokens are one piece
+    assert found.logits == 2 * 4 * 160 * 32
+    assert found.learning == found.held + found.gradients + found.activations + found.logits
+    assert found.peak == max(found.sampling, found.learning, found.evaluating)
+
+
+def test_a_long_prompt_is_kept_once_a_group_and_the_budget_bounds_what_grows() -> None:
+    size = ModelSize("llama", 2, 8, 2, 1, 4, 16, 32, False).counted()
+    long = Load("x", 1, prompts=2, group=4, prompt_tokens=100, new_tokens=10)
+    assert memory(size, long).cache == 4 * 16 * (2 * 100 + 8 * 16)  # no growth: nine columns of the first 16
+    # a group holds 100 + 4 x 10 tokens: of 10 groups 3 fit into 500
+    assert Load("x", 1, 10, 4, 100, 10, cache_tokens=500).growing(10, 4) == 12
+    # 10 x (100 + 4 x 10) tokens in packs of 500
+    assert Load("x", 1, 10, 4, 100, 10, pack_tokens=500).packs == 3
+
+
+def test_options_change_what_they_should() -> None:
+    size = from_options({"model_type": "llama", **SHAPE})
+
+    def peak(**options: Any) -> sizing.Memory:
+        return memory(size, Load("x", 1, 8, 8, 32, 64, **options))
+
+    plain = peak()
+    assert peak(checkpointing=True).activations < 0.6 * plain.activations
+    assert peak(pack_tokens=1024).activations < 0.3 * plain.activations
+    assert peak(pack_tokens=1024).gradients > plain.gradients  # those of the packs before
+    assert peak(lora_rank=2).moments < 0.3 * plain.moments
+    assert peak(token_critic=True).copies == 3 * plain.weights
+    assert peak(weight_bytes=2).weights == plain.weights / 2
+    assert peak(reference_sampled=True).decoder == 2 * plain.decoder
+    assert peak(ahead=True).learning > plain.learning + plain.cache
+    eight = memory(size, Load("x", 1, 1, 8, 32, 64), devices=8)
+    assert eight.moments == plain.moments / 8
+
+
+def test_the_limits_are_those_of_the_code() -> None:
+    assert (sizing.SHARE_FROM, sizing.CACHE_BLOCK) == (lean.SHARE_FROM, lean.BLOCK)
+    assert (sizing.CELLS, sizing.FEWEST, sizing.PARTS) == (head.CELLS, head.FEWEST, evaluation.PARTS)
+
+
+def test_time_by_hand() -> None:
+    size = LLAMA_2_7B
+    device = Hardware("x", 1e12, 1e15, 1e14, 1e12, 1e11, efficiency=0.5, operation=0.0)
+    load = Load("x", 1, 4, 8, 16, 101, weight_bytes=2)
+    found = {part.what: part.seconds for part in pace(size, load, device).parts}
+    # 100 steps read 6.6074 G weights of 2 bytes at 0.7 TB/s; 32 rows compute 2 x 6.6 G x 32 at 5e14, which is less
+    assert found["reading the weights"] == pytest.approx(100 * 2 * (size.linear + size.words) / 0.7e12)
+    pairs = 4 * 16**2 / 2 + 32 * (101 * 16 + 101**2 / 2)
+    forward = 2 * size.linear * (4 * 16 + 32 * 100) + 4 * 32 * 4096 * pairs
+    assert found["products of learning"] == pytest.approx(3 * (forward + 2 * size.words * 32 * 101) / 5e14)
+    assert found["the optimizer"] == pytest.approx(28 * size.parameters / 0.7e12)
+    assert pace(size, load, device).largest.what == "reading the weights"
+    twice = pace(size, Load("x", 1, 4, 8, 16, 101, weight_bytes=2, reference_sampled=True), device)
+    assert twice.of("sampling") == pytest.approx(2 * pace(size, load, device).of("sampling"))
+
+
+def test_hardware_is_named() -> None:
+    assert parse_hardware("8xH100") == parse_hardware("8 x h100")
+    assert (parse_hardware("4xH100:94GB").memory, parse_hardware("4xH100:94GB").devices) == (94e9, 4)
+    assert parse_hardware("cpu:24GiB").memory == 24 * 2**30
+    for wrong in ("8xFoo", "", "cpu", "0xH100", "H100:0GB", "x", "H100:94"):
+        with pytest.raises(UserError, match="known") as refused:
+            parse_hardware(wrong)
+        assert "RTX4090" in refused.value.expected
+    assert all(each.memory > 2e10 and each.narrow >= each.wide for each in KNOWN.values() if each.cuda)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    """A small model on disk."""
+    make_policy({"model_type": "llama", **SHAPE}).save(tmp_path / "model")
+    yield tmp_path / "model"
+
+
+def test_a_folder_tells_its_size_exactly(folder: Path) -> None:
+    size = model_size(PolicyConfig(path=str(folder)))
+    assert size.parameters == stored_parameters(folder) == from_options({"model_type": "llama", **SHAPE}).parameters
+    described = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**described, "num_local_experts": 8}))
+    with pytest.raises(UserError, match="cannot be computed"):
+        model_size(PolicyConfig(path=str(folder)))
+    with pytest.raises(UserError, match="not on this machine"):
+        model_size(PolicyConfig(path="nobody/has-this"))
+
+
+def test_the_plan_prints_it(tmp_path: Path) -> None:
+    runs = ["--runs", str(tmp_path)]
+    told = CliRunner().invoke(cli.app, ["plan", "quickstart", "--hardware", "cpu:24GiB", *runs])
+    assert told.exit_code == 0
+    for words in ("cpu (25.8 GB)", "KV cache", "while evaluating", "most of it", "docs/scaling.md"):
+        assert words in told.output
+    wanted = ["plan", "examples/scaling/7b.yaml", "--hardware", "1xH100", "--json", *runs]
+    found = json.loads(CliRunner().invoke(cli.app, wanted).output)["sizes"]
+    assert found["model"]["parameters"] == LLAMA_2_7B.parameters
+    assert found["heaviest"] == "vapo" and found["ways_on"] and not found["stages"][-1]["fits"]
+    wrong = CliRunner().invoke(cli.app, ["plan", "quickstart", "--hardware", "8xFoo", *runs])
+    assert wrong.exit_code == 2 and "RTX4090" in wrong.stderr
