@@ -1,0 +1,66 @@
+"""`configs/gsm8k-qwen.yaml` on rows of GSM8K's form and a small model, both from local folders: data, rewards, stages."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from conftest import tiny_policy
+
+from pipeline.config_files import load_config
+from pipeline.execution import finish, prepare, run_stage
+from pipeline.observer import Observer
+from pipeline.rewards import RewardSuite
+from pipeline.runs import RunFolder
+from pipeline.tasks import build_task
+from pipeline.trainer import all_prompts
+from stages import discover
+
+ROOT = Path(__file__).resolve().parent.parent
+SMALL = ["seed=1", "task.subset=null", "task.heldout=4", "task.validation=8", "sampling.max_tokens=8"]
+STAGES = ("sft", "dapo", "gfpo", "srpo")
+
+
+def rows(first: int, count: int) -> str:
+    written = []
+    for n in range(first, first + count):
+        worked = f"Ann has {n} pears and finds {n} more.\nThat is {n}+{n} = <<{n}+{n}={2 * n}>>{2 * n}.\n#### {2 * n:,}"
+        written.append(json.dumps({"question": f"Ann has {n} pears. She finds as many. How many?", "answer": worked}))
+    return "\n".join(written)
+
+
+def loaded(folder: Path):
+    (folder / "set").mkdir()
+    (folder / "set" / "train.jsonl").write_text(rows(600, 40))
+    (folder / "set" / "test.jsonl").write_text(rows(900, 40))
+    policy = tiny_policy()
+    policy.model.save_pretrained(folder / "model")
+    policy.tokenizer.save_pretrained(folder / "model")
+    overrides = [f"policy.path={folder / 'model'}", f"task.dataset={folder / 'set'}", *SMALL]
+    for stage in STAGES:
+        overrides += [f"stages.{stage}.steps=1", f"stages.{stage}.prompts_per_step=2"]
+    path = str(ROOT / "configs" / "gsm8k-qwen.yaml")
+    return load_config(path, overrides, [stage.config for stage in discover().values()])
+
+
+def test_its_rewards_read_the_answers_of_the_data_set(tmp_path):
+    config = loaded(tmp_path).config
+    task = build_task(config.task, tmp_path, tmp_path / "data")
+    prompts = all_prompts(task, "heldout")
+    right = [prompt.answer for prompt in prompts]  # a worked answer is its own reference
+    texts = [[answer, answer.replace("#### ", "#### 1"), "no idea"] for answer in right]
+    with RewardSuite(config.rewards, 1, tmp_path / "rewards.log") as suite:
+        scores = suite.score(prompts, texts)
+    assert scores.components["math_verify"] == [[1.0, 0.0, 0.0]] * len(prompts)
+    assert all(1200 > len(answer) > 0 for answer in right) and scores.components["length"][0][0] == 1.0
+
+
+def test_it_goes_through_its_stages(tmp_path):
+    config, kinds = loaded(tmp_path).config, [stage.config for stage in discover().values()]
+    run = RunFolder.create(tmp_path / "runs", config, "run", tmp_path / "gsm8k.yaml", kinds)
+    parent = prepare(run, Observer())["checkpoint"]
+    for index, stage in enumerate(config.stages):
+        result = run_stage(run, index, parent, discover()[stage.stage], Observer())
+        assert result["steps"] == 1
+        parent = result["checkpoint"]
+    assert [stage["name"] for stage in finish(run)["stages"]] == list(STAGES)
