@@ -1,4 +1,4 @@
-"""`configs/gsm8k-qwen.yaml` on rows of GSM8K's form and a small model, both from local folders: data, rewards, stages."""
+"""`configs/gsm8k-qwen.yaml` on rows of GSM8K's form and a small model, from local folders: data, rewards, stages."""
 
 from __future__ import annotations
 
