@@ -83,9 +83,8 @@ def test_the_adapters_are_those_that_peft_makes() -> None:
 
 def test_the_decoders_products_are_those_that_it_fuses() -> None:
     policy = make_policy({"model_type": "qwen3", **SHAPE})
-    decoder = Decoder(policy.model)
-    decoder.refresh()
-    fused = sum(block.qkv.numel() + block.gate_up.numel() for block in decoder.blocks)
+    decoder = Decoder(policy.model).fused()
+    fused = sum(block.qkv.weight.numel() + block.gate_up.weight.numel() for block in decoder.blocks)
     assert from_options({"model_type": "qwen3", **SHAPE}).fused == fused
 
 
