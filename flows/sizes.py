@@ -59,7 +59,7 @@ def sizes(
         "hardware": {**asdict(hardware), "shown": hardware.shown},
         "model": asdict(size),
         "prompt_tokens": prompt_tokens,
-        "weight_bytes": 2 if config.policy.dtype in ("bfloat16", "float16") else 4,
+        "weight_bytes": loads[0].weight_bytes,
         "stages": rows,
         "heaviest": rows[heaviest]["label"],
         "ways_on": [] if rows[heaviest]["fits"] else _ways(size, loads[heaviest], hardware),

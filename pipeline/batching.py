@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pipeline.ranks import interleaved
 from pipeline.types import Rollouts
 
 
@@ -25,12 +26,13 @@ def joined(parts: list[Rollouts]) -> Rollouts:
     return Rollouts(**{name: _joined(found, longest) for name, found in values.items()})
 
 
-def interleaved(parts: list[Rollouts]) -> Rollouts:
-    """One batch whose group i is group i // n of part i % n, n being the number of parts."""
+def regathered(parts: list[Rollouts]) -> Rollouts:
+    """One batch of what ranks have made of their shares of its prompts, in the prompts' order."""
     if len(parts) == 1:
         return parts[0]
-    starts = [0, *accumulate(len(part.prompts) for part in parts)]
-    return groups_of(joined(parts), [starts[i % len(parts)] + i // len(parts) for i in range(starts[-1])])
+    ends = accumulate(len(part.prompts) for part in parts)
+    places = [range(end - len(part.prompts), end) for end, part in zip(ends, parts, strict=True)]
+    return groups_of(joined(parts), interleaved(places))
 
 
 def uniform_groups(rollouts: Rollouts) -> Tensor:

@@ -5,20 +5,17 @@ from __future__ import annotations
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
 
 import torch
 
 from pipeline.config import PipelineConfig, SamplingConfig
 from pipeline.cores import usable_cores
 from pipeline.policy import Policy
-from pipeline.ranks import ALONE, Ranks
+from pipeline.ranks import ALONE, Ranks, interleaved
 from pipeline.rewards import RewardSuite, Scores, Scoring
 from pipeline.sampler import sample
 from pipeline.switching import share_bounds
 from pipeline.types import Prompt
-
-T = TypeVar("T")
 
 PARTS = 2
 """Parts that the prompts are sampled in."""
@@ -69,8 +66,8 @@ def evaluate(
     share = ranks.share(prompts)
     found = ranks.gathered(_answered(policy, share, suite, pipeline, ranks.size) if share else None)
     parts = [part for part in found if part is not None]
-    texts = _interleaved([texts for texts, _ in parts])
-    components = {label: _interleaved([s.components[label] for _, s in parts]) for label in parts[0][1].components}
+    texts = interleaved([texts for texts, _ in parts])
+    components = {label: interleaved([s.components[label] for _, s in parts]) for label in parts[0][1].components}
     values = [row[0] for row in components[accuracy_reward]]
     correct = [float(value >= pipeline.evaluation.threshold) for value in values]  # NaN, a failed verifier, is not
     return Evaluation(
@@ -94,14 +91,6 @@ def _answered(
         return texts, scoring.join(prompts, texts)
 
 
-def _interleaved(parts: list[list[T]]) -> list[T]:
-    """Item i is item i // n of part i % n, n being the number of parts."""
-    whole: list[Any] = [None] * sum(map(len, parts))
-    for n, part in enumerate(parts):
-        whole[n :: len(parts)] = part
-    return whole
-
-
 def _greedy(
     policy: Policy, prompts: list[Prompt], options: SamplingConfig, scoring: Scoring, processes: int
 ) -> list[list[str]]:
@@ -122,4 +111,4 @@ def _greedy(
 
     fit = policy.device.type == "cpu" and processes * PARTS * torch.get_num_threads() <= usable_cores()
     with ThreadPoolExecutor(PARTS if fit else 1, thread_name_prefix="evaluation") as threads:
-        return _interleaved(list(threads.map(answer, parts)))
+        return interleaved(list(threads.map(answer, parts)))

@@ -88,5 +88,5 @@ def leave() -> None:
 
 def leave_if_requested() -> None:
     """Raises: Interrupted, where a signal is waiting."""
-    if _State.requested is not None:
-        raise Interrupted(_State.requested)
+    if requested():
+        leave()

@@ -78,8 +78,8 @@ def _sampling(size: ModelSize, load: Load, hardware: Hardware) -> list[Part]:
     speed, reading = hardware.decoding * peak, READING * hardware.bandwidth
     policies, rows = 1 + load.reference_sampled, load.growing(load.prompts, load.group)
     steps = math.ceil(load.rows / rows) * (load.new_tokens - 1)
-    shared = load.group > 1 and load.prompt_tokens >= 48
-    cached = rows * load.new_tokens / 2 + rows * load.prompt_tokens / (load.group if shared else 1)
+    readers = load.group if load.shares(load.group) else 1
+    cached = rows * load.new_tokens / 2 + rows * load.prompt_tokens / readers
     matrices = size.linear + size.words
     computing = 2 * matrices * rows / speed
     read = {
@@ -104,8 +104,9 @@ def _sampling(size: ModelSize, load: Load, hardware: Hardware) -> list[Part]:
 
 def _learning(size: ModelSize, load: Load, hardware: Hardware) -> list[Part]:
     """Updates and passes for log-probabilities; sharded weights are gathered while others are computed with."""
-    narrow = load.autocast or load.weight_bytes < FLOAT
-    speed, trained = _products(hardware, narrow), trained_parameters(size, load)
+    stored_narrow = load.weight_bytes < FLOAT
+    speed, uncast = _products(hardware, load.autocast or stored_narrow), _products(hardware, stored_narrow)
+    trained = trained_parameters(size, load)
     predicted = load.rows * load.new_tokens
     pairs = load.prompts * load.prompt_tokens**2 / 2
     pairs += load.rows * (load.new_tokens * load.prompt_tokens + load.new_tokens**2 / 2)
@@ -120,10 +121,10 @@ def _learning(size: ModelSize, load: Load, hardware: Hardware) -> list[Part]:
         "products of learning": products,
         "starting operations": waiting,
         "the optimizer": load.updates * memory,
-        "passes of other policies": load.passes * (forward + head) / _products(hardware, load.weight_bytes < FLOAT),
+        "passes of other policies": load.passes * (forward + head) / uncast,
     }
     if load.token_critic:
-        found["the critic"] = (3 * load.updates + 1) * forward / _products(hardware, load.weight_bytes < FLOAT)
+        found["the critic"] = (3 * load.updates + 1) * forward / uncast
         found["the optimizer"] *= 2
     if hardware.devices > 1:
         sent = (2 * size.parameters + trained) * load.weight_bytes / hardware.link

@@ -95,8 +95,9 @@ class Packed:
 
 @contextlib.contextmanager
 def in_layers(model: torch.nn.Module) -> Iterator[None]:
-    """The linear layers of a model multiply as :func:`linear` does."""
-    layers = [m for m in model.modules() if type(m) is torch.nn.Linear and "forward" not in vars(m)]
+    """The linear layers of a model that oneDNN can be faster for multiply as :func:`linear` does."""
+    plain = [m for m in model.modules() if type(m) is torch.nn.Linear and "forward" not in vars(m)]
+    layers = [layer for layer in plain if _suits(layer.weight, layer.weight)]
     for layer in layers:
         layer.forward = lambda input, layer=layer: linear(input, layer.weight, layer.bias)
     try:

@@ -8,7 +8,7 @@ whole batch and everything computed from it is the same everywhere; what clocks 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -17,6 +17,18 @@ import torch
 from torch import Tensor
 
 T = TypeVar("T")
+
+
+def interleaved(parts: Sequence[Sequence[T]]) -> list[T]:
+    """What :meth:`Ranks.share` divided, put together again: item i is item i // n of part i % n, of n parts.
+
+    >>> interleaved([[10, 13], [11, 14], [12]])
+    [10, 11, 12, 13, 14]
+    """
+    whole: list[Any] = [None] * sum(map(len, parts))
+    for n, part in enumerate(parts):
+        whole[n :: len(parts)] = part
+    return whole
 
 
 @dataclass(frozen=True)

@@ -41,10 +41,8 @@ class Rows:
         """
         if size == 1:
             return rows
-        groups: dict[int, list[int]] = {}
-        for row in rows:
-            groups.setdefault(id(self.prompts[row]), []).append(row)
-        costs = [(len(self.prompts[g[0]]) + sum(self.lengths[r] for r in g), g) for g in groups.values()]
+        groups = self._by_prompt(rows)
+        costs = [(len(self.prompts[g[0]]) + sum(self.lengths[r] for r in g), g) for g in groups]
         held, mine = [0] * size, list[int]()
         for cost, group in sorted(costs, key=lambda pair: (-pair[0], pair[1])):
             least = held.index(min(held))
@@ -58,12 +56,10 @@ class Rows:
         Similar lengths stand together, since attention alone is padded. A prompt whose rows do not fit into one pack is
         computed in each.
         """
-        groups: dict[int, list[int]] = {}
-        for row in rows:
-            groups.setdefault(id(self.prompts[row]), []).append(row)
+        groups = self._by_prompt(rows)
         batch: list[int] = []
         held, last = 0, 0
-        for group in sorted(groups.values(), key=lambda g: (len(self.prompts[g[0]]), max(self.lengths[r] for r in g))):
+        for group in sorted(groups, key=lambda g: (len(self.prompts[g[0]]), max(self.lengths[r] for r in g))):
             for row in group:
                 more = self.lengths[row] + (len(self.prompts[row]) if last != id(self.prompts[row]) else 0)
                 if batch and held + more > token_budget:
@@ -73,6 +69,13 @@ class Rows:
                 held, last = held + more, id(self.prompts[row])
         if batch:
             yield batch, self._pack(batch, device)
+
+    def _by_prompt(self, rows: list[int]) -> list[list[int]]:
+        """``rows`` in lists of the same prompt."""
+        groups: dict[int, list[int]] = {}
+        for row in rows:
+            groups.setdefault(id(self.prompts[row]), []).append(row)
+        return list(groups.values())
 
     def _pack(self, rows: list[int], device: torch.device) -> Pack:
         places: dict[int, int] = {}

@@ -73,7 +73,6 @@ class Load:
     """0: the weights themselves train."""
     evaluated: int = 0
     """Prompts of an evaluation."""
-    evaluations: int = 1
     at_once: int = PARTS
     """Parts of an evaluation that grow at once."""
 
@@ -87,7 +86,6 @@ class Load:
         every = stage.kl_every if sampled else 0
         passes = float(needs.log_ratio) + (1 / every if every else 0.0) + float(stage.old_logprobs == "recompute")
         passes += float(needs.log_ratio or needs.policy_scores) * (stage.updates_per_batch - 1)
-        evaluations = 1 + (stage.steps // stage.eval_every if stage.eval_every else 0)
         drawing = (NUCLEUS if sampling.top_p < 1 else DRAWING) + (sampling.temperature != 1.0)
         return cls(
             label=stage.label,
@@ -112,7 +110,6 @@ class Load:
             checkpointing=stage.gradient_checkpointing,
             lora_rank=policy.lora.rank if policy.lora is not None else 0,
             evaluated=math.ceil(max(config.task.heldout, config.task.validation if stage.eval_every else 0) / devices),
-            evaluations=evaluations,
             at_once=1 if cuda else PARTS,
         )
 
@@ -131,10 +128,13 @@ class Load:
         """Packs that a batch is cut into, at least."""
         return max(1, math.ceil((self.tokens + self.rows) / self.pack_tokens))
 
+    def shares(self, group: int) -> bool:
+        """Whether the sampler keeps a prompt once for a group of this size."""
+        return group > 1 and self.prompt_tokens >= SHARE_FROM
+
     def growing(self, prompts: int, group: int) -> int:
         """Completions that grow at a time, as many whole groups as the cache may hold."""
-        shared = group > 1 and self.prompt_tokens >= SHARE_FROM
-        held = self.prompt_tokens * (1 if shared else group) + group * self.new_tokens
+        held = self.prompt_tokens * (1 if self.shares(group) else group) + group * self.new_tokens
         return group * min(prompts, max(1, self.cache_tokens // held))
 
 
@@ -223,8 +223,7 @@ def _cache_bytes(size: ModelSize, load: Load, prompts: int, group: int) -> float
     It begins with room for ``CACHE_BLOCK`` columns behind the prompt, and a completion's last token is never read.
     """
     growing = load.growing(prompts, group)
-    shared = group > 1 and load.prompt_tokens >= SHARE_FROM
-    own, once = (0, growing // group * load.prompt_tokens) if shared else (load.prompt_tokens, 0)
+    own, once = (0, growing // group * load.prompt_tokens) if load.shares(group) else (load.prompt_tokens, 0)
     old = own + CACHE_BLOCK * max(0, math.ceil((load.new_tokens - 1 - CACHE_BLOCK) / CACHE_BLOCK))
     return size.cache * load.weight_bytes * (once + growing * (2 * old + CACHE_BLOCK))
 

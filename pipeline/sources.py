@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from pipeline.batching import groups_of, interleaved, joined, uniform_groups
+from pipeline.batching import groups_of, joined, regathered, uniform_groups
 from pipeline.config import PipelineConfig, SamplingConfig, StageConfig
 from pipeline.policy import Policy
 from pipeline.ranks import ALONE, Ranks
@@ -122,7 +122,7 @@ class SampledGroups(Source):
             self.metrics[name] = max(values) if name.startswith("time/") else sum(values)
         for _, _, failures in reversed(parts):
             self.failures = failures | self.failures
-        rollouts = interleaved([rollouts for rollouts, _, _ in parts])
+        rollouts = regathered([rollouts for rollouts, _, _ in parts])
         self.cost = Cost.of([rollouts])
         return rollouts
 

@@ -121,9 +121,8 @@ class Uploader:
         if self.uri.startswith("sqlite:///"):
             location = (Path(self.uri.removeprefix("sqlite:///")).parent / "mlartifacts").as_uri()
         elif not self.uri.startswith(("http", "databricks")):
-            location = (
-                self.run_dir.parent / "mlartifacts"
-            ).as_uri()  # MLflow's own would depend on where we were started
+            # MLflow's own would depend on where we were started.
+            location = (self.run_dir.parent / "mlartifacts").as_uri()
         tags = {"mlflow.experimentKind": "custom_model_development"}  # so that the UI opens with the runs
         try:
             return client.create_experiment(self.experiment, artifact_location=location, tags=tags)

@@ -125,13 +125,13 @@ class Sharded(Replicated):
         self._reduce(self._kept())  # those of the blocks have been, in the backward pass
 
     def clip(self, most: float) -> float:
-        gradients = [parameter.grad for parameter in self.policy.model.parameters() if parameter.grad is not None]
+        parts = self.alike([parameter for parameter in self.policy.model.parameters() if parameter.grad is not None])
         squares = 0.0
-        for part in self.alike(gradients):
-            norm: Any = torch.nn.utils.get_total_norm(part) if part else torch.zeros(())
+        for part in parts:
+            norm: Any = torch.nn.utils.get_total_norm([p.grad for p in part if p.grad is not None])
             squares += float(norm.full_tensor() if is_spread(norm) else norm) ** 2
         norm = math.sqrt(squares)
-        for part in self.alike([p for p in self.policy.model.parameters() if p.grad is not None]):
+        for part in parts:
             torch.nn.utils.clip_grads_with_norm_(part, most, torch.tensor(norm, device=self.whole.device))
         return norm
 

@@ -59,8 +59,8 @@ def test_a_packed_layer_gives_and_adds_the_product(shape, biased):
 def test_layers_multiply_by_it_and_are_given_back(monkeypatch):
     calls = []
     monkeypatch.setattr(products, "linear", lambda *given: calls.append(given) or linear(*given))
-    model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.ReLU(), torch.nn.Linear(4, 4))
-    states = torch.randn(300, 4)
+    model = torch.nn.Sequential(torch.nn.Linear(300, 300), torch.nn.ReLU(), torch.nn.Linear(300, 300))
+    states = torch.randn(300, 300)
     wanted = model(states)
     with in_layers(model):
         torch.testing.assert_close(model(states), wanted)
