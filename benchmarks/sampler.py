@@ -30,7 +30,7 @@ import torch
 from benchmarks.measuring import Clock, Worker, alternate, machine, peak_memory, ratios, spread, table
 from benchmarks.workload import CASES, END, PAD, Case, EndOnSchedule, Gradus, expected, make_policy
 from pipeline.cores import keep_freed_memory
-from pipeline.learner import batch_logprobs
+from pipeline.reading import batch_logprobs
 
 PAGE = 64
 """Tokens of a page of the cache in continuous batching."""

@@ -40,8 +40,8 @@ from torch import Tensor
 from benchmarks.measuring import Clock, Worker, alternate, machine, peak_memory, ratios, spread, table
 from benchmarks.workload import CASES, Case, EndOnSchedule, Gradus, expected, make_policy
 from pipeline.config import PolicyConfig
-from pipeline.learner import batch_logprobs
 from pipeline.policy import use_threads
+from pipeline.reading import batch_logprobs
 from pipeline.types import Rollouts
 
 LR = 1e-4

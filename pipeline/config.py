@@ -14,6 +14,7 @@ from pydantic import Field, create_model, model_validator
 
 from pipeline.config_base import RUNTIME, Name, Options
 from pipeline.config_launch import LaunchConfig
+from pipeline.config_rollouts import RolloutConfig
 from pipeline.config_stage import SamplingConfig, StageConfig
 from pipeline.config_switching import check_switching
 from pipeline.config_task import Task
@@ -156,6 +157,8 @@ class PipelineConfig(Options):
     """Where curves go."""
     checkpoints: Annotated[CheckpointConfig, RUNTIME] = CheckpointConfig()
     """How often a stage's state is kept, to resume from."""
+    rollouts: Annotated[RolloutConfig, RUNTIME] = RolloutConfig()
+    """Who samples completions: this process, or vLLM."""
     launch: Annotated[LaunchConfig, RUNTIME] = LaunchConfig()
     """On how many processes, one a GPU, each stage is trained."""
     stages: Annotated[list[Any], Field(min_length=1)]
@@ -191,6 +194,11 @@ class PipelineConfig(Options):
             raise ValueError(f"evaluation.reward {self.evaluation.reward!r} is none of the rewards: {', '.join(known)}")
         if self.stages[0].carry:
             raise ValueError(f"stage {self.stages[0].label!r} is the first: there is nothing to carry over")
+        if self.rollouts.engine == "vllm" and self.launch.processes > 1:
+            raise ValueError(
+                "`rollouts.engine: vllm` starts vLLM in the training process, and `launch.processes` asks for several; "
+                "take `vllm-server`"
+            )
         for stage in self.stages:
             check_switching(stage, self.task.validation)
             if stage.async_ and self.launch.processes > 1:

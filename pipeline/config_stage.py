@@ -75,6 +75,9 @@ class StageConfig(Options):
     old_logprobs: Literal["sampler", "recompute"] = "sampler"
     """What the ratio's denominator is: what the sampler recorded while sampling, or one more pass before the first
     update. Wanted where sampler and trainer disagree, as ``update/train_sample_mismatch`` tells."""
+    importance_cap: float = Field(2.0, gt=0)
+    """Where another engine drew the completions (``rollouts.engine``): a token counts by its probability under the
+    policy over that under the engine, and at most this often."""
     async_: Literal[0, 1] = Field(0, alias="async")
     """1: sample the next batch while this one trains, by the policy as it was before the update that is under way; the
     ratio to that policy and its ``clip`` correct for the one step. Uses a second core, and holds the weights twice."""

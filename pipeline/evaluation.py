@@ -13,7 +13,7 @@ from pipeline.cores import usable_cores
 from pipeline.policy import Policy
 from pipeline.ranks import ALONE, Ranks, interleaved
 from pipeline.rewards import RewardSuite, Scores, Scoring
-from pipeline.sampler import sample
+from pipeline.rollout.interface import BUILT_IN, Sampler
 from pipeline.switching import share_bounds
 from pipeline.types import Prompt
 
@@ -59,12 +59,18 @@ def wilson_interval(correct: int, total: int) -> tuple[float, float]:
 
 
 def evaluate(
-    policy: Policy, prompts: list[Prompt], suite: RewardSuite, pipeline: PipelineConfig, ranks: Ranks = ALONE
+    policy: Policy,
+    prompts: list[Prompt],
+    suite: RewardSuite,
+    pipeline: PipelineConfig,
+    ranks: Ranks = ALONE,
+    sampler: Sampler = BUILT_IN,
 ) -> Evaluation:
     """Accuracy of the policy on ``prompts``, each rank's share answered by it, by the pipeline's accuracy reward."""
     began, accuracy_reward = time.perf_counter(), pipeline.accuracy_reward
     share = ranks.share(prompts)
-    found = ranks.gathered(_answered(policy, share, suite, pipeline, ranks.size) if share else None)
+    with sampler.weights_of(policy, ranks):
+        found = ranks.gathered(_answered(policy, share, suite, pipeline, ranks.size, sampler) if share else None)
     parts = [part for part in found if part is not None]
     texts = interleaved([texts for texts, _ in parts])
     components = {label: interleaved([s.components[label] for _, s in parts]) for label in parts[0][1].components}
@@ -83,16 +89,21 @@ def evaluate(
 
 
 def _answered(
-    policy: Policy, prompts: list[Prompt], suite: RewardSuite, pipeline: PipelineConfig, processes: int
+    policy: Policy,
+    prompts: list[Prompt],
+    suite: RewardSuite,
+    pipeline: PipelineConfig,
+    processes: int,
+    sampler: Sampler,
 ) -> tuple[list[list[str]], Scores]:
     """One completion a prompt, and its scores."""
     with suite.begin() as scoring:
-        texts = _greedy(policy, prompts, pipeline.sampling, scoring, processes)
+        texts = _greedy(policy, prompts, pipeline.sampling, scoring, processes, sampler)
         return texts, scoring.join(prompts, texts)
 
 
 def _greedy(
-    policy: Policy, prompts: list[Prompt], options: SamplingConfig, scoring: Scoring, processes: int
+    policy: Policy, prompts: list[Prompt], options: SamplingConfig, scoring: Scoring, processes: int, sampler: Sampler
 ) -> list[list[str]]:
     """One greedy completion a prompt, as P lists of one text; isolated rewards score them meanwhile.
 
@@ -107,7 +118,7 @@ def _greedy(
         def on_group(index: int, group: list[str]) -> None:
             scoring.add(part[index], group)
 
-        return sample(policy, part, 1, options, None, on_group=on_group).texts
+        return sampler(policy, part, 1, options, None, on_group=on_group, texts_only=True).texts
 
     fit = policy.device.type == "cpu" and processes * PARTS * torch.get_num_threads() <= usable_cores()
     with ThreadPoolExecutor(PARTS if fit else 1, thread_name_prefix="evaluation") as threads:

@@ -36,6 +36,7 @@ from pipeline.observer import Observer
 from pipeline.policy import Policy, load_policy, use_threads
 from pipeline.ranks import ALONE, Ranks
 from pipeline.rewards import RewardSuite
+from pipeline.rollout.opening import sampler_for
 from pipeline.run_journal import (
     description,
     flatten,
@@ -84,7 +85,8 @@ def _prepare(run: RunFolder, observer: Observer) -> dict[str, Any]:
     save_checkpoint(policy, folder, stage="start", step=0, parent=None, fingerprint=made_of)
     open_parent_journal(run, policy.describe())
     with reward_suite(run) as suite:
-        evaluation = evaluate(policy, all_prompts(task, "heldout"), suite, config)
+        sampler = sampler_for(config, policy, folder, run.path)
+        evaluation = evaluate(policy, all_prompts(task, "heldout"), suite, config, sampler=sampler)
     Journal(run.path / "journal.jsonl").metrics(0, {"accuracy": evaluation.accuracy})
     made = {"checkpoint": folder.name, **evaluation.record(), "seconds": time.perf_counter() - began}
     write_json(run.path / START_FILE, made | {"policy": policy.describe(), "content": read_record(folder).content})
@@ -237,13 +239,14 @@ def train(
     if work.resume_from is None:
         journal_datasets(journal, run)
         journal.metrics(0, heldout_curves(before))
+    sampler = sampler_for(run.config, policy, work.parent, run.path, index)
     trainer = Trainer(
         policy, stage, config, run.config, task, suite, journal, observer, folder=run.stage_dir(index),
         parent_folder=work.parent, parent=parent, fingerprint=work.fingerprint, resume_from=work.resume_from,
-        carried=read_state(work.parent / RESUME) if config.carry else None, ranks=ranks,
+        carried=read_state(work.parent / RESUME) if config.carry else None, ranks=ranks, sampler=sampler,
     )  # fmt: skip
     checkpoint = trainer.train()
-    after = evaluate(trainer.policy, all_prompts(task, "heldout"), suite, run.config, ranks)
+    after = evaluate(trainer.policy, all_prompts(task, "heldout"), suite, run.config, ranks, sampler)
     progress = trainer.progress
     journal.metrics(progress.step, heldout_curves(after.record()) | {"time/evaluate": after.seconds})
     tags = {"gradus.accuracy_before": f"{before['accuracy']:.4f}", "gradus.accuracy_after": f"{after.accuracy:.4f}"}

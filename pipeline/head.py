@@ -26,17 +26,28 @@ Objective = Callable[[Tensor, slice], Tensor]
 
 
 @torch.no_grad()
-def logprobs(policy: Policy, hidden: Tensor, targets: Tensor, temperature: float) -> Tensor:
-    """log pi of each target behind its hidden state.
+def reading(policy: Policy, hidden: Tensor, targets: Tensor, temperature: float, entropies: bool = False) -> Tensor:
+    """log pi of each target behind its hidden state, and the entropies of the distributions there, in nats, of the
+    temperature-scaled policy.
 
-    Shapes: [M, D], int64 [M] -> float32 [M]. Units: nats, of the temperature-scaled policy.
+    Shapes: [M, D], int64 [M] -> float32 [2, M], or [1, M] without entropies.
     """
     head: Any = policy.model.get_output_embeddings()
     parts = []
     for piece in _pieces(len(targets), head.weight.shape[0]):
         logits = _logits(hidden[piece], head.weight, head.bias, _softcap(policy), temperature)[0]
-        parts.append(_of_targets(logits, targets[piece])[0])
-    return torch.cat(parts) if parts else hidden.new_zeros(0, dtype=torch.float32)
+        parts.append(of_targets(logits, targets[piece], entropies))
+    return torch.cat(parts, 1) if parts else hidden.new_zeros(1 + entropies, 0, dtype=torch.float32)
+
+
+def of_targets(logits: Tensor, targets: Tensor, entropies: bool) -> Tensor:
+    """As :func:`reading`, from float32 logits [M, V]."""
+    found, normaliser = _of_targets(logits, targets)
+    if not entropies:
+        return found[None]
+    # Where a logit is -inf its probability is 0, and so is its part of the mean.
+    mean = torch.linalg.vecdot((logits - normaliser[:, None]).exp(), logits.clamp(min=-1e30))
+    return torch.stack([found, normaliser - mean])
 
 
 def objective(

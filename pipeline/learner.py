@@ -7,7 +7,6 @@ else, because every coefficient is fixed before the first pass.
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -21,10 +20,11 @@ from pipeline import head
 from pipeline.batching import groups_of
 from pipeline.config import StageConfig
 from pipeline.errors import StageFailed, UserError
-from pipeline.losses import token_weights, weighted_likelihood
+from pipeline.losses import importance_weights, token_weights, weighted_likelihood
 from pipeline.packing import can_pack, computing, hidden_states
 from pipeline.policy import Policy, completion_logprobs, completion_states
 from pipeline.ranks import ALONE, Ranks
+from pipeline.reading import batch_reading, precision
 from pipeline.rows import Rows
 from pipeline.stage import Needs
 from pipeline.trainee import trainee
@@ -93,8 +93,9 @@ class Learner:
         if step <= self.idle:
             return {"update/rows": 0.0}, torch.zeros(rollouts.truncated_PK.shape)
         if self.config.old_logprobs == "recompute":
-            again = batch_logprobs(self.policy, rollouts, self.temperature, self.config.token_budget, self.ranks)
-            rollouts = replace(rollouts, rollout_logprobs_PKT=again)
+            options = (self.temperature, self.config.token_budget, self.ranks, self.autocast)
+            again = batch_reading(self.policy, rollouts, *options, entropies=False)
+            rollouts = replace(rollouts, rollout_logprobs_PKT=again[0])
         cuts = torch.arange(len(rollouts.prompts)).tensor_split(self.config.minibatches)
         parts = [cut.tolist() for cut in cuts if len(cut)]
         batches = [groups_of(rollouts, groups) for groups in parts] if len(parts) > 1 else [rollouts]
@@ -128,10 +129,12 @@ class Learner:
     def _step(self, rollouts: Rollouts, weights: Tensor, rate: float) -> dict[str, float]:
         """One optimizer update. Rows whose coefficients are all zero take no part."""
         rows, completions, mask_PKT = Rows.of(rollouts), rollouts.truncated_PK.numel(), rollouts.mask_PKT
-        pull_RT = token_weights(weights, mask_PKT, self.config.score).flatten(0, 1)
+        importance_PKT, of_engine = self._importance(rollouts)
+        pull_RT = (token_weights(weights, mask_PKT, self.config.score) * importance_PKT).flatten(0, 1)
         likelihood_RT = self._likelihood(rollouts).flatten(0, 1) if self.likelihood else torch.zeros_like(pull_RT)
         active = (pull_RT.abs() + likelihood_RT).sum(-1).nonzero()[:, 0].tolist()
         metrics = {"update/learning_rate": rate, "update/rows": float(len(active)), "update/skipped": 0.0}
+        metrics |= of_engine
         if not active:
             return metrics | {"update/loss": 0.0, "update/gradient_norm": 0.0}
         part, differences = 0.0, [torch.zeros(0)]
@@ -147,6 +150,18 @@ class Learner:
         self._apply(math.isfinite(loss) and math.isfinite(norm), metrics)
         metrics |= {"update/loss": loss, "update/gradient_norm": norm}
         return metrics | self._drift(torch.cat([differences for _, differences in found]))
+
+    def _importance(self, rollouts: Rollouts) -> tuple[Tensor, dict[str, float]]:
+        """What each token's weight is multiplied by, 1 where the policy itself drew it, and what is told of it.
+
+        Shapes: -> float32 [P, K, T], or a scalar.
+        """
+        if rollouts.engine_logprobs_PKT is None:
+            return torch.ones(()), {}
+        mask, cap = rollouts.mask_PKT, self.config.importance_cap
+        weights = importance_weights(rollouts.rollout_logprobs_PKT, rollouts.engine_logprobs_PKT, mask, cap)
+        capped = float((weights[mask] >= cap).float().mean())
+        return weights, {"update/importance": float(weights[mask].mean()), "update/importance_capped": capped}
 
     def _likelihood(self, rollouts: Rollouts) -> Tensor:
         """Coefficients of the likelihood loss, a mean over the tokens of correct completions, at the objective's scale.
@@ -194,7 +209,7 @@ class Learner:
             old, pull, likelihood = (part[batch][mask].to(device) for part in given_RT)
             function = self._function(pull, likelihood, old)
             with computing(policy, pack):
-                with self._precision():
+                with precision(device, self.autocast):
                     hidden = hidden_states(policy, pack)
                     objective, logprobs = head.objective(policy, hidden, pack.targets, self.temperature, function)
                 (-objective / completions).backward()
@@ -202,7 +217,7 @@ class Learner:
 
     def _pass_idly(self, rows: Rows, row: int) -> None:
         """A pass that adds nothing, for the sake of ranks that still have rows."""
-        with self._precision():
+        with precision(self.policy.device, self.autocast):
             states = completion_states(self.trainee.policy, [rows.prompts[row]], rows.tokens_RT[[row], :1])
         (states.sum() * 0).backward()
 
@@ -215,14 +230,10 @@ class Learner:
         objective = weighted_likelihood(logprobs, pull, old, self.config.clip)
         return objective + (likelihood * logprobs).sum() if self.likelihood else objective
 
-    def _precision(self) -> contextlib.AbstractContextManager[object]:
-        device = self.policy.device.type
-        return torch.autocast(device, dtype=torch.bfloat16) if self.autocast else contextlib.nullcontext()
-
     def _padded(self, rows: Rows, batch: list[int], width: int) -> Tensor:
         """Log-probabilities of a micro-batch. Shapes: -> float32 [R, T]."""
         prompts, tokens_RT = [rows.prompts[r] for r in batch], rows.tokens_RT[batch, :width]
-        with self._precision():
+        with precision(self.policy.device, self.autocast):
             return completion_logprobs(self.trainee.policy, prompts, tokens_RT, self.temperature)
 
     def _apply(self, finite: bool, metrics: dict[str, float]) -> None:
@@ -262,28 +273,3 @@ def checkpoint_layers(model: PreTrainedModel) -> None:
     enable({"use_reentrant": False})
     for layer in layers:
         layer.training = True
-
-
-@torch.no_grad()
-def batch_logprobs(
-    policy: Policy, rollouts: Rollouts, temperature: float, token_budget: int, ranks: Ranks = ALONE
-) -> Tensor:
-    """Log-probabilities of a batch's completions under any policy, without a gradient; each rank computes its share.
-
-    Shapes: -> float32 [P, K, T] on the CPU, 0 outside the mask. Units: nats.
-    """
-    rows = Rows.of(rollouts)
-    result_RT, mine = torch.zeros(rows.tokens_RT.shape), rows.share([*range(len(rows.prompts))], ranks.rank, ranks.size)
-    if can_pack(policy):
-        for batch, pack in rows.packs(mine, token_budget, policy.device):
-            with computing(policy, pack):
-                found = head.logprobs(policy, hidden_states(policy, pack), pack.targets, temperature)
-            part = torch.zeros(len(batch), rows.tokens_RT.shape[1])
-            part[rows.mask_RT[batch]] = found.cpu()
-            result_RT[batch] = part
-        return ranks.sum(result_RT).view_as(rollouts.rollout_logprobs_PKT)
-    for batch in rows.micro_batches(mine, token_budget):
-        width = max(rows.lengths[r] for r in batch)
-        prompts, tokens = [rows.prompts[r] for r in batch], rows.tokens_RT[batch, :width]
-        result_RT[batch, :width] = completion_logprobs(policy, prompts, tokens, temperature).cpu()
-    return ranks.sum(result_RT * rows.mask_RT).view_as(rollouts.rollout_logprobs_PKT)

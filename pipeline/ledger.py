@@ -39,6 +39,7 @@ CODE = (
     "policy",
     "products",
     "ranks",
+    "reading",
     "rows",
     "schedule",
     "scoring",
@@ -49,6 +50,7 @@ CODE = (
     "trainee",
 )
 CODE += ("sampler/decoder", "sampler/draw", "sampler/engines", "sampler/lean", "sampler/loop")
+CODE += ("rollout/external", "rollout/interface", "rollout/opening")
 CODE += ("tasks", "trainer", "rewards/equations", "rewards/extraction", "rewards/gym", "rewards/library")
 CODE += ("rewards/ranking", "rewards/suite")
 """The core's files that a stage's result depends on."""

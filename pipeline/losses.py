@@ -53,6 +53,21 @@ def weighted_likelihood(
     return torch.minimum(coefficients * ratio, coefficients * bounded).sum()
 
 
+def importance_weights(policy_logprobs: Tensor, engine_logprobs: Tensor, mask: Tensor, cap: float) -> Tensor:
+    """min(pi(token) / pi_engine(token), cap), 1 outside the mask: makes a batch that an engine drew, which rounds in
+    other places than the learner, count as the policy's own.
+
+    Shapes: all alike -> float32. Source: truncated importance sampling (Ionides, 2008), a token at a time: without the
+    cap the gradient's mean is the policy's own, with it no token can rule a batch.
+
+    >>> policy, engine = torch.tensor([0.2, 0.6, 0.5]).log(), torch.tensor([0.4, 0.2, 0.5]).log()
+    >>> [round(w, 4) for w in importance_weights(policy, engine, torch.tensor([True, True, False]), 2.0).tolist()]
+    [0.5, 2.0, 1.0]
+    """
+    ratio = (policy_logprobs - engine_logprobs).clamp(max=20.0).exp().clamp(max=cap)
+    return torch.where(mask, ratio, 1.0)
+
+
 def kl_estimate(policy_logprobs: Tensor, reference_logprobs: Tensor, mask: Tensor) -> float:
     """KL(policy || reference) a token, on tokens the policy drew: mean of exp(-d) - 1 + d, d the log-ratio.
 

@@ -19,6 +19,9 @@ def rollout_metrics(rollouts: Rollouts) -> dict[str, float]:
     }
     if rollouts.entropy_PKT is not None:
         metrics["policy/entropy"] = float(rollouts.entropy_PKT[rollouts.mask_PKT].mean())
+    if rollouts.engine_logprobs_PKT is not None:
+        differences = rollouts.rollout_logprobs_PKT - rollouts.engine_logprobs_PKT
+        metrics["sampler/mismatch"] = float(differences[rollouts.mask_PKT].abs().mean())
     if rollouts.components:
         assert rollouts.rewards_PK is not None and rollouts.valid_PK is not None
         rewards_PK = rollouts.rewards_PK

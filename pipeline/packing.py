@@ -224,7 +224,7 @@ def can_pack(policy: Policy) -> bool:
 
 
 def _agrees(policy: Policy) -> bool:
-    from pipeline.head import logprobs  # it needs nothing of this module, but a policy's head
+    from pipeline.head import reading  # it needs nothing of this module, but a policy's head
 
     if type(policy.model.get_output_embeddings()) is not torch.nn.Linear:
         return False
@@ -237,7 +237,7 @@ def _agrees(policy: Policy) -> bool:
     pack = Pack.of(prompts, slots, completions, policy.device)
     try:
         with computing(policy, pack):
-            found = logprobs(policy, hidden_states(policy, pack), pack.targets, 1.0)
+            found = reading(policy, hidden_states(policy, pack), pack.targets, 1.0)[0]
     except (NotImplementedError, AttributeError, TypeError, ValueError, RuntimeError):
         return False
     wanted = []

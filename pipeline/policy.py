@@ -231,6 +231,11 @@ def copied(policy: Policy) -> PreTrainedModel:
     return copy.deepcopy(policy.model, shared if policy.adapters is not None else None)
 
 
+def autocasts(policy: Policy, config: PolicyConfig) -> bool:
+    """Whether the learner's matrix products are in bfloat16."""
+    return policy.device.type == "cuda" if config.autocast == "auto" else config.autocast == "bfloat16"
+
+
 def weights_dtype(config: PolicyConfig) -> torch.dtype:
     """Type of the weights in memory."""
     return torch.float32 if config.dtype == "auto" else getattr(torch, config.dtype)
@@ -250,13 +255,20 @@ def completion_logprobs(policy: Policy, prompts: list[list[int]], tokens_RT: Ten
     meaning. Units: nats, of the temperature-scaled policy.
     """
     tokens_RT = tokens_RT.to(policy.device)
+    logits = completion_logits(policy, prompts, tokens_RT, temperature)
+    return -torch.nn.functional.cross_entropy(logits.transpose(1, 2), tokens_RT, reduction="none")
+
+
+def completion_logits(policy: Policy, prompts: list[list[int]], tokens_RT: Tensor, temperature: float) -> Tensor:
+    """The temperature-scaled logits that the tokens of R completions were drawn from; differentiable.
+
+    Shapes: R prompts of any length, tokens int64 [R, T] right-padded, on the policy's device -> float32 [R, T, V].
+    """
     inputs, width = _padded_inputs(policy, prompts, tokens_RT), tokens_RT.shape[1]
     if "logits_to_keep" in policy.forward_options:
         inputs["logits_to_keep"] = width + 1
     logits = policy.model(**inputs, use_cache=False).logits[:, -width - 1 : -1].float()
-    if temperature != 1.0:
-        logits = logits / temperature
-    return -torch.nn.functional.cross_entropy(logits.transpose(1, 2), tokens_RT, reduction="none")
+    return logits / temperature if temperature != 1.0 else logits
 
 
 def completion_states(policy: Policy, prompts: list[list[int]], tokens_RT: Tensor) -> Tensor:

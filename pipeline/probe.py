@@ -19,7 +19,7 @@ from pipeline.config import PipelineConfig, StageConfig
 from pipeline.diagnosis import Diagnosis, Group, diagnose
 from pipeline.errors import UserError
 from pipeline.learner import Learner
-from pipeline.policy import Policy
+from pipeline.policy import Policy, autocasts
 from pipeline.rewards import RewardSuite, Scores
 from pipeline.sampler import DrawKey, sample
 from pipeline.scoring import rewarded
@@ -182,9 +182,9 @@ def _timed_update(policy: Policy, batch: Rollouts, stage: StageConfig, config: P
     """
     model = copy.deepcopy(policy.model).requires_grad_(True)
     trained = Policy(model, policy.tokenizer, policy.template)
-    autocast = {"auto": policy.device.type == "cuda", "off": False, "bfloat16": True}[config.policy.autocast]
     options = stage.sampling or config.sampling
-    learner = Learner(trained, stage.model_copy(update={"updates_per_batch": 1}), options.temperature, autocast)
+    once, autocast = stage.model_copy(update={"updates_per_batch": 1}), autocasts(policy, config.policy)
+    learner = Learner(trained, once, options.temperature, autocast)
     rows = batch.truncated_PK.numel()
     weights: Tensor = (1.0 - 2.0 * (torch.arange(rows) % 2)).view(batch.truncated_PK.shape)
     batch = replace(batch, rewards_PK=weights)

@@ -12,10 +12,10 @@ from torch import Tensor
 from pipeline.batching import groups_of
 from pipeline.config import SamplingConfig, StageConfig
 from pipeline.critic import PromptCritic, TokenCritic
-from pipeline.learner import batch_logprobs
 from pipeline.losses import spread_PK
 from pipeline.policy import Policy, copied, copy_parameters, parameters
 from pipeline.ranks import ALONE, Ranks
+from pipeline.reading import batch_logprobs
 from pipeline.rewards.ranking import order_PKK
 from pipeline.sources import Cost, SampledGroups
 from pipeline.stage import Needs, Signals

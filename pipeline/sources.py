@@ -12,7 +12,8 @@ from pipeline.config import PipelineConfig, SamplingConfig, StageConfig
 from pipeline.policy import Policy
 from pipeline.ranks import ALONE, Ranks
 from pipeline.rewards import RewardSuite
-from pipeline.sampler import DrawKey, sample
+from pipeline.rollout.interface import BUILT_IN, Sampler
+from pipeline.sampler import DrawKey
 from pipeline.schedule import Schedule
 from pipeline.scoring import rewarded, unscored
 from pipeline.training_state import State
@@ -83,6 +84,10 @@ class SampledGroups(Source):
     """How often a batch's uniform groups are replaced by groups of further prompts; 0 keeps them."""
     ranks: Ranks = ALONE
     """Who the prompts are shared out to."""
+    sampler: Sampler = BUILT_IN
+    """Who completes prompts."""
+    rewards_only: bool = False
+    """Whether nothing but the rewards is wanted of a batch."""
     given_up: bool = False
     """Set by another thread to end the sampling at the next group."""
 
@@ -114,7 +119,8 @@ class SampledGroups(Source):
         ``time/reward`` is what scoring added, ``time/reward_hidden`` what it did meanwhile; of ranks, the longest.
         """
         share = self.ranks.share(prompts)
-        found = self.ranks.gathered(self._of(share, step, more_salt) if share else None)
+        with self.sampler.weights_of(self.policy, self.ranks):
+            found = self.ranks.gathered(self._of(share, step, more_salt) if share else None)
         parts = [part for part in found if part is not None]
         told, self.metrics = [metrics for _, metrics, _ in parts], {}
         for name in told[0]:
@@ -140,7 +146,9 @@ class SampledGroups(Source):
                     raise GivenUp
                 scoring.add(prompts[index], texts)
 
-            rollouts = sample(self.policy, prompts, size, options, draw, self.want_states, on_group)
+            rollouts = self.sampler(
+                self.policy, prompts, size, options, draw, self.want_states, on_group, self.rewards_only
+            )
             scores = scoring.join(prompts, rollouts.texts)
         metrics = {
             "time/sample": time.perf_counter() - began - scores.seconds,
@@ -148,6 +156,7 @@ class SampledGroups(Source):
             "time/reward_hidden": scores.hidden,
         }
         metrics |= {f"reward_errors/{label}": float(count) for label, count in scores.errors.items()}
+        metrics |= self.sampler.metrics
         if rollouts.prompt_states_PD is not None:
             rollouts = replace(rollouts, prompt_states_PD=rollouts.prompt_states_PD.cpu())
         return rewarded(rollouts, scores, self.pipeline), metrics, scores.examples

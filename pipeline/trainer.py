@@ -17,15 +17,17 @@ from pipeline.config import PipelineConfig, StageConfig
 from pipeline.errors import StageFailed
 from pipeline.evaluation import evaluate
 from pipeline.journal import Journal
-from pipeline.learner import Learner, Weigh, batch_logprobs
+from pipeline.learner import Learner, Weigh
 from pipeline.losses import kl_estimate
 from pipeline.metrics import advantage_metrics, rollout_metrics
 from pipeline.observer import Observer
 from pipeline.overlap import OneAhead
-from pipeline.policy import Policy, copy_parameters, load_policy, parameters
+from pipeline.policy import Policy, autocasts, copy_parameters, load_policy, parameters
 from pipeline.progress import Progress, StepLog, Timer
 from pipeline.ranks import ALONE, Ranks
+from pipeline.reading import batch_logprobs
 from pipeline.rewards import RewardSuite
+from pipeline.rollout.interface import BUILT_IN, Sampler
 from pipeline.schedule import HistoryResampling, Schedule
 from pipeline.shards import SHARDS, write_shards
 from pipeline.signals import SignalProvider, frozen_copy
@@ -64,6 +66,8 @@ class Trainer:
     """A whole checkpoint of this very stage to go on from."""
     ranks: Ranks = ALONE
     """Who else trains the stage."""
+    sampler: Sampler = BUILT_IN
+    """Who completes prompts."""
     progress: Progress = field(default_factory=Progress, init=False)
 
     def __post_init__(self) -> None:
@@ -96,15 +100,15 @@ class Trainer:
             if "critic" in self.config.carry:
                 self.signals.take_critic(self.carried["signals"])
 
-    def _groups(self, policy: Policy, salt: str = "") -> SampledGroups:
-        return SampledGroups(policy, self.schedule, self.suite, self.pipeline, self.config, salt, ranks=self.ranks)
+    def _groups(self, policy: Policy, salt: str = "", rewards_only: bool = False) -> SampledGroups:
+        options = {"ranks": self.ranks, "sampler": self.sampler, "rewards_only": rewards_only}
+        return SampledGroups(policy, self.schedule, self.suite, self.pipeline, self.config, salt, **options)
 
     def _parts(self) -> tuple[SignalProvider, Learner]:
         """What learns, around the policy of the stage's start; nothing of it has begun."""
-        precision = self.pipeline.policy.autocast
-        autocast = self.policy.device.type == "cuda" if precision == "auto" else precision == "bfloat16"
+        autocast = autocasts(self.policy, self.pipeline.policy)
         sampling = sampling_of(self.pipeline, self.config)
-        reference = functools.partial(self._groups, salt=":reference")
+        reference = functools.partial(self._groups, salt=":reference", rewards_only=True)
         signals = SignalProvider(self.needs, self.config, self.policy, sampling, reference, self.ranks)
         return signals, Learner(self.policy, self.config, self.temperature, autocast, self.needs, self.ranks)
 
@@ -198,7 +202,8 @@ class Trainer:
 
     def _correct(self) -> list[float]:
         """1 for each validation prompt, none of which is among those reported, that is answered right, 0 for others."""
-        evaluation = evaluate(self.policy, all_prompts(self.task, "validation"), self.suite, self.pipeline, self.ranks)
+        prompts = all_prompts(self.task, "validation")
+        evaluation = evaluate(self.policy, prompts, self.suite, self.pipeline, self.ranks, self.sampler)
         self.journal.metrics(self.progress.step, {"validation/accuracy": evaluation.accuracy})
         return evaluation.correct
 

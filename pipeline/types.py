@@ -49,13 +49,16 @@ class Rollouts:
     mask_PKT: Tensor
     """bool, true on the completion's own tokens."""
     rollout_logprobs_PKT: Tensor
-    """float32, nats, 0 outside the mask; of the temperature-scaled policy before top-k / top-p."""
+    """float32, nats, 0 outside the mask; of the temperature-scaled policy before top-k / top-p. The policy's own, also
+    where another engine drew the tokens."""
     truncated_PK: Tensor
     """bool, true where max_tokens ended the completion instead of its end-of-sequence token."""
     texts: list[list[str]]
     """P x K decoded completions, special tokens removed."""
     entropy_PKT: Tensor | None = None
     """float32, nats, entropy of the distribution each token was drawn from; 0 outside the mask."""
+    engine_logprobs_PKT: Tensor | None = None
+    """float32, nats, 0 outside the mask: the same by the engine that drew the tokens, where it is another one."""
     prompt_states_PD: Tensor | None = None
     """float32, the policy's hidden state at each prompt's last token, where a critic asked for it."""
     rewards_PK: Tensor | None = None

@@ -9,7 +9,7 @@ from test_sampler import ARCHITECTURES, DRAW, make_endings_likely, policy_with
 
 from pipeline.config import PolicyConfig, SamplingConfig
 from pipeline.creation import create_policy
-from pipeline.learner import batch_logprobs
+from pipeline.reading import batch_logprobs
 from pipeline.sampler import lean, sample
 from pipeline.sampler.decoder import Decoder
 from pipeline.sampler.engines import TransformersEngine, engine_of

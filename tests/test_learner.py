@@ -15,8 +15,9 @@ from pipeline import learner as learner_module
 from pipeline.config import PolicyConfig, SamplingConfig, StageConfig
 from pipeline.creation import create_policy
 from pipeline.errors import StageFailed
-from pipeline.learner import Learner, Rows, batch_logprobs, learning_rate
+from pipeline.learner import Learner, Rows, learning_rate
 from pipeline.packing import Pack, can_pack
+from pipeline.reading import batch_logprobs
 from pipeline.sampler import DrawKey, sample
 from pipeline.sources import demonstrated
 from pipeline.types import Prompt

@@ -16,9 +16,10 @@ from pipeline import yaml_text
 from pipeline.checkpoint import verified_record
 from pipeline.config import LoraConfig, PipelineConfig, SamplingConfig
 from pipeline.errors import UserError
-from pipeline.learner import Learner, batch_logprobs
+from pipeline.learner import Learner
 from pipeline.lora import ADAPTER, add_adapters, merged_state
 from pipeline.policy import Policy, load_policy, parameters
+from pipeline.reading import batch_logprobs
 from pipeline.runs import RunFolder
 from pipeline.sampler import DrawKey, sample
 from pipeline.sampler.decoder import Decoder

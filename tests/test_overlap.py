@@ -18,9 +18,9 @@ from pipeline import sources, yaml_text
 from pipeline.config import PipelineConfig, StageConfig
 from pipeline.errors import StageFailed
 from pipeline.journal import metric_history
-from pipeline.learner import batch_logprobs
 from pipeline.overlap import OneAhead
 from pipeline.policy import Policy
+from pipeline.reading import batch_logprobs
 from pipeline.rewards import RewardSuite
 from pipeline.runs import RunFolder
 from pipeline.schedule import Schedule

@@ -8,7 +8,7 @@ from conftest import tiny_policy
 from transformers import GenerationConfig
 
 from pipeline.config import SamplingConfig
-from pipeline.learner import batch_logprobs
+from pipeline.reading import batch_logprobs
 from pipeline.sampler import DrawKey, draw_tokens, sample, truncate
 
 OPTIONS = SamplingConfig(max_tokens=12)

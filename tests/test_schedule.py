@@ -14,9 +14,10 @@ from test_execution import pipeline
 from pipeline.batching import groups_of, joined, uniform_groups
 from pipeline.config import PipelineConfig
 from pipeline.critic import TokenCritic
-from pipeline.learner import Learner, Weigh, batch_logprobs
+from pipeline.learner import Learner, Weigh
 from pipeline.losses import token_weights
 from pipeline.policy import Policy
+from pipeline.reading import batch_logprobs
 from pipeline.rewards import RewardSuite
 from pipeline.sampler import DrawKey, sample
 from pipeline.schedule import HistoryResampling, Schedule

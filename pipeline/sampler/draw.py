@@ -22,9 +22,16 @@ class DrawKey:
 
     def uniforms(self, prompt_id: str, index: int, count: int) -> np.ndarray:
         """``count`` numbers in [0, 1), a counter-based stream of their own for each completion."""
-        text = f"{self.seed}|{self.stage}|{self.step}|{prompt_id}|{index}"
-        key = np.frombuffer(hashlib.blake2b(text.encode(), digest_size=16).digest(), dtype=np.uint64)
+        key = np.frombuffer(self._digest(f"{prompt_id}|{index}"), dtype=np.uint64)
         return np.random.Generator(np.random.Philox(key=key)).random(count, dtype=np.float32)
+
+    def number(self, prompt_id: str) -> int:
+        """A seed of its own for each prompt, in [0, 2**62), for an engine that has its own streams."""
+        return int.from_bytes(self._digest(prompt_id)[:8], "little") >> 2
+
+    def _digest(self, what: str) -> bytes:
+        text = f"{self.seed}|{self.stage}|{self.step}|{what}"
+        return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
 
 def draw_tokens(logits_RV: Tensor, uniforms_R: Tensor | None, options: SamplingConfig) -> tuple[Tensor, Tensor, Tensor]:

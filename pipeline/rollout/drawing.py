@@ -1,0 +1,29 @@
+"""How a completion is drawn, in vLLM's words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pipeline.config import SamplingConfig
+from pipeline.rollout.interface import Request
+
+
+def drawing(request: Request, options: SamplingConfig, ends: tuple[int, ...]) -> dict[str, Any]:
+    """How a request is drawn, in the words of vLLM's SamplingParams and of its completions API."""
+    greedy = request.seed is None
+    return {
+        "n": request.group_size,
+        "max_tokens": options.max_tokens,
+        "temperature": 0.0 if greedy else options.temperature,
+        "top_p": 1.0 if greedy else options.top_p,
+        "top_k": 0 if greedy else options.top_k,
+        "seed": request.seed,
+        "stop_token_ids": [*ends],
+        "ignore_eos": True,  # those named are all that end a completion
+        "logprobs": 0,  # of the drawn token alone
+        # What a model's generation_config.json may set otherwise:
+        "min_p": 0.0,
+        "repetition_penalty": 1.0,
+        "presence_penalty": 0.0,
+        "frequency_penalty": 0.0,
+    }

@@ -1,0 +1,146 @@
+"""Completions of an engine that is not ours, made like ours: of the weights that train, with the policy's numbers.
+
+An engine has a copy of the weights. Before a batch the policy's are hashed and pushed unless the engine says that it
+holds them; after the batch it is asked again, so that nothing comes from other weights than those. Then the policy
+reads the completions: its log-probabilities are what training goes by, and their ratio to the engine's, which rounds
+in other places, is what the learner corrects by. A mean difference beyond the tolerance shows weights that are not the
+same, whatever they are called.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from pipeline.config import SamplingConfig
+from pipeline.config_rollouts import RolloutConfig
+from pipeline.errors import StageFailed
+from pipeline.policy import Policy, completion_states
+from pipeline.ranks import ALONE, Ranks
+from pipeline.reading import batch_reading
+from pipeline.rollout.interface import Completion, OnGroup, Request, RolloutEngine, Sampler
+from pipeline.rollout.weights import pushed_weights, weights_digest
+from pipeline.sampler import DrawKey
+from pipeline.types import Prompt, Rollouts
+
+
+class EngineSampler(Sampler):
+    """Samples with an engine that holds a copy of the weights."""
+
+    def __init__(self, engine: RolloutEngine, config: RolloutConfig, token_budget: int, autocast: bool):
+        """The policy reads completions as the learner would: so many tokens at a time, in bfloat16 or not."""
+        super().__init__()
+        self.engine, self.config, self.token_budget, self.autocast = engine, config, token_budget, autocast
+        self._turn = threading.RLock()
+        self._pushed = {"time/push": 0.0, "sampler/pushes": 0.0}
+
+    @contextlib.contextmanager
+    def weights_of(self, policy: Policy, ranks: Ranks = ALONE) -> Iterator[None]:
+        """Push the policy's weights where the engine has others, and see that it still has them in the end.
+
+        Raises: StageFailed where it has not.
+        """
+        with self._turn:
+            began, wanted = time.perf_counter(), weights_digest(policy)
+            stale = ranks.leads and self.engine.digest() != wanted
+            if stale:
+                self.engine.load(wanted, pushed_weights(policy))
+            ranks.meet()
+            self._check(wanted)
+            self._pushed = {"time/push": time.perf_counter() - began, "sampler/pushes": float(stale)}
+            yield
+            self._check(wanted)
+
+    def __call__(
+        self,
+        policy: Policy,
+        prompts: list[Prompt],
+        group_size: int,
+        options: SamplingConfig,
+        draw: DrawKey | None,
+        want_states: bool = False,
+        on_group: OnGroup | None = None,
+        texts_only: bool = False,
+    ) -> Rollouts:
+        """K completions of each prompt, within :meth:`weights_of`."""
+        encoded = [policy.encode_prompt(prompt.question) for prompt in prompts]
+        seeds = [None if draw is None else draw.number(prompt.id) for prompt in prompts]
+        requests = [Request(tokens, group_size, seed) for tokens, seed in zip(encoded, seeds, strict=True)]
+        found: dict[int, list[Completion]] = {}
+        texts: dict[int, list[str]] = {}
+
+        def done(index: int, completions: list[Completion]) -> None:
+            found[index], texts[index] = completions, [policy.decode(c.tokens) for c in completions]
+            if on_group is not None:
+                on_group(index, texts[index])
+
+        self.engine.generate(requests, policy.template.eos_ids, options, done)
+        rows = [found[index] for index in range(len(prompts))]
+        rollouts = _rollouts(prompts, encoded, rows, [texts[p] for p in range(len(prompts))], policy.template.pad_id)
+        self.metrics = dict(self._pushed)
+        if not texts_only:
+            rollouts = self._read(policy, rollouts, options.temperature)
+        if want_states:
+            rollouts = replace(
+                rollouts, prompt_states_PD=_states(policy, encoded, rollouts.tokens_PKT, self.token_budget)
+            )
+        return rollouts
+
+    def _check(self, wanted: str) -> None:
+        held = self.engine.digest()
+        if held != wanted:
+            raise StageFailed(
+                f"the engine that completes prompts holds other weights ({held or 'its own'}) than those that were "
+                f"pushed to it ({wanted}): it was started again, or something else pushes weights to it. What was "
+                "sampled meanwhile is not used"
+            )
+
+    def _read(self, policy: Policy, rollouts: Rollouts, temperature: float) -> Rollouts:
+        """The rollouts with the policy's own numbers beside the engine's. Raises: StageFailed."""
+        began, theirs = time.perf_counter(), rollouts.rollout_logprobs_PKT
+        ours, entropy = batch_reading(policy, rollouts, temperature, self.token_budget, autocast=self.autocast)
+        difference = float((ours - theirs)[rollouts.mask_PKT].abs().mean())
+        self.metrics["time/read"] = time.perf_counter() - began
+        if not difference <= self.config.tolerance:
+            raise StageFailed(
+                f"the log-probabilities of {self.config.engine} differ from the policy's own by {difference:.3f} nats "
+                f"a token on average, more than rollouts.tolerance ({self.config.tolerance:g}): it computes with other "
+                "weights, another model or another precision than the policy"
+            )
+        return replace(rollouts, rollout_logprobs_PKT=ours, engine_logprobs_PKT=theirs, entropy_PKT=entropy)
+
+
+def _rollouts(
+    prompts: list[Prompt], encoded: list[list[int]], found: list[list[Completion]], texts: list[list[str]], pad: int
+) -> Rollouts:
+    """What was drawn as one batch; the log-probabilities are the engine's."""
+    longest = max(len(c.tokens) for group in found for c in group)
+    lengths = torch.tensor([[len(c.tokens) for c in group] for group in found])
+    tokens = [[c.tokens + [pad] * (longest - len(c.tokens)) for c in group] for group in found]
+    logprobs = [[c.logprobs + [0.0] * (longest - len(c.tokens)) for c in group] for group in found]
+    return Rollouts(
+        prompts=prompts,
+        prompt_tokens=encoded,
+        tokens_PKT=torch.tensor(tokens),
+        mask_PKT=torch.arange(longest) < lengths[..., None],
+        rollout_logprobs_PKT=torch.tensor(logprobs),
+        truncated_PK=torch.tensor([[not c.ended for c in group] for group in found]),
+        texts=texts,
+    )
+
+
+@torch.no_grad()
+def _states(policy: Policy, prompts: list[list[int]], tokens_PKT: Tensor, budget: int) -> Tensor:
+    """The policy's hidden state at each prompt's last token. Shapes: -> float32 [P, D]."""
+    size = max(1, budget // (max(map(len, prompts)) + 1))
+    parts = [
+        completion_states(policy, prompts[begin : begin + size], tokens_PKT[begin : begin + size, 0, :1])[:, 0]
+        for begin in range(0, len(prompts), size)
+    ]
+    return torch.cat(parts).float()

@@ -1,0 +1,40 @@
+"""The sampler that a configuration asks for. An engine is started once a process: stages follow each other in one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipeline.config import PipelineConfig
+from pipeline.policy import Policy, autocasts
+from pipeline.rollout.checks import logprobs_mode
+from pipeline.rollout.external import EngineSampler
+from pipeline.rollout.interface import BUILT_IN, RolloutEngine, Sampler
+
+_ENGINES: dict[str, RolloutEngine] = {}
+"""The one that was started, by what it was started with."""
+
+
+def sampler_for(pipeline: PipelineConfig, policy: Policy, model: Path, run: Path, stage: int | None = None) -> Sampler:
+    """Who completes prompts for a stage, or before any. ``model`` is a folder with a model of the policy's kind; the
+    run's folder is where weights are left for a server."""
+    if not pipeline.rollouts.external:
+        return BUILT_IN
+    config = pipeline.stages[stage or 0]
+    engine = _engine(pipeline, model, run)
+    return EngineSampler(engine, pipeline.rollouts, config.token_budget, autocasts(policy, pipeline.policy))
+
+
+def _engine(pipeline: PipelineConfig, model: Path, run: Path) -> RolloutEngine:
+    key = f"{run} {pipeline.rollouts.model_dump_json()}"
+    if key not in _ENGINES:
+        _ENGINES.clear()
+        if pipeline.rollouts.engine == "vllm":
+            from pipeline.rollout.vllm_local import LocalVllm
+
+            _ENGINES[key] = LocalVllm(pipeline, model, logprobs_mode(pipeline))
+        else:
+            from pipeline.rollout.vllm_server import VllmServer
+
+            folder = pipeline.rollouts.weights_folder
+            _ENGINES[key] = VllmServer(pipeline.rollouts, Path(folder) if folder else run / "rollout-weights")
+    return _ENGINES[key]

@@ -1,0 +1,110 @@
+"""vLLM in the training process: its weights are replaced in place, its completions come as they end."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.config import PipelineConfig, SamplingConfig
+from pipeline.errors import StageFailed
+from pipeline.policy import pick_device, weights_dtype
+from pipeline.rollout.drawing import drawing
+from pipeline.rollout.interface import Completion, Request
+from pipeline.rollout.vllm_serve import WORKER
+
+CPU_CACHE = 2**30
+"""Bytes of vLLM's cache on a CPU, where a share of the memory would be a share of everyone's."""
+
+
+class LocalVllm:
+    """One vLLM engine, started from a model folder whose weights are replaced at the first push."""
+
+    def __init__(self, pipeline: PipelineConfig, folder: Path, logprobs_mode: str):
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the engine is this process, and tensors need not be sent
+        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # the learner's threads stay where they are
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+        import vllm  # type: ignore[import-not-found, missing-import]
+
+        self._params = vllm.SamplingParams
+        config, device = pipeline.rollouts, pick_device(pipeline.policy.device).type
+        dtype = config.dtype
+        if dtype == "auto":
+            dtype = "bfloat16" if device == "cuda" else str(weights_dtype(pipeline.policy)).removeprefix("torch.")
+        room: dict[str, Any] = {"gpu_memory_utilization": config.memory}
+        if device == "cpu":
+            # Compiling costs minutes a start; for the last see vllm_serve.
+            room = {"kv_cache_memory_bytes": CPU_CACHE, "enforce_eager": True, "enable_chunked_prefill": False}
+        with _threads_as_they_are():
+            self.llm: Any = vllm.LLM(
+                model=str(folder), dtype=dtype, max_model_len=config.context, logprobs_mode=logprobs_mode, seed=0,
+                generation_config="vllm", skip_tokenizer_init=True, disable_log_stats=True,
+                trust_remote_code=pipeline.policy.trust_remote_code, worker_extension_cls=WORKER, **room,
+            )  # fmt: skip
+        self._numbers = itertools.count()
+        self._one_at_a_time = threading.Lock()
+
+    def digest(self) -> str:
+        """Of the weights that were pushed last."""
+        return str(self.llm.collective_rpc("rollout_state")[0]["digest"])
+
+    def load(self, digest: str, weights: dict[str, Tensor]) -> None:
+        """Replace the weights, and forget what the old ones made of prompts."""
+        with self._one_at_a_time:
+            self.llm.collective_rpc("take_rollout_weights", args=(digest, weights))
+            self.llm.reset_prefix_cache()
+
+    def generate(
+        self,
+        requests: list[Request],
+        ends: tuple[int, ...],
+        options: SamplingConfig,
+        done: Callable[[int, list[Completion]], None],
+    ) -> None:
+        """Complete the prompts, all at once as far as the cache holds them; ``done`` gets each group as it ends."""
+        with self._one_at_a_time, _threads_as_they_are():
+            engine, waiting = self.llm.llm_engine, dict[str, int]()
+            try:
+                for index, request in enumerate(requests):
+                    name = f"rollout-{next(self._numbers)}"
+                    params = self._params(**drawing(request, options, ends), detokenize=False, output_kind=_final())
+                    engine.add_request(name, {"prompt_token_ids": request.tokens}, params)
+                    waiting[name] = index
+                while engine.has_unfinished_requests():
+                    for output in engine.step():
+                        if output.finished:
+                            done(waiting.pop(output.request_id), [_completion(each) for each in output.outputs])
+            except ValueError as error:
+                raise StageFailed(f"vLLM cannot complete a prompt: {error}") from error
+            finally:
+                if waiting:
+                    engine.abort_request([*waiting])
+
+
+def _completion(output: Any) -> Completion:
+    tokens = [*output.token_ids]
+    found = [at[token].logprob for at, token in zip(output.logprobs, tokens, strict=True)]
+    return Completion(tokens, found, ended=output.finish_reason == "stop")
+
+
+def _final() -> Any:
+    from vllm.sampling_params import RequestOutputKind  # type: ignore[import-not-found]
+
+    return RequestOutputKind.FINAL_ONLY
+
+
+@contextlib.contextmanager
+def _threads_as_they_are() -> Iterator[None]:
+    """vLLM sets the number of threads to its liking."""
+    threads = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

@@ -1,0 +1,90 @@
+"""A vLLM server: weights go to it by a file that both see, prompts and completions as tokens over HTTP."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from pipeline.config import SamplingConfig
+from pipeline.config_rollouts import RolloutConfig
+from pipeline.errors import StageFailed
+from pipeline.files import sha256
+from pipeline.rollout.drawing import drawing
+from pipeline.rollout.interface import Completion, Request
+from pipeline.rollout.vllm_http import Client, ServerProblem
+
+AT_A_TIME = 256
+"""Requests under way; the server queues what it has no room for."""
+
+
+class VllmServer:
+    """A server that somebody else has started, with this project's worker class."""
+
+    def __init__(self, config: RolloutConfig, folder: Path):
+        """Weights are left in ``folder`` for as long as the server reads them."""
+        self.config, self.folder = config, folder
+        self.client = Client(config.url, config.time_limit, AT_A_TIME)
+        self._model: str | None = None
+
+    def digest(self) -> str:
+        """Of the weights that were pushed last. Raises: StageFailed."""
+        return str(self._asked(self.client.state)["digest"])
+
+    def load(self, digest: str, weights: dict[str, Tensor]) -> None:
+        """Leave the weights in a file, have the server read it, and forget what the old ones made of prompts.
+
+        Raises: StageFailed.
+        """
+        path = self.folder / f"{digest}.{os.getpid()}.safetensors"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            save_file(weights, path, metadata={"format": "pt"})
+            self._asked(self.client.workers, "read_rollout_weights", digest, str(path.absolute()), sha256(path))
+            self._asked(self.client.post, "/reset_prefix_cache", {})
+        finally:
+            path.unlink(missing_ok=True)
+
+    def generate(
+        self,
+        requests: list[Request],
+        ends: tuple[int, ...],
+        options: SamplingConfig,
+        done: Callable[[int, list[Completion]], None],
+    ) -> None:
+        """One request a prompt, all under way at once; ``done`` gets each group as it ends. Raises: StageFailed."""
+        if self._model is None:
+            self._model = self._served()
+        with ThreadPoolExecutor(min(AT_A_TIME, len(requests)), thread_name_prefix="rollouts") as threads:
+            futures = {threads.submit(self._complete, r, ends, options): index for index, r in enumerate(requests)}
+            try:
+                for future in as_completed(futures):
+                    done(futures[future], future.result())
+            finally:
+                threads.shutdown(wait=False, cancel_futures=True)
+
+    def _complete(self, request: Request, ends: tuple[int, ...], options: SamplingConfig) -> list[Completion]:
+        content = {"model": self._model, "prompt": request.tokens, "return_token_ids": True}
+        answer = self._asked(self.client.post, "/v1/completions", content | drawing(request, options, ends))
+        choices = sorted(answer["choices"], key=lambda choice: choice["index"])
+        return [
+            Completion(each["token_ids"], each["logprobs"]["token_logprobs"], each["finish_reason"] == "stop")
+            for each in choices
+        ]
+
+    def _served(self) -> str:
+        """The name that the server gives its model."""
+        return str(self._asked(self.client.get, "/v1/models")["data"][0]["id"])
+
+    def _asked(self, request: Callable[..., Any], *arguments: Any) -> Any:
+        try:
+            return request(*arguments)
+        except ServerProblem as problem:
+            raise StageFailed(
+                f"the vLLM server at {self.config.url} cannot go on: {problem}. Once it is well, resume the run"
+            ) from None

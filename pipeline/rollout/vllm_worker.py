@@ -1,0 +1,54 @@
+"""What a vLLM worker learns to do besides: take new weights, say which it holds, and how it was started.
+
+vLLM mixes this class into its workers where it is started with ``--worker-extension-cls`` and this class's address. It
+needs vLLM and nothing else of this project.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from typing import Any
+
+
+class RolloutWorker:
+    """Methods that every one of vLLM's workers gets; what they answer is plain data, for it crosses processes."""
+
+    rollout_digest: str = ""
+    """Of the weights that were pushed last; empty before the first push and while weights are being replaced."""
+
+    def rollout_state(self) -> dict[str, Any]:
+        """What the worker holds, and the options that decide what its log-probabilities mean."""
+        model = self.vllm_config.model_config  # type: ignore[attr-defined]
+        return {
+            "digest": self.rollout_digest,
+            "logprobs_mode": str(model.logprobs_mode),
+            "context": int(model.max_model_len),
+            "vocabulary": int(model.get_vocab_size()),
+            "dtype": str(model.dtype).removeprefix("torch."),
+        }
+
+    def take_rollout_weights(self, digest: str, weights: dict[str, Any]) -> None:
+        """Replace the weights by these tensors, under the names of a Hugging Face checkpoint."""
+        self._replace(digest, iter(weights.items()))
+
+    def read_rollout_weights(self, digest: str, path: str, sha256: str) -> None:
+        """Replace the weights by those of a safetensors file, whose hash is checked first. Raises: ValueError."""
+        with open(path, "rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != sha256:
+            raise ValueError(f"{path} is not the file that was written: {found[:16]}, not {sha256[:16]}")
+        self._replace(digest, _tensors(path))
+
+    def _replace(self, digest: str, weights: Iterator[tuple[str, Any]]) -> None:
+        self.rollout_digest = ""
+        self.reload_weights(weights_iterator=weights)  # type: ignore[attr-defined]
+        self.rollout_digest = digest
+
+
+def _tensors(path: str) -> Iterator[tuple[str, Any]]:
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        for name in file.keys():  # noqa: SIM118  it is no dictionary
+            yield name, file.get_tensor(name)
