@@ -30,7 +30,7 @@ class LocalVllm:
     def __init__(self, pipeline: PipelineConfig, folder: Path, logprobs_mode: str):
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the engine is this process, and tensors need not be sent
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # the learner's threads stay where they are
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # each push warns of layers that have no weights
         import vllm  # type: ignore[import-not-found, missing-import]
 
         self._params = vllm.SamplingParams
@@ -42,10 +42,10 @@ class LocalVllm:
         if device == "cpu":
             # Compiling costs minutes a start; for the last see vllm_serve.
             room = {"kv_cache_memory_bytes": CPU_CACHE, "enforce_eager": True, "enable_chunked_prefill": False}
-        with _threads_as_they_are():
+        with _torch_as_it_is():
             self.llm: Any = vllm.LLM(
                 model=str(folder), dtype=dtype, max_model_len=config.context, logprobs_mode=logprobs_mode, seed=0,
-                generation_config="vllm", skip_tokenizer_init=True, disable_log_stats=True,
+                generation_config="vllm", skip_tokenizer_init=True, disable_log_stats=True, use_tqdm_on_load=False,
                 trust_remote_code=pipeline.policy.trust_remote_code, worker_extension_cls=WORKER, **room,
             )  # fmt: skip
         self._numbers = itertools.count()
@@ -69,7 +69,7 @@ class LocalVllm:
         done: Callable[[int, list[Completion]], None],
     ) -> None:
         """Complete the prompts, all at once as far as the cache holds them; ``done`` gets each group as it ends."""
-        with self._one_at_a_time, _threads_as_they_are():
+        with self._one_at_a_time:
             engine, waiting = self.llm.llm_engine, dict[str, int]()
             try:
                 for index, request in enumerate(requests):
@@ -101,10 +101,13 @@ def _final() -> Any:
 
 
 @contextlib.contextmanager
-def _threads_as_they_are() -> Iterator[None]:
-    """vLLM sets the number of threads to its liking."""
-    threads = torch.get_num_threads()
+def _torch_as_it_is() -> Iterator[None]:
+    """What vLLM sets for the whole process is put back: the threads, on a CPU even the function that sets them, and the
+    random numbers."""
+    threads, setter = torch.get_num_threads(), torch.set_num_threads
     try:
-        yield
+        with torch.random.fork_rng():
+            yield
     finally:
+        torch.set_num_threads = setter
         torch.set_num_threads(threads)
