@@ -29,7 +29,7 @@ from pipeline.errors import StageFailed, UserError
 from pipeline.journal import metric_history
 from pipeline.learner import Learner
 from pipeline.losses import importance_weights
-from pipeline.policy import Policy
+from pipeline.policy import Policy, load_policy
 from pipeline.rollout import checks, opening
 from pipeline.rollout.external import EngineSampler
 from pipeline.rollout.interface import Completion, Request
@@ -287,7 +287,9 @@ def test_every_stage_trains_on_an_engines_completions(tmp_path: Path, monkeypatc
         {"stage": "gfpo", "group_size": 2, "minibatches": 2, "clip": [0.2, 0.28], "async": 1},
         {"stage": "srpo", "group_size": 2, "refresh": 1},
     ]
-    run = launch(tmp_path, pipeline(stages, rollouts={"engine": "vllm", "tolerance": 1.0}))
+    # A reward that a new policy earns in part, so that every stage has something to learn.
+    rewards = [{"reward": "length", "params": {"max": 5, "falloff": 15}}, {"reward": "equation_steps"}]
+    run = launch(tmp_path, pipeline(stages, rewards=rewards, rollouts={"engine": "vllm", "tolerance": 1.0}))
     for index in range(1, len(stages)):
         curves = metric_history(run.stage_dir(index) / "journal.jsonl")
         for name in ("sampler/mismatch", "update/importance", "policy/entropy"):
