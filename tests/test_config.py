@@ -294,6 +294,8 @@ def test_every_packaged_configuration_is_sound(name: str, tmp_path: Path) -> Non
         for split in (loaded.config.task.split, loaded.config.task.heldout_split):
             (tmp_path / "set" / f"{split}.jsonl").write_text(f"{json.dumps(row)}\n" * 1000)
         stand_ins += [f"task.dataset={tmp_path / 'set'}", "task.subset=null"]
+    if loaded.config.rollouts.external:
+        stand_ins.append("rollouts.engine=transformers")
     loaded = load_config(name, stand_ins, STAGES)
     preflight(loaded.config, loaded.base_dir, discover(), tmp_path)
     assert yaml.safe_load(dump_config(loaded.config))["name"] == loaded.config.name

@@ -18,6 +18,7 @@ from stages import discover
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = ["seed=1", "task.subset=null", "task.heldout=4", "task.validation=8", "sampling.max_tokens=8"]
+BUILT_IN = "rollouts.engine=transformers"
 STAGES = ("sft", "dapo", "gfpo", "srpo")
 
 
@@ -29,14 +30,14 @@ def rows(first: int, count: int) -> str:
     return "\n".join(written)
 
 
-def loaded(folder: Path):
+def loaded(folder: Path, *overridden: str, **architecture):
     (folder / "set").mkdir()
     (folder / "set" / "train.jsonl").write_text(rows(600, 40))
     (folder / "set" / "test.jsonl").write_text(rows(900, 40))
-    policy = tiny_policy()
+    policy = tiny_policy(**architecture)
     policy.model.save_pretrained(folder / "model")
     policy.tokenizer.save_pretrained(folder / "model")
-    overrides = [f"policy.path={folder / 'model'}", f"task.dataset={folder / 'set'}", *SMALL]
+    overrides = [f"policy.path={folder / 'model'}", f"task.dataset={folder / 'set'}", *SMALL, *overridden]
     for stage in STAGES:
         overrides += [f"stages.{stage}.steps=1", f"stages.{stage}.prompts_per_step=2"]
     path = str(ROOT / "configs" / "gsm8k-qwen.yaml")
@@ -44,7 +45,7 @@ def loaded(folder: Path):
 
 
 def test_its_rewards_read_the_answers_of_the_data_set(tmp_path):
-    config = loaded(tmp_path).config
+    config = loaded(tmp_path, BUILT_IN).config
     task = build_task(config.task, tmp_path, tmp_path / "data")
     prompts = all_prompts(task, "heldout")
     right = [prompt.answer for prompt in prompts]  # a worked answer is its own reference
@@ -56,7 +57,7 @@ def test_its_rewards_read_the_answers_of_the_data_set(tmp_path):
 
 
 def test_it_goes_through_its_stages(tmp_path):
-    config, kinds = loaded(tmp_path).config, [stage.config for stage in discover().values()]
+    config, kinds = loaded(tmp_path, BUILT_IN).config, [stage.config for stage in discover().values()]
     run = RunFolder.create(tmp_path / "runs", config, "run", tmp_path / "gsm8k.yaml", kinds)
     parent = prepare(run, Observer())["checkpoint"]
     for index, stage in enumerate(config.stages):

@@ -29,7 +29,7 @@ from pipeline.errors import StageFailed, UserError
 from pipeline.journal import metric_history
 from pipeline.learner import Learner
 from pipeline.losses import importance_weights
-from pipeline.policy import Policy, load_policy
+from pipeline.policy import Policy
 from pipeline.rollout import checks, opening
 from pipeline.rollout.external import EngineSampler
 from pipeline.rollout.interface import Completion, Request
@@ -55,8 +55,8 @@ class CopyEngine:
     def digest(self) -> str:
         return self.held
 
-    def load(self, digest: str, weights: dict[str, Tensor]) -> None:
-        self.held = digest
+    def load(self, digest: str, policy: Policy) -> None:
+        self.held, weights = digest, pushed_weights(policy)
         self.pushes.append(digest)
         missing, unexpected = self.copy.model.load_state_dict(weights, strict=False)
         assert not unexpected and all("lm_head" in name for name in missing)
@@ -205,7 +205,7 @@ def test_weights_that_were_lost_meanwhile_end_the_stage(policy: Policy, prompts:
 
 def test_an_engine_that_takes_no_weights_is_never_asked(policy: Policy, prompts: list[Prompt]) -> None:
     engine = CopyEngine(policy)
-    engine.load = lambda digest, weights: None  # type: ignore[method-assign]
+    engine.load = lambda digest, policy: None  # type: ignore[method-assign]
     with pytest.raises(StageFailed, match="its own"):
         drawn(sampler_with(engine), policy, prompts)
 
@@ -308,7 +308,7 @@ def wanted(**options: Any) -> PipelineConfig:
     return pipeline([{"stage": "dapo", "group_size": 2}], rollouts=rollouts, **options)
 
 
-STATE = {"digest": "", "logprobs_mode": "processed_logprobs", "context": 128, "vocabulary": 83, "dtype": "float32"}
+STATE = {"digest": "", "logprobs_mode": "processed_logprobs", "context": 128, "dtype": "float32"}
 
 
 @contextmanager

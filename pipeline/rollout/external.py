@@ -25,7 +25,7 @@ from pipeline.policy import Policy, completion_states
 from pipeline.ranks import ALONE, Ranks
 from pipeline.reading import batch_reading
 from pipeline.rollout.interface import Completion, OnGroup, Request, RolloutEngine, Sampler
-from pipeline.rollout.weights import pushed_weights, weights_digest
+from pipeline.rollout.weights import weights_digest
 from pipeline.sampler import DrawKey
 from pipeline.types import Prompt, Rollouts
 
@@ -44,13 +44,13 @@ class EngineSampler(Sampler):
     def weights_of(self, policy: Policy, ranks: Ranks = ALONE) -> Iterator[None]:
         """Push the policy's weights where the engine has others, and see that it still has them in the end.
 
-        Raises: StageFailed where it has not.
+        Raises: StageFailed where it has not, UserError where it has another model.
         """
         with self._turn:
             began, wanted = time.perf_counter(), weights_digest(policy)
             stale = ranks.leads and self.engine.digest() != wanted
             if stale:
-                self.engine.load(wanted, pushed_weights(policy))
+                self.engine.load(wanted, policy)
             ranks.meet()
             self._check(wanted)
             self._pushed = {"time/push": time.perf_counter() - began, "sampler/pushes": float(stale)}

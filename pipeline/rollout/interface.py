@@ -7,8 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from torch import Tensor
-
 from pipeline.config import SamplingConfig
 from pipeline.policy import Policy
 from pipeline.ranks import ALONE, Ranks
@@ -77,8 +75,8 @@ class RolloutEngine(Protocol):
         """Of the weights that it holds; empty where they were not pushed."""
         ...
 
-    def load(self, digest: str, weights: dict[str, Tensor]) -> None:
-        """Take these weights, under the names of a Hugging Face checkpoint. Raises: StageFailed."""
+    def load(self, digest: str, policy: Policy) -> None:
+        """Take the policy's weights, whose digest is given. Raises: StageFailed, UserError."""
         ...
 
     def generate(

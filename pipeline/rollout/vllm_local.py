@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from pipeline.config import PipelineConfig, SamplingConfig
 from pipeline.errors import StageFailed
-from pipeline.policy import pick_device, weights_dtype
+from pipeline.policy import Policy, pick_device, weights_dtype
 from pipeline.rollout.drawing import drawing
 from pipeline.rollout.interface import Completion, Request
 from pipeline.rollout.vllm_serve import WORKER
+from pipeline.rollout.weights import pushed_weights
 
 CPU_CACHE = 2**30
 """Bytes of vLLM's cache on a CPU, where a share of the memory would be a share of everyone's."""
@@ -55,10 +55,10 @@ class LocalVllm:
         """Of the weights that were pushed last."""
         return str(self.llm.collective_rpc("rollout_state")[0]["digest"])
 
-    def load(self, digest: str, weights: dict[str, Tensor]) -> None:
+    def load(self, digest: str, policy: Policy) -> None:
         """Replace the weights, and forget what the old ones made of prompts."""
         with self._one_at_a_time:
-            self.llm.collective_rpc("take_rollout_weights", args=(digest, weights))
+            self.llm.collective_rpc("take_rollout_weights", args=(digest, pushed_weights(policy)))
             self.llm.reset_prefix_cache()
 
     def generate(

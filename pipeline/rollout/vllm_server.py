@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
-from torch import Tensor
 
 from pipeline.config import SamplingConfig
 from pipeline.config_rollouts import RolloutConfig
-from pipeline.errors import StageFailed
+from pipeline.errors import StageFailed, UserError
 from pipeline.files import sha256
+from pipeline.policy import Policy
 from pipeline.rollout.drawing import drawing
 from pipeline.rollout.interface import Completion, Request
 from pipeline.rollout.vllm_http import Client, ServerProblem
+from pipeline.rollout.weights import pushed_weights
 
 AT_A_TIME = 256
 """Requests under way; the server queues what it has no room for."""
@@ -36,15 +37,16 @@ class VllmServer:
         """Of the weights that were pushed last. Raises: StageFailed."""
         return str(self._asked(self.client.state)["digest"])
 
-    def load(self, digest: str, weights: dict[str, Tensor]) -> None:
+    def load(self, digest: str, policy: Policy) -> None:
         """Leave the weights in a file, have the server read it, and forget what the old ones made of prompts.
 
-        Raises: StageFailed.
+        Raises: StageFailed; UserError where it serves a model of another kind.
         """
+        self._check_model(policy)
         path = self.folder / f"{digest}.{os.getpid()}.safetensors"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            save_file(weights, path, metadata={"format": "pt"})
+            save_file(pushed_weights(policy), path, metadata={"format": "pt"})
             self._asked(self.client.workers, "read_rollout_weights", digest, str(path.absolute()), sha256(path))
             self._asked(self.client.post, "/reset_prefix_cache", {})
         finally:
@@ -76,6 +78,18 @@ class VllmServer:
             Completion(each["token_ids"], each["logprobs"]["token_logprobs"], each["finish_reason"] == "stop")
             for each in choices
         ]
+
+    def _check_model(self, policy: Policy) -> None:
+        theirs, ours = self._asked(self.client.state)["model"], policy.model.config.get_text_config()
+        other = {name: value for name, value in theirs.items() if value != getattr(ours, name, None)}
+        if other:
+            raise UserError(
+                "the vLLM server serves another model than the policy",
+                where="rollouts.url",
+                got=", ".join(f"{name} {value}" for name, value in other.items()),
+                expected=", ".join(f"{name} {getattr(ours, name, None)}" for name in other),
+                fix="start it with the policy's own folder or Hub id, or with any checkpoint of the run",
+            )
 
     def _served(self) -> str:
         """The name that the server gives its model."""

@@ -10,6 +10,10 @@ import hashlib
 from collections.abc import Iterator
 from typing import Any
 
+SIZES = ("model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+         "num_key_value_heads", "vocab_size")  # fmt: skip
+"""What must be alike of two models for one to take the other's weights, as their configurations call it."""
+
 
 class RolloutWorker:
     """Methods that every one of vLLM's workers gets; what they answer is plain data, for it crosses processes."""
@@ -24,8 +28,8 @@ class RolloutWorker:
             "digest": self.rollout_digest,
             "logprobs_mode": str(model.logprobs_mode),
             "context": int(model.max_model_len),
-            "vocabulary": int(model.get_vocab_size()),
             "dtype": str(model.dtype).removeprefix("torch."),
+            "model": {name: getattr(model.hf_text_config, name, None) for name in SIZES},
         }
 
     def take_rollout_weights(self, digest: str, weights: dict[str, Any]) -> None:
@@ -43,6 +47,11 @@ class RolloutWorker:
     def _replace(self, digest: str, weights: Iterator[tuple[str, Any]]) -> None:
         self.rollout_digest = ""
         self.reload_weights(weights_iterator=weights)  # type: ignore[attr-defined]
+        # On a CPU a layer computes with a copy of its weights in another layout. vLLM 0.32 makes it anew for layers
+        # that the checkpoint names, so not for a head that is the embedding; such a head keeps its weights as well.
+        for module in self.model_runner.get_model().modules():  # type: ignore[attr-defined]
+            if hasattr(module, "cpu_linear") and module.weight.numel():
+                module.quant_method.process_weights_after_loading(module)
         self.rollout_digest = digest
 
 
