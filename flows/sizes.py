@@ -68,9 +68,10 @@ def sizes(
 
 def _row(size: ModelSize, load: Load, hardware: Hardware) -> dict[str, Any]:
     found, time = memory(size, load, hardware.devices), pace(size, load, hardware)
-    peak = hardware.overhead * found.peak
+    engine = load.engine_share * hardware.memory
+    peak = hardware.overhead * found.peak + engine
     row = {"label": load.label, "steps": load.steps, "peak": peak, "fits": peak <= hardware.memory}
-    row |= {name: getattr(found, name) for name in (*PARTS, *PHASES)}
+    row |= {"engine": engine} | {name: getattr(found, name) for name in (*PARTS, *PHASES)}
     row |= {"sampling_seconds": time.of("sampling"), "learning_seconds": time.of("learning")}
     return row | {"bottleneck": time.largest.what, "bottleneck_share": time.largest.seconds / time.seconds}
 
@@ -82,7 +83,7 @@ def _ways(size: ModelSize, load: Load, hardware: Hardware) -> list[str]:
         share = hardware.devices / devices
         prompts, evaluated = math.ceil(load.prompts * share), math.ceil(load.evaluated * share)
         changed = replace(replace(load, **change), prompts=prompts, evaluated=evaluated)
-        return hardware.overhead * memory(size, changed, devices).peak
+        return hardware.overhead * memory(size, changed, devices).peak + load.engine_share * hardware.memory
 
     def told(what: str, after: float) -> str:
         return f"{what}: {size_text(round(after))}{', fits' if after <= hardware.memory else ''}"
@@ -110,6 +111,8 @@ def tell_sizes(found: Mapping[str, Any], console: Console) -> None:
     say(f"\nOn {hardware.shown}, an estimate: {model['model_type']} of {_many(model['parameters'])} parameters, {kind}")
     say(f"weights; prompts of {found['prompt_tokens']} tokens, completions to their limit. Bytes on each device:\n")
     lines = [[words, *(_bytes(row[name]) for row in rows)] for name, words in PARTS.items()]
+    if any(row["engine"] for row in rows):
+        lines.append(["vLLM", *(_bytes(row["engine"]) for row in rows)])
     lines += [[f"while {phase}", *(_bytes(row[phase]) for row in rows)] for phase in PHASES]
     if hardware.overhead != 1:
         lines.append(["with the heap's own", *(_bytes(row["peak"]) for row in rows)])

@@ -73,8 +73,9 @@ def _products(hardware: Hardware, narrow: bool) -> float:
 
 
 def _sampling(size: ModelSize, load: Load, hardware: Hardware) -> list[Part]:
-    """In the weights' own type; a reference policy that is sampled costs the same again."""
-    peak = hardware.narrow if load.weight_bytes < FLOAT else hardware.wide
+    """In the weights' own type, or on a GPU the engine's; a reference policy that is sampled costs the same again."""
+    number = 2 if load.external and hardware.cuda else load.weight_bytes
+    peak = hardware.narrow if number < FLOAT else hardware.wide
     speed, reading = hardware.decoding * peak, READING * hardware.bandwidth
     policies, rows = 1 + load.reference_sampled, load.growing(load.prompts, load.group)
     steps = math.ceil(load.rows / rows) * (load.new_tokens - 1)
@@ -83,22 +84,24 @@ def _sampling(size: ModelSize, load: Load, hardware: Hardware) -> list[Part]:
     matrices = size.linear + size.words
     computing = 2 * matrices * rows / speed
     read = {
-        "reading the weights": matrices * load.weight_bytes / reading,
-        "reading the cache": size.cache * load.weight_bytes * cached / reading,
+        "reading the weights": matrices * number / reading,
+        "reading the cache": size.cache * number * cached / reading,
         "drawing tokens": DRAWING * FLOAT * rows * size.vocabulary / reading,
     }
     starting = (size.layers * DECODING + 30) * hardware.operation
     found = {"reading prompts": 2 * size.linear * load.prompts * load.prompt_tokens / speed}
     weights = max(computing, read["reading the weights"])
     busy = weights + read["reading the cache"] + read["drawing tokens"]
-    waiting = max(0.0, starting - busy) if hardware.cuda else starting
+    waiting = max(0.0, starting - busy) * (not load.external) if hardware.cuda else starting  # vLLM replays graphs
     computed = computing > read["reading the weights"]
     found["products of decoding" if computed else "reading the weights"] = steps * weights
     found["reading the cache"] = steps * read["reading the cache"]
     found["drawing tokens"] = steps * read["drawing tokens"]
     found["starting operations"] = steps * waiting
-    if hardware.devices > 1:
-        found["gathering weights"] = size.parameters * load.weight_bytes / hardware.link
+    if hardware.devices > 1 or load.external:
+        found["pushing weights" if load.external else "gathering weights"] = (
+            size.parameters * load.weight_bytes / hardware.link
+        )
     return [Part("sampling", what, policies * seconds) for what, seconds in found.items()]
 
 
@@ -122,6 +125,7 @@ def _learning(size: ModelSize, load: Load, hardware: Hardware) -> list[Part]:
         "starting operations": waiting,
         "the optimizer": load.updates * memory,
         "passes of other policies": load.passes * (forward + head) / uncast,
+        "reading completions": (load.sampled and load.external) * (forward + head) / speed,
     }
     if load.token_critic:
         found["the critic"] = (3 * load.updates + 1) * forward / uncast

@@ -75,6 +75,10 @@ class Load:
     """Prompts of an evaluation."""
     at_once: int = PARTS
     """Parts of an evaluation that grow at once."""
+    external: bool = False
+    """Whether another engine draws, with weights and a cache of its own."""
+    engine_share: float = 0.0
+    """Share of the device's memory that an engine in the training process takes."""
 
     @classmethod
     def of(
@@ -111,6 +115,8 @@ class Load:
             lora_rank=policy.lora.rank if policy.lora is not None else 0,
             evaluated=math.ceil(max(config.task.heldout, config.task.validation if stage.eval_every else 0) / devices),
             at_once=1 if cuda else PARTS,
+            external=config.rollouts.external,
+            engine_share=config.rollouts.memory if config.rollouts.engine == "vllm" and cuda else 0.0,
         )
 
     @property
@@ -194,7 +200,8 @@ def memory(size: ModelSize, load: Load, devices: int = 1) -> Memory:
     copies = copy * (load.reference + load.start + load.ahead + load.token_critic) + 2 * trained * load.token_critic
     samplers = 1 + (load.sampled and load.reference_sampled) + load.ahead
     fused = (size.linear if adapted else size.fused) * number
-    gathered = (weights if devices > 1 else 0) + fused
+    own = not load.external  # whether it is the policy itself that draws
+    gathered = (weights if devices > 1 else 0) + fused * own
     layer = 0 if devices == 1 else 2 * (size.linear // size.layers) * number + size.words * number
     kept, logits = activation_bytes(size, load), _logits_bytes(size, load)
     return Memory(
@@ -202,12 +209,12 @@ def memory(size: ModelSize, load: Load, devices: int = 1) -> Memory:
         moments=2 * trained / devices,
         copies=copies / devices,
         decoder=samplers * gathered,
-        cache=max(fused, _cache_bytes(size, load, load.prompts, load.group)) if load.sampled else 0.0,
-        drawing=load.drawing * FLOAT * load.growing(load.prompts, load.group) * size.vocabulary * load.sampled,
+        cache=max(fused, _cache_bytes(size, load, load.prompts, load.group)) if load.sampled and own else 0.0,
+        drawing=load.drawing * FLOAT * load.growing(load.prompts, load.group) * size.vocabulary * load.sampled * own,
         gradients=_gradient_bytes(size, load, trained, kept + logits, devices),
         activations=kept,
         logits=logits,
-        evaluation=load.at_once * max(fused, _evaluation_bytes(size, load)) if load.evaluated else 0.0,
+        evaluation=load.at_once * max(fused, _evaluation_bytes(size, load)) if load.evaluated and own else 0.0,
         overlapped=load.ahead,
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +167,8 @@ def test_options_change_what_they_should() -> None:
     assert peak(weight_bytes=2).weights == plain.weights / 2
     assert peak(reference_sampled=True).decoder == 2 * plain.decoder
     assert peak(ahead=True).learning > plain.learning + plain.cache
+    engine = peak(external=True, evaluated=6)
+    assert engine.cache == engine.drawing == engine.evaluation == engine.decoder == 0 < engine.learning < plain.learning
     eight = memory(size, Load("x", 1, 1, 8, 32, 64), devices=8)
     assert eight.moments == plain.moments / 8
 
@@ -189,6 +192,14 @@ def test_time_by_hand() -> None:
     assert pace(size, load, device).largest.what == "reading the weights"
     twice = pace(size, Load("x", 1, 4, 8, 16, 101, weight_bytes=2, reference_sampled=True), device)
     assert twice.of("sampling") == pytest.approx(2 * pace(size, load, device).of("sampling"))
+    # An engine starts no operations one by one, is given the weights, and what it drew is read once.
+    device = Hardware("x", 1e12, 1e15, 1e14, 1e12, 1e11, efficiency=0.5, operation=1.0)
+    drawn = {part.what: part.seconds for part in pace(size, replace(load, external=True), device).parts if part.phase}
+    assert drawn["reading the weights"] == found["reading the weights"]
+    assert drawn["pushing weights"] == pytest.approx(2 * size.parameters / device.link)
+    assert drawn["reading completions"] == pytest.approx((forward + 2 * size.words * 32 * 101) / 5e14)
+    assert not [part for part in pace(size, replace(load, external=True), device).parts
+                if (part.phase, part.what) == ("sampling", "starting operations")]  # fmt: skip
 
 
 def test_hardware_is_named() -> None:
@@ -230,5 +241,8 @@ def test_the_plan_prints_it(tmp_path: Path) -> None:
     found = json.loads(CliRunner().invoke(cli.app, wanted).output)["sizes"]
     assert found["model"]["parameters"] == LLAMA_2_7B.parameters
     assert found["heaviest"] == "vapo" and found["ways_on"] and not found["stages"][-1]["fits"]
+    engine = [*wanted[:-3], "--set", "rollouts.engine=vllm", *wanted[-3:]]
+    told = json.loads(CliRunner().invoke(cli.app, engine).output)["sizes"]["stages"][1]
+    assert told["engine"] == 0.4 * 80e9 and told["peak"] == told["engine"] + told["learning"]
     wrong = CliRunner().invoke(cli.app, ["plan", "quickstart", "--hardware", "8xFoo", *runs])
     assert wrong.exit_code == 2 and "RTX4090" in wrong.stderr
