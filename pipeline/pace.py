@@ -99,9 +99,8 @@ def _sampling(size: ModelSize, load: Load, hardware: Hardware) -> list[Part]:
     found["drawing tokens"] = steps * read["drawing tokens"]
     found["starting operations"] = steps * waiting
     if hardware.devices > 1 or load.external:
-        found["pushing weights" if load.external else "gathering weights"] = (
-            size.parameters * load.weight_bytes / hardware.link
-        )
+        what = "pushing weights" if load.external else "gathering weights"
+        found[what] = size.parameters * load.weight_bytes / hardware.link
     return [Part("sampling", what, policies * seconds) for what, seconds in found.items()]
 
 
