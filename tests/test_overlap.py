@@ -14,7 +14,7 @@ from conftest import tiny_policy
 from test_execution import pipeline
 from test_resume import INT, KILL, TERM, assert_same, run_lives
 
-from pipeline import sources, yaml_text
+from pipeline import yaml_text
 from pipeline.config import PipelineConfig, StageConfig
 from pipeline.errors import StageFailed
 from pipeline.journal import metric_history
@@ -22,6 +22,7 @@ from pipeline.overlap import OneAhead
 from pipeline.policy import Policy
 from pipeline.reading import batch_logprobs
 from pipeline.rewards import RewardSuite
+from pipeline.rollout import interface
 from pipeline.runs import RunFolder
 from pipeline.schedule import Schedule
 from pipeline.signals import SignalProvider, frozen_copy
@@ -121,7 +122,7 @@ def test_what_goes_wrong_is_raised_where_the_batch_is_asked_for(
         raise StageFailed("the process for rewards can't start")
 
     ahead = OneAhead(groups_of(frozen_copy(policy), prompts, suite), policy)
-    monkeypatch.setattr(sources, "sample", fail)
+    monkeypatch.setattr(interface, "sample", fail)
     with pytest.raises(StageFailed, match="can't start"):
         ahead.batch(1)
     ahead.close()
