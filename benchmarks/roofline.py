@@ -31,6 +31,7 @@ from benchmarks.flops import OPTIMIZER_BYTES, Size, Work, learning, sampling
 from benchmarks.measuring import machine, spread, table
 from benchmarks.workload import CASES, Case, Gradus
 from pipeline.cores import keep_freed_memory
+from pipeline.products import onednn
 
 SQUARES = ((512,) * 3, (1024,) * 3, (2048,) * 3)
 COPIED = 256 * 2**20
@@ -53,11 +54,30 @@ def rate(work: Callable[[], object], amount: float, seconds: float = 0.15) -> fl
     return best
 
 
-def product(shape: tuple[int, int, int]) -> float:
-    """Operations a second of [m, k] x [k, n], the right one laid out as a linear layer's weight."""
+Shape = tuple[int, int, int]
+
+
+def products(shape: Shape) -> dict[str, float]:
+    """Operations a second of [m, k] x [k, n], the right one being a linear layer's weight: by MKL, and where it is
+    there by oneDNN, with the weight as it is and laid out beforehand."""
     m, k, n = shape
-    left, right, result = torch.randn(m, k), torch.randn(n, k), torch.empty(m, n)
-    return rate(lambda: torch.mm(left, right.T, out=result), 2.0 * m * k * n)
+    left, right, result, amount = torch.randn(m, k), torch.randn(n, k), torch.empty(m, n), 2.0 * m * k * n
+    found = {"MKL": rate(lambda: torch.mm(left, right.T, out=result), amount)}
+    if onednn():
+        found["oneDNN"] = rate(lambda: multiplied(left, right), amount)
+        laid_out = torch.ops.mkldnn._reorder_linear_weight(right, m)
+        found["laid out"] = rate(lambda: multiplied(left, laid_out), amount)
+    return found
+
+
+def multiplied(left: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """left @ weight.T by oneDNN."""
+    return torch.ops.mkldnn._linear_pointwise(left, weight, None, "none", [], "")
+
+
+def product(shape: Shape) -> float:
+    """Operations a second by whoever is fastest."""
+    return max(products(shape).values())
 
 
 def bandwidth() -> float:
@@ -74,7 +94,7 @@ def last_cache() -> int:
     return max((int(size[:-1]) * units[size[-1]] for size in sizes if size and size[-1] in units), default=0)
 
 
-def shapes(names: list[str]) -> dict[str, tuple[int, int, int]]:
+def shapes(names: list[str]) -> dict[str, Shape]:
     """Products to measure: squares, and layers of the cases' models on 64 rows and on a whole batch."""
     found = {f"square {shape[0]}": shape for shape in SQUARES}
     for model in {name.split()[0]: CASES[name].model for name in names}.items():
@@ -86,7 +106,7 @@ def shapes(names: list[str]) -> dict[str, tuple[int, int, int]]:
     return found
 
 
-def measure(case: Case, fastest: tuple[int, int, int], stream: float, runs: int) -> dict[str, Any]:
+def measure(case: Case, fastest: Shape, stream: float, runs: int) -> dict[str, Any]:
     """One case: seconds, and the seconds that its least work takes at the limits."""
     system = Gradus(case)
     size, turns = Size.of(system.policy), []
@@ -141,13 +161,17 @@ def main() -> None:
     torch.set_num_threads(1)
     keep_freed_memory()
     names = [name for name in options.cases if not options.quick or name.startswith("tiny")]
-    measured = {name: (shape, product(shape)) for name, shape in shapes(names).items()}
+    measured = {name: (shape, products(shape)) for name, shape in shapes(names).items()}
     stream = bandwidth()
-    products = [[name, " x ".join(map(str, shape)), f"{speed / 1e9:.1f}"] for name, (shape, speed) in measured.items()]
-    print(table(["product", "shape", "GFLOP/s"], products))
+    kinds = [*next(iter(measured.values()))[1]]
+    lines = [
+        [name, " x ".join(map(str, shape)), *(f"{speeds[kind] / 1e9:.1f}" for kind in kinds)]
+        for name, (shape, speeds) in measured.items()
+    ]
+    print(table(["product, GFLOP/s", "shape", *kinds], lines))
     cache = f"{last_cache() / 2**20:.0f} MB" if last_cache() else "unknown"
     print(f"\nMemory {stream / 1e9:.1f} GB/s, last cache {cache}\n", flush=True)
-    fastest, results = max(measured.values(), key=lambda pair: pair[1])[0], []
+    fastest, results = max(measured.values(), key=lambda pair: max(pair[1].values()))[0], []
     for name in names:
         print(f"{name} ...", file=sys.stderr, flush=True)
         results.append(measure(CASES[name], fastest, stream, 2 if options.quick else options.runs))
