@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pipeline.policy import Policy
-from pipeline.products import linear
+from pipeline.products import HUGE, linear, outer
 
 CELLS = 2**22
 """Logits that exist at a time."""
@@ -89,7 +89,9 @@ class _Pieces(torch.autograd.Function):
             by_hidden[piece] = linear(by_logits, weight.t(), None)
             if by_weight is not None and torch.is_autocast_enabled(hidden.device.type):
                 by_weight += by_logits.t() @ states
-            elif by_weight is not None:
+            elif by_weight is not None and by_weight.numel() < HUGE:
+                by_weight += outer(by_logits, states.to(weight.dtype))
+            elif by_weight is not None:  # a second matrix of this size would be the largest thing there is
                 by_weight.addmm_(by_logits.t(), states.to(weight.dtype))
             if by_bias is not None:
                 by_bias += by_logits.sum(0)

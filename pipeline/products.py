@@ -1,9 +1,10 @@
 """Products with the weights of linear layers, by oneDNN instead of MKL where both are there.
 
 PyTorch multiplies float32 matrices on x86 with MKL, and brings oneDNN for what MKL lacks. On the AMD processors that it
-was measured on (docs/speed.md) oneDNN is faster: by a tenth on many rows, and by 1.2 to 2 times on few rows where a
-weight has been laid out for it beforehand, or is too large for a cache. The operators are those that torch.compile's
-own code calls; since they are not a public interface, they are tried before they are used.
+was measured on (docs/speed.md) oneDNN is faster: with AVX2 by a tenth on many rows, and by 1.2 to 2 times on few rows
+where a weight has been laid out for it beforehand, or is too large for a cache; with AVX-512, which MKL leaves unused
+there, by 2.3 times on everything but the smallest products. The operators are those that torch.compile's own code
+calls; since they are not a public interface, they are tried before they are used.
 """
 
 from __future__ import annotations
@@ -11,20 +12,35 @@ from __future__ import annotations
 import contextlib
 import platform
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-MANY = 128
-"""Rows from which on oneDNN is faster with a weight as it is; for fewer, it would have to be laid out first."""
+
+@dataclass(frozen=True)
+class Worth:
+    """From where on oneDNN is the faster one, on some kind of processor."""
+
+    terms: int
+    """Of a sum."""
+    rows: int
+    """With a weight as it is."""
+    work: int
+    """Rows times numbers in a weight, as it is."""
+    laid_out: int
+    """Numbers in a weight that is worth laying out."""
+    gradients: bool
+    """Whether it is for the weights' own gradients, too."""
+
+
+AVX2 = Worth(terms=256, rows=128, work=0, laid_out=2**17, gradients=False)
+AVX512 = Worth(terms=1, rows=2, work=2**20, laid_out=2**15, gradients=True)
 HUGE = 2**22
 """Numbers in a weight that no cache holds: oneDNN is faster from two rows on, and laying it out takes too long."""
-LARGE = 2**17
-"""Numbers in a weight that is worth laying out."""
-LONG = 256
-"""Terms of a sum from which on oneDNN is faster; MKL is with shorter ones."""
 LAID_OUT_FOR = 64
 """Rows that a layout is chosen for; it serves other numbers of rows as well."""
 
@@ -46,15 +62,36 @@ def onednn() -> bool:
     return all(torch.equal(product, left @ right.t()) for product in found)
 
 
+@cache
+def worth() -> Worth:
+    """Of this processor; a property of it and no measurement, so that a run that goes on computes the same."""
+    described = ""
+    with contextlib.suppress(OSError):
+        described = Path("/proc/cpuinfo").read_text()
+    wide = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+    return AVX512 if wide and "AuthenticAMD" in described else AVX2
+
+
 def linear(states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """states @ weight.T + bias, differentiable.
 
     Shapes: [..., D], [V, D], [V] -> [..., V].
     """
     rows = states.numel() // states.shape[-1]
-    if not _suits(states, weight) or rows < (2 if weight.numel() >= HUGE else MANY):
+    if not (_suits(states, weight) and _pays(rows, weight)):
         return torch.nn.functional.linear(states, weight, bias)
     return _Linear.apply(states, weight, bias)
+
+
+def outer(left: Tensor, right: Tensor) -> Tensor:
+    """left.T @ right, which a weight's gradient is. Shapes: [R, V], [R, D] -> [V, D]."""
+    plain = worth().gradients and left.numel() * right.shape[1] >= worth().work and _suits(left, right)
+    return _linear(left.t(), right.t(), None) if plain else left.t() @ right
+
+
+def _pays(rows: int, weight: Tensor) -> bool:
+    """Whether oneDNN is faster on so many rows with a weight as it is."""
+    return rows >= (2 if weight.numel() >= HUGE else worth().rows) and rows * weight.numel() >= worth().work
 
 
 class _Linear(torch.autograd.Function):
@@ -70,7 +107,7 @@ class _Linear(torch.autograd.Function):
         rows = by_product.flatten(0, -2)
         return (
             _linear(by_product.contiguous(), weight.t(), None) if by_states else None,
-            rows.t() @ states.flatten(0, -2) if by_weight else None,  # the one of the three that MKL is faster at
+            outer(rows, states.flatten(0, -2)) if by_weight else None,
             rows.sum(0) if by_bias else None,
         )
 
@@ -79,7 +116,7 @@ class Packed:
     """A linear layer as it is now, laid out for products without a gradient. Shapes: weight [V, D], bias [V]."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None):
-        self.bias, self.laid_out = bias, LARGE <= weight.numel() < HUGE and _suits(weight, weight)
+        self.bias, self.laid_out = bias, worth().laid_out <= weight.numel() < HUGE and _suits(weight, weight)
         self.weight = _ops._reorder_linear_weight(weight, LAID_OUT_FOR) if self.laid_out else weight
 
     def __call__(self, states: Tensor) -> Tensor:
@@ -112,7 +149,7 @@ def _linear(states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _suits(states: Tensor, weight: Tensor) -> bool:
-    if weight.shape[1] < LONG:
+    if weight.shape[1] < worth().terms:
         return False
     plain = states.dtype == weight.dtype == torch.float32 and states.device.type == weight.device.type == "cpu"
     return plain and not torch.is_autocast_enabled("cpu") and onednn()

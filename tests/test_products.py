@@ -23,12 +23,22 @@ def operands(rows: int, outputs: int, inputs: int) -> list[torch.Tensor]:
     return [torch.randn(*shape, generator=generator) for shape in shapes]
 
 
+@pytest.fixture(params=[products.AVX2, products.AVX512], ids=["avx2", "avx512"], autouse=True)
+def worth(request, monkeypatch):
+    """The rule of either kind of processor, whatever this one is."""
+    monkeypatch.setattr(products, "worth", lambda: request.param)
+    return request.param
+
+
 def test_the_shapes_above_take_every_way():
-    assert (
-        products.MANY <= 200
-        and 24 < products.LONG <= 256
-        and products.LARGE <= 512 * 256 < products.HUGE <= 4096 * 1024
-    )
+    short, wide = products.AVX2, products.AVX512
+    assert short.rows <= 200 and 24 < short.terms <= 256 and short.laid_out <= 512 * 256 < products.HUGE <= 4096 * 1024
+    assert 200 * 40 * 24 < wide.work <= 200 * 40 * 300 and 40 * 300 < wide.laid_out <= 512 * 256
+
+
+def test_the_rule_is_one_of_the_two(monkeypatch):
+    monkeypatch.undo()
+    assert products.worth() in (products.AVX2, products.AVX512) and products.worth() is products.worth()
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())

@@ -379,6 +379,11 @@ def test_a_server_that_cannot_do_what_is_asked(sampling: dict[str, Any], state: 
         checks.check_rollouts(wanted(rollouts={"url": url}, sampling={"max_tokens": 10}))
 
 
+def test_a_password_in_the_address_is_refused_and_not_repeated() -> None:
+    error = refusal(wanted(rollouts={"url": "http://ann:hush@127.0.0.1:9"}))
+    assert "GRADUS_ROLLOUT_KEY" in error.fix and "hush" not in str(error)
+
+
 @pytest.mark.parametrize("sampling", [{"top_k": 5, "temperature": 0.5}, {"top_p": 0.9, "temperature": 2.0}])
 def test_log_probabilities_that_vllm_has_not_are_refused(sampling: dict[str, Any]) -> None:
     error = refusal(wanted(sampling=sampling))

@@ -6,7 +6,8 @@ import importlib.util
 
 from pipeline.config import PipelineConfig, SamplingConfig
 from pipeline.errors import UserError
-from pipeline.rollout.vllm_http import Client, ServerProblem
+from pipeline.rollout.vllm_http import KEY, Client, ServerProblem
+from pipeline.tracking_access import holds_secret
 
 ANSWER_WITHIN = 10.0
 """Seconds for the server to say what it is."""
@@ -62,6 +63,14 @@ def _check_installed() -> None:
 
 def _check_server(config: PipelineConfig, mode: str) -> None:
     url = config.rollouts.url
+    if holds_secret(url):
+        raise UserError(
+            "the address of the vLLM server must not hold a password",
+            where="rollouts.url",
+            got="an address with a password, which every copy of the configuration would hold",
+            expected="the address alone, such as http://HOST:8000",
+            fix=f"set {KEY} to the server's API key",
+        )
     client = Client(url, ANSWER_WITHIN, 1)
     try:
         state = client.state(patient=False)
