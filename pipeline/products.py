@@ -86,7 +86,11 @@ def linear(states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 def outer(left: Tensor, right: Tensor) -> Tensor:
     """left.T @ right, which a weight's gradient is. Shapes: [R, V], [R, D] -> [V, D]."""
     plain = worth().gradients and left.numel() * right.shape[1] >= worth().work and _suits(left, right)
-    return _linear(left.t(), right.t(), None) if plain else left.t() @ right
+    if not plain:
+        return left.t() @ right
+    # oneDNN turns its first operand round before it multiplies: the narrower one.
+    turned = left.shape[1] > right.shape[1]
+    return _linear(right.t(), left.t(), None).t().contiguous() if turned else _linear(left.t(), right.t(), None)
 
 
 def _pays(rows: int, weight: Tensor) -> bool:

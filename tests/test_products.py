@@ -89,3 +89,11 @@ def test_other_types_and_a_frozen_weight_are_left_to_pytorch():
     linear(states, weight, None).sum().backward()
     torch.testing.assert_close(states.grad, weight.sum(0).expand(200, -1), rtol=1e-4, atol=1e-4)
     assert weight.grad is None
+
+
+@pytest.mark.parametrize(("left", "right"), [(40, 300), (300, 40), (8, 4)])
+def test_an_outer_product_of_columns(left, right):
+    first, second = torch.randn(200, left), torch.randn(200, right)
+    found = products.outer(first, second)
+    torch.testing.assert_close(found, first.t() @ second, rtol=1e-4, atol=1e-3)
+    assert found.is_contiguous()
