@@ -233,9 +233,8 @@ def train(
     tags = {"gradus.stage": config.label, "gradus.algorithm": config.stage, "gradus.variant": config.variant}
     tags |= {"gradus.parent_checkpoint": parent, "gradus.fingerprint": work.fingerprint}
     tags |= stage_lineage_tags(run, index) | ({"gradus.processes": str(ranks.size)} if ranks.size > 1 else {})
-    journal.start(
-        f"{index + 1} {config.label}", tags, flatten(config.model_dump(mode="json")) | {"seed": run.config.seed}
-    )
+    params = flatten(config.model_dump(mode="json")) | {"seed": run.config.seed}
+    journal.start(f"{run.name}: {index + 1} {config.label}", tags, params)  # all that a chart's legend shows
     if work.resume_from is None:
         journal_datasets(journal, run)
         journal.metrics(0, heldout_curves(before))
