@@ -11,6 +11,7 @@ import typer
 
 from flows.command_options import RUNS, Config, Engine, Overrides, Runs, check_world, console, load
 from flows.reporting import quiet_libraries
+from pipeline.config import PipelineConfig
 from pipeline.errors import StageFailed, UserError
 
 ARMS = "dapo,vapo,gfpo,srpo,staged"
@@ -76,7 +77,7 @@ def compare(
     check_world(loaded, stages, runs)
     check_prefect(engine)
     threads = loaded.config.policy.threads or 1
-    at_once = parallel or max(1, usable_cores() // threads)
+    at_once = runs_at_once(loaded.config, parallel, usable_cores() // threads)
     gpus = int((loaded.config.policy.device or "").startswith("cuda"))
     cluster = Cluster.parse(workers, engine, threads, gpus, at_once) if workers else None
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
@@ -84,6 +85,23 @@ def compare(
     failed = compare_launch.launch(comparison, foreign, at_once, engine, console(), ["gradus", *sys.argv[1:]], cluster)
     if failed:
         raise StageFailed(f"{failed} of {len(comparison.jobs)} runs failed; the same command tries them again")
+
+
+def runs_at_once(config: PipelineConfig, asked: int | None, room: int) -> int:
+    """How many runs train at a time: as many as asked for, or as there is ``room`` for; one on a vLLM server, which
+    holds one policy's weights. Raises: UserError where more are asked for there.
+    """
+    if config.rollouts.engine != "vllm-server":
+        return asked or max(1, room)
+    if asked is not None and asked > 1:
+        raise UserError(
+            "a vLLM server completes the prompts of one run at a time",
+            where="--parallel",
+            got=asked,
+            expected="1 with rollouts.engine vllm-server",
+            fix="leave it out, or set rollouts.engine to transformers or vllm",
+        )
+    return 1
 
 
 def parse_seeds(text: str) -> list[int]:

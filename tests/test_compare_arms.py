@@ -6,6 +6,7 @@ import doctest
 from pathlib import Path
 
 import pytest
+from test_execution import pipeline
 
 from flows import (
     commands_compare,
@@ -16,7 +17,7 @@ from flows import (
     compare_place,
     compare_report,
 )
-from flows.commands_compare import parse_seeds
+from flows.commands_compare import parse_seeds, runs_at_once
 from flows.compare_arms import Plan, make_plan
 from flows.compare_budget import Budget, rollouts_a_step, shared_out
 from flows.compare_work import Tuning
@@ -163,6 +164,15 @@ def test_seeds_and_tuning_as_they_are_typed() -> None:
         Tuning.parse("lr=1e-4,3e-4", 0, [0, 1])
     with pytest.raises(UserError, match="nothing to choose from"):
         Tuning.parse("lr=1e-4", 9, [0])
+
+
+def test_a_vllm_server_trains_one_run_at_a_time() -> None:
+    plain = pipeline([{"stage": "dapo"}])
+    served = pipeline([{"stage": "dapo"}], rollouts={"engine": "vllm-server"})
+    assert [runs_at_once(plain, *asked) for asked in ((None, 3), (None, 0), (5, 2))] == [3, 1, 5]
+    assert [runs_at_once(served, *asked) for asked in ((None, 3), (1, 3))] == [1, 1]
+    with pytest.raises(UserError, match="one run at a time"):
+        runs_at_once(served, 2, 3)
 
 
 def test_the_examples() -> None:
