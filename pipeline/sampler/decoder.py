@@ -46,7 +46,7 @@ class Norm:
 
     weight: Tensor | None
     eps: Tensor
-    """float32 [1]: adding a number costs twice as much as adding a tensor."""
+    """float32 [1], or one a head: adding a number costs twice as much as adding a tensor."""
 
     def __call__(self, x: Tensor) -> Tensor:
         wide = x.float()
@@ -61,8 +61,8 @@ class Block:
 
     before_attention: Norm
     qkv: Packed
-    query_norm: Norm | None
-    key_norm: Norm | None
+    head_norm: Norm | None
+    """Of queries and keys together."""
     out: Packed
     after_attention: Norm | None
     before_mlp: Norm
@@ -145,12 +145,10 @@ class Decoder:
             assert before_attention.weight is not None and before_mlp.weight is not None
             qkv, gate_up = qkv * before_attention.weight, gate_up * before_mlp.weight
             before_attention, before_mlp = Norm(None, before_attention.eps), Norm(None, before_mlp.eps)
-        query_norm, key_norm = (self._head_norm(getattr(attention, name, None)) for name in ("q_norm", "k_norm"))
         return Block(
             before_attention=before_attention,
             qkv=Packed(qkv, biases),
-            query_norm=query_norm,
-            key_norm=key_norm,
+            head_norm=self._head_norm(attention) if hasattr(attention, "q_norm") else None,
             out=Packed(merged_weight(attention.o_proj), attention.o_proj.bias),
             after_attention=norms[1] if sandwich else None,
             before_mlp=before_mlp,
@@ -162,13 +160,15 @@ class Decoder:
             rope=_rope_kind(self.base, attention, self.model.config, index),
         )
 
-    def _head_norm(self, module: Any) -> Norm | None:
-        """A norm of single heads, its weight in the reordered features."""
-        if module is None:
-            return None
-        norm = _norm(module)
-        assert norm.weight is not None
-        return Norm(norm.weight[self._interleaved], norm.eps)
+    def _head_norm(self, attention: Any) -> Norm:
+        """The norms of queries and of keys as one, a weight a head, in the reordered features."""
+        weights, eps = list[Tensor](), list[Tensor]()
+        for module, heads in ((attention.q_norm, self.heads), (attention.k_norm, self.kv_heads)):
+            norm = _norm(module)
+            assert norm.weight is not None
+            weights.append(norm.weight[self._interleaved].expand(heads, -1))
+            eps.append(norm.eps.expand(heads, 1))
+        return Norm(torch.cat(weights), torch.cat(eps))
 
     def angles(self, length: int) -> dict[str, Tensor]:
         """kind of rotary embedding -> complex64 [length, head_dim / 2]: the turn of each pair at each position."""
@@ -200,9 +200,8 @@ class Decoder:
         """Queries [N, H, d], and keys and values [N, 2, Hkv, d], normed and rotated where that is due."""
         rows, turning = len(qkv), self.heads + self.kv_heads
         heads = qkv.view(rows, turning + self.kv_heads, self.head_dim)
-        if block.query_norm is not None and block.key_norm is not None:
-            heads[:, : self.heads] = block.query_norm(heads[:, : self.heads])
-            heads[:, self.heads : turning] = block.key_norm(heads[:, self.heads : turning])
+        if block.head_norm is not None:
+            heads[:, :turning] = block.head_norm(heads[:, :turning])
         pairs = heads[:, :turning].unflatten(-1, (-1, 2))
         if qkv.dtype == torch.float32:
             torch.view_as_complex(pairs).mul_(angles)

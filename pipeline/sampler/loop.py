@@ -85,11 +85,13 @@ class _Groups:
         row = torch.zeros(0, dtype=torch.long, device=device)  # the output row of each of the engine's rows
         count = row  # tokens drawn so far
         logits: Tensor | None = None
+        alive = 0
         while True:
             if waiting and (engine.refills or not len(row)) and (taken := self._next(waiting, engine)):
                 first, rows = self._admit(engine, taken)
                 logits = first if logits is None else torch.cat([logits, first])
                 row, count = torch.cat([row, rows]), torch.cat([count, torch.zeros_like(rows)])
+                alive += len(rows)
             assert logits is not None
             drawn = None if self.uniforms is None else self.uniforms[row.clamp(max=self.nowhere - 1), count]
             token, logprob, entropy = draw_tokens(logits, drawn, self.options)
@@ -100,14 +102,13 @@ class _Groups:
             finished = (ended | (count == width)) & (row != self.nowhere)
             if bool(finished.any()):
                 row = self._finish(row, count, ended, finished)
-            live = row != self.nowhere
-            alive = int(live.sum())
-            if not alive and not waiting:
-                return
-            if alive <= COMPACT_AT * len(row):
-                kept = live.nonzero()[:, 0]
-                row, count, token = row[kept], count[kept], token[kept]
-                engine.keep(kept)
+                kept = (row != self.nowhere).nonzero()[:, 0]
+                alive = len(kept)
+                if not alive and not waiting:
+                    return
+                if alive <= COMPACT_AT * len(row):
+                    row, count, token = row[kept], count[kept], token[kept]
+                    engine.keep(kept)
             logits = engine.step(token) if alive else None
 
     def _next(self, waiting: deque[int], engine: Engine) -> list[int]:
