@@ -393,7 +393,7 @@ def test_log_probabilities_that_vllm_has_not_are_refused(sampling: dict[str, Any
 def test_vllm_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     error = refusal(wanted(rollouts={"engine": "vllm"}))
-    assert error.where == "rollouts.engine" and "pip install vllm" in error.fix
+    assert error.where == "rollouts.engine" and "vllm-server" in error.fix
 
 
 @pytest.mark.parametrize(

