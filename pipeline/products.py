@@ -88,9 +88,10 @@ def outer(left: Tensor, right: Tensor) -> Tensor:
     plain = worth().gradients and left.numel() * right.shape[1] >= worth().work and _suits(left, right)
     if not plain:
         return left.t() @ right
+    left, right = _filled(left), _filled(right)
     # oneDNN turns its first operand round before it multiplies: the narrower one.
     turned = left.shape[1] > right.shape[1]
-    return _linear(right.t(), left.t(), None).t().contiguous() if turned else _linear(left.t(), right.t(), None)
+    return _multiplied(right.t(), left.t()).t().contiguous() if turned else _multiplied(left.t(), right.t())
 
 
 def _pays(rows: int, weight: Tensor) -> bool:
@@ -130,7 +131,8 @@ class Packed:
     def added(self, to: Tensor, states: Tensor) -> Tensor:
         """to + states @ weight.T + bias. Shapes: [R, V], [R, D] -> [R, V]."""
         if self.laid_out:
-            return _ops._linear_pointwise.binary(states, to, self.weight, self.bias, "add")
+            rows, states, to = len(states), _filled(states), _filled(to)
+            return _ops._linear_pointwise.binary(states, to, self.weight, self.bias, "add")[:rows]
         return torch.addmm(to if self.bias is None else to + self.bias, states, self.weight.t())
 
 
@@ -149,7 +151,25 @@ def in_layers(model: torch.nn.Module) -> Iterator[None]:
 
 
 def _linear(states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return _ops._linear_pointwise.default(states, weight, bias, "none", [], "")
+    """By oneDNN. Shapes: [..., D], [V, D], [V] -> [..., V]."""
+    rows = states.flatten(0, -2)
+    return _multiplied(_filled(rows), weight, bias)[: len(rows)].view(*states.shape[:-1], -1)
+
+
+def _multiplied(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    return _ops._linear_pointwise.default(rows, weight, bias, "none", [], "")
+
+
+def _filled(rows: Tensor) -> Tensor:
+    """More rows, of zeros, up to one of sixteen numbers an octave. oneDNN makes a kernel for each number that it meets,
+    half a megabyte, and keeps it: with a new number a step, memory would grow as long as training goes on.
+
+    Shapes: [R, D] -> [R', D].
+    """
+    count = len(rows)
+    step = 1 << max(0, count.bit_length() - 5)
+    missing = -count % step
+    return torch.nn.functional.pad(rows, (0, 0, 0, missing)) if missing else rows
 
 
 def _suits(states: Tensor, weight: Tensor) -> bool:

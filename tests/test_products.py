@@ -97,3 +97,19 @@ def test_an_outer_product_of_columns(left, right):
     found = products.outer(first, second)
     torch.testing.assert_close(found, first.t() @ second, rtol=1e-4, atol=1e-3)
     assert found.is_contiguous()
+
+
+def test_kernels_are_few_however_many_rows_there_are():
+    found = {len(products._filled(torch.empty(rows, 1))) for rows in range(1, 5000)}
+    assert len(found) < 160 and all(rows in found for rows in range(1, 32))
+    assert max(len(products._filled(torch.empty(rows, 1))) / rows for rows in range(1, 5000)) < 1.07
+
+
+@pytest.mark.parametrize("rows", [33, 257, 1001])
+def test_rows_that_are_filled_up_change_nothing(rows):
+    states, weight, bias, other = operands(rows, 300, 512)
+    wanted = torch.nn.functional.linear(states, weight, bias)
+    torch.testing.assert_close(linear(states, weight, bias), wanted, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(linear(states[None], weight, None), wanted[None] - bias, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(Packed(weight, bias).added(other, states), other + wanted, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(products.outer(states, other), states.t() @ other, rtol=1e-4, atol=1e-2)
