@@ -78,7 +78,7 @@ CASES = {
     "gemma": Case(model("gemma3_text", 16_000, 512, 6, 1408, num_key_value_heads=2), {**MANY, "prompts_per_step": 8}),
     "reference": Case(LLAMA, {**DAPO, "stage": "srpo"}),
     "token critic": Case(LLAMA, {**DAPO, "stage": "vapo", "critic": "token"}),
-    "untied": Case(model("qwen2", 16_000, 512, 6, 1408, tie_word_embeddings=False), DAPO),
+    "untied": Case(model("qwen3", 16_000, 512, 6, 1408, tie_word_embeddings=False), DAPO),
     "bfloat16 products": Case(LLAMA, MANY, prompt_tokens=16, new_tokens=32, policy={"autocast": "bfloat16"}),
     "adapters": Case(LLAMA, MANY, prompt_tokens=16, new_tokens=32, policy={"lora": {"rank": 16}}),
     "demonstrations": Case(LLAMA, {"stage": "sft", "steps": 2, "prompts_per_step": 64}),
