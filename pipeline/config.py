@@ -209,6 +209,11 @@ class PipelineConfig(Options):
         return self
 
     @property
+    def samplings(self) -> list[SamplingConfig]:
+        """Every way in which completions are drawn."""
+        return [self.sampling, *(stage.sampling for stage in self.stages if stage.sampling is not None)]
+
+    @property
     def accuracy_reward(self) -> str:
         """Label of the reward component that decides whether a completion is correct."""
         return self.evaluation.reward or self.rewards[0].label

@@ -127,8 +127,7 @@ def _check_carry(before: StageConfig, stage: StageConfig, stages: dict[str, Stag
 def _check_lengths(config: PipelineConfig) -> None:
     """A new model's positions must hold at least the longest completion."""
     positions = (config.policy.architecture or {}).get("max_position_embeddings")
-    options = [config.sampling, *(stage.sampling for stage in config.stages if stage.sampling is not None)]
-    longest = max(option.max_tokens for option in options)
+    longest = max(option.max_tokens for option in config.samplings)
     if isinstance(positions, int) and positions <= longest:
         raise UserError(
             "the new model has too few positions for a prompt and its completion",

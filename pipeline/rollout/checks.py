@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 
-from pipeline.config import PipelineConfig, SamplingConfig
+from pipeline.config import PipelineConfig
 from pipeline.errors import UserError
 from pipeline.rollout.vllm_http import KEY, Client, ServerProblem
 from pipeline.tracking_access import holds_secret
@@ -14,19 +14,14 @@ ANSWER_WITHIN = 10.0
 SERVE = "python -m pipeline.rollout.vllm_serve MODEL"
 
 
-def samplings(config: PipelineConfig) -> list[SamplingConfig]:
-    """Every way in which the pipeline draws completions."""
-    return [config.sampling, *(stage.sampling for stage in config.stages if stage.sampling is not None)]
-
-
 def logprobs_mode(config: PipelineConfig) -> str:
     """What vLLM's log-probabilities have to be of: of the scaled distribution, and before top-k and top-p, to be those
     that training goes by. vLLM has both at once only where one of them changes nothing.
 
     Raises: UserError where both do.
     """
-    cut = any(s.top_k > 0 or s.top_p < 1 for s in samplings(config))
-    scaled = [s.temperature for s in samplings(config) if s.temperature != 1.0]
+    cut = any(s.top_k > 0 or s.top_p < 1 for s in config.samplings)
+    scaled = [s.temperature for s in config.samplings if s.temperature != 1.0]
     if cut and scaled:
         raise UserError(
             "vLLM gives no log-probabilities of a scaled distribution before top-k or top-p",
@@ -84,7 +79,7 @@ def _check_server(config: PipelineConfig, mode: str) -> None:
         ) from None
     finally:
         client.close()
-    plain = all(s.temperature == 1.0 and not s.top_k and s.top_p == 1 for s in samplings(config))
+    plain = all(s.temperature == 1.0 and not s.top_k and s.top_p == 1 for s in config.samplings)
     if state["logprobs_mode"] != mode and not plain:
         raise UserError(
             "the vLLM server's log-probabilities are not those that training goes by",
@@ -93,7 +88,7 @@ def _check_server(config: PipelineConfig, mode: str) -> None:
             expected=f"{mode}, with this temperature, top_k and top_p",
             fix=f"start it with `--logprobs-mode {mode}`",
         )
-    longest = max(s.max_tokens for s in samplings(config))
+    longest = max(s.max_tokens for s in config.samplings)
     if state["context"] <= longest:
         raise UserError(
             "the vLLM server has too little room for a prompt and its completion",
