@@ -82,8 +82,8 @@ def deployed() -> None:
     """Work on the flow run that a worker has been given; workers call this."""
     from flows.server import ensure_server
 
+    os.environ.setdefault("PREFECT_CLIENT_MAX_RETRIES", "5")  # without the server nobody knows of this run
     quiet_libraries()
-    be_patient()
     try:
         url = ensure_server()
     except (OSError, RuntimeError) as error:
@@ -118,7 +118,6 @@ def _server() -> str:
 
     quiet_libraries()
     check_prefect("prefect")
-    be_patient()
     try:
         return ensure_server(deployments=True)
     except (OSError, RuntimeError) as error:
@@ -144,11 +143,6 @@ def _request(config: str, overrides: list[str] | None, name: str | None, runs: P
     if pool_type == "process" and os.environ.get("GRADUS_PREFECT_API_URL") == url:
         check_world(loaded, stages, runs)  # gradus's own server has workers on this machine alone
     return Request(loaded, str(runs.absolute()), name)
-
-
-def be_patient() -> None:
-    """Here the server is no mere witness; a busy one that refuses a request is asked again, as Prefect does itself."""
-    os.environ.setdefault("PREFECT_CLIENT_MAX_RETRIES", "5")
 
 
 def _page(url: str, path: str) -> str:

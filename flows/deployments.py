@@ -19,6 +19,7 @@ from prefect.client.schemas.actions import DeploymentScheduleCreate
 from prefect.client.schemas.objects import ConcurrencyLimitStrategy, ConcurrencyOptions, FlowRun, WorkPool
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
+from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.utilities.callables import parameter_schema
 from pydantic import ValidationError
 
@@ -31,6 +32,8 @@ from pipeline.errors import UserError
 
 POOL_TYPES = ("process", "docker", "kubernetes")
 """Work pools whose workers start a command that one can name."""
+PATIENCE = 5
+"""Times that a request is repeated where the server is too busy for it (503), at growing intervals: a minute in all."""
 
 
 @dataclass(frozen=True)
@@ -62,9 +65,13 @@ class Terms:
 
 @contextlib.contextmanager
 def talking_to(url: str) -> Iterator[SyncPrefectClient]:
-    """A client of the server. Raises: UserError where it does not answer or refuses."""
+    """A client of the server. Raises: UserError where it does not answer or refuses.
+
+    Here the server is no mere witness, as it is for a run: there is no going on without its answer.
+    """
+    patient = temporary_settings({PREFECT_CLIENT_MAX_RETRIES: max(PATIENCE, PREFECT_CLIENT_MAX_RETRIES.value())})
     try:
-        with flow_settings(url), get_client(sync_client=True) as client:
+        with flow_settings(url), patient, get_client(sync_client=True) as client:
             yield client
     except PrefectHTTPStatusError as error:
         said = error.response.text.strip()[:300]

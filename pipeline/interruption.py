@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+AGAIN = 0.01
+"""Seconds after which a signal comes again whose exception Python has swallowed."""
 
 
 class Interrupted(SystemExit):
@@ -54,11 +57,33 @@ def handled(tell: Callable[[str], None] = _nothing) -> Iterator[None]:
 
     previous = [signal.signal(number, answer) for number in SIGNALS]
     try:
-        yield
+        with _insisting():
+            yield
     finally:
         for number, handler in zip(SIGNALS, previous, strict=True):
             signal.signal(number, handler)
         _State.requested = None
+
+
+@contextlib.contextmanager
+def _insisting() -> Iterator[None]:
+    """A signal that comes during a destructor or a weak reference's callback is not lost.
+
+    Python drops an exception that leaves one of those, so the signal is sent once more when that is over.
+    """
+    others, main = sys.unraisablehook, threading.main_thread()
+
+    def hook(unraisable: sys.UnraisableHookArgs) -> None:
+        if isinstance(unraisable.exc_value, Interrupted) and main.ident is not None:
+            threading.Timer(AGAIN, signal.pthread_kill, (main.ident, unraisable.exc_value.number)).start()
+        else:
+            others(unraisable)
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = others
 
 
 @contextlib.contextmanager

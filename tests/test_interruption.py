@@ -1,0 +1,69 @@
+"""Signals that come at awkward moments."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+import weakref
+from collections.abc import Callable
+
+import pytest
+
+from pipeline.interruption import SIGNALS, Interrupted, handled
+
+
+class Thing:
+    """Something that calls a function when it goes."""
+
+    def __init__(self, at_its_end: Callable[[], object]):
+        self.at_its_end = at_its_end
+
+    def __del__(self) -> None:
+        self.at_its_end()
+
+
+def in_destructor(strike: Callable[[], None]) -> None:
+    Thing(strike)
+
+
+def in_callback(strike: Callable[[], None]) -> None:
+    thing = Thing(lambda: None)
+    reference = weakref.ref(thing, lambda _: strike())
+    del thing
+    assert reference() is None
+
+
+@pytest.mark.parametrize("kind", SIGNALS)
+@pytest.mark.parametrize("when", [in_destructor, in_callback])
+def test_a_signal_is_not_lost_where_python_drops_exceptions(
+    when: Callable[[Callable[[], None]], None], kind: signal.Signals, capfd: pytest.CaptureFixture[str]
+) -> None:
+    before, hook = signal.getsignal(kind), sys.unraisablehook
+
+    def strike() -> None:
+        os.kill(os.getpid(), kind)
+        time.sleep(0.05)  # the handler runs in here
+
+    with pytest.raises(Interrupted) as caught, handled():
+        when(strike)
+        time.sleep(20)
+    assert caught.value.code == 128 + kind
+    assert signal.getsignal(kind) is before and sys.unraisablehook is hook
+    assert "Exception ignored" not in capfd.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_other_dropped_exceptions_go_where_they_went() -> None:
+    def fail() -> None:
+        raise ValueError("dropped")
+
+    seen = []
+    others, sys.unraisablehook = sys.unraisablehook, lambda unraisable: seen.append(unraisable.exc_value)
+    try:
+        with handled():
+            in_destructor(fail)
+    finally:
+        sys.unraisablehook = others
+    assert [str(error) for error in seen] == ["dropped"]
