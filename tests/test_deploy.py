@@ -187,7 +187,11 @@ def test_limits_hold_and_a_cancelled_run_ends_within_seconds_and_goes_on(worker:
     wait_until(lambda: state(third)["type"] == "COMPLETED", 150, lambda: (state(third), worker.read_text()))
 
     set_state(first, "SCHEDULED", "AwaitingRetry")
-    wait_until(lambda: checkpoints_in(run.stage_dir(1))[0][0] > done + 5, 150, lambda: (state(first), worker.read_text()))
+    wait_until(
+        lambda: checkpoints_in(run.stage_dir(1))[0][0] > done + 5,
+        150,
+        lambda: f"{state(first)}\n{worker.read_text()}",
+    )
     assert {path.parent.name for path in (tmp_path / "r").glob("*/run.json")} == {"long", "other"}, "in its own run"
     assert task_states(first, 4)["sft"] == "Reused"
     cancel(first, run, worker)
