@@ -186,6 +186,10 @@ def test_limits_hold_and_a_cancelled_run_ends_within_seconds_and_goes_on(worker:
     assert [stage.action for stage in plan(run, run.config)] == ["reuse", "resume"]
     wait_until(lambda: state(third)["type"] == "COMPLETED", 150, lambda: (state(third), worker.read_text()))
 
+    # The worker has its own last word on a cancelled run, seconds later; it would also cancel what is retried before.
+    wait_until(lambda: "Cancelled flow run 'long'" in worker.read_text(), 60, worker.read_text)
+    time.sleep(2)
+    assert state(first)["type"] == "CANCELLED"
     set_state(first, "SCHEDULED", "AwaitingRetry")
     wait_until(
         lambda: checkpoints_in(run.stage_dir(1))[0][0] > done + 5,
