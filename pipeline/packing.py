@@ -1,6 +1,6 @@
 """Completions laid out without padding for one pass: each prompt once, then every completion behind it.
 
-    [prompt 0][prompt 1] ...  [completion of prompt 0][another of prompt 0][completion of prompt 1] ...
+    [prompt 0][prompt 1] ...  [completion of prompt 0][another of prompt 0][completion of prompt 1] ...  [fill]
 
 Linear layers see real tokens only, and a prompt is computed once for its whole group, forward and backward. Only
 attention has to know who sees whom: a completion sees its own prompt and itself. transformers calls the attention
@@ -22,8 +22,9 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface
 
+from pipeline.norms import in_norms
 from pipeline.policy import Policy, completion_logprobs
-from pipeline.products import in_layers
+from pipeline.products import fill, in_layers
 
 NAME = "gradus_packed"
 BUCKETS = 4
@@ -75,7 +76,8 @@ class Bucket:
 class Pack:
     """Which token is where. N tokens in all, S prompts, M predicted tokens.
 
-    A completion's last token predicts nothing, so it is not part of the pass.
+    A completion's last token predicts nothing, so it is not part of the pass. Where oneDNN multiplies, the number of
+    tokens is filled up to one of few, once for all layers; nobody looks at those tokens.
     """
 
     ids: Tensor
@@ -119,7 +121,10 @@ class Pack:
             places.append(tokens[real])
             cells.append(real.flatten().nonzero()[:, 0] + offset)
             offset += real.numel()
-        order = torch.empty(len(ids), dtype=torch.long)
+        more = fill(len(ids), device)
+        ids += [0] * more
+        positions += [0] * more
+        order = torch.zeros(len(ids), dtype=torch.long)
         order[torch.cat(places)] = torch.cat(cells)
         flat = [torch.tensor(values, dtype=torch.long, device=device) for values in (ids, positions, sources)]
         targets = torch.tensor([token for completion in completions for token in completion], device=device)
@@ -198,7 +203,7 @@ def computing(policy: Policy, pack: Pack) -> Iterator[None]:
     _current.append(pack)
     config._attn_implementation = NAME
     try:
-        with in_layers(policy.model):
+        with in_layers(policy.model), in_norms(policy.model):
             yield
     finally:
         config._attn_implementation = usual

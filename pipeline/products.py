@@ -91,7 +91,7 @@ def outer(left: Tensor, right: Tensor) -> Tensor:
     left, right = _filled(left), _filled(right)
     # oneDNN turns its first operand round before it multiplies: the narrower one.
     turned = left.shape[1] > right.shape[1]
-    return _multiplied(right.t(), left.t()).t().contiguous() if turned else _multiplied(left.t(), right.t())
+    return _product(right.t(), left.t()).t().contiguous() if turned else _product(left.t(), right.t())
 
 
 def _pays(rows: int, weight: Tensor) -> bool:
@@ -126,13 +126,16 @@ class Packed:
 
     def __call__(self, states: Tensor) -> Tensor:
         """states @ weight.T + bias. Shapes: [R, D] -> [R, V]."""
-        return (_linear if self.laid_out else linear)(states, self.weight, self.bias)
+        if not self.laid_out:
+            return linear(states, self.weight, self.bias)
+        return _multiplied(states, self.weight, self.bias)
 
     def added(self, to: Tensor, states: Tensor) -> Tensor:
         """to + states @ weight.T + bias. Shapes: [R, V], [R, D] -> [R, V]."""
         if self.laid_out:
-            rows, states, to = len(states), _filled(states), _filled(to)
-            return _ops._linear_pointwise.binary(states, to, self.weight, self.bias, "add")[:rows]
+            filled = _filled(states)
+            found = _ops._linear_pointwise.binary(filled, _filled(to), self.weight, self.bias, "add")
+            return found if filled is states else found[: states.shape[0]]
         return torch.addmm(to if self.bias is None else to + self.bias, states, self.weight.t())
 
 
@@ -152,24 +155,42 @@ def in_layers(model: torch.nn.Module) -> Iterator[None]:
 
 def _linear(states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """By oneDNN. Shapes: [..., D], [V, D], [V] -> [..., V]."""
-    rows = states.flatten(0, -2)
-    return _multiplied(_filled(rows), weight, bias)[: len(rows)].view(*states.shape[:-1], -1)
+    return _multiplied(states.flatten(0, -2), weight, bias).view(*states.shape[:-1], -1)
 
 
-def _multiplied(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def _multiplied(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Shapes: [R, D], [V, D], [V] -> [R, V]."""
+    filled = _filled(rows)
+    found = _product(filled, weight, bias)
+    return found if filled is rows else found[: rows.shape[0]]
+
+
+def _product(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return _ops._linear_pointwise.default(rows, weight, bias, "none", [], "")
 
 
-def _filled(rows: Tensor) -> Tensor:
-    """More rows, of zeros, up to one of sixteen numbers an octave. oneDNN makes a kernel for each number that it meets,
-    half a megabyte, and keeps it: with a new number a step, memory would grow as long as training goes on.
+def fill(rows: int, device: torch.device) -> int:
+    """Rows to add, so that oneDNN meets few numbers of rows; none where it does not multiply.
 
-    Shapes: [R, D] -> [R', D].
+    Whoever adds them once spares every product of a pass from doing so.
     """
-    count = len(rows)
-    step = 1 << max(0, count.bit_length() - 5)
-    missing = -count % step
-    return torch.nn.functional.pad(rows, (0, 0, 0, missing)) if missing else rows
+    return _missing(rows) if device.type == "cpu" and onednn() else 0
+
+
+def _missing(rows: int) -> int:
+    """Rows up to the next of sixteen numbers an octave. oneDNN makes a kernel for each number that it meets, half a
+    megabyte, and keeps it: with a new number a step, memory would grow as long as training goes on.
+
+    >>> _missing(16), _missing(31), _missing(33), _missing(1000)
+    (0, 0, 1, 24)
+    """
+    return -rows % (1 << max(0, rows.bit_length() - 5))
+
+
+def _filled(rows: Tensor) -> Tensor:
+    """With the rows that are missing, of zeros. Shapes: [R, D] -> [R', D]."""
+    more = _missing(rows.shape[0])  # len() takes a microsecond
+    return torch.nn.functional.pad(rows, (0, 0, 0, more)) if more else rows
 
 
 def _suits(states: Tensor, weight: Tensor) -> bool:

@@ -244,10 +244,10 @@ def _evaluation_bytes(size: ModelSize, load: Load) -> float:
 def activation_bytes(size: ModelSize, load: Load) -> float:
     """What autograd keeps of one pack for the backward pass.
 
-    Of a token in a layer: input and result of each norm; what the products take; queries, and attended values before
-    and after they are put in order; keys and values of all that a completion sees, gathered row by row; and gate,
-    activated gate, up and their product. With autocast also the weights in bfloat16. Layers that are computed again
-    keep one vector a token each, and all of one layer.
+    Of a token in a layer: what each norm has scaled, and in other types than float32 its input; what the products take;
+    queries, and attended values before and after they are put in order; keys and values of all that a completion sees,
+    gathered row by row; and gate, activated gate, up and their product. With autocast also the weights in bfloat16.
+    Layers that are computed again keep one vector a token each, and all of one layer.
     """
     share = min(1.0, load.pack_tokens / (load.tokens + load.rows))
     tokens, completed = load.tokens * share, load.rows * share * (load.new_tokens - 1)
@@ -255,10 +255,13 @@ def activation_bytes(size: ModelSize, load: Load) -> float:
     autocast = load.autocast and not load.token_critic  # a token critic learns without
     inner = 2 if autocast else load.weight_bytes
     sandwich, normed = size.model_type in SANDWICH, size.model_type in HEAD_NORMS
-    residual = ((4 if sandwich else 2) * 2 * FLOAT + (5 if inner < FLOAT else 2) * inner) * size.width
+    of_stream, of_product = 1 if load.weight_bytes == FLOAT else 2, 1 if inner == FLOAT else 2
+    norms = 2 * (of_stream + (of_product if sandwich else 0)) * FLOAT
+    residual = (norms + (5 if inner < FLOAT else 2) * inner) * size.width
     attention = 3 * inner * size.heads * size.head_dim
     if normed:
-        attention += (FLOAT + (FLOAT if sandwich else inner)) * (size.heads + size.kv_heads) * size.head_dim
+        both = FLOAT + (FLOAT if sandwich else inner)
+        attention += (FLOAT if inner == FLOAT else both) * (size.heads + size.kv_heads) * size.head_dim
     mlp = (4 if size.gated else 2) * size.inner * inner
     layer = tokens * (residual + attention + mlp) + seen * 2 * size.heads * size.head_dim * inner
     layer += tokens * 7 * load.lora_rank * FLOAT

@@ -50,9 +50,19 @@ class Norm:
 
     def __call__(self, x: Tensor) -> Tensor:
         wide = x.float()
-        norm = torch.linalg.vector_norm(wide, 2, -1, True)
-        scaled = wide * torch.addcmul(self.eps, norm, norm, value=1 / x.shape[-1]).rsqrt_()
+        scaled = wide * self._scale(wide)
         return (scaled if self.weight is None else scaled.mul_(self.weight)).to(x.dtype)
+
+    def apply_to(self, x: Tensor) -> None:
+        """In place."""
+        if self.weight is None or x.dtype != torch.float32:
+            x.copy_(self(x))
+        else:
+            x.mul_(self._scale(x)).mul_(self.weight)
+
+    def _scale(self, x: Tensor) -> Tensor:
+        norm = torch.linalg.vector_norm(x, 2, -1, True)
+        return torch.addcmul(self.eps, norm, norm, value=1 / x.shape[-1]).rsqrt_()
 
 
 @dataclass
@@ -198,10 +208,10 @@ class Decoder:
 
     def _rotated(self, block: Block, qkv: Tensor, angles: Tensor) -> tuple[Tensor, Tensor]:
         """Queries [N, H, d], and keys and values [N, 2, Hkv, d], normed and rotated where that is due."""
-        rows, turning = len(qkv), self.heads + self.kv_heads
+        rows, turning = qkv.shape[0], self.heads + self.kv_heads
         heads = qkv.view(rows, turning + self.kv_heads, self.head_dim)
         if block.head_norm is not None:
-            heads[:, :turning] = block.head_norm(heads[:, :turning])
+            block.head_norm.apply_to(heads[:, :turning])
         pairs = heads[:, :turning].unflatten(-1, (-1, 2))
         if qkv.dtype == torch.float32:
             torch.view_as_complex(pairs).mul_(angles)
