@@ -36,7 +36,7 @@ class _RMSNorm(torch.autograd.Function):
     def backward(ctx: Any, by_output: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         normed, scale, weight = ctx.saved_tensors
         along = by_output * normed
-        by_weight = along.flatten(0, -2).sum(0) if ctx.needs_input_grad[1] else None
+        by_weight = along.reshape(-1, weight.shape[0]).sum(0) if ctx.needs_input_grad[1] else None
         if not ctx.needs_input_grad[0]:
             return None, by_weight, None
         # d/dx of x * s(x), with s = (|x|^2 / D + eps)^(-1/2) and n = x * s, is s * (g - n * mean(g * n)).
