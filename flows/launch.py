@@ -128,6 +128,7 @@ def launch(
 
     Raises: StageFailed, UserError, Interrupted.
     """
+    from pipeline.cores import starting_up
     from pipeline.tracking_client import start_uploader
 
     steps = _Steps()
@@ -138,6 +139,7 @@ def launch(
     with contextlib.ExitStack() as held:
         held.enter_context(run.lock())
         held.enter_context(interruption.handled(say))
+        held.enter_context(starting_up())
         before()
         held.enter_context(_head_start(run))
         run_engine = _engine(engine) if isinstance(engine, str) else engine

@@ -23,6 +23,7 @@ from pipeline.checkpoint import (
 )
 from pipeline.config import PipelineConfig
 from pipeline.config_base import identity
+from pipeline.cores import started_up
 from pipeline.creation import create_policy
 from pipeline.data_ahead import wait_for_data
 from pipeline.errors import UserError
@@ -224,6 +225,7 @@ def train(
     run, index, task = work.run, work.index, work.task
     config, parent = run.config.stages[index], work.parent_record.content
     use_threads(run.config.policy, ranks.size)
+    started_up()
     policy = load_policy(work.parent, run.config.policy)
     if policy.template.digest != work.parent_record.template:
         raise UserError("the prompt template differs from the one the parent was trained with", where=str(work.parent))
