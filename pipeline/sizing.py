@@ -225,14 +225,16 @@ def trained_parameters(size: ModelSize, load: Load) -> int:
 
 
 def _cache_bytes(size: ModelSize, load: Load, prompts: int, group: int) -> float:
-    """The cache as it grows for the last time, when the rows' columns exist twice; a shared prompt exists once.
+    """The cache as it grows for the last time, a block at a time: two blocks' old columns are still there. A shared
+    prompt exists once.
 
     It begins with room for ``CACHE_BLOCK`` columns behind the prompt, and a completion's last token is never read.
     """
     growing = load.growing(prompts, group)
     own, once = (0, growing // group * load.prompt_tokens) if load.shares(group) else (load.prompt_tokens, 0)
     old = own + CACHE_BLOCK * max(0, math.ceil((load.new_tokens - 1 - CACHE_BLOCK) / CACHE_BLOCK))
-    return size.cache * load.weight_bytes * (once + growing * (2 * old + CACHE_BLOCK))
+    twice = min(1.0, 2 / size.layers) * old
+    return size.cache * load.weight_bytes * (once + growing * (old + CACHE_BLOCK + twice))
 
 
 def _evaluation_bytes(size: ModelSize, load: Load) -> float:

@@ -24,6 +24,8 @@ PREFILL = 4096
 SHARE_FROM = 48
 """Where the longest prompt has this many tokens, prompts are kept once a group; below, the detour costs more."""
 
+NONE = torch.zeros(0, dtype=torch.long)
+
 
 @dataclass
 class Shared:
@@ -121,14 +123,14 @@ class LeanEngine:
         if self.shares:
             if self.shared is not None:
                 old = self.shared
-                caches = [_below(a, b) for a, b in zip(old.caches, caches, strict=True)]
+                caches = [_below([a, b]) for a, b in zip(old.caches, caches, strict=True)]
                 slot, lengths = torch.cat([old.slot, slot + len(old.lengths)]), torch.cat([old.lengths, lengths])
             self.shared = Shared.of(caches, lengths, slot)
             slot = slot[len(before) :]
-            self._rebuild(before, [c.new_zeros(2, len(slot), c.shape[2], 0, c.shape[4]) for c in caches])
+            self._rebuild(before, [c.new_zeros(2, len(lengths), c.shape[2], 0, c.shape[4]) for c in caches], slot)
             self.used = torch.cat([self.used, torch.zeros_like(slot)])
         else:
-            self._rebuild(before, [cache[:, slot] for cache in caches])
+            self._rebuild(before, caches, slot)
             self.used = torch.cat([self.used, lengths[slot]])
         self.position = torch.cat([self.position, lengths[slot]])
         self._rebias()
@@ -143,7 +145,7 @@ class LeanEngine:
         if self.shared is not None:
             slot = self.shared.slot[rows]
             self.shared = Shared.of(self.shared.caches, self.shared.lengths, slot) if len(rows) else None
-        self._rebuild(rows, None)
+        self._rebuild(rows)
         self._rebias()
 
     def step(self, tokens: Tensor) -> Tensor:
@@ -152,7 +154,7 @@ class LeanEngine:
         Shapes: int64 [R] -> logits of the token after it [R, V].
         """
         if self.column == self.caches[0].shape[3]:
-            self._rebuild(torch.arange(len(tokens), device=tokens.device), None)
+            self._rebuild(torch.arange(len(tokens), device=tokens.device))
             self._rebias()
         here = self.bias.shape[3] - self.caches[0].shape[3] + self.column
         self.bias[..., here] = 0
@@ -189,25 +191,27 @@ class LeanEngine:
             attended += self.shared.values(index, weights[..., :prompt])
         return attended.flatten(1)
 
-    def _rebuild(self, kept: Tensor, added: list[Tensor] | None) -> None:
-        """A new cache of the rows ``kept`` and those ``added``, without columns that nobody uses, with room to grow."""
+    def _rebuild(self, kept: Tensor, added: list[Tensor] | None = None, slot: Tensor = NONE) -> None:
+        """New caches of the rows ``kept``, and of one for each ``slot`` among the ``added`` ones of a block, without
+        columns that nobody uses, with room to grow. Block by block, so that only one's cache is there twice; ``added``
+        is used up."""
         old = int(self.used.max()) if len(self.used) else 0
         new = added[0].shape[3] if added is not None else 0
         columns = max(old, new)
-        caches = []
         for index in range(len(self.decoder.blocks)):
-            like = added[index] if added is not None else self.caches[index]
-            rows = len(kept) + (like.shape[1] if added is not None else 0)
+            more = None if added is None else added.pop(0)[:, slot]
+            like = self.caches[index] if more is None else more
+            rows = len(kept) + (0 if more is None else len(slot))
             cache = like.new_zeros(2, rows, like.shape[2], columns + BLOCK, like.shape[4])
             if len(kept):
                 source = self.caches[index]
                 whole = len(kept) == source.shape[1]
                 rows_of = source if whole else source.index_select(1, kept)
                 cache[:, : len(kept), :, columns - old : columns] = rows_of[:, :, :, self.column - old : self.column]
-            if added is not None:
-                cache[:, len(kept) :, :, columns - new : columns] = like
-            caches.append(cache)
-        self.caches, self.column = caches, columns
+            if more is not None:
+                cache[:, len(kept) :, :, columns - new : columns] = more
+            self.caches[index : index + 1] = [cache]
+        self.column = columns
 
     def _rebias(self) -> None:
         """The bias of all columns, as long as no row comes or goes."""
@@ -220,13 +224,10 @@ class LeanEngine:
 
     def _prefill(self, prompts: list[list[int]]) -> tuple[Tensor, list[Tensor]]:
         """Read prompts: hidden states at their ends [P, D], and each block's keys and values [2, P, Hkv, L, d]."""
-        hidden: list[Tensor] = []
-        caches: list[Tensor] = []
-        for part in _passes(prompts):
-            states, read = self._read(part)
-            hidden.append(states)
-            caches = [_below(a, b) for a, b in zip(caches, read, strict=True)] if caches else read
-        return torch.cat(hidden), caches
+        passes = [self._read(part) for part in _passes(prompts)]
+        read = [caches for _, caches in passes]
+        caches = [_below([of_pass.pop(0) for of_pass in read]) for _ in self.decoder.blocks]
+        return torch.cat([hidden for hidden, _ in passes]), caches
 
     def _read(self, prompts: list[list[int]]) -> tuple[Tensor, list[Tensor]]:
         """One pass over prompts, padded on the left by their own first token."""
@@ -275,13 +276,15 @@ def _passes(prompts: list[list[int]]) -> list[list[list[int]]]:
     return passes
 
 
-def _below(first: Tensor, second: Tensor) -> Tensor:
-    """Rows of two caches as one, both ending at the last column.
+def _below(parts: list[Tensor]) -> Tensor:
+    """Rows of several caches as one, all ending at the last column.
 
-    Shapes: [2, A, Hkv, L, d], [2, B, Hkv, M, d] -> [2, A + B, Hkv, max(L, M), d].
+    Shapes: each [2, R, Hkv, L, d] -> [2, sum of R, Hkv, largest L, d].
     """
-    width = max(first.shape[3], second.shape[3])
-    return torch.cat([torch.nn.functional.pad(part, (0, 0, width - part.shape[3], 0)) for part in (first, second)], 1)
+    if len(parts) == 1:
+        return parts[0]
+    width = max(part.shape[3] for part in parts)
+    return torch.cat([torch.nn.functional.pad(part, (0, 0, width - part.shape[3], 0)) for part in parts], 1)
 
 
 def _bias(used: Tensor, end: int, columns: int, like: Tensor) -> Tensor:
