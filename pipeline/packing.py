@@ -169,8 +169,9 @@ def _attention(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | Non
     ).transpose(1, 2)
 
 
-_current: list[Pack] = []
-"""The pack that is being computed, if any."""
+_current: dict[int, Pack] = {}
+"""id of a model's configuration -> the pack that the model computes. With ``async`` two models do at a time, and autograd
+may compute layers again in a thread of its own, so that a thread says nothing of the model."""
 
 
 def _packed_attention(
@@ -189,7 +190,7 @@ def _packed_attention(
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     window = sliding_window or getattr(module, "sliding_window", None)
     queries, keys, values = (states[0].transpose(0, 1) for states in (query, key, value))
-    return _current[-1].attend(queries, keys, values, scale, window)[None], None
+    return _current[id(module.config)].attend(queries, keys, values, scale, window)[None], None
 
 
 AttentionInterface.register(NAME, _packed_attention)
@@ -200,14 +201,14 @@ def computing(policy: Policy, pack: Pack) -> Iterator[None]:
     """The model attends as this pack says, in forward and in backward passes."""
     config = policy.model.config
     usual = config._attn_implementation
-    _current.append(pack)
+    _current[id(config)] = pack
     config._attn_implementation = NAME
     try:
         with in_layers(policy.model), in_norms(policy.model):
             yield
     finally:
         config._attn_implementation = usual
-        _current.pop()
+        del _current[id(config)]
 
 
 def hidden_states(policy: Policy, pack: Pack) -> Tensor:

@@ -16,7 +16,8 @@ from pipeline.config import PolicyConfig, SamplingConfig, StageConfig
 from pipeline.creation import create_policy
 from pipeline.errors import StageFailed
 from pipeline.learner import Learner, Rows, learning_rate
-from pipeline.packing import Pack, can_pack
+from pipeline.packing import Pack, can_pack, computing, hidden_states
+from pipeline.policy import copied
 from pipeline.reading import batch_logprobs
 from pipeline.sampler import DrawKey, sample
 from pipeline.sources import demonstrated
@@ -152,6 +153,20 @@ def test_packs_respect_the_budget_and_cover_every_row_once(policy, prompts):
     assert sorted(r for batch, _ in packs for r in batch) == list(range(12))
     assert all(len(pack.ids) <= 60 or len(batch) == 1 for batch, pack in packs)
     assert len(packs) > 2
+
+
+@torch.no_grad()
+def test_models_that_compute_at_a_time_keep_to_their_own_packs(policy):
+    """As the sampler's copy, which reads what an engine drew, and the learner do with ``async``."""
+    other = replace(policy, model=copied(policy))
+    mine = Pack.of([[1, 2, 3], [4, 5]], [0, 1, 1], [[6, 7], [8, 9, 1], [2]], policy.device)
+    its = Pack.of([[3, 1]], [0], [[2, 2, 2, 2]], policy.device)
+    with computing(policy, mine):
+        wanted = hidden_states(policy, mine)
+    with computing(policy, mine), computing(other, its):
+        found = hidden_states(policy, mine)
+        assert hidden_states(other, its).shape != found.shape
+    assert torch.equal(found, wanted)
 
 
 @pytest.mark.parametrize("architecture", [{}, {"model_type": "gemma2", "head_dim": 8}], ids=["packed", "padded"])
