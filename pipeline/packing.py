@@ -170,8 +170,8 @@ def _attention(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | Non
 
 
 _current: dict[int, Pack] = {}
-"""id of a model's configuration -> the pack that the model computes. With ``async`` two models do at a time, and autograd
-may compute layers again in a thread of its own, so that a thread says nothing of the model."""
+"""id of a model's configuration -> the pack that the model computes. With ``async`` two models do at a time, and
+autograd may compute layers again in a thread of its own, so that a thread says nothing of the model."""
 
 
 def _packed_attention(
