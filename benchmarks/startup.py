@@ -5,7 +5,8 @@
 Every launch is a process of its own that runs the real command and ends itself where the first optimisation step would
 begin. `none` has no orchestrator, `cold` has to start the loopback Prefect server, `warm` finds it up. On a busy
 machine the wall time measures the others as well; the CPU seconds of the launching process, alone of its helpers, do
-not. All of it happens in a temporary folder; the server that is started is stopped.
+not. All of it happens in a temporary folder; the server that is started is stopped. The commands that should answer
+at once are timed as well.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ PARTS = (
     "set-up of the stage",
 )
 """What a launch does, in order."""
+ANSWERS = {"--help": 0.5, "check quickstart": 2.0, "plan quickstart": 2.0, "status": 1.0}
+"""Commands that compute nothing -> seconds in which they should answer."""
 
 
 class Clock:
@@ -140,6 +143,26 @@ def measure(repeat: int) -> dict[str, list[dict[str, tuple[float, float]]]]:
     return found
 
 
+def answers(repeat: int) -> dict[str, list[float]]:
+    """Wall seconds of each command that should answer at once."""
+    found: dict[str, list[float]] = {command: [] for command in ANSWERS}
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    with tempfile.TemporaryDirectory(prefix="gradus-benchmark-") as scratch:
+        for turn in range(repeat + 1):
+            for command, seconds in found.items():
+                began = time.perf_counter()
+                call = [sys.executable, "-m", "flows.cli", *command.split()]
+                subprocess.run(call, cwd=scratch, env=environment, check=True, capture_output=True)
+                if turn:  # the first one may have to compile
+                    seconds.append(time.perf_counter() - began)
+    return found
+
+
+def spread(seconds: list[float], digits: int) -> str:
+    """Median, smallest and largest."""
+    return f"{statistics.median(seconds):.{digits}f} ({min(seconds):.{digits}f} - {max(seconds):.{digits}f})"
+
+
 def report(found: dict[str, list[dict[str, tuple[float, float]]]]) -> None:
     """The figures as tables, with what they were measured on."""
     print(f"{os.cpu_count()} cores ({platform.machine()}), load {os.getloadavg()[0]:.1f}")
@@ -149,8 +172,7 @@ def report(found: dict[str, list[dict[str, tuple[float, float]]]]) -> None:
     for kind, launches in found.items():
         wall, cpu = ([sum(part[i] for part in parts.values()) for parts in launches] for i in (0, 1))
         goal = f"{GOALS[kind]:.0f}" if kind in GOALS else ""
-        spread = f"{statistics.median(wall):.1f} ({min(wall):.1f} - {max(wall):.1f})"
-        print(f"| {kind} | {spread} | {statistics.median(cpu):.1f} | {goal} |")
+        print(f"| {kind} | {spread(wall, 1)} | {statistics.median(cpu):.1f} | {goal} |")
     print("\n| part: median wall seconds (CPU) |" + "".join(f" {kind} |" for kind in found))
     print("|---|" + "---|" * len(found))
     for part in PARTS:
@@ -173,6 +195,9 @@ def main() -> None:
     if options.json:
         options.json.write_text(json.dumps(found, indent=1) + "\n")
     report(found)
+    print("\n| command | seconds to the answer, median (min - max) | goal |\n|---|---|---|")
+    for command, seconds in answers(options.repeat).items():
+        print(f"| gradus {command} | {spread(seconds, 2)} | {ANSWERS[command]} |")
 
 
 if __name__ == "__main__":
