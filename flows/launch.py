@@ -6,7 +6,7 @@ import contextlib
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -20,6 +20,9 @@ from pipeline.files import read_json, sync_folder
 from pipeline.observer import Observer, Observers
 from pipeline.runs import RUN_FILE, SUMMARY_FILE, RunFolder, differences
 from pipeline.stage import Stage
+
+if TYPE_CHECKING:
+    from pipeline.tracking_client import UploaderHandle
 
 
 def open_run(
@@ -117,6 +120,26 @@ class _Steps(Observer):
         self.done += 1
 
 
+class _Delivery(Observer):
+    """The uploader of a launch. It begins once the start is evaluated: importing MLflow takes seconds, which would go
+    on beside the imports and the evaluation that the first step waits for."""
+
+    def __init__(self, run_dir: Path):
+        self.run_dir = run_dir
+        self.uploader: UploaderHandle | None = None
+
+    def prepared(self, accuracy: float, interval: tuple[float, float]) -> None:
+        self.begin()
+
+    def begin(self) -> UploaderHandle:
+        """The uploader, started where it is not yet."""
+        from pipeline.tracking_client import start_uploader
+
+        if self.uploader is None:
+            self.uploader = start_uploader(self.run_dir)
+        return self.uploader
+
+
 Engine = Callable[[Path, Observer], dict[str, Any]]
 """How stages are called: takes the run folder through them and returns the run's summary."""
 
@@ -129,9 +152,8 @@ def launch(
     Raises: StageFailed, UserError, Interrupted.
     """
     from pipeline.cores import starting_up
-    from pipeline.tracking_client import start_uploader
 
-    steps = _Steps()
+    steps, delivery = _Steps(), _Delivery(run.path)
 
     def say(text: str) -> None:
         console.print(text, highlight=False, markup=False)
@@ -143,16 +165,15 @@ def launch(
         before()
         held.enter_context(_head_start(run))
         run_engine = _engine(engine) if isinstance(engine, str) else engine
-        uploader = start_uploader(run.path)
         try:
             with watching(console) as observer:
-                summary = run_engine(run.path, Observers(observer, steps))
+                summary = run_engine(run.path, Observers(observer, steps, delivery))
             if run.summary() is None:
                 raise StageFailed(f"the launch took {steps.done or 'no'} steps, and {run.name} is not complete")
         except BaseException:
-            uploader.finish(timeout=3)
+            delivery.begin().finish(timeout=3)
             raise
-        report = uploader.finish()
+        report = delivery.begin().finish()
         summary = _with_tracking_ids(run, summary)
     if report.message:
         console.print(report.message, highlight=False, markup=False, soft_wrap=True)

@@ -16,12 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 from test_cli import TINY, Gradus, gradus, quiet_process  # noqa: F401
 
 from flows import launch
 from pipeline import run_lock, tracking_client
 from pipeline.checkpoint import checkpoints_in
 from pipeline.errors import StageFailed
+from pipeline.observer import Observer
 from pipeline.runs import RunFolder
 from pipeline.tracking_client import UploaderHandle
 from stages import discover
@@ -436,6 +438,31 @@ def test_a_signal_finishes_the_step_a_second_one_ends_at_once(
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 128 + other and errors.startswith("stopped: what was finished is kept; ")
     assert re.search(r"stopped at dapo step \d+/200", chain.tell("status"))
+
+
+@pytest.mark.parametrize("prepared", [True, False])
+def test_mlflow_is_not_imported_beside_what_the_first_step_waits_for(
+    chain: Chain, monkeypatch: pytest.MonkeyPatch, prepared: bool
+) -> None:
+    chain.stop_after(1, 1)
+    started = list[Path]()
+
+    def start(path: Path) -> UploaderHandle:
+        started.append(path)
+        return UploaderHandle(path, None, "")
+
+    def engine(_: Path, observer: Observer) -> dict[str, Any]:
+        assert not started
+        if prepared:
+            observer.prepared(0.1, (0.0, 0.2))
+            observer.prepared(0.1, (0.0, 0.2))
+            assert started == [chain.run().path]
+        raise StageFailed("enough")
+
+    monkeypatch.setattr(tracking_client, "start_uploader", start)
+    with pytest.raises(StageFailed, match="enough"):
+        launch.launch(chain.run(), engine, Console(quiet=True))
+    assert started == [chain.run().path], "what was journalled is delivered, however early a launch ends"
 
 
 # --- status and verify ------------------------------------------------------------------------------------------------

@@ -34,9 +34,7 @@ def logprobs_mode(config: PipelineConfig) -> str:
 
 
 def check_rollouts(config: PipelineConfig) -> None:
-    """The engine is there and fits the configuration. Raises: UserError."""
-    if not config.rollouts.external:
-        return
+    """The external engine is there and fits the configuration. Raises: UserError."""
     mode = logprobs_mode(config)
     if config.rollouts.engine == "vllm":
         _check_installed()
