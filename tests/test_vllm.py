@@ -108,12 +108,14 @@ def test_a_server_that_dies_ends_the_stage_which_goes_on_when_it_is_back(
     own = Server(plain.path / "start", tmp_path / "own.log")
     own.start()
     stages = [{"stage": "dapo", "group_size": 3, "steps": 60}]
-    wanted = config(own.url, stages, time_limit=2)
+    wanted = config(own.url, stages, time_limit=10)  # a slow machine's first completion takes more than two seconds
     wanted = wanted.model_copy(update={"checkpoints": wanted.checkpoints.model_copy(update={"every_steps": 1})})
     folder = tmp_path / "runs" / "run" / "stages" / "01-dapo"
 
+    ended = threading.Event()
+
     def kill_it() -> None:
-        while not [*folder.glob("checkpoints/step-00000[3-9]")]:
+        while not ended.is_set() and not [*folder.glob("checkpoints/step-00000[3-9]")]:
             time.sleep(0.02)
         own.kill()
 
@@ -122,7 +124,9 @@ def test_a_server_that_dies_ends_the_stage_which_goes_on_when_it_is_back(
     try:
         with pytest.raises(StageFailed, match=f"{own.url} cannot go on: .*resume the run"):
             launch(tmp_path, wanted)
+        ended.set()
         killer.join()
+        assert [*folder.glob("checkpoints/step-00000[3-9]")], "it ended before it was killed"
         own.start()
         opening._ENGINES.clear()
         run = launch(tmp_path, wanted)
