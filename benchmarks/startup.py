@@ -26,8 +26,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 ROOT = Path(__file__).resolve().parent.parent
 GOALS = {"cold": 12.0, "warm": 6.0}
 """Seconds from the command to the first optimisation step."""
@@ -105,6 +103,8 @@ def launch(engine: str, folder: Path) -> None:
 
         def stop(*_: Any) -> None:
             clock.end(PARTS[8])
+            import psutil  # here, so that it is not a part of what is timed
+
             os.write(said, json.dumps(clock.parts).encode())
             for child in psutil.Process().children():
                 if "pipeline.tracking" in child.cmdline():
@@ -163,21 +163,18 @@ def answers(repeat: int) -> dict[str, list[float]]:
     return found
 
 
-def spread(seconds: list[float], digits: int) -> str:
-    """Median, smallest and largest."""
-    return f"{statistics.median(seconds):.{digits}f} ({min(seconds):.{digits}f} - {max(seconds):.{digits}f})"
-
-
-def report(found: dict[str, list[dict[str, tuple[float, float]]]]) -> None:
+def report(found: dict[str, list[dict[str, tuple[float, float]]]], answered: dict[str, list[float]]) -> None:
     """The figures as tables, with what they were measured on."""
+    from benchmarks.measuring import spread
+
     print(f"{os.cpu_count()} cores ({platform.machine()}), load {os.getloadavg()[0]:.1f}")
     names = ("prefect", "torch", "transformers")
     print(f"Python {platform.python_version()}, " + ", ".join(f"{name} {metadata.version(name)}" for name in names))
-    print("\n| launch | seconds to the first step, median (min - max) | CPU seconds | goal |\n|---|---|---|---|")
+    print("\n| launch | seconds to the first step, median (min..max) | CPU seconds | goal |\n|---|---|---|---|")
     for kind, launches in found.items():
         wall, cpu = ([sum(part[i] for part in parts.values()) for parts in launches] for i in (0, 1))
         goal = f"{GOALS[kind]:.0f}" if kind in GOALS else ""
-        print(f"| {kind} | {spread(wall, 1)} | {statistics.median(cpu):.1f} | {goal} |")
+        print(f"| {kind} | {spread(wall, '.1f')} | {statistics.median(cpu):.1f} | {goal} |")
     print("\n| part: median wall seconds (CPU) |" + "".join(f" {kind} |" for kind in found))
     print("|---|" + "---|" * len(found))
     for part in PARTS:
@@ -186,6 +183,9 @@ def report(found: dict[str, list[dict[str, tuple[float, float]]]]) -> None:
             wall, cpu = (statistics.median(parts.get(part, (0.0, 0.0))[i] for parts in launches) for i in (0, 1))
             cells.append(f" {wall:.2f} ({cpu:.2f}) |")
         print(f"| {part} |" + "".join(cells))
+    print("\n| command | seconds to the answer, median (min..max) | goal |\n|---|---|---|")
+    for command, seconds in answered.items():
+        print(f"| gradus {command} | {spread(seconds)} | {ANSWERS[command]} |")
 
 
 def main() -> None:
@@ -199,10 +199,8 @@ def main() -> None:
     found = measure(options.repeat)
     if options.json:
         options.json.write_text(json.dumps(found, indent=1) + "\n")
-    report(found)
-    print("\n| command | seconds to the answer, median (min - max) | goal |\n|---|---|---|")
-    for command, seconds in answers(options.repeat).items():
-        print(f"| gradus {command} | {spread(seconds, 2)} | {ANSWERS[command]} |")
+    sys.path.insert(0, str(ROOT))
+    report(found, answers(options.repeat))
 
 
 if __name__ == "__main__":

@@ -38,6 +38,7 @@ def preflight(
     nothing about the disk is checked.
     """
     from pipeline.rewards import check_rewards
+    from pipeline.rollout.checks import check_rollouts
     from pipeline.tasks import check_task
     from pipeline.tracking_access import check_tracking
 
@@ -48,12 +49,9 @@ def preflight(
         lambda: check_rewards(config.rewards, config.task.source),
         *(functools.partial(_check_stage, config, stage, stages) for stage in config.stages),
         *(functools.partial(_check_carry, *pair, stages) for pair in itertools.pairwise(config.stages)),
+        lambda: check_rollouts(config),
         lambda: check_tracking(config.tracking, runs_dir or Path.cwd()),
     ]
-    if config.rollouts.external:
-        from pipeline.rollout.checks import check_rollouts
-
-        checks.append(lambda: check_rollouts(config))
     if runs_dir is not None:
         checks.append(lambda: check_runs_folder(runs_dir, _checkpoint_bytes(config)))
     problems = []

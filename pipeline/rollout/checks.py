@@ -6,7 +6,6 @@ import importlib.util
 
 from pipeline.config import PipelineConfig
 from pipeline.errors import UserError
-from pipeline.rollout.vllm_http import KEY, Client, ServerProblem
 from pipeline.tracking_access import holds_secret
 
 ANSWER_WITHIN = 10.0
@@ -34,7 +33,9 @@ def logprobs_mode(config: PipelineConfig) -> str:
 
 
 def check_rollouts(config: PipelineConfig) -> None:
-    """The external engine is there and fits the configuration. Raises: UserError."""
+    """The engine is there and fits the configuration. Raises: UserError."""
+    if not config.rollouts.external:
+        return
     mode = logprobs_mode(config)
     if config.rollouts.engine == "vllm":
         _check_installed()
@@ -55,6 +56,8 @@ def _check_installed() -> None:
 
 
 def _check_server(config: PipelineConfig, mode: str) -> None:
+    from pipeline.rollout.vllm_http import KEY, Client, ServerProblem  # imports httpx, which most launches need not
+
     url = config.rollouts.url
     if holds_secret(url):
         raise UserError(
