@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import fields, replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -77,10 +78,14 @@ class SignalProvider:
 
     def begin(self, step: int) -> None:
         """Refresh the reference where the stage's declared interval has passed."""
-        every = self.needs.refresh_reference
-        if self.reference is not None and every and step > 1 and (step - 1) % every == 0:
+        if self.reference is not None and step > 1 and self._at_reference(step):
             copy_parameters(parameters(self.policy), self.reference)
             self.refreshed = True
+
+    def _at_reference(self, step: int) -> bool:
+        """Whether the policy that a step begins with is the reference itself."""
+        every = self.needs.refresh_reference
+        return step == 1 or (every > 0 and (step - 1) % every == 0)
 
     def state(self) -> State:
         """The critic, the history, and the reference policy once it is another than the stage's start."""
@@ -120,7 +125,8 @@ class SignalProvider:
             reference_rewards_PK=self._reference_rewards(rollouts, step),
             **self._values(rollouts),
         )
-        reference_logprobs = self._logprobs(self.reference, rollouts) if self.needs.log_ratio else None
+        reference_logprobs = cache(lambda: self._logprobs(self.reference, rollouts))
+        at_reference = self._at_reference(step)
 
         def signals(update: int, groups: list[int]) -> Signals:
             part = _part(fixed, groups)
@@ -131,7 +137,12 @@ class SignalProvider:
             fresh = update == 0 and rollouts.staleness == 0
             logprobs = chosen.rollout_logprobs_PKT if fresh else self._logprobs(self.policy, chosen)
             scores = logprobs.sum(-1) * spread_PK(chosen.mask_PKT, self.config.score)
-            log_ratio = None if reference_logprobs is None else (logprobs - reference_logprobs[groups]).sum(-1)
+            if not self.needs.log_ratio:
+                return replace(part, policy_scores_PK=scores)
+            # Two forward passes of the same weights differ by rounding, which AdamW would scale up to a whole step.
+            if fresh and at_reference:
+                return replace(part, policy_scores_PK=scores, log_ratio_PK=torch.zeros_like(scores))
+            log_ratio = (logprobs - reference_logprobs()[groups]).sum(-1)
             return replace(part, policy_scores_PK=scores, log_ratio_PK=log_ratio)
 
         return signals

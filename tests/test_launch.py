@@ -39,7 +39,7 @@ STAGES = [
     {"stage": "vapo", "group_size": 3, "name": "vapo"},
     {"stage": "vapo", "group_size": 3, "variant": "paper", "critic_warmup": 1, "critic_lr": 1e-3, "name": "vapo-paper"},
     {"stage": "gfpo", "group_size": 3, "ranking": ["reward", "shorter"], "updates_per_batch": 2, "token_budget": 30},
-    {"stage": "srpo", "group_size": 2, "refresh": 1, "advantage": "combined", "gradient_checkpointing": True},
+    {"stage": "srpo", "group_size": 2, "refresh": 2, "advantage": "combined", "gradient_checkpointing": True},
     {"stage": "sft", "prompts_per_step": 1, "handover": "best", "eval_every": 1, "carry": ["optimizer"]},
 ]
 

@@ -155,6 +155,27 @@ def test_scores_of_a_stale_batch_are_taken_anew(
     assert bool(signals.log_ratio_PK.abs().max() > 1e-2) == bool(staleness)
 
 
+@pytest.mark.parametrize("step", [1, 4, 7])
+def test_a_policy_that_is_its_reference_has_a_log_ratio_of_exactly_zero(
+    policy: Policy, prompts: list[Prompt], suite: RewardSuite, step: int
+) -> None:
+    """Two forward passes of the same weights may differ by rounding, and AdamW makes a whole step of any gradient."""
+    rollouts = groups_of(policy, prompts, suite).batch(1)
+    rollouts = replace(rollouts, rollout_logprobs_PKT=rollouts.rollout_logprobs_PKT * (1 + 1e-7))
+    needs = Needs(reference=True, refresh_reference=3, log_ratio=True)
+    options = (needs, CONFIG.stages[0], policy, CONFIG.sampling, lambda policy: groups_of(policy, prompts, suite))
+    provider = SignalProvider(*options)
+    provider.begin(step)
+    signals = provider.of(rollouts, step)
+    first = signals(0, [0, 1]).log_ratio_PK
+    assert first is not None and not first.any()
+    later = provider.of(rollouts, step + 1)(0, [0, 1]).log_ratio_PK
+    assert later is not None and later.any(), "one step after, it is what the two passes say"
+    nudge(policy)
+    updated = signals(1, [0, 1]).log_ratio_PK
+    assert updated is not None and bool(updated.abs().max() > 1e-2), "after an update it is the update's"
+
+
 def test_a_clip_goes_with_it() -> None:
     def stage(**options: Any) -> PipelineConfig:
         return pipeline([{"stage": "dapo", **options}]).stages[0]
