@@ -17,8 +17,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.files import read_json
-from pipeline.journal import metric_history
+from gradus.pipeline.common.files import read_json
+from gradus.pipeline.tracking.journal import metric_history
 
 STEPS, EVERY = 60, 5
 ARMS = {"unguarded": [], "guarded": ["stages.dapo.guard={}"]}
@@ -26,7 +26,7 @@ ARMS = {"unguarded": [], "guarded": ["stages.dapo.guard={}"]}
 
 def gradus(*arguments: str) -> None:
     """A command of its own, as a user would give it; its output is shown."""
-    subprocess.run([sys.executable, "-m", "flows.cli", *arguments], check=True)
+    subprocess.run([sys.executable, "-m", "gradus", *arguments], check=True)
 
 
 def train(folder: Path, rate: float) -> None:

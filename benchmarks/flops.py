@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-
 from benchmarks.workload import Case
-from pipeline.policy import Policy
+
+from gradus.pipeline.policy.policy import Policy
 
 BYTES = 4
 """Of a weight, fp32."""

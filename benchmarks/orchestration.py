@@ -51,11 +51,11 @@ class Idle:
 
 def launch(engine: str, folder: Path) -> None:
     """One launch, in this process."""
-    from flows.plain import Work, run_plain
-    from pipeline.config import pipeline_model
-    from pipeline.observer import Observer
-    from pipeline.runs import RunFolder
-    from stages import discover
+    from gradus.flows.order import Work, run_plain
+    from gradus.pipeline.common.observer import Observer
+    from gradus.pipeline.config.pipeline import pipeline_model
+    from gradus.pipeline.runs.run_folder import RunFolder
+    from gradus.stages import discover
 
     stages = discover()
     options = {
@@ -70,13 +70,12 @@ def launch(engine: str, folder: Path) -> None:
     run = RunFolder.create(folder, config, f"{engine}-{time.time_ns()}", folder / "idle.yaml", configs)
     run_engine = run_plain
     if engine == "prefect":
-        from flows.server import start_server_in_background
+        from gradus.flows.orchestrator.server import start_server_in_background
 
         start_server_in_background()
-        from flows.staged import run_staged
+        from gradus.flows.staged import run_staged
 
         run_engine = run_staged
-    import pipeline.execution  # noqa: F401  what a real launch imports: torch and transformers
 
     run_engine(run.path, Observer(), Work(run, stages, Idle()))
 
@@ -91,7 +90,7 @@ def timed(engine: str, folder: Path, environment: dict[str, str]) -> float:
 
 def stop(environment: dict[str, str]) -> None:
     """End the server of this benchmark."""
-    code = "from flows.server import stop_server; stop_server()"
+    code = "from gradus.flows.orchestrator.server import stop_server; stop_server()"
     subprocess.run([sys.executable, "-c", code], env=environment, check=True)
 
 
@@ -101,7 +100,7 @@ def measure(repeat: int) -> dict[str, list[float]]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT", "GRADUS"))}
     with tempfile.TemporaryDirectory(prefix="gradus-benchmark-") as scratch:
         folder = Path(scratch)
-        environment = kept | {"HOME": scratch, "PYTHONPATH": str(ROOT), "GRADUS_HOME": str(folder / "warm-up")}
+        environment = kept | {"HOME": scratch, "PYTHONPATH": str(ROOT / "src"), "GRADUS_HOME": str(folder / "warm-up")}
         timed("none", folder, environment)  # bytecode and disk cache
         for number in range(repeat):
             environment["GRADUS_HOME"] = str(folder / f"home-{number}")

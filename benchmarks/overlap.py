@@ -27,7 +27,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from pipeline.journal import metric_history  # noqa: E402
+from gradus.pipeline.tracking.journal import metric_history  # noqa: E402
 
 STEPS = {"sft": 160, "dapo": 80, "gfpo": 120, "srpo": 80}
 SAMPLES = ("dapo", "gfpo", "srpo")
@@ -40,9 +40,7 @@ ARMS = {
 }
 PARTS = ("time/sample", "time/wait", "time/reward", "time/sample_reference", "time/update", "time/step")
 """Seconds of a step; with async, sampling and scoring go on in the background and the step waits for what is left."""
-LAUNCH = (
-    "import os, sys; os.sched_setaffinity(0, map(int, sys.argv.pop(1).split(','))); from flows.cli import app; app()"
-)
+LAUNCH = "import os, sys; os.sched_setaffinity(0, map(int, sys.argv.pop(1).split(','))); from gradus.flows.cli import app; app()"
 
 
 def launch(arm: dict[str, int], seed: int, share: float, folder: Path) -> dict[str, Any]:

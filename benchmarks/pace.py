@@ -3,7 +3,7 @@
     python -m benchmarks.pace [--runs 3] [--cases "small fixed" ...]
 
 The workloads of `benchmarks/workload.py` whose completions all run to the limit, and a model of 28 M parameters.
-Seconds are CPU seconds. The rates are those of `pipeline.hardware`, measured on products alone.
+Seconds are CPU seconds. The rates are those of `gradus.pipeline.estimates.hardware`, measured on products alone.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-
 from benchmarks.measuring import Worker, machine, spread, table
 from benchmarks.sizing import LLAMA
 from benchmarks.workload import CASES, Case, Gradus
-from pipeline.hardware import parse_hardware
-from pipeline.model_size import from_options
-from pipeline.pace import pace
-from pipeline.sizing import Load
+
+from gradus.pipeline.estimates.hardware import parse_hardware
+from gradus.pipeline.estimates.memory import Load
+from gradus.pipeline.estimates.model_size import from_options
+from gradus.pipeline.estimates.step_time import pace
 
 FIXED = {
     name.replace("variable", "fixed").replace("long", "long fixed"): replace(case, variable=False)

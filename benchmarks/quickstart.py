@@ -24,8 +24,9 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.measuring import machine, table  # noqa: E402
-from flows.server import server_status  # noqa: E402
-from pipeline.journal import metric_history  # noqa: E402
+
+from gradus.flows.orchestrator.server import server_status  # noqa: E402
+from gradus.pipeline.tracking.journal import metric_history  # noqa: E402
 
 
 def memory(process: psutil.Process) -> int:
@@ -42,7 +43,7 @@ def memory(process: psutil.Process) -> int:
 def run(config: str, seed: int, runs: Path) -> dict[str, Any]:
     """One launch; returns its summary with the peak memory in bytes."""
     name = f"{config}-seed-{seed}"
-    command = [sys.executable, "-m", "flows.cli", "run", config, "--name", name, "--runs", str(runs)]
+    command = [sys.executable, "-m", "gradus", "run", config, "--name", name, "--runs", str(runs)]
     launched = subprocess.Popen([*command, "--set", f"seed={seed}"], cwd=ROOT, stdout=sys.stderr)
     process, peak = psutil.Process(launched.pid), 0
     while launched.poll() is None:

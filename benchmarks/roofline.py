@@ -26,12 +26,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
 from benchmarks.flops import OPTIMIZER_BYTES, Size, Work, learning, sampling
 from benchmarks.measuring import machine, spread, table
 from benchmarks.workload import CASES, Case, Gradus
-from pipeline.cores import keep_freed_memory
-from pipeline.products import onednn
+
+from gradus.pipeline.common.process import keep_freed_memory
+from gradus.pipeline.policy.forward.matmul import onednn
 
 SQUARES = ((512,) * 3, (1024,) * 3, (2048,) * 3)
 COPIED = 256 * 2**20

@@ -26,11 +26,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
 from benchmarks.measuring import Clock, Worker, alternate, machine, peak_memory, ratios, spread, table
 from benchmarks.workload import CASES, END, PAD, Case, EndOnSchedule, Gradus, expected, make_policy
-from pipeline.cores import keep_freed_memory
-from pipeline.reading import batch_logprobs
+
+from gradus.pipeline.common.process import keep_freed_memory
+from gradus.pipeline.policy.forward.logprobs import batch_logprobs
 
 PAGE = 64
 """Tokens of a page of the cache in continuous batching."""

@@ -22,7 +22,6 @@ from typing import Any
 
 import numpy as np
 import torch
-
 from benchmarks.flops import Size, learning, sampling
 from benchmarks.measuring import Worker, alternate, machine, peak_memory, spread, table
 from benchmarks.workload import MODELS, Case, Gradus

@@ -8,7 +8,7 @@ resident is the baseline. Measured is the largest resident set beyond that. Rand
 sequence, so completions run to the limit, as the model of the memory takes them to do.
 
 It is measured twice: with a C library that gives back at once what is freed, which is what the work asks for, and as
-the product runs, which keeps it (:func:`pipeline.cores.keep_freed_memory`): faster, and larger by what does not fit.
+the product runs, which keeps it (:func:`gradus.pipeline.common.process.keep_freed_memory`): faster, and larger by what does not fit.
 Exits with 1 where a prediction of what the work asks for is off by more than a fifth.
 """
 
@@ -25,18 +25,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
 from benchmarks.measuring import Worker, machine, peak_memory, spread, table
 from benchmarks.workload import make_policy
-from pipeline import policy
-from pipeline.config_files import load_config
-from pipeline.execution import prepare, run_stage
-from pipeline.model_size import model_size
-from pipeline.observer import Observer
-from pipeline.runs import RunFolder
-from pipeline.sizing import Load, memory
-from pipeline.yaml_text import dump
-from stages import discover
+
+from gradus.pipeline.common.observer import Observer
+from gradus.pipeline.common.yaml_text import dump
+from gradus.pipeline.config.loading import load_config
+from gradus.pipeline.estimates.memory import Load, memory
+from gradus.pipeline.estimates.model_size import model_size
+from gradus.pipeline.execution.stage import prepare, run_stage
+from gradus.pipeline.policy import policy
+from gradus.pipeline.runs.run_folder import RunFolder
+from gradus.stages import discover
 
 TOLERANCE = 0.2
 PROMPTS = 64

@@ -80,26 +80,28 @@ def launch(engine: str, folder: Path) -> None:
     """One launch, in this process, up to the first optimisation step; prints the parts as JSON."""
     clock, said = Clock(float(os.environ["BENCHMARK_BEGAN"])), os.dup(1)
     os.dup2(2, 1)
-    from flows import cli, plain
-    from flows import launch as launching
+    from gradus.flows import launch as launching
+    from gradus.flows import order
+    from gradus.flows.cli import app
 
-    watched(cli, "load", clock, before=PARTS[0])
-    watched(cli, "check_world", clock, after=PARTS[1])
+    watched(app, "load", clock, before=PARTS[0])
+    watched(app, "check_world", clock, after=PARTS[1])
     watched(launching, "_engine", clock, after=PARTS[2])
-    opened = plain.Work.open
+    opened = order.Work.open
 
-    def open_work(run_dir: Path | str) -> plain.Work:
+    def open_work(run_dir: Path | str) -> order.Work:
         work = opened(run_dir)
         clock.end(PARTS[3])
         watch_the_work()
         return work
 
     def watch_the_work() -> None:
-        from pipeline import execution, trainer
+        from gradus.pipeline.execution import stage
+        from gradus.pipeline.training import trainer
 
-        watched(execution, "prepare", clock, before=PARTS[4])
-        watched(execution, "build_task", clock, after=PARTS[5])
-        watched(execution, "evaluate", clock, before=PARTS[6], after=PARTS[7])
+        watched(stage, "prepare", clock, before=PARTS[4])
+        watched(stage, "build_task", clock, after=PARTS[5])
+        watched(stage, "evaluate", clock, before=PARTS[6], after=PARTS[7])
 
         def stop(*_: Any) -> None:
             clock.end(PARTS[8])
@@ -107,15 +109,15 @@ def launch(engine: str, folder: Path) -> None:
 
             os.write(said, json.dumps(clock.parts).encode())
             for child in psutil.Process().children():
-                if "pipeline.tracking" in child.cmdline():
+                if "gradus.pipeline.tracking.uploader" in child.cmdline():
                     child.kill()  # it would still import MLflow while the next launch is timed
             os._exit(0)
 
         trainer.Trainer._train_step = stop  # type: ignore[method-assign]
 
-    plain.Work.open = staticmethod(open_work)  # type: ignore[method-assign, assignment]
+    order.Work.open = staticmethod(open_work)  # type: ignore[method-assign, assignment]
     sys.argv = ["gradus", "run", "quickstart", "--runs", str(folder), "--engine", engine]
-    cli.app()
+    app.app()
 
 
 def timed(engine: str, folder: Path, environment: dict[str, str]) -> dict[str, tuple[float, float]]:
@@ -133,8 +135,8 @@ def measure(repeat: int) -> dict[str, list[dict[str, tuple[float, float]]]]:
     found: dict[str, list[dict[str, tuple[float, float]]]] = {"none": [], "cold": [], "warm": []}
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT", "GRADUS"))}
     with tempfile.TemporaryDirectory(prefix="gradus-benchmark-", ignore_cleanup_errors=True) as scratch:
-        environment = kept | {"HOME": scratch, "PYTHONPATH": str(ROOT), "GRADUS_HOME": f"{scratch}/home"}
-        stop = [sys.executable, "-c", "from flows.server import stop_server; stop_server()"]
+        environment = kept | {"HOME": scratch, "PYTHONPATH": str(ROOT / "src"), "GRADUS_HOME": f"{scratch}/home"}
+        stop = [sys.executable, "-c", "from gradus.flows.orchestrator.server import stop_server; stop_server()"]
         try:
             timed("prefect", Path(scratch) / "first", environment)  # bytecode, disk cache, the server's database
             for number in range(repeat):
@@ -151,12 +153,12 @@ def measure(repeat: int) -> dict[str, list[dict[str, tuple[float, float]]]]:
 def answers(repeat: int) -> dict[str, list[float]]:
     """Wall seconds of each command that should answer at once."""
     found: dict[str, list[float]] = {command: [] for command in ANSWERS}
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
     with tempfile.TemporaryDirectory(prefix="gradus-benchmark-") as scratch:
         for turn in range(repeat + 1):
             for command, seconds in found.items():
                 began = time.perf_counter()
-                call = [sys.executable, "-m", "flows.cli", *command.split()]
+                call = [sys.executable, "-m", "gradus", *command.split()]
                 subprocess.run(call, cwd=scratch, env=environment, check=True, capture_output=True)
                 if turn:  # the first one may have to compile
                     seconds.append(time.perf_counter() - began)

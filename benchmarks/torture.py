@@ -37,11 +37,11 @@ import psutil
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from pipeline.journal import journals, metric_history  # noqa: E402
-from pipeline.runs import RunFolder  # noqa: E402
-from pipeline.sameness import outcome_differences  # noqa: E402
-from pipeline.tracking_client import Position, child_environment  # noqa: E402
-from stages import discover  # noqa: E402
+from gradus.pipeline.runs.run_folder import RunFolder  # noqa: E402
+from gradus.pipeline.runs.same_outcome import outcome_differences  # noqa: E402
+from gradus.pipeline.tracking.journal import journals, metric_history  # noqa: E402
+from gradus.pipeline.tracking.position import Position, child_environment  # noqa: E402
+from gradus.stages import discover  # noqa: E402
 
 CONFIG = """\
 name: torture
@@ -92,7 +92,7 @@ class Torture:
 
     def __post_init__(self) -> None:
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT", "GRADUS"))}
-        own = {"GRADUS_HOME": str(self.folder / "home"), "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+        own = {"GRADUS_HOME": str(self.folder / "home"), "PYTHONPATH": str(ROOT / "src"), "PYTHONUNBUFFERED": "1"}
         self.environment = kept | own
         (self.folder / "torture.yaml").write_text(CONFIG)
 
@@ -100,12 +100,12 @@ class Torture:
         """The command in the background, its words in a file."""
         self.lives += 1
         with (self.folder / "said.log").open("ab") as log:
-            command = [sys.executable, "-m", "flows.cli", *arguments]
+            command = [sys.executable, "-m", "gradus", *arguments]
             return subprocess.Popen(command, cwd=self.folder, env=self.environment, stdout=log, stderr=log)
 
     def ask(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """The command, with what it says."""
-        command = [sys.executable, "-m", "flows.cli", *arguments]
+        command = [sys.executable, "-m", "gradus", *arguments]
         return subprocess.run(command, cwd=self.folder, env=self.environment, capture_output=True, text=True)
 
     def opened(self, name: str) -> RunFolder:
@@ -202,7 +202,7 @@ class Torture:
             ]
 
     def server(self) -> dict[str, Any]:
-        code = "import json; from flows.server import server_status; print(json.dumps(server_status(), default=str))"
+        code = "import json; from gradus.flows.orchestrator.server import server_status; print(json.dumps(server_status(), default=str))"
         asked = subprocess.run([sys.executable, "-c", code], env=self.environment, capture_output=True, text=True)
         return json.loads(asked.stdout)
 

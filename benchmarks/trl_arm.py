@@ -26,17 +26,17 @@ from typing import Any
 
 import torch
 
-from flows.compare_measures import CURVES, MOST_POINTS, start_of, thinned
-from flows.compare_place import arm_run
-from pipeline.evaluation import evaluate
-from pipeline.files import write_json
-from pipeline.policy import Policy, load_policy, use_threads
-from pipeline.rewards import RewardSuite
-from pipeline.runs import RunFolder
-from pipeline.sources import sampling_of
-from pipeline.tasks import PromptStream, load_task
-from pipeline.trainer import all_prompts
-from stages import discover
+from gradus.flows.compare.measures import CURVES, MOST_POINTS, start_of, thinned
+from gradus.flows.compare.plan.folder import arm_run
+from gradus.pipeline.common.files import write_json
+from gradus.pipeline.policy.policy import Policy, load_policy, use_threads
+from gradus.pipeline.rewards import RewardSuite
+from gradus.pipeline.runs.run_folder import RunFolder
+from gradus.pipeline.tasks.task import PromptStream, load_task
+from gradus.pipeline.training.batches import sampling_of
+from gradus.pipeline.training.evaluation import evaluate
+from gradus.pipeline.training.trainer import all_prompts
+from gradus.stages import discover
 
 LOGGED = {"entropy": "entropy", "length": "completions/mean_length", "reward": "reward"}
 """Our name of a curve -> TRL's."""
@@ -95,7 +95,7 @@ class Arm:
         self.curve.append([step * self.rollouts_a_step, accuracy])
 
     def result(self, label: str, seed: int, options: dict[str, Any]) -> dict[str, Any]:
-        """Everything in the form that `gradus compare --external` reads; see flows/compare_measures.py."""
+        """Everything in the form that `gradus compare --external` reads; see flows/compare/measures.py."""
         seconds = time.perf_counter() - self.began
         final = evaluate(self.policy, all_prompts(self.task, "heldout"), self.suite, self.config)
         rollouts, start = self.stage.steps * self.rollouts_a_step, start_of(self.base)

@@ -35,14 +35,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-
 from benchmarks.measuring import Clock, Worker, alternate, machine, peak_memory, ratios, spread, table
 from benchmarks.workload import CASES, Case, EndOnSchedule, Gradus, expected, make_policy
-from pipeline.config import PolicyConfig
-from pipeline.policy import use_threads
-from pipeline.reading import batch_logprobs
-from pipeline.types import Rollouts
+from torch import Tensor
+
+from gradus.pipeline.config import PolicyConfig
+from gradus.pipeline.policy.forward.logprobs import batch_logprobs
+from gradus.pipeline.policy.policy import use_threads
+from gradus.pipeline.types import Rollouts
 
 LR = 1e-4
 STEPS = 1000

@@ -18,17 +18,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from benchmarks.measuring import Clock
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, LogitsProcessor, PreTrainedTokenizerFast
 
-from benchmarks.measuring import Clock
-from pipeline.config import PolicyConfig, SamplingConfig
-from pipeline.learner import Learner
-from pipeline.policy import Policy, Template, ready
-from pipeline.sampler import DrawKey, sample
-from pipeline.stage import Signals
-from pipeline.types import Prompt, Rollouts
-from stages import discover
+from gradus.pipeline.config import PolicyConfig, SamplingConfig
+from gradus.pipeline.policy.policy import Policy, Template, ready
+from gradus.pipeline.rollouts.builtin import DrawKey, sample
+from gradus.pipeline.stage import Signals
+from gradus.pipeline.training.learner.learner import Learner
+from gradus.pipeline.types import Prompt, Rollouts
+from gradus.stages import discover
 
 END, PAD = 0, 1
 END_RATE = 1 / 32

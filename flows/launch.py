@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from flows.plans import refuse_drift
-from flows.tables import print_stages
-from flows.terminal import duration, number, runs_option, shown_path, watching
-from pipeline import interruption
-from pipeline.config_files import LoadedConfig
-from pipeline.errors import StageFailed, UserError
-from pipeline.files import read_json, sync_folder
-from pipeline.observer import Observer, Observers
-from pipeline.runs import RUN_FILE, SUMMARY_FILE, RunFolder, differences
-from pipeline.stage import Stage
+from gradus.flows.screen.plan import refuse_drift
+from gradus.flows.screen.progress import duration, number, runs_option, shown_path, watching
+from gradus.flows.screen.tables import print_stages
+from gradus.pipeline.common import interruption
+from gradus.pipeline.common.errors import StageFailed, UserError
+from gradus.pipeline.common.files import read_json, sync_folder
+from gradus.pipeline.common.observer import Observer, Observers
+from gradus.pipeline.config.loading import LoadedConfig
+from gradus.pipeline.runs.run_folder import RUN_FILE, SUMMARY_FILE, RunFolder, differences
+from gradus.pipeline.stage import Stage
 
 if TYPE_CHECKING:
-    from pipeline.tracking_client import UploaderHandle
+    from gradus.pipeline.tracking.position import UploaderHandle
 
 
 def open_run(
@@ -133,7 +133,7 @@ class _Delivery(Observer):
 
     def begin(self) -> UploaderHandle:
         """The uploader, started where it is not yet."""
-        from pipeline.tracking_client import start_uploader
+        from gradus.pipeline.tracking.position import start_uploader
 
         if self.uploader is None:
             self.uploader = start_uploader(self.run_dir)
@@ -151,7 +151,7 @@ def launch(
 
     Raises: StageFailed, UserError, Interrupted.
     """
-    from pipeline.cores import starting_up
+    from gradus.pipeline.common.process import starting_up
 
     steps, delivery = _Steps(), _Delivery(run.path)
 
@@ -182,7 +182,7 @@ def launch(
 
 def _head_start(run: RunFolder) -> contextlib.AbstractContextManager[None]:
     """Where a run has no data yet, they are made while torch is being imported."""
-    from pipeline.data_ahead import data_ahead
+    from gradus.pipeline.tasks.background import data_ahead
 
     new = run.start() is None and run.origin is None
     return data_ahead(run.config.task, run.base_dir, run.data_dir) if new else contextlib.nullcontext()
@@ -190,7 +190,7 @@ def _head_start(run: RunFolder) -> contextlib.AbstractContextManager[None]:
 
 def _with_tracking_ids(run: RunFolder, summary: dict[str, Any]) -> dict[str, Any]:
     """The summary again, now that the uploader is done: MLflow may have named its last run only then."""
-    from pipeline.execution import finish
+    from gradus.pipeline.execution.stage import finish
 
     return finish(run) if any(stage["mlflow_run_id"] is None for stage in summary["stages"]) else summary
 
@@ -198,13 +198,13 @@ def _with_tracking_ids(run: RunFolder, summary: dict[str, Any]) -> dict[str, Any
 def _engine(name: str) -> Engine:
     """How stages are called. The Prefect server starts in the background while torch is being imported."""
     if name == "none":
-        from flows.plain import run_plain
+        from gradus.flows.order import run_plain
 
         return run_plain
-    from flows.server import start_server_in_background
+    from gradus.flows.orchestrator.server import start_server_in_background
 
     start_server_in_background()
-    from flows.staged import run_staged
+    from gradus.flows.staged import run_staged
 
     return run_staged
 
@@ -214,15 +214,15 @@ def tell_prefect(run: RunFolder, say: Callable[[str], None]) -> None:
     record = read_json(run.path / "prefect.json")
     if not record or record["state"] or run.holder() is not None:
         return
-    from flows.server import ensure_server, server_status
+    from gradus.flows.orchestrator.server import ensure_server, server_status
 
     found = server_status()
     if not found["healthy"] or found["url"] != record["api_url"]:
         return
     with contextlib.suppress(OSError, RuntimeError):
         url = ensure_server()  # sets this process up for it, before Prefect is imported
-        from flows.around_flow import flow_settings
-        from flows.flow_record import FlowRecord
+        from gradus.flows.orchestrator.around_flow import flow_settings
+        from gradus.flows.orchestrator.flow_record import FlowRecord
 
         with run.lock(), flow_settings(url):
             FlowRecord(run.path).settle(url, say)
@@ -264,7 +264,7 @@ def check_name(name: str | None) -> None:
     """A run's name becomes a folder. Raises: UserError."""
     import re
 
-    from pipeline.config_base import NAME_PATTERN
+    from gradus.pipeline.config.options import NAME_PATTERN
 
     if name is not None and not re.fullmatch(NAME_PATTERN, name):
         expected = "at most 64 letters, digits, dots, dashes and underscores, a letter or digit first"

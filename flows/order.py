@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from pipeline import interruption
-from pipeline.journal import Journal
-from pipeline.observer import Observer
+from gradus.pipeline.common import interruption
+from gradus.pipeline.common.observer import Observer
+from gradus.pipeline.tracking.journal import Journal
 
 if TYPE_CHECKING:
-    from pipeline.runs import RunFolder
-    from pipeline.stage import Stage
+    from gradus.pipeline.runs.run_folder import RunFolder
+    from gradus.pipeline.stage import Stage
 
 Result = dict[str, Any]
 """Plain data that a piece of work returns: paths, numbers, texts."""
@@ -26,7 +26,7 @@ PREPARE = "prepare"
 
 
 class Execution(Protocol):
-    """What does the work: :mod:`pipeline.execution`, or a stand-in with the same three functions."""
+    """What does the work: :mod:`gradus.pipeline.execution.stage`, or a stand-in with the same three functions."""
 
     def prepare(self, run: RunFolder, observer: Observer) -> Result: ...
 
@@ -52,9 +52,9 @@ class Work:
     @classmethod
     def open(cls, run_dir: Path | str) -> Work:
         """The real work of a run folder. Imports torch."""
-        from pipeline import execution
-        from pipeline.runs import RunFolder
-        from stages import discover
+        from gradus.pipeline.execution import stage as execution
+        from gradus.pipeline.runs.run_folder import RunFolder
+        from gradus.stages import discover
 
         stages = discover()
         return cls(RunFolder(run_dir, [stage.config for stage in stages.values()]), stages, execution)
@@ -63,7 +63,7 @@ class Work:
         """A piece of work that failed is tried again: the tracked run, which has ended with it, goes on."""
         start = self.run.start()
         if start is not None:
-            from pipeline.run_journal import open_parent_journal
+            from gradus.pipeline.runs.description import open_parent_journal
 
             open_parent_journal(self.run, start["policy"])
 

@@ -23,17 +23,17 @@ from prefect.exceptions import Abort, Pause, TerminationSignal
 from prefect.flow_engine import run_flow
 from prefect.states import Completed, Failed, State
 
-from flows import server
-from flows.around_flow import flow_settings, flushed, lenient_leases, quiet
-from flows.flow_record import TAG, FlowRecord, flow_parameters
-from flows.plain import PREPARE, Result, Work, failure_line, run_pipeline, run_plain
-from flows.prefect_view import PrefectView, logger
-from flows.stopping import Patience
-from pipeline import interruption
-from pipeline.checkpoint import NO_ROOM
-from pipeline.errors import StageFailed, UserError
-from pipeline.interruption import Interrupted
-from pipeline.observer import Observer, Observers
+from gradus.flows.orchestrator import server
+from gradus.flows.orchestrator.around_flow import flow_settings, flushed, lenient_leases, quiet
+from gradus.flows.orchestrator.flow_record import TAG, FlowRecord, flow_parameters
+from gradus.flows.orchestrator.interrupts import Patience
+from gradus.flows.orchestrator.pages import PrefectView, logger
+from gradus.flows.order import PREPARE, Result, Work, failure_line, run_pipeline, run_plain
+from gradus.pipeline.common import interruption
+from gradus.pipeline.common.errors import StageFailed, UserError
+from gradus.pipeline.common.interruption import Interrupted
+from gradus.pipeline.common.observer import Observer, Observers
+from gradus.pipeline.runs.checkpoint import NO_ROOM
 
 FLOW = "staged-pipeline"
 

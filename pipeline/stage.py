@@ -19,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from pipeline.config import StageConfig
+from gradus.pipeline.config import StageConfig
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -6,7 +6,7 @@ import functools
 import importlib
 import pkgutil
 
-from pipeline.stage import Stage
+from gradus.pipeline.stage import Stage
 
 
 @functools.cache

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from pipeline.advantages import centre, overlong_penalty, standardise
-from pipeline.config import StageConfig
-from pipeline.stage import Needs, Signals, Stage
+from gradus.pipeline.advantages import centre, overlong_penalty, standardise
+from gradus.pipeline.config import StageConfig
+from gradus.pipeline.stage import Needs, Signals, Stage
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -26,9 +26,9 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.advantages import best_kept, preference_pull, standardise
-from pipeline.config import StageConfig
-from pipeline.stage import Needs, Signals, Stage
+from gradus.pipeline.advantages import best_kept, preference_pull, standardise
+from gradus.pipeline.config import StageConfig
+from gradus.pipeline.stage import Needs, Signals, Stage
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from pipeline.config import StageConfig
-from pipeline.stage import Needs, Signals, Stage
+from gradus.pipeline.config import StageConfig
+from gradus.pipeline.stage import Needs, Signals, Stage
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -27,9 +27,9 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from pipeline.advantages import group_mean, standardise
-from pipeline.config import StageConfig
-from pipeline.stage import Needs, Signals, Stage
+from gradus.pipeline.advantages import group_mean, standardise
+from gradus.pipeline.config import StageConfig
+from gradus.pipeline.stage import Needs, Signals, Stage
 
 if TYPE_CHECKING:
     from torch import Tensor

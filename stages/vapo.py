@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.advantages import gae, length_adaptive_lambda, mixed_baseline
-from pipeline.config import StageConfig
-from pipeline.stage import Critic, Needs, Signals, Stage
+from gradus.pipeline.advantages import gae, length_adaptive_lambda, mixed_baseline
+from gradus.pipeline.config import StageConfig
+from gradus.pipeline.stage import Critic, Needs, Signals, Stage
 
 if TYPE_CHECKING:
     from torch import Tensor

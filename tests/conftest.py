@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pipeline.config import PolicyConfig
-from pipeline.creation import create_policy
-from pipeline.policy import Policy
-from pipeline.types import Prompt
+from gradus.pipeline.config import PolicyConfig
+from gradus.pipeline.policy.creation import create_policy
+from gradus.pipeline.policy.policy import Policy
+from gradus.pipeline.types import Prompt
 
 TEXTS = ["Calculate 12 + 34 - 5 =", "12+34=46; 46-5=41; answer: 41", "Calculate 7 * 8 =", "7*8=56; answer: 56"]
 

@@ -17,12 +17,12 @@ from prefect_home import clean_environment, end_servers
 from rehearsal import Rehearsal
 from test_execution import STAGE_CONFIGS, pipeline
 
-from flows import server
-from flows.plain import Work
-from pipeline.files import read_json
-from pipeline.observer import Observer
-from pipeline.runs import RunFolder
-from stages import discover
+from gradus.flows.orchestrator import server
+from gradus.flows.order import Work
+from gradus.pipeline.common.files import read_json
+from gradus.pipeline.common.observer import Observer
+from gradus.pipeline.runs.run_folder import RunFolder
+from gradus.stages import discover
 
 LABELS = ["sft", "dapo", "gfpo", "srpo"]
 FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
@@ -64,7 +64,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def staged(home: Path) -> Any:
     """The module, imported as a launch imports it: once the server is known."""
     server.ensure_server()
-    return importlib.import_module("flows.staged")
+    return importlib.import_module("gradus.flows.staged")
 
 
 def api(path: str, body: dict[str, Any] | None = None) -> Any:

@@ -19,11 +19,11 @@ from typing import Any
 import torch
 from test_execution import STAGE_CONFIGS, write_task
 
-from flows.plain import run_plain
-from pipeline import interruption, yaml_text
-from pipeline.config import pipeline_model
-from pipeline.observer import Observer
-from pipeline.runs import RunFolder
+from gradus.flows.order import run_plain
+from gradus.pipeline.common import interruption, yaml_text
+from gradus.pipeline.common.observer import Observer
+from gradus.pipeline.config.pipeline import pipeline_model
+from gradus.pipeline.runs.run_folder import RunFolder
 
 
 class Fate(Observer):

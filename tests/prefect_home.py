@@ -13,14 +13,14 @@ REPOSITORY = Path(__file__).parent.parent
 def clean_environment(home: Path) -> dict[str, str]:
     """This environment, without any Prefect in it, for a gradus home of its own."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT", "GRADUS"))}
-    return kept | {"GRADUS_HOME": str(home), "HOME": str(home), "PYTHONPATH": str(REPOSITORY)}
+    return kept | {"GRADUS_HOME": str(home), "HOME": str(home), "PYTHONPATH": str(REPOSITORY / "src")}
 
 
 def servers_of(home: Path) -> list[psutil.Process]:
     """Every server process that works in this home."""
     found = []
     for process in psutil.process_iter(["cmdline"]):
-        if any(part.endswith("flows/serve.py") for part in process.info["cmdline"] or []):
+        if any(part.endswith("flows/orchestrator/serve.py") for part in process.info["cmdline"] or []):
             try:
                 if Path(process.cwd()) == home / "prefect":
                     found.append(process)

@@ -12,12 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from flows import server
-from flows.plain import Work
-from pipeline.files import write_json
-from pipeline.observer import Observer
-from pipeline.runs import RESULT_FILE, RunFolder
-from stages import discover
+from gradus.flows.orchestrator import server
+from gradus.flows.order import Work
+from gradus.pipeline.common.files import write_json
+from gradus.pipeline.common.observer import Observer
+from gradus.pipeline.runs.run_folder import RESULT_FILE, RunFolder
+from gradus.stages import discover
 
 
 class Rehearsal:
@@ -57,7 +57,7 @@ class Rehearsal:
 def main(run_dir: str, kind: int) -> None:
     """A launch of its own that is hit by a signal in its third stage."""
     server.start_server_in_background()
-    from flows.staged import run_staged
+    from gradus.flows.staged import run_staged
 
     def hit() -> None:
         time.sleep(1)  # so that the server has heard of the stage

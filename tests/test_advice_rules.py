@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from flows import advice_rules as rules
-from flows.advice_rules import Advice, Situation, decide
-from pipeline.diagnosis import Diagnosis, KeyUse
-from pipeline.group_statistics import Estimate
+from gradus.flows.advise import rules as rules
+from gradus.flows.advise.rules import Advice, Situation, decide
+from gradus.pipeline.estimates.diagnosis import Diagnosis, KeyUse
+from gradus.pipeline.statistics.groups import Estimate
 
 SITUATION = Situation(
     untrained=False,

@@ -8,19 +8,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.conftest import tiny_policy
 from typer.testing import CliRunner, Result
 
-from flows import advise as work
-from flows import advise_write, cli
-from flows.advice_rules import Advice
-from flows.plain import run_plain
-from pipeline import yaml_text
-from pipeline.config_files import load_config
-from pipeline.diagnosis import ordered_groups
-from pipeline.observer import Observer
-from pipeline.runs import RunFolder
-from stages import discover
-from tests.conftest import tiny_policy
+from gradus.flows.advise import advise as work
+from gradus.flows.advise import rewrite
+from gradus.flows.advise.rules import Advice
+from gradus.flows.cli import app
+from gradus.flows.order import run_plain
+from gradus.pipeline.common import yaml_text
+from gradus.pipeline.common.observer import Observer
+from gradus.pipeline.config.loading import load_config
+from gradus.pipeline.estimates.diagnosis import ordered_groups
+from gradus.pipeline.runs.run_folder import RunFolder
+from gradus.stages import discover
 
 JUDGES = """\
 import random, zlib
@@ -68,7 +69,7 @@ class Gradus:
         tiny_policy().save(folder / "model")
 
     def __call__(self, *arguments: str, code: int = 0) -> Result:
-        result = CliRunner().invoke(cli.app, list(arguments), catch_exceptions=False, env={"COLUMNS": "80"})
+        result = CliRunner().invoke(app.app, list(arguments), catch_exceptions=False, env={"COLUMNS": "80"})
         assert result.exit_code == code, result.output + result.stderr
         assert "Traceback" not in result.output + result.stderr
         return result
@@ -264,7 +265,7 @@ def test_bad_input_is_said_before_anything_is_computed(
     def computed(*given: object) -> None:
         raise AssertionError("something was computed")
 
-    monkeypatch.setattr("flows.advise.advise", computed)
+    monkeypatch.setattr("gradus.flows.advise.advise.advise", computed)
     result = gradus.advise(*arguments, code=2)
     assert said in " ".join(result.stderr.replace("│", " ").split())
 
@@ -311,7 +312,7 @@ def advice(topic: str, value: object, verdict: str = "yes") -> Advice:
 
 def applied(stages: list[dict], *given: Advice, **more: object) -> dict:
     data = {"policy": {"path": "x"}, "stages": stages, **more}
-    advise_write.apply(data, given, discover())
+    rewrite.apply(data, given, discover())
     return data
 
 
@@ -385,7 +386,7 @@ def test_any_layout_is_written_as_what_was_meant(gradus: Gradus, tmp_path: Path,
     loaded = load_config("tiny.yaml", [], kinds)
     given = [advice("warm-up", "vapo"), advice("group size K", 16), advice("SRPO", "srpo")]
     target = tmp_path / "new.yaml"
-    advise_write.write(loaded, ["seed=3"], given, discover(), target, "a test")
+    rewrite.write(loaded, ["seed=3"], given, discover(), target, "a test")
     found = load_config(str(target), [], kinds).config
     assert found.seed == 3 and found.policy.path == str(gradus.folder / "model")
     assert found.stages[0].stage == "vapo" and found.stages[-1].stage == "srpo"

@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from pipeline.checkpoint import damaged_files, read_record, save_checkpoint, verified_record
-from pipeline.errors import StageFailed, UserError
-from pipeline.policy import Policy
+from gradus.pipeline.common.errors import StageFailed, UserError
+from gradus.pipeline.policy.policy import Policy
+from gradus.pipeline.runs.checkpoint import damaged_files, read_record, save_checkpoint, verified_record
 
 
 def save(policy, folder):

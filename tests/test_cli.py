@@ -15,11 +15,13 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
-from flows import cli, launch, terminal
-from flows.options import describe_options
-from pipeline.config import StageConfig
-from pipeline.config_files import load_config
-from stages import discover
+from gradus.flows import launch
+from gradus.flows.cli import app
+from gradus.flows.screen import progress
+from gradus.flows.screen.options import describe_options
+from gradus.pipeline.config import StageConfig
+from gradus.pipeline.config.loading import load_config
+from gradus.stages import discover
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = """\
@@ -57,7 +59,7 @@ class Gradus:
         self.config.write_text(TINY)
 
     def __call__(self, *arguments: str, code: int = 0) -> Result:
-        result = CliRunner().invoke(cli.app, list(arguments), catch_exceptions=False)
+        result = CliRunner().invoke(app.app, list(arguments), catch_exceptions=False)
         assert result.exit_code == code, result.output + result.stderr
         assert "Traceback" not in result.output + result.stderr
         return result
@@ -65,9 +67,9 @@ class Gradus:
     def process(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
         """The same, as a process of its own."""
         return subprocess.Popen(
-            [sys.executable, "-m", "flows.cli", *arguments],
+            [sys.executable, "-m", "gradus", *arguments],
             cwd=self.folder,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **environment},
+            env={**os.environ, "PYTHONPATH": str(ROOT / "src"), "PYTHONUNBUFFERED": "1", **environment},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -198,7 +200,7 @@ def test_an_unknown_error_is_one_line_and_a_traceback_in_the_run_folder(
     log = gradus.runs / "tiny" / "error.log"
     assert said.startswith("ZeroDivisionError: by nothing") and str(log) in said
     assert "Traceback" in log.read_text() and "in broken" in log.read_text()
-    debugged = CliRunner().invoke(cli.app, ["--debug", *run])
+    debugged = CliRunner().invoke(app.app, ["--debug", *run])
     assert debugged.exit_code == 1 and "in broken" in debugged.stderr
 
 
@@ -267,8 +269,8 @@ def test_wrong_names_are_answered_in_words(gradus: Gradus) -> None:
 
 def test_a_terminal_gets_one_live_line_and_finished_stages_stay() -> None:
     console = Console(force_terminal=True, width=100, record=True, color_system=None)
-    with terminal.watching(console) as observer:
-        assert isinstance(observer, terminal.LiveObserver)
+    with progress.watching(console) as observer:
+        assert isinstance(observer, progress.LiveObserver)
         observer.prepared(0.1, (0.05, 0.15))
         observer.stage_started("gfpo", 1, 3, 10, 0)
         observer.step_done("gfpo", 4, 10, {"reward/mean": 0.5, "throughput/tokens_per_second": 1234.5})
@@ -281,7 +283,7 @@ def test_a_terminal_gets_one_live_line_and_finished_stages_stay() -> None:
 
 def test_a_pipe_gets_a_line_a_tenth(capsys: pytest.CaptureFixture[str]) -> None:
     console = Console(width=200)
-    with terminal.watching(console) as observer:
+    with progress.watching(console) as observer:
         observer.stage_started("sft", 0, 1, 100, 0)
         for step in range(1, 101):
             observer.step_done("sft", step, 100, {"update/loss": 1.0})

@@ -19,14 +19,15 @@ import pytest
 from rich.console import Console
 from test_cli import TINY, Gradus, gradus, quiet_process  # noqa: F401
 
-from flows import launch
-from pipeline import run_lock, tracking_client
-from pipeline.checkpoint import checkpoints_in
-from pipeline.errors import StageFailed
-from pipeline.observer import Observer
-from pipeline.runs import RunFolder
-from pipeline.tracking_client import UploaderHandle
-from stages import discover
+from gradus.flows import launch
+from gradus.pipeline.common import locks
+from gradus.pipeline.common.errors import StageFailed
+from gradus.pipeline.common.observer import Observer
+from gradus.pipeline.runs.checkpoint import checkpoints_in
+from gradus.pipeline.runs.run_folder import RunFolder
+from gradus.pipeline.tracking import position
+from gradus.pipeline.tracking.position import UploaderHandle
+from gradus.stages import discover
 
 GRADED = """\
 evaluation: {reward: exact_answer}
@@ -43,7 +44,7 @@ checkpoints: {every_steps: 1, keep: 9}
 """
 CHAIN = TINY.replace("name: tiny", "name: chain").replace("rewards:\n", GRADED) + GFPO
 CONFIGS = [stage.config for stage in discover().values()]
-PATHED = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
+PATHED = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent / "src")}
 
 
 class Chain(Gradus):
@@ -84,14 +85,14 @@ class Chain(Gradus):
 @pytest.fixture(autouse=True)
 def untracked(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     """Launches in this process keep their curves for later: importing MLflow takes longer than training."""
-    monkeypatch.setattr(tracking_client, "start_uploader", lambda path: UploaderHandle(path, None, ""))
+    monkeypatch.setattr(position, "start_uploader", lambda path: UploaderHandle(path, None, ""))
 
 
 @pytest.fixture(scope="session")
 def trained_chain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     chain = Chain(tmp_path_factory.mktemp("chain"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tracking_client, "start_uploader", lambda path: UploaderHandle(path, None, ""))
+        patch.setattr(position, "start_uploader", lambda path: UploaderHandle(path, None, ""))
         chain.tell("run", str(chain.config))
     return chain.folder
 
@@ -158,7 +159,7 @@ def test_what_only_looks_at_a_complete_run_imports_nothing_slow(chain: Chain) ->
     commands += [["resume", "chain"], ["fork", "chain", "--from", "gfpo", "--no-run"]]
     code = f"""
 import sys
-from flows.cli import app
+from gradus.flows.cli import app
 for command in {commands}:
     app(command, standalone_mode=False)
     slow = {{"torch", "transformers", "prefect", "mlflow"}} & set(sys.modules)
@@ -216,11 +217,11 @@ def test_plan_notices_the_policy_the_task_and_what_all_stages_share(chain: Chain
 def test_plan_tells_of_other_code_in_a_line_a_stage_and_of_runtime_options(chain: Chain) -> None:
     file = chain.run().stage_dir(1) / "stage.json"
     known = json.loads(file.read_text())
-    known["code"] |= {"torch": "1.0", "pipeline/losses.py": "old"}
+    known["code"] |= {"torch": "1.0", "gradus.pipeline.training": "old"}
     file.write_text(json.dumps(known))
     said = chain.tell("plan", "chain.yaml", "--name", "chain", "--set", "checkpoints.keep=5")
     (line,) = (line for line in said.splitlines() if "other code" in line)
-    assert line == "dapo was begun with other code (pipeline/losses.py, torch); what is done is kept"
+    assert line == "dapo was begun with other code (gradus.pipeline.training, torch); what is done is kept"
     assert [row[2] for row in table(said.replace(f"{line}\n", ""))] == ["reuse"] * 3
     chain.stop_after(2, 1)
     said = chain.tell("plan", "chain.yaml", "--name", "chain", "--set", "checkpoints.keep=5")
@@ -263,7 +264,7 @@ def test_the_summary_goes_first_and_the_last_stage_next(chain: Chain, monkeypatc
     real, seen = RunFolder.set_aside, []
 
     def set_aside(run: RunFolder, index: int) -> Path | None:
-        seen.append((index, (run.path / "summary.json").exists(), run_lock.holder(run.path) is not None))
+        seen.append((index, (run.path / "summary.json").exists(), locks.holder(run.path) is not None))
         if index == 1:
             raise KeyboardInterrupt  # as a kill half-way
         return real(run, index)
@@ -283,7 +284,7 @@ def test_refusals_are_words_and_change_nothing(chain: Chain) -> None:
     for command in ("resume", "status", "verify"):
         said = chain.tell(command, "runs/chain/", code=2)
         assert "a run goes by its name here" in said and "expected: `chain`" in said
-    with run_lock.hold(chain.run().path):
+    with locks.hold(chain.run().path):
         said = chain.tell("resume", "chain", "--from", "sft", code=2)
         assert "another process is working on the run 'chain'" in said and "process " in said
         assert "another process is working" in chain.tell("run", "chain.yaml", "--name", "chain", code=2)
@@ -459,7 +460,7 @@ def test_mlflow_is_not_imported_beside_what_the_first_step_waits_for(
             assert started == [chain.run().path]
         raise StageFailed("enough")
 
-    monkeypatch.setattr(tracking_client, "start_uploader", start)
+    monkeypatch.setattr(position, "start_uploader", start)
     with pytest.raises(StageFailed, match="enough"):
         launch.launch(chain.run(), engine, Console(quiet=True))
     assert started == [chain.run().path], "what was journalled is delivered, however early a launch ends"

@@ -11,12 +11,12 @@ import pytest
 from test_execution import Notes, launch, pipeline
 from test_resume import assert_same, run_lives
 
-from pipeline import yaml_text
-from pipeline.checkpoint import checkpoints_in, read_record
-from pipeline.config import PipelineConfig
-from pipeline.errors import StageFailed
-from pipeline.journal import metric_history, read_events
-from pipeline.runs import RunFolder
+from gradus.pipeline.common import yaml_text
+from gradus.pipeline.common.errors import StageFailed
+from gradus.pipeline.config import PipelineConfig
+from gradus.pipeline.runs.checkpoint import checkpoints_in, read_record
+from gradus.pipeline.runs.run_folder import RunFolder
+from gradus.pipeline.tracking.journal import metric_history, read_events
 
 RUINOUS = 0.05
 """Learning rate."""

@@ -21,21 +21,21 @@ from prefect_home import REPOSITORY
 from rich.console import Console
 from test_execution import STAGE_CONFIGS, pipeline, write_task
 
-from flows.compare_arms import make_plan
-from flows.compare_budget import Budget
-from flows.compare_jobs import Children, Job, do, work_through
-from flows.compare_launch import launch, open_comparison
-from flows.compare_publish import publish
-from flows.compare_work import Tuning, Work
-from flows.plain import run_plain
-from pipeline import run_lock, yaml_text
-from pipeline.config_files import load_config
-from pipeline.errors import UserError
-from pipeline.files import read_json
-from pipeline.journal import metric_history
-from pipeline.observer import Observer
-from pipeline.runs import RunFolder
-from stages import discover
+from gradus.flows.compare.plan.arms import make_plan
+from gradus.flows.compare.plan.budget import Budget
+from gradus.flows.compare.plan.schedule import Tuning, Work
+from gradus.flows.compare.report.publish import publish
+from gradus.flows.compare.run.jobs import Children, Job, do, work_through
+from gradus.flows.compare.run.launch import launch, open_comparison
+from gradus.flows.order import run_plain
+from gradus.pipeline.common import locks, yaml_text
+from gradus.pipeline.common.errors import UserError
+from gradus.pipeline.common.files import read_json
+from gradus.pipeline.common.observer import Observer
+from gradus.pipeline.config.loading import load_config
+from gradus.pipeline.runs.run_folder import RunFolder
+from gradus.pipeline.tracking.journal import metric_history
+from gradus.stages import discover
 
 NAMES = ["base-seed-0", "base-seed-1", "gfpo-seed-0", "gfpo-seed-1", "staged-seed-0", "staged-seed-1"]
 PATIENCE = 280.0
@@ -57,8 +57,8 @@ class Comparison:
         (folder / "tiny.yaml").write_text(yaml_text.dump(config.model_dump(mode="json", exclude_defaults=True)))
 
     def start(self, *more: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "flows.cli", "compare", "tiny.yaml", *ARMS, *more]
-        environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-m", "gradus", "compare", "tiny.yaml", *ARMS, *more]
+        environment = {**os.environ, "PYTHONPATH": str(REPOSITORY / "src"), "OMP_NUM_THREADS": "1"}
         pipe = subprocess.PIPE
         process = subprocess.Popen(
             command, cwd=self.folder, env=environment, text=True, stdout=pipe, stderr=subprocess.STDOUT
@@ -97,7 +97,7 @@ class Comparison:
 
 def arms_of(comparison: subprocess.Popen[str]) -> list[psutil.Process]:
     """The processes that train; one that delivers curves may outlive them for a while."""
-    return [p for p in psutil.Process(comparison.pid).children() if "flows.arm" in p.cmdline()]
+    return [p for p in psutil.Process(comparison.pid).children() if "gradus.flows.cli.arm" in p.cmdline()]
 
 
 def planned(folder: Path, name: str, tuning: Tuning | None = None) -> Work:
@@ -118,7 +118,7 @@ def comparison(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 def test_a_comparison_whose_parent_is_killed_leaves_no_process(comparison: Comparison) -> None:
     first = comparison.start("--engine", "none")
-    while not run_lock.holder(comparison.path):
+    while not locks.holder(comparison.path):
         assert first.poll() is None, first.communicate()[0]
         time.sleep(0.05)
     with pytest.raises(UserError, match=r"another process is working on .*tiny-compare"):

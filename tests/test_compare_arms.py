@@ -8,22 +8,18 @@ from pathlib import Path
 import pytest
 from test_execution import pipeline
 
-from flows import (
-    commands_compare,
-    compare_claims,
-    compare_figures,
-    compare_jobs,
-    compare_measures,
-    compare_place,
-    compare_report,
-)
-from flows.commands_compare import parse_seeds, runs_at_once
-from flows.compare_arms import Plan, make_plan
-from flows.compare_budget import Budget, rollouts_a_step, shared_out
-from flows.compare_work import Tuning
-from pipeline.config_files import load_config
-from pipeline.errors import UserError
-from stages import discover
+from gradus.flows.cli import compare
+from gradus.flows.cli.compare import parse_seeds, runs_at_once
+from gradus.flows.compare import measures
+from gradus.flows.compare.plan import folder
+from gradus.flows.compare.plan.arms import Plan, make_plan
+from gradus.flows.compare.plan.budget import Budget, rollouts_a_step, shared_out
+from gradus.flows.compare.plan.schedule import Tuning
+from gradus.flows.compare.report import claims, figures, pages
+from gradus.flows.compare.run import jobs
+from gradus.pipeline.common.errors import UserError
+from gradus.pipeline.config.loading import load_config
+from gradus.stages import discover
 
 STAGES = discover()
 ARMS = "dapo,vapo,gfpo,srpo,staged"
@@ -176,7 +172,7 @@ def test_a_vllm_server_trains_one_run_at_a_time() -> None:
 
 
 def test_the_examples() -> None:
-    modules = [commands_compare, compare_claims, compare_figures, compare_jobs, compare_measures, compare_place]
-    for module in [*modules, compare_report]:
+    modules = [compare, claims, figures, jobs, measures, folder]
+    for module in [*modules, pages]:
         outcome = doctest.testmod(module)
         assert outcome.attempted and not outcome.failed, module.__name__

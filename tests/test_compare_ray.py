@@ -12,8 +12,8 @@ from flow_runs import home as home  # the fixture
 from test_compare import NAMES, PATIENCE, Comparison
 from typer.testing import CliRunner
 
-from flows import cli
-from pipeline.files import read_json
+from gradus.flows.cli import app
+from gradus.pipeline.common.files import read_json
 
 ray = pytest.importorskip("ray", reason="the extra `ray` is not installed")
 pytest.importorskip("prefect_ray", reason="the extra `ray` is not installed")
@@ -50,5 +50,5 @@ def flow_run_of(comparison: Comparison) -> str:
 
 @pytest.mark.parametrize(("words", "said"), [(["spark"], "no such workers"), (["ray", "--engine", "none"], "Prefect")])
 def test_bad_workers_are_refused(tmp_path: Path, words: list[str], said: str) -> None:
-    found = CliRunner().invoke(cli.app, ["compare", "quickstart", "--runs", str(tmp_path), "--workers", *words])
+    found = CliRunner().invoke(app.app, ["compare", "quickstart", "--runs", str(tmp_path), "--workers", *words])
     assert found.exit_code == 2 and said in found.output, found.output

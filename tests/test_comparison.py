@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from flows.compare_analysis import analyse
-from flows.compare_claims import SINGLE, Facts, judge
-from pipeline.comparison import (
+from gradus.flows.compare.report.analysis import analyse
+from gradus.flows.compare.report.claims import SINGLE, Facts, judge
+from gradus.pipeline.statistics.significance import (
     Estimate,
     all_of,
     best_of_all,

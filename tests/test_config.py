@@ -13,14 +13,14 @@ import pytest
 import yaml
 from conftest import tiny_policy
 
-from pipeline import yaml_text
-from pipeline.architectures import architecture_options, causal_model_types
-from pipeline.config import PipelineConfig
-from pipeline.config_base import identity
-from pipeline.config_files import dump_config, load_config, packaged_configs, schema
-from pipeline.errors import UserError
-from pipeline.preflight import check_runs_folder, preflight
-from stages import discover
+from gradus.pipeline.common import yaml_text
+from gradus.pipeline.common.errors import UserError
+from gradus.pipeline.config import PipelineConfig
+from gradus.pipeline.config.loading import dump_config, load_config, packaged_configs, schema
+from gradus.pipeline.config.options import identity
+from gradus.pipeline.execution.preflight import check_runs_folder, preflight
+from gradus.pipeline.policy.architectures import architecture_options, causal_model_types
+from gradus.stages import discover
 
 STAGES = [stage.config for stage in discover().values()]
 BASE = """\

@@ -6,7 +6,7 @@ import gc
 
 import pytest
 
-from pipeline.cores import started_up, starting_up
+from gradus.pipeline.common.process import started_up, starting_up
 
 
 def test_no_search_while_starting_up_and_then_not_among_what_there_is() -> None:

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import data_ahead, tasks
-from pipeline.config_task import ReasoningGymTask
-from pipeline.errors import UserError
-from pipeline.tasks import build_task
+from gradus.pipeline.common.errors import UserError
+from gradus.pipeline.config.task import ReasoningGymTask
+from gradus.pipeline.tasks import background
+from gradus.pipeline.tasks import task as tasks
+from gradus.pipeline.tasks.task import build_task
 
 
 def task(**options: object) -> ReasoningGymTask:
@@ -19,8 +20,8 @@ def task(**options: object) -> ReasoningGymTask:
 
 def test_the_same_data_and_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     direct = build_task(task(), tmp_path, tmp_path / "direct")
-    with data_ahead.data_ahead(task(), tmp_path, tmp_path / "ahead"):
-        data_ahead.wait_for_data(tmp_path / "ahead")
+    with background.data_ahead(task(), tmp_path, tmp_path / "ahead"):
+        background.wait_for_data(tmp_path / "ahead")
         monkeypatch.setattr(tasks, "_write", None)  # it is there
         found = build_task(task(), tmp_path, tmp_path / "ahead")
     assert (found.hashes, found.notes) == (direct.hashes, direct.notes)
@@ -28,14 +29,14 @@ def test_the_same_data_and_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_what_is_wrong_is_told_by_whoever_needs_the_data(tmp_path: Path) -> None:
     narrow = task(params={"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}, heldout=5000)
-    with data_ahead.data_ahead(narrow, tmp_path, tmp_path / "data"):
-        data_ahead.wait_for_data(tmp_path / "data")
+    with background.data_ahead(narrow, tmp_path, tmp_path / "data"):
+        background.wait_for_data(tmp_path / "data")
         with pytest.raises(UserError):
             build_task(narrow, tmp_path, tmp_path / "data")
 
 
 def test_nothing_is_left_running(tmp_path: Path) -> None:
-    with data_ahead.data_ahead(task(size=100_000), tmp_path, tmp_path / "data"):
-        process = data_ahead._under_way[tmp_path / "data"]
+    with background.data_ahead(task(size=100_000), tmp_path, tmp_path / "data"):
+        process = background._under_way[tmp_path / "data"]
     assert process.poll() is not None
-    data_ahead.wait_for_data(tmp_path / "data")  # nobody is making it
+    background.wait_for_data(tmp_path / "data")  # nobody is making it

@@ -24,12 +24,13 @@ from prefect_home import REPOSITORY
 from test_execution import pipeline, write_task
 from typer.testing import CliRunner
 
-from flows import cli, server
-from pipeline import yaml_text
-from pipeline.checkpoint import checkpoints_in
-from pipeline.files import read_json
-from pipeline.ledger import plan
-from pipeline.runs import RunFolder
+from gradus.flows.cli import app
+from gradus.flows.orchestrator import server
+from gradus.pipeline.common import yaml_text
+from gradus.pipeline.common.files import read_json
+from gradus.pipeline.runs.checkpoint import checkpoints_in
+from gradus.pipeline.runs.identity import plan
+from gradus.pipeline.runs.run_folder import RunFolder
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
 POOL = "gpus"
@@ -38,11 +39,11 @@ LONG = [{"stage": "sft", "steps": 2}, {"stage": "dapo", "group_size": 3, "steps"
 
 
 def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    return {**os.environ, "PYTHONPATH": str(REPOSITORY / "src"), "OMP_NUM_THREADS": "1"}
 
 
 def gradus(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "flows.cli", *words]
+    command = [sys.executable, "-m", "gradus", *words]
     return subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=240)
 
 
@@ -279,4 +280,4 @@ def test_bad_requests_are_refused_in_words(pool: str, tmp_path: Path, monkeypatc
 
 def call(*words: str) -> Any:
     """A command in this process."""
-    return CliRunner().invoke(cli.app, list(words))
+    return CliRunner().invoke(app.app, list(words))

@@ -9,8 +9,8 @@ from statistics import fmean
 
 import pytest
 
-from pipeline.diagnosis import Group, classes, diagnose, key_use, noise_share, ranked_ties
-from pipeline.group_statistics import alike, pass_at_k, share, variance_parts
+from gradus.pipeline.estimates.diagnosis import Group, classes, diagnose, key_use, noise_share, ranked_ties
+from gradus.pipeline.statistics.groups import alike, pass_at_k, share, variance_parts
 
 NAN = math.nan
 

@@ -7,13 +7,13 @@ import torch
 from conftest import TEXTS, tiny_policy
 from test_sampler import ARCHITECTURES, DRAW, make_endings_likely, policy_with
 
-from pipeline.config import PolicyConfig, SamplingConfig
-from pipeline.creation import create_policy
-from pipeline.reading import batch_logprobs
-from pipeline.sampler import lean, sample
-from pipeline.sampler.decoder import Decoder
-from pipeline.sampler.engines import TransformersEngine, engine_of
-from pipeline.types import Prompt
+from gradus.pipeline.config import PolicyConfig, SamplingConfig
+from gradus.pipeline.policy.creation import create_policy
+from gradus.pipeline.policy.forward.logprobs import batch_logprobs
+from gradus.pipeline.rollouts.builtin import lean_engine, sample
+from gradus.pipeline.rollouts.builtin.decoder import Decoder
+from gradus.pipeline.rollouts.builtin.engines import TransformersEngine, engine_of
+from gradus.pipeline.types import Prompt
 
 LEAN = {**ARCHITECTURES, "local-and-global": {"model_type": "gemma3_text", "head_dim": 8, "sliding_window": 6}}
 LEAN["biases"] = {"model_type": "qwen2"}
@@ -32,7 +32,7 @@ def engine_for(policy):
 
 @pytest.mark.parametrize("architecture", LEAN.values(), ids=LEAN.keys())
 def test_llama_like_models_are_decoded_lean(architecture):
-    assert isinstance(engine_for(tiny_policy(**architecture)), lean.LeanEngine)
+    assert isinstance(engine_for(tiny_policy(**architecture)), lean_engine.LeanEngine)
 
 
 def test_a_model_of_other_parts_is_sampled_through_transformers():
@@ -58,7 +58,7 @@ def test_a_model_without_a_cache_is_sampled_with_a_warning(prompts):
 @pytest.mark.parametrize("budget", [65_536, 400])
 @pytest.mark.parametrize("share_from", [8, 10_000])
 def test_logprobs_hold_when_prompts_are_shared_and_rows_join_late(architecture, budget, share_from, monkeypatch):
-    monkeypatch.setattr(lean, "SHARE_FROM", share_from)
+    monkeypatch.setattr(lean_engine, "SHARE_FROM", share_from)
     policy = tiny_policy(max_position_embeddings=256, **architecture)
     make_endings_likely(policy)
     prompts = long_prompts(policy)
@@ -70,19 +70,19 @@ def test_logprobs_hold_when_prompts_are_shared_and_rows_join_late(architecture, 
 
 
 def test_rows_that_join_late_draw_the_same_tokens(monkeypatch):
-    monkeypatch.setattr(lean, "SHARE_FROM", 8)
+    monkeypatch.setattr(lean_engine, "SHARE_FROM", 8)
     policy = tiny_policy(max_position_embeddings=256)
     make_endings_likely(policy)
     prompts = long_prompts(policy)
     together = sample(policy, prompts, 4, SamplingConfig(max_tokens=20), DRAW)
     admitted = []
-    real = lean.LeanEngine.admit
+    real = lean_engine.LeanEngine.admit
 
     def counting(self, taken):
         admitted.append((len(taken), len(self.position)))
         return real(self, taken)
 
-    monkeypatch.setattr(lean.LeanEngine, "admit", counting)
+    monkeypatch.setattr(lean_engine.LeanEngine, "admit", counting)
     refilled = sample(policy, prompts, 4, SamplingConfig(max_tokens=20, token_budget=260), DRAW)
     assert refilled.texts == together.texts
     assert any(there for _, there in admitted), "some must have joined rows that were growing"
@@ -103,7 +103,7 @@ def test_the_weights_are_those_of_the_moment(policy, prompts):
 def test_bfloat16_stays_near_a_training_forward(prompts):
     policy = tiny_policy()
     policy.model.to(torch.bfloat16)
-    assert isinstance(engine_for(policy), lean.LeanEngine)
+    assert isinstance(engine_for(policy), lean_engine.LeanEngine)
     rollouts = sample(policy, prompts, 4, SamplingConfig(max_tokens=8), DRAW)
     again = batch_logprobs(policy, rollouts, 1.0, token_budget=3000)
     torch.testing.assert_close(again, rollouts.rollout_logprobs_PKT, rtol=0, atol=0.1)

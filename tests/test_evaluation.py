@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline import evaluation
-from pipeline.config import StageConfig, pipeline_model
-from pipeline.evaluation import wilson_interval
-from pipeline.policy import Policy
-from pipeline.rewards import RewardSuite
-from pipeline.types import Prompt
+from gradus.pipeline.config import StageConfig
+from gradus.pipeline.config.pipeline import pipeline_model
+from gradus.pipeline.policy.policy import Policy
+from gradus.pipeline.rewards import RewardSuite
+from gradus.pipeline.training import evaluation
+from gradus.pipeline.training.evaluation import wilson_interval
+from gradus.pipeline.types import Prompt
 
 
 @pytest.mark.parametrize(

@@ -15,21 +15,22 @@ import torch
 from pydantic import ValidationError
 from transformers import AutoModelForCausalLM
 
-import stages
-from pipeline import yaml_text
-from pipeline.checkpoint import checkpoints_in, damaged_files, read_record
-from pipeline.config import PipelineConfig, pipeline_model
-from pipeline.errors import StageFailed, UserError
-from pipeline.evaluation import Evaluation
-from pipeline.execution import finish, prepare, run_stage
-from pipeline.files import read_json
-from pipeline.journal import metric_history, read_events
-from pipeline.ledger import plan
-from pipeline.observer import Observer
-from pipeline.runs import RunFolder
-from pipeline.signals import frozen_copy
-from pipeline.stage import Signals
-from stages import discover
+import gradus.stages
+from gradus.pipeline.common import yaml_text
+from gradus.pipeline.common.errors import StageFailed, UserError
+from gradus.pipeline.common.files import read_json
+from gradus.pipeline.common.observer import Observer
+from gradus.pipeline.config import PipelineConfig
+from gradus.pipeline.config.pipeline import pipeline_model
+from gradus.pipeline.execution.stage import finish, prepare, run_stage
+from gradus.pipeline.runs.checkpoint import checkpoints_in, damaged_files, read_record
+from gradus.pipeline.runs.identity import plan
+from gradus.pipeline.runs.run_folder import RunFolder
+from gradus.pipeline.stage import Signals
+from gradus.pipeline.tracking.journal import metric_history, read_events
+from gradus.pipeline.training.evaluation import Evaluation
+from gradus.pipeline.training.signals import frozen_copy
+from gradus.stages import discover
 
 STAGE_CONFIGS = [stage.config for stage in discover().values()]
 SUMMARY_STAGE_KEYS = {
@@ -323,7 +324,7 @@ def with_right(evaluation: Evaluation, count: int) -> Evaluation:
 
 
 def test_best_hands_over_the_checkpoint_with_the_highest_validation_accuracy(tmp_path, monkeypatch):
-    import pipeline.trainer as trainer
+    import gradus.pipeline.training.trainer as trainer
 
     right = iter([1, 4, 2, 1])
     real = trainer.evaluate
@@ -338,7 +339,7 @@ def test_best_hands_over_the_checkpoint_with_the_highest_validation_accuracy(tmp
 
 
 def test_a_stage_ends_early_once_validation_accuracy_reaches_its_goal(tmp_path, monkeypatch):
-    import pipeline.trainer as trainer
+    import gradus.pipeline.training.trainer as trainer
 
     right = iter([4, 5, 6])
     real = trainer.evaluate
@@ -381,8 +382,8 @@ def test_two_processes_on_one_run(finished):
 
 FIFTH = """
 from typing import Literal
-from pipeline.config import StageConfig
-from pipeline.stage import Critic, Needs, Stage
+from gradus.pipeline.config.pipeline import StageConfig
+from gradus.pipeline.stage import Critic, Needs, Stage
 
 class MineConfig(StageConfig):
     stage: Literal["mine"]
@@ -397,14 +398,14 @@ STAGE = Stage("mine", "an algorithm nobody has seen", MineConfig, weigh, lambda 
 
 
 def test_the_documented_algorithm_is_one_file_and_one_yaml(tmp_path, monkeypatch):
-    text = (Path(stages.__file__).parents[1] / "docs" / "own-stage.md").read_text()
+    text = (Path(__file__).parents[1] / "docs" / "own-stage.md").read_text()
     code, options = (text.split(f"```{kind}\n")[1].split("```")[0] for kind in ("python", "yaml"))
     (tmp_path / "rloo.py").write_text(code)
-    monkeypatch.setattr(stages, "__path__", [*stages.__path__, str(tmp_path)])
+    monkeypatch.setattr(gradus.stages, "__path__", [*gradus.stages.__path__, str(tmp_path)])
     discover.cache_clear()
     try:
         stage = discover()["rloo"]
-        assert doctest.testmod(sys.modules["stages.rloo"]) == (0, 3)
+        assert doctest.testmod(sys.modules["gradus.stages.rloo"]) == (0, 3)
         configs = [each.config for each in discover().values()]
         asked = yaml_text.parse(options, "own-stage.md").data["stages"]
         run = launch(tmp_path, pipeline(asked, configs), configs=configs)
@@ -415,12 +416,12 @@ def test_the_documented_algorithm_is_one_file_and_one_yaml(tmp_path, monkeypatch
         assert weights.tolist() == [[1.0, -1.0]]
     finally:
         discover.cache_clear()
-        sys.modules.pop("stages.rloo", None)
+        sys.modules.pop("gradus.stages.rloo", None)
 
 
 def test_a_fifth_algorithm_is_one_file(tmp_path, monkeypatch):
     (tmp_path / "mine.py").write_text(FIFTH)
-    monkeypatch.setattr(stages, "__path__", [*stages.__path__, str(tmp_path)])
+    monkeypatch.setattr(gradus.stages, "__path__", [*gradus.stages.__path__, str(tmp_path)])
     discover.cache_clear()
     try:
         configs = [stage.config for stage in discover().values()]
@@ -431,7 +432,7 @@ def test_a_fifth_algorithm_is_one_file(tmp_path, monkeypatch):
         assert run.result(1)["algorithm"] == "mine" and run.result(1)["steps"] == 2
     finally:
         discover.cache_clear()
-        sys.modules.pop("stages.mine", None)
+        sys.modules.pop("gradus.stages.mine", None)
 
 
 def test_a_reference_is_a_copy_apart(policy):

@@ -13,15 +13,22 @@ import torch
 from faults import Faults, Killed, largest_file
 from test_execution import STAGE_CONFIGS, pipeline, write_task
 
-from flows.plain import run_plain
-from pipeline.checkpoint import checkpoints_in, damaged_files, newest_whole, prune, read_record, save_checkpoint
-from pipeline.errors import StageFailed
-from pipeline.files import remove_leftovers
-from pipeline.observer import Observer
-from pipeline.policy import Policy
-from pipeline.runs import RunFolder
-from pipeline.sameness import outcome_differences
-from pipeline.training_state import read_state, write_state
+from gradus.flows.order import run_plain
+from gradus.pipeline.common.errors import StageFailed
+from gradus.pipeline.common.files import remove_leftovers
+from gradus.pipeline.common.observer import Observer
+from gradus.pipeline.policy.policy import Policy
+from gradus.pipeline.runs.checkpoint import (
+    checkpoints_in,
+    damaged_files,
+    newest_whole,
+    prune,
+    read_record,
+    save_checkpoint,
+)
+from gradus.pipeline.runs.run_folder import RunFolder
+from gradus.pipeline.runs.same_outcome import outcome_differences
+from gradus.pipeline.training.learner.state_files import read_state, write_state
 
 STATE = {"learner": {"moments": torch.arange(2000.0)}, "progress": {"step": 2}}
 PARENT = "parent"

@@ -26,12 +26,12 @@ from prefect_home import REPOSITORY
 from rehearsal import Rehearsal
 from test_execution import STAGE_CONFIGS, pipeline, write_task
 
-from flows import server
-from flows.plain import failure_line, run_plain
-from pipeline.errors import StageFailed, UserError
-from pipeline.files import read_json, write_json
-from pipeline.observer import Observer
-from pipeline.runs import RESULT_FILE, RunFolder
+from gradus.flows.orchestrator import server
+from gradus.flows.order import failure_line, run_plain
+from gradus.pipeline.common.errors import StageFailed, UserError
+from gradus.pipeline.common.files import read_json, write_json
+from gradus.pipeline.common.observer import Observer
+from gradus.pipeline.runs.run_folder import RESULT_FILE, RunFolder
 
 
 def test_the_plain_engine_keeps_the_order(tmp_path: Path) -> None:
@@ -42,7 +42,7 @@ def test_the_plain_engine_keeps_the_order(tmp_path: Path) -> None:
 
 
 def test_the_plain_engine_needs_no_prefect() -> None:
-    code = "import sys, flows.plain; print('prefect' in sys.modules)"
+    code = "import sys, gradus.flows.order; print('prefect' in sys.modules)"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=True)
     assert shown.stdout.strip() == "False"
 
@@ -228,7 +228,7 @@ def test_what_a_failure_line_says() -> None:
 
 
 def test_the_examples_and_the_link(staged: Any) -> None:
-    view = importlib.import_module("flows.prefect_view")
+    view = importlib.import_module("gradus.flows.orchestrator.pages")
     for module in (staged, view):
         outcome = doctest.testmod(module)
         assert outcome.attempted and not outcome.failed

@@ -22,14 +22,14 @@ from prefect_home import REPOSITORY
 from rehearsal import Rehearsal
 from test_execution import STAGE_CONFIGS, pipeline, write_task
 
-from flows import server
-from flows.plain import run_plain
-from pipeline.checkpoint import checkpoints_in
-from pipeline.files import read_json, write_json
-from pipeline.interruption import Interrupted
-from pipeline.journal import metric_history, read_events
-from pipeline.observer import Observer
-from pipeline.runs import RUN_FILE, RunFolder
+from gradus.flows.orchestrator import server
+from gradus.flows.order import run_plain
+from gradus.pipeline.common.files import read_json, write_json
+from gradus.pipeline.common.interruption import Interrupted
+from gradus.pipeline.common.observer import Observer
+from gradus.pipeline.runs.checkpoint import checkpoints_in
+from gradus.pipeline.runs.run_folder import RUN_FILE, RunFolder
+from gradus.pipeline.tracking.journal import metric_history, read_events
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM]
 
@@ -175,7 +175,7 @@ def test_a_user_need_not_wait_for_a_prefect_that_hangs(staged: Any, tmp_path: Pa
 def child(run: RunFolder, kind: signal.Signals) -> subprocess.Popen[str]:
     """Another process that works on the run and sends itself this signal in its third stage."""
     command = [sys.executable, rehearsal.__file__, str(run.path), str(int(kind))]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")])}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(REPOSITORY / "src"), str(REPOSITORY / "tests")])}
     return subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 

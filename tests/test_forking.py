@@ -11,10 +11,11 @@ import pytest
 from test_cli import quiet_process  # noqa: F401
 from test_cli_resume import DONE, Chain, chain, flip, table, trained_chain, untracked  # noqa: F401
 
-from flows import launch
-from pipeline import forking, run_lock
-from pipeline.checkpoint import read_record
-from pipeline.runs import RunFolder
+from gradus.flows import launch
+from gradus.pipeline.common import locks
+from gradus.pipeline.runs import fork as forking
+from gradus.pipeline.runs.checkpoint import read_record
+from gradus.pipeline.runs.run_folder import RunFolder
 
 
 def weights(folder: Path) -> list[str]:
@@ -165,7 +166,7 @@ def test_what_is_not_done_or_damaged_cannot_be_shared(chain: Chain) -> None:
     chain.stop_after(1, 1)
     said = chain.tell("fork", "chain", "--from", "gfpo", code=2)
     assert "got:      the stage `dapo` has no result yet" in said and "expected: --from sft or --from dapo" in said
-    with run_lock.hold(chain.run().path):  # the origin may be at work
+    with locks.hold(chain.run().path):  # the origin may be at work
         assert "to train it" in chain.tell("fork", "chain", "--from", "dapo", "--no-run")
     (chain.run().path / "start.json").unlink()
     assert "its data and policy are not ready" in chain.tell("fork", "chain", "--from", "sft", code=2)

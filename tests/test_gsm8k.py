@@ -7,14 +7,14 @@ from pathlib import Path
 
 from conftest import tiny_policy
 
-from pipeline.config_files import load_config
-from pipeline.execution import finish, prepare, run_stage
-from pipeline.observer import Observer
-from pipeline.rewards import RewardSuite
-from pipeline.runs import RunFolder
-from pipeline.tasks import build_task
-from pipeline.trainer import all_prompts
-from stages import discover
+from gradus.pipeline.common.observer import Observer
+from gradus.pipeline.config.loading import load_config
+from gradus.pipeline.execution.stage import finish, prepare, run_stage
+from gradus.pipeline.rewards import RewardSuite
+from gradus.pipeline.runs.run_folder import RunFolder
+from gradus.pipeline.tasks.task import build_task
+from gradus.pipeline.training.trainer import all_prompts
+from gradus.stages import discover
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = ["seed=1", "task.subset=null", "task.heldout=4", "task.validation=8", "sampling.max_tokens=8"]

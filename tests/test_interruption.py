@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import pytest
 
-from pipeline.interruption import SIGNALS, Interrupted, handled
+from gradus.pipeline.common.interruption import SIGNALS, Interrupted, handled
 
 
 class Thing:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.journal import Journal, journals, read_events, tracked_name
+from gradus.pipeline.tracking.journal import Journal, journals, read_events, tracked_name
 
 
 def test_events_come_back_in_order_with_kind_and_time(tmp_path: Path) -> None:
@@ -107,7 +107,7 @@ def test_the_parent_journal_comes_first_then_the_stages_in_order(tmp_path: Path)
 
 
 def test_the_trainers_side_imports_neither_mlflow_nor_torch() -> None:
-    code = "import json, sys, pipeline.journal, pipeline.tracking_client, pipeline.tracking, pipeline.tracking_ui;"
+    code = "import json, sys, gradus.pipeline.tracking.journal, gradus.pipeline.tracking.position, gradus.pipeline.tracking.uploader, gradus.pipeline.tracking.ui;"
     code += "print(json.dumps([m for m in ('mlflow', 'torch', 'matplotlib', 'numpy') if m in sys.modules]))"
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert json.loads(output) == []

@@ -17,18 +17,18 @@ from prefect_home import REPOSITORY, servers_of
 from test_execution import pipeline, write_task
 from tracking_runs import client
 
-from pipeline import yaml_text
-from pipeline.checkpoint import checkpoints_in
-from pipeline.journal import journals, metric_history
-from pipeline.runs import RunFolder
-from pipeline.tracking_client import count_undelivered, read_run_ids
+from gradus.pipeline.common import yaml_text
+from gradus.pipeline.runs.checkpoint import checkpoints_in
+from gradus.pipeline.runs.run_folder import RunFolder
+from gradus.pipeline.tracking.journal import journals, metric_history
+from gradus.pipeline.tracking.position import count_undelivered, read_run_ids
 
 STEPS = 60
 
 
 def launch(folder: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "flows.cli", "run", "tiny.yaml", "--name", "run"]
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "gradus", "run", "tiny.yaml", "--name", "run"]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY / "src"), "OMP_NUM_THREADS": "1"}
     pipe = subprocess.PIPE
     return subprocess.Popen(command, cwd=folder, env=environment, text=True, stdout=pipe, stderr=subprocess.STDOUT)
 
@@ -51,7 +51,7 @@ def test_a_killed_launch_leaves_no_process_and_the_next_one_goes_on(home: Path, 
         time.sleep(0.005)
     family = psutil.Process(first.pid).children(recursive=True)
     roles = [" ".join(process.cmdline()) for process in family]
-    assert any("pipeline.tracking" in role for role in roles), "the uploader"
+    assert any("gradus.pipeline.tracking.uploader" in role for role in roles), "the uploader"
     assert len(family) >= 2, "and a worker for the rewards"
     first.send_signal(signal.SIGKILL)
     first.communicate()

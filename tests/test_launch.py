@@ -19,18 +19,18 @@ from safetensors.torch import load_file
 from test_execution import STAGE_CONFIGS, launch, pipeline, write_task
 from test_resume import KILL, TERM, run_lives
 
-from pipeline import yaml_text
-from pipeline.checkpoint import checkpoints_in, read_record
-from pipeline.config import PipelineConfig
-from pipeline.config_base import identity
-from pipeline.errors import StageFailed, UserError
-from pipeline.execution import prepare
-from pipeline.journal import metric_history
-from pipeline.observer import Observer
-from pipeline.ranks import ALONE
-from pipeline.runs import RunFolder
-from pipeline.sameness import CLOCKS
-from pipeline.shards import read_shards, write_shards
+from gradus.pipeline.common import yaml_text
+from gradus.pipeline.common.errors import StageFailed, UserError
+from gradus.pipeline.common.observer import Observer
+from gradus.pipeline.common.ranks import ALONE
+from gradus.pipeline.config import PipelineConfig
+from gradus.pipeline.config.options import identity
+from gradus.pipeline.execution.stage import prepare
+from gradus.pipeline.runs.checkpoint import checkpoints_in, read_record
+from gradus.pipeline.runs.run_folder import RunFolder
+from gradus.pipeline.runs.same_outcome import CLOCKS
+from gradus.pipeline.tracking.journal import metric_history
+from gradus.pipeline.training.learner.shards import read_shards, write_shards
 
 TESTS = Path(__file__).resolve().parent
 STAGES = [
@@ -98,7 +98,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunFolder]:
     for name, wanted in ranked.items():
         found[name] = RunFolder.create(folder / "runs", wanted, name, folder / "c", STAGE_CONFIGS)
         prepare(found[name], Observer())
-    path = os.pathsep.join([str(TESTS.parent), str(TESTS)])
+    path = os.pathsep.join([str(TESTS.parent / "src"), str(TESTS)])
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr=localhost"]
     command += ["--nproc-per-node=2", str(TESTS / "two_ranks.py"), str(folder), *ranked]
@@ -143,7 +143,9 @@ def processes_of(run: RunFolder) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter(["cmdline"]):
         arguments = process.info["cmdline"] or []
-        if "pipeline.rank_process" in arguments and any(str(run.path) in argument for argument in arguments):
+        if "gradus.pipeline.execution.rank_process" in arguments and any(
+            str(run.path) in argument for argument in arguments
+        ):
             found.append(process)
     return found
 

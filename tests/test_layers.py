@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from stages import discover
+from gradus.stages import discover
 
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = ("pipeline", "stages", "flows")
@@ -60,7 +60,7 @@ def test_each_backend_is_imported_in_its_own_place() -> None:
         backend: {name_of(p) for p in FILES if any(m.split(".")[0] == backend for m in imports(p))}
         for backend in ("mlflow", "prefect")
     }
-    assert users["mlflow"] == {"pipeline/tracking.py"}
+    assert users["mlflow"] == {"pipeline/tracking/uploader.py"}
     assert users["prefect"] and all(name.startswith("flows/") for name in users["prefect"])
 
 
@@ -82,11 +82,11 @@ def test_files_stay_short() -> None:
 def test_what_answers_at_once_imports_nothing_slow() -> None:
     """Help, checks and status would take seconds otherwise."""
     light = [
-        "flows.cli", "flows.launch", "flows.status", "flows.options", "flows.terminal", "flows.plans", "flows.tables",
-        "pipeline.config_files",
-        "pipeline.preflight", "pipeline.rewards", "pipeline.tasks", "pipeline.runs", "pipeline.journal",
-        "pipeline.tracking_client", "pipeline.tracking_access", "pipeline.forking", "pipeline.verification",
-        "flows.commands_runs", "flows.commands_advise", "flows.server_access", "flows.sizes", "stages",
+        "gradus.flows.cli", "gradus.flows.launch", "gradus.flows.screen.status", "gradus.flows.screen.options", "gradus.flows.screen.progress", "gradus.flows.screen.plan", "gradus.flows.screen.tables",
+        "gradus.pipeline.config.loading",
+        "gradus.pipeline.execution.preflight", "gradus.pipeline.rewards", "gradus.pipeline.tasks.task", "gradus.pipeline.runs.run_folder", "gradus.pipeline.tracking.journal",
+        "gradus.pipeline.tracking.position", "gradus.pipeline.tracking.access", "gradus.pipeline.runs.fork", "gradus.pipeline.runs.verify",
+        "gradus.flows.cli.runs", "gradus.flows.cli.advise", "gradus.flows.orchestrator.access", "gradus.flows.screen.sizes", "gradus.stages",
     ]  # fmt: skip
     slow = ["torch", "transformers", "prefect", "mlflow", "datasets", "numpy", "pandas", "reasoning_gym"]
     code = f"""
@@ -95,8 +95,8 @@ for module in {light}:
     importlib.import_module(module)
     found = [name for name in {slow} if name in sys.modules]
     assert not found, f"{{module}} imports {{found}}"
-import stages
-stages.discover()
+import gradus.stages
+gradus.stages.discover()
 assert "torch" not in sys.modules, "a stage imports torch"
 """
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)

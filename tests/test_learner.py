@@ -10,18 +10,18 @@ import torch
 from conftest import TEXTS, tiny_policy
 from test_sampler import ARCHITECTURES
 
-from pipeline import head
-from pipeline import learner as learner_module
-from pipeline.config import PolicyConfig, SamplingConfig, StageConfig
-from pipeline.creation import create_policy
-from pipeline.errors import StageFailed
-from pipeline.learner import Learner, Rows, learning_rate
-from pipeline.packing import Pack, can_pack, computing, hidden_states
-from pipeline.policy import copied
-from pipeline.reading import batch_logprobs
-from pipeline.sampler import DrawKey, sample
-from pipeline.sources import demonstrated
-from pipeline.types import Prompt
+from gradus.pipeline.common.errors import StageFailed
+from gradus.pipeline.config import PolicyConfig, SamplingConfig, StageConfig
+from gradus.pipeline.policy.creation import create_policy
+from gradus.pipeline.policy.forward import lm_head
+from gradus.pipeline.policy.forward.logprobs import batch_logprobs
+from gradus.pipeline.policy.forward.packing import Pack, can_pack, computing, hidden_states
+from gradus.pipeline.policy.policy import copied
+from gradus.pipeline.rollouts.builtin import DrawKey, sample
+from gradus.pipeline.training.batches import demonstrated
+from gradus.pipeline.training.learner import learner as learner_module
+from gradus.pipeline.training.learner.learner import Learner, Rows, learning_rate
+from gradus.pipeline.types import Prompt
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2}
 MAMBA = {"model_type": "mamba", "state_size": 8}
@@ -130,8 +130,8 @@ def test_packed_gradients_are_those_of_the_padded_pass(architecture, clip, promp
         subject.update(rollouts, 1, lambda update, groups: WEIGHTS)
         return seen
 
-    monkeypatch.setattr(head, "CELLS", 1)
-    monkeypatch.setattr(head, "FEWEST", 5)
+    monkeypatch.setattr(lm_head, "CELLS", 1)
+    monkeypatch.setattr(lm_head, "FEWEST", 5)
     wanted = gradients(pack=False, budget=10_000)
     for budget in (10_000, 40):
         for got, expected in zip(gradients(pack=True, budget=budget), wanted, strict=True):

@@ -12,19 +12,20 @@ from test_execution import STAGE_CONFIGS, launch, pipeline, write_task
 from test_resume import assert_same, run_lives
 from transformers import AutoModelForCausalLM
 
-from pipeline import yaml_text
-from pipeline.checkpoint import verified_record
-from pipeline.config import LoraConfig, PipelineConfig, SamplingConfig
-from pipeline.errors import UserError
-from pipeline.learner import Learner
-from pipeline.lora import ADAPTER, add_adapters, merged_state
-from pipeline.policy import Policy, load_policy, parameters
-from pipeline.reading import batch_logprobs
-from pipeline.runs import RunFolder
-from pipeline.sampler import DrawKey, sample
-from pipeline.sampler.decoder import Decoder
-from pipeline.signals import frozen_copy
-from pipeline.types import Prompt
+from gradus.pipeline.common import yaml_text
+from gradus.pipeline.common.errors import UserError
+from gradus.pipeline.config import PipelineConfig, SamplingConfig
+from gradus.pipeline.config.pipeline import LoraConfig
+from gradus.pipeline.policy.forward.logprobs import batch_logprobs
+from gradus.pipeline.policy.lora import ADAPTER, add_adapters, merged_state
+from gradus.pipeline.policy.policy import Policy, load_policy, parameters
+from gradus.pipeline.rollouts.builtin import DrawKey, sample
+from gradus.pipeline.rollouts.builtin.decoder import Decoder
+from gradus.pipeline.runs.checkpoint import verified_record
+from gradus.pipeline.runs.run_folder import RunFolder
+from gradus.pipeline.training.learner.learner import Learner
+from gradus.pipeline.training.signals import frozen_copy
+from gradus.pipeline.types import Prompt
 
 LORA = LoraConfig(rank=4, alpha=8)
 GEMMA_LAYERS = ["sliding_attention", "full_attention"]

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from pipeline.losses import kl_estimate, spread_PK, token_weights, weighted_likelihood
+from gradus.pipeline.training.learner.losses import kl_estimate, spread_PK, token_weights, weighted_likelihood
 
 MASK = torch.tensor([[[True, True, True], [True, False, False]]])  # lengths 3 and 1, mean length 2
 

@@ -11,7 +11,7 @@ from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
-from pipeline.norms import in_norms, rms_norm
+from gradus.pipeline.policy.forward.rms_norm import in_norms, rms_norm
 
 
 def literal(states: Tensor, weight: Tensor, eps: float) -> Tensor:

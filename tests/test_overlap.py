@@ -14,21 +14,21 @@ from conftest import tiny_policy
 from test_execution import pipeline
 from test_resume import INT, KILL, TERM, assert_same, run_lives
 
-from pipeline import yaml_text
-from pipeline.config import PipelineConfig, StageConfig
-from pipeline.errors import StageFailed
-from pipeline.journal import metric_history
-from pipeline.overlap import OneAhead
-from pipeline.policy import Policy
-from pipeline.reading import batch_logprobs
-from pipeline.rewards import RewardSuite
-from pipeline.rollout import interface
-from pipeline.runs import RunFolder
-from pipeline.schedule import Schedule
-from pipeline.signals import SignalProvider, frozen_copy
-from pipeline.sources import GivenUp, SampledGroups
-from pipeline.stage import Needs
-from pipeline.types import Prompt, Rollouts
+from gradus.pipeline.common import yaml_text
+from gradus.pipeline.common.errors import StageFailed
+from gradus.pipeline.config import PipelineConfig, StageConfig
+from gradus.pipeline.policy.forward.logprobs import batch_logprobs
+from gradus.pipeline.policy.policy import Policy
+from gradus.pipeline.rewards import RewardSuite
+from gradus.pipeline.rollouts import sampler
+from gradus.pipeline.runs.run_folder import RunFolder
+from gradus.pipeline.stage import Needs
+from gradus.pipeline.tasks.prompt_order import Schedule
+from gradus.pipeline.tracking.journal import metric_history
+from gradus.pipeline.training.batches import GivenUp, SampledGroups
+from gradus.pipeline.training.prefetch import OneAhead
+from gradus.pipeline.training.signals import SignalProvider, frozen_copy
+from gradus.pipeline.types import Prompt, Rollouts
 
 STEPS = 6
 CONFIG = pipeline([{"stage": "dapo", "steps": 3, "prompts_per_step": 2, "group_size": 3, "async": 1}])
@@ -122,7 +122,7 @@ def test_what_goes_wrong_is_raised_where_the_batch_is_asked_for(
         raise StageFailed("the process for rewards can't start")
 
     ahead = OneAhead(groups_of(frozen_copy(policy), prompts, suite), policy)
-    monkeypatch.setattr(interface, "sample", fail)
+    monkeypatch.setattr(sampler, "sample", fail)
     with pytest.raises(StageFailed, match="can't start"):
         ahead.batch(1)
     ahead.close()

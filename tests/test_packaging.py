@@ -45,13 +45,15 @@ def test_the_wheel_holds_the_product_and_nothing_else(wheel: Path) -> None:
         described = archive.read(next(n for n in names if n.endswith(".dist-info/METADATA"))).decode()
         scripts = archive.read(next(n for n in names if n.endswith("entry_points.txt"))).decode()
     tops = {name.split("/")[0] for name in names}
-    assert tops == {"pipeline", "stages", "flows", f"gradus_rl-{PROJECT['version']}.dist-info"}
-    sources = {str(p.relative_to(ROOT)) for top in ("pipeline", "stages", "flows") for p in (ROOT / top).rglob("*.py")}
+    assert tops == {"gradus", f"gradus_rl-{PROJECT['version']}.dist-info"}
+    sources = {
+        f"gradus/{p.relative_to(ROOT)}" for top in ("pipeline", "stages", "flows") for p in (ROOT / top).rglob("*.py")
+    }
     assert sources <= set(names)
-    configs = {f"flows/configs/{path.name}" for path in (ROOT / "configs").glob("*.yaml")}
+    configs = {f"gradus/configs/{path.name}" for path in (ROOT / "configs").glob("*.yaml")}
     assert configs and configs <= set(names)
     assert any(name.endswith("licenses/LICENSE") for name in names)
-    assert "gradus = flows.cli:main" in scripts
+    assert "gradus = gradus.__main__:main" in scripts
     assert "Requires-Python: >=3.11" in described and "License-Expression: Apache-2.0" in described
 
 
@@ -77,12 +79,12 @@ def test_the_wheel_works_outside_the_checkout(wheel: Path, tmp_path: Path) -> No
         cwd=elsewhere, env=environment, capture_output=True, text=True, timeout=60,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert str(target / "flows" / "configs" / "quickstart.yaml") in done.stdout
+    assert str(target / "gradus" / "configs" / "quickstart.yaml") in done.stdout
     assert not list(elsewhere.iterdir()), "a check leaves nothing behind"
 
 
 def test_the_version_is_said_once_and_the_same() -> None:
-    from pipeline import __version__
+    from gradus import __version__
 
     assert PROJECT["version"] == __version__
 
@@ -110,9 +112,7 @@ def test_every_import_is_declared() -> None:
     declared = {canonicalize_name(requirement.name) for requirement in DECLARED + optional}
     by_module = metadata.packages_distributions()
     own = {
-        "pipeline",
-        "stages",
-        "flows",
+        "gradus",
         "tests",
         "benchmarks",
         "vllm",  # measured where somebody has installed it

@@ -8,18 +8,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pipeline.advantages import (
-    best_kept,
-    gae,
-    length_adaptive_lambda,
-    overlong_penalty,
-    standardise,
-)
-from pipeline.critic import explained_variance, value_loss
-from pipeline.losses import token_weights, weighted_likelihood
-from pipeline.signals import Difficulty
-from pipeline.stage import Signals
-from stages import discover
+from gradus.pipeline.advantages import best_kept, gae, length_adaptive_lambda, overlong_penalty, standardise
+from gradus.pipeline.stage import Signals
+from gradus.pipeline.training.learner.critics import explained_variance, value_loss
+from gradus.pipeline.training.learner.losses import token_weights, weighted_likelihood
+from gradus.pipeline.training.signals import Difficulty
+from gradus.stages import discover
 
 GENERATOR = torch.Generator().manual_seed(11)
 REWARDS = torch.tensor([[1.0, 0.0, 0.0, 1.0], [0.0, 1.0, 0.0, 0.0]], dtype=torch.float64)

@@ -9,10 +9,11 @@ import torch
 from conftest import TEXTS, tiny_policy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from pipeline.config import PolicyConfig, TokenizerConfig
-from pipeline.creation import create_policy, train_tokenizer
-from pipeline.errors import UserError
-from pipeline.policy import left_pad, load_policy
+from gradus.pipeline.common.errors import UserError
+from gradus.pipeline.config import PolicyConfig
+from gradus.pipeline.config.pipeline import TokenizerConfig
+from gradus.pipeline.policy.creation import create_policy, train_tokenizer
+from gradus.pipeline.policy.policy import left_pad, load_policy
 
 CHAT = (
     "{% for m in messages %}Calculate {{ m['content'] }};{% endfor %}{% if add_generation_prompt %} answer:{% endif %}"

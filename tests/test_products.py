@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pipeline import products
-from pipeline.products import Packed, in_layers, linear
+from gradus.pipeline.policy.forward import matmul
+from gradus.pipeline.policy.forward.matmul import Packed, in_layers, linear
 
 SHAPES = {
     "short sums": (200, 40, 24),
@@ -23,22 +23,22 @@ def operands(rows: int, outputs: int, inputs: int) -> list[torch.Tensor]:
     return [torch.randn(*shape, generator=generator) for shape in shapes]
 
 
-@pytest.fixture(params=[products.AVX2, products.AVX512], ids=["avx2", "avx512"], autouse=True)
+@pytest.fixture(params=[matmul.AVX2, matmul.AVX512], ids=["avx2", "avx512"], autouse=True)
 def worth(request, monkeypatch):
     """The rule of either kind of processor, whatever this one is."""
-    monkeypatch.setattr(products, "worth", lambda: request.param)
+    monkeypatch.setattr(matmul, "worth", lambda: request.param)
     return request.param
 
 
 def test_the_shapes_above_take_every_way():
-    short, wide = products.AVX2, products.AVX512
-    assert short.rows <= 200 and 24 < short.terms <= 256 and short.laid_out <= 512 * 256 < products.HUGE <= 4096 * 1024
+    short, wide = matmul.AVX2, matmul.AVX512
+    assert short.rows <= 200 and 24 < short.terms <= 256 and short.laid_out <= 512 * 256 < matmul.HUGE <= 4096 * 1024
     assert 200 * 40 * 24 < wide.work <= 200 * 40 * 300 and 40 * 300 < wide.laid_out <= 512 * 256
 
 
 def test_the_rule_is_one_of_the_two(monkeypatch):
     monkeypatch.undo()
-    assert products.worth() in (products.AVX2, products.AVX512) and products.worth() is products.worth()
+    assert matmul.worth() in (matmul.AVX2, matmul.AVX512) and matmul.worth() is matmul.worth()
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
@@ -68,7 +68,7 @@ def test_a_packed_layer_gives_and_adds_the_product(shape, biased):
 
 def test_layers_multiply_by_it_and_are_given_back(monkeypatch):
     calls = []
-    monkeypatch.setattr(products, "linear", lambda *given: calls.append(given) or linear(*given))
+    monkeypatch.setattr(matmul, "linear", lambda *given: calls.append(given) or linear(*given))
     model = torch.nn.Sequential(torch.nn.Linear(300, 300), torch.nn.ReLU(), torch.nn.Linear(300, 300))
     states = torch.randn(300, 300)
     wanted = model(states)
@@ -94,15 +94,15 @@ def test_other_types_and_a_frozen_weight_are_left_to_pytorch():
 @pytest.mark.parametrize(("left", "right"), [(40, 300), (300, 40), (8, 4)])
 def test_an_outer_product_of_columns(left, right):
     first, second = torch.randn(200, left), torch.randn(200, right)
-    found = products.outer(first, second)
+    found = matmul.outer(first, second)
     torch.testing.assert_close(found, first.t() @ second, rtol=1e-4, atol=1e-3)
     assert found.is_contiguous()
 
 
 def test_kernels_are_few_however_many_rows_there_are():
-    found = {len(products._filled(torch.empty(rows, 1))) for rows in range(1, 5000)}
+    found = {len(matmul._filled(torch.empty(rows, 1))) for rows in range(1, 5000)}
     assert len(found) < 160 and all(rows in found for rows in range(1, 32))
-    assert max(len(products._filled(torch.empty(rows, 1))) / rows for rows in range(1, 5000)) < 1.07
+    assert max(len(matmul._filled(torch.empty(rows, 1))) / rows for rows in range(1, 5000)) < 1.07
 
 
 @pytest.mark.parametrize("rows", [33, 257, 1001])
@@ -112,4 +112,4 @@ def test_rows_that_are_filled_up_change_nothing(rows):
     torch.testing.assert_close(linear(states, weight, bias), wanted, rtol=1e-4, atol=1e-3)
     torch.testing.assert_close(linear(states[None], weight, None), wanted[None] - bias, rtol=1e-4, atol=1e-3)
     torch.testing.assert_close(Packed(weight, bias).added(other, states), other + wanted, rtol=1e-4, atol=1e-3)
-    torch.testing.assert_close(products.outer(states, other), states.t() @ other, rtol=1e-4, atol=1e-2)
+    torch.testing.assert_close(matmul.outer(states, other), states.t() @ other, rtol=1e-4, atol=1e-2)

@@ -7,10 +7,10 @@ import math
 import pytest
 import torch
 
-from pipeline.config import RewardConfig
-from pipeline.errors import UserError
-from pipeline.rewards import RewardSuite, check_keys, order_PKK
-from pipeline.types import Prompt
+from gradus.pipeline.common.errors import UserError
+from gradus.pipeline.config import RewardConfig
+from gradus.pipeline.rewards import RewardSuite, check_keys, order_PKK
+from gradus.pipeline.types import Prompt
 
 
 def order(keys: list[str], rewards: list, lengths: list, valid: list | None = None, **components: list) -> list:

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 from test_execution import STAGE_CONFIGS, pipeline
 
-from pipeline import yaml_text
-from pipeline.checkpoint import checkpoints_in
-from pipeline.journal import metric_history
-from pipeline.runs import RunFolder
-from pipeline.sameness import outcome_differences
+from gradus.pipeline.common import yaml_text
+from gradus.pipeline.runs.checkpoint import checkpoints_in
+from gradus.pipeline.runs.run_folder import RunFolder
+from gradus.pipeline.runs.same_outcome import outcome_differences
+from gradus.pipeline.tracking.journal import metric_history
 
 TESTS = Path(__file__).resolve().parent
 STEPS = 6
@@ -41,7 +41,11 @@ KILL, TERM, INT = int(signal.SIGKILL), int(signal.SIGTERM), int(signal.SIGINT)
 
 def run_lives(folder: Path, name: str, *lives: str) -> RunFolder:
     """The run after these lives, see lives.py."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)]), "OMP_NUM_THREADS": "1"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(TESTS.parent / "src"), str(TESTS)]),
+        "OMP_NUM_THREADS": "1",
+    }
     command = [sys.executable, str(TESTS / "lives.py"), str(folder), name, *lives]
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert ended.returncode == 0, ended.stdout + ended.stderr

@@ -15,12 +15,12 @@ from typing import Any
 
 import pytest
 
-from pipeline.config import RewardConfig
-from pipeline.errors import UserError
-from pipeline.rewards import RewardSuite, Scoring
-from pipeline.task_gym import gym_dataset
-from pipeline.task_values import decode, encode
-from pipeline.types import Prompt
+from gradus.pipeline.common.errors import UserError
+from gradus.pipeline.config import RewardConfig
+from gradus.pipeline.rewards import RewardSuite, Scoring
+from gradus.pipeline.tasks.metadata import decode, encode
+from gradus.pipeline.tasks.reasoning_gym import gym_dataset
+from gradus.pipeline.types import Prompt
 
 JUDGE = """
 import math, os, signal, subprocess, sys, time
@@ -172,16 +172,16 @@ def test_workers_die_with_a_parent_that_is_killed(judge: Callable[..., RewardSui
     (tmp_path / "trainer.py").write_text(
         textwrap.dedent(
             """
-            from pipeline.config import RewardConfig
-            from pipeline.rewards import RewardSuite, Scoring
-            from pipeline.types import Prompt
+            from gradus.pipeline.config.pipeline import RewardConfig
+            from gradus.pipeline.rewards import RewardSuite, Scoring
+            from gradus.pipeline.types import Prompt
             suite = RewardSuite([RewardConfig(reward="judge:score", time_limit=60)])
             suite.score([Prompt("p", "?", "!")], [["brood"]])
             """
         )
     )
     root = Path(__file__).parent.parent
-    environment = {**os.environ, "PYTHONPATH": str(root)}
+    environment = {**os.environ, "PYTHONPATH": str(root / "src")}
     trainer = subprocess.Popen([sys.executable, "trainer.py"], env=environment)
     try:
         until = time.monotonic() + 20

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import RewardConfig
-from pipeline.errors import UserError
-from pipeline.rewards import check_rewards, describe, extract_answer
-from pipeline.rewards.equations import equation_share
-from pipeline.rewards.library import equation_steps, exact_answer, format, length, numeric_answer, read_number
-from pipeline.rewards.registry import Reward, find
-from pipeline.solver import solve
-from pipeline.types import Prompt
+from gradus.pipeline.common.errors import UserError
+from gradus.pipeline.config import RewardConfig
+from gradus.pipeline.rewards import check_rewards, describe, extract_answer
+from gradus.pipeline.rewards.equations import equation_share
+from gradus.pipeline.rewards.library import equation_steps, exact_answer, format, length, numeric_answer, read_number
+from gradus.pipeline.rewards.registry import Reward, find
+from gradus.pipeline.tasks.arithmetic import solve
+from gradus.pipeline.types import Prompt
 
 QUESTION = "(17 \N{MULTIPLICATION SIGN} 23) \N{MINUS SIGN} 19"
 MANUAL = Prompt("manual", QUESTION, "372")
@@ -292,7 +292,7 @@ def test_rewards_are_described() -> None:
 
 def test_importing_the_library_imports_nothing_heavy() -> None:
     heavy = {"torch", "numpy", "sympy", "reasoning_gym", "math_verify", "pydantic", "multiprocessing"}
-    code = f"import sys, pipeline.rewards; print(*({heavy!r} & sys.modules.keys()))"
+    code = f"import sys, gradus.pipeline.rewards; print(*({heavy!r} & sys.modules.keys()))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert found.split() == []
 

@@ -23,21 +23,22 @@ from test_execution import launch, pipeline
 from test_lora import adapted, stir
 from torch import Tensor
 
-from pipeline.config import PipelineConfig, SamplingConfig, StageConfig
-from pipeline.config_rollouts import RolloutConfig
-from pipeline.errors import StageFailed, UserError
-from pipeline.journal import metric_history
-from pipeline.learner import Learner
-from pipeline.losses import importance_weights
-from pipeline.policy import Policy
-from pipeline.rollout import checks, opening
-from pipeline.rollout.external import EngineSampler
-from pipeline.rollout.interface import Completion, Request
-from pipeline.rollout.vllm_http import Client, ServerProblem
-from pipeline.rollout.weights import pushed_weights, weights_digest
-from pipeline.sampler import DrawKey, sample
-from pipeline.signals import frozen_copy
-from pipeline.types import Prompt, Rollouts
+from gradus.pipeline.common.errors import StageFailed, UserError
+from gradus.pipeline.config import PipelineConfig, SamplingConfig, StageConfig
+from gradus.pipeline.config.compute_rollouts import RolloutConfig
+from gradus.pipeline.policy.policy import Policy
+from gradus.pipeline.rollouts import factory
+from gradus.pipeline.rollouts.builtin import DrawKey, sample
+from gradus.pipeline.rollouts.external import EngineSampler
+from gradus.pipeline.rollouts.sampler import Completion, Request
+from gradus.pipeline.rollouts.vllm import checks
+from gradus.pipeline.rollouts.vllm.http import Client, ServerProblem
+from gradus.pipeline.rollouts.weights import pushed_weights, weights_digest
+from gradus.pipeline.tracking.journal import metric_history
+from gradus.pipeline.training.learner.learner import Learner
+from gradus.pipeline.training.learner.losses import importance_weights
+from gradus.pipeline.training.signals import frozen_copy
+from gradus.pipeline.types import Prompt, Rollouts
 
 OPTIONS = SamplingConfig(max_tokens=8, temperature=0.7)
 DRAW = DrawKey(0, "s", 1)
@@ -273,12 +274,12 @@ def test_every_stage_trains_on_an_engines_completions(tmp_path: Path, monkeypatc
 
     def engine(pipeline: PipelineConfig, model: Path, run: Path) -> CopyEngine:
         if not engines:
-            from pipeline.policy import load_policy
+            from gradus.pipeline.policy.policy import load_policy
 
             engines.append(CopyEngine(load_policy(model, pipeline.policy), moved=1e-3))
         return engines[0]
 
-    monkeypatch.setattr(opening, "_engine", engine)
+    monkeypatch.setattr(factory, "_engine", engine)
     stages = [
         {"stage": "sft"},
         {"stage": "dapo", "group_size": 3, "eval_every": 1, "handover": "best"},
@@ -411,7 +412,7 @@ def test_options_that_cannot_be(options: dict[str, Any], words: str) -> None:
 
 
 def test_another_engine_may_go_on_with_a_run(tmp_path: Path) -> None:
-    from pipeline.ledger import wanted as identity_of
+    from gradus.pipeline.runs.identity import wanted as identity_of
 
     plain = pipeline([{"stage": "dapo"}])
     assert identity_of(plain, 0) == identity_of(pipeline([{"stage": "dapo"}], rollouts={"engine": "vllm"}), 0)
@@ -421,7 +422,7 @@ def test_another_engine_may_go_on_with_a_run(tmp_path: Path) -> None:
 
 
 def test_a_busy_server_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.rollout.vllm_http.PAUSE", 0.01)
+    monkeypatch.setattr("gradus.pipeline.rollouts.vllm.http.PAUSE", 0.01)
     with serving((503, {}), (429, {}), (200, {"results": [STATE]})) as (url, asked):
         assert Client(url, 5.0).state() == STATE
         assert len(asked) == 3
@@ -433,7 +434,7 @@ def test_workers_that_hold_different_weights_hold_none() -> None:
 
 
 def test_a_server_that_stays_away_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.rollout.vllm_http.PAUSE", 0.01)
+    monkeypatch.setattr("gradus.pipeline.rollouts.vllm.http.PAUSE", 0.01)
     with pytest.raises(ServerProblem, match="refused"):
         Client("http://127.0.0.1:9", 0.1).state()
 

@@ -7,9 +7,9 @@ import torch
 from conftest import tiny_policy
 from transformers import GenerationConfig
 
-from pipeline.config import SamplingConfig
-from pipeline.reading import batch_logprobs
-from pipeline.sampler import DrawKey, draw_tokens, sample, truncate
+from gradus.pipeline.config import SamplingConfig
+from gradus.pipeline.policy.forward.logprobs import batch_logprobs
+from gradus.pipeline.rollouts.builtin import DrawKey, draw_tokens, sample, truncate
 
 OPTIONS = SamplingConfig(max_tokens=12)
 DRAW = DrawKey(seed=0, stage="a", step=1)
@@ -53,8 +53,8 @@ def policy_with(architecture: dict, seed: int = 0):
 def gpt2():
     from conftest import TEXTS
 
-    from pipeline.config import PolicyConfig
-    from pipeline.creation import create_policy
+    from gradus.pipeline.config import PolicyConfig
+    from gradus.pipeline.policy.creation import create_policy
 
     options = {k: v for k, v in ARCHITECTURES["learned-positions"].items() if v is not None}
     return create_policy(PolicyConfig(architecture=options, device="cpu"), TEXTS, 0)

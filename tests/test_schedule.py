@@ -11,20 +11,20 @@ import torch
 from conftest import tiny_policy
 from test_execution import pipeline
 
-from pipeline.batching import groups_of, joined, uniform_groups
-from pipeline.config import PipelineConfig
-from pipeline.critic import TokenCritic
-from pipeline.learner import Learner, Weigh
-from pipeline.losses import token_weights
-from pipeline.policy import Policy
-from pipeline.reading import batch_logprobs
-from pipeline.rewards import RewardSuite
-from pipeline.sampler import DrawKey, sample
-from pipeline.schedule import HistoryResampling, Schedule
-from pipeline.sources import SampledGroups
-from pipeline.stage import Critic, Needs
-from pipeline.tasks import PromptStream
-from pipeline.types import Prompt, Rollouts
+from gradus.pipeline.config import PipelineConfig
+from gradus.pipeline.policy.forward.logprobs import batch_logprobs
+from gradus.pipeline.policy.policy import Policy
+from gradus.pipeline.rewards import RewardSuite
+from gradus.pipeline.rollouts.builtin import DrawKey, sample
+from gradus.pipeline.stage import Critic, Needs
+from gradus.pipeline.tasks.prompt_order import HistoryResampling, Schedule
+from gradus.pipeline.tasks.task import PromptStream
+from gradus.pipeline.training.batches import SampledGroups
+from gradus.pipeline.training.learner.critics import TokenCritic
+from gradus.pipeline.training.learner.groups import groups_of, joined, uniform_groups
+from gradus.pipeline.training.learner.learner import Learner, Weigh
+from gradus.pipeline.training.learner.losses import token_weights
+from gradus.pipeline.types import Prompt, Rollouts
 
 GRADED = [{"reward": "length", "params": {"max": 4, "falloff": 8}}]
 
@@ -59,7 +59,7 @@ def scored(prompts: list[Prompt], correct: list[list[bool]], valid: list[list[bo
 
 
 def test_groups_that_are_cut_and_joined_are_the_batch_again(policy: Policy, prompts: list[Prompt]) -> None:
-    from pipeline.config import SamplingConfig
+    from gradus.pipeline.config import SamplingConfig
 
     whole = sample(policy, prompts, 3, SamplingConfig(max_tokens=8), DrawKey(0, "s", 1))
     again = joined([groups_of(whole, [0, 2]), groups_of(whole, [3, 1])])
@@ -196,7 +196,7 @@ def weights_of(policy: Policy) -> torch.Tensor:
 
 @pytest.fixture
 def rollouts(policy: Policy, prompts: list[Prompt]) -> Rollouts:
-    from pipeline.config import SamplingConfig
+    from gradus.pipeline.config import SamplingConfig
 
     batch = sample(policy, prompts, 3, SamplingConfig(max_tokens=8), DrawKey(0, "s", 1))
     return replace(batch, correct_PK=torch.tensor([[True, False, False]] * 2 + [[True, True, False]] * 2))
@@ -235,8 +235,8 @@ def test_the_likelihood_loss_is_the_mean_over_correct_completions_tokens(rollout
     learner.update(rollouts, 1, lambda update, groups: table)
 
     literal = tiny_policy()
-    from pipeline.learner import Rows
-    from pipeline.policy import completion_logprobs
+    from gradus.pipeline.policy.policy import completion_logprobs
+    from gradus.pipeline.training.learner.learner import Rows
 
     rows = Rows.of(rollouts)
     logprobs = completion_logprobs(literal, rows.prompts, rows.tokens_RT, 1.0)
@@ -297,7 +297,7 @@ def test_packed_and_padded_values_agree(rollouts: Rollouts) -> None:
 
 
 def test_scores_of_a_preference_stage_are_taken_anew_for_each_minibatch(rollouts: Rollouts) -> None:
-    from pipeline.signals import SignalProvider
+    from gradus.pipeline.training.signals import SignalProvider
 
     policy = tiny_policy()
     config = pipeline([{"stage": "gfpo", "steps": 4, "prompts_per_step": 4, "group_size": 3}])

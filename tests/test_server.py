@@ -16,7 +16,7 @@ import psutil
 import pytest
 from prefect_home import REPOSITORY, clean_environment, end_servers, servers_of
 
-from flows import server, settings
+from gradus.flows.orchestrator import server, settings
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def answers(url: str) -> bool:
 
 
 def test_two_launches_at_once_start_one_server(home: Path) -> None:
-    code = "from flows.server import ensure_server; print(ensure_server())"
+    code = "from gradus.flows.orchestrator.server import ensure_server; print(ensure_server())"
     command, environment = [sys.executable, "-c", code], clean_environment(home)
     launches = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     urls = [launch.communicate(timeout=150)[0].strip() for launch in launches]
@@ -144,7 +144,7 @@ def test_the_database_is_the_one_that_prefect_would_make(tmp_path: Path) -> None
     code = """if True:
         import asyncio, sqlite3
         from pathlib import Path
-        from flows.serve import make_database
+        from gradus.flows.orchestrator.serve import make_database
         make_database(Path("prefect.db"))
         def tables(): return sorted(sqlite3.connect("prefect.db").execute("select name, sql from sqlite_master"))
         made = tables()
@@ -202,6 +202,6 @@ def test_a_proxy_does_not_get_loopback_requests(environment: None, tmp_path: Pat
 
 
 def test_importing_the_module_is_cheap() -> None:
-    code = "import sys, flows.server; print(sorted({'prefect', 'torch', 'pydantic', 'httpx'} & set(sys.modules)))"
+    code = "import sys, gradus.flows.orchestrator.server; print(sorted({'prefect', 'torch', 'pydantic', 'httpx'} & set(sys.modules)))"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=True)
     assert shown.stdout.strip() == "[]"

@@ -10,22 +10,25 @@ from typing import Any
 
 import pytest
 import torch
+from benchmarks.workload import make_policy
 from transformers import AutoConfig, AutoModelForCausalLM
 from typer.testing import CliRunner
 
-from benchmarks.workload import make_policy
-from flows import cli
-from pipeline import evaluation, head, sizing
-from pipeline.config import LoraConfig, PolicyConfig
-from pipeline.errors import UserError
-from pipeline.hardware import KNOWN, Hardware, parse_hardware
-from pipeline.lora import add_adapters
-from pipeline.model_size import ModelSize, from_options, model_size, stored_parameters
-from pipeline.pace import pace
-from pipeline.packing import Pack, computing, hidden_states
-from pipeline.sampler import lean
-from pipeline.sampler.decoder import Decoder
-from pipeline.sizing import Load, activation_bytes, memory
+from gradus.flows.cli import app
+from gradus.pipeline.common.errors import UserError
+from gradus.pipeline.config import PolicyConfig
+from gradus.pipeline.config.pipeline import LoraConfig
+from gradus.pipeline.estimates import memory as sizing
+from gradus.pipeline.estimates.hardware import KNOWN, Hardware, parse_hardware
+from gradus.pipeline.estimates.memory import Load, activation_bytes, memory
+from gradus.pipeline.estimates.model_size import ModelSize, from_options, model_size, stored_parameters
+from gradus.pipeline.estimates.step_time import pace
+from gradus.pipeline.policy.forward import lm_head
+from gradus.pipeline.policy.forward.packing import Pack, computing, hidden_states
+from gradus.pipeline.policy.lora import add_adapters
+from gradus.pipeline.rollouts.builtin import lean_engine
+from gradus.pipeline.rollouts.builtin.decoder import Decoder
+from gradus.pipeline.training import evaluation
 
 SHAPE = {
     "vocab_size": 96,
@@ -174,8 +177,8 @@ def test_options_change_what_they_should() -> None:
 
 
 def test_the_limits_are_those_of_the_code() -> None:
-    assert (sizing.SHARE_FROM, sizing.CACHE_BLOCK) == (lean.SHARE_FROM, lean.BLOCK)
-    assert (sizing.CELLS, sizing.FEWEST, sizing.PARTS) == (head.CELLS, head.FEWEST, evaluation.PARTS)
+    assert (sizing.SHARE_FROM, sizing.CACHE_BLOCK) == (lean_engine.SHARE_FROM, lean_engine.BLOCK)
+    assert (sizing.CELLS, sizing.FEWEST, sizing.PARTS) == (lm_head.CELLS, lm_head.FEWEST, evaluation.PARTS)
 
 
 def test_time_by_hand() -> None:
@@ -233,16 +236,16 @@ def test_a_folder_tells_its_size_exactly(folder: Path) -> None:
 
 def test_the_plan_prints_it(tmp_path: Path) -> None:
     runs = ["--runs", str(tmp_path)]
-    told = CliRunner().invoke(cli.app, ["plan", "quickstart", "--hardware", "cpu:24GiB", *runs])
+    told = CliRunner().invoke(app.app, ["plan", "quickstart", "--hardware", "cpu:24GiB", *runs])
     assert told.exit_code == 0
     for words in ("cpu (25.8 GB)", "KV cache", "while evaluating", "most of it", "docs/scaling.md"):
         assert words in told.output
     wanted = ["plan", "examples/scaling/7b.yaml", "--hardware", "1xH100", "--json", *runs]
-    found = json.loads(CliRunner().invoke(cli.app, wanted).output)["sizes"]
+    found = json.loads(CliRunner().invoke(app.app, wanted).output)["sizes"]
     assert found["model"]["parameters"] == LLAMA_2_7B.parameters
     assert found["heaviest"] == "vapo" and found["ways_on"] and not found["stages"][-1]["fits"]
     engine = [*wanted[:-3], "--set", "rollouts.engine=vllm", *wanted[-3:]]
-    told = json.loads(CliRunner().invoke(cli.app, engine).output)["sizes"]["stages"][1]
+    told = json.loads(CliRunner().invoke(app.app, engine).output)["sizes"]["stages"][1]
     assert told["engine"] == 0.4 * 80e9 and told["peak"] == told["engine"] + told["learning"]
-    wrong = CliRunner().invoke(cli.app, ["plan", "quickstart", "--hardware", "8xFoo", *runs])
+    wrong = CliRunner().invoke(app.app, ["plan", "quickstart", "--hardware", "8xFoo", *runs])
     assert wrong.exit_code == 2 and "RTX4090" in wrong.stderr

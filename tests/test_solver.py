@@ -7,7 +7,7 @@ import re
 import pytest
 from reasoning_gym import create_dataset
 
-from pipeline.solver import MAX_DEPTH, solvable, solve, work_out
+from gradus.pipeline.tasks.arithmetic import MAX_DEPTH, solvable, solve, work_out
 
 OPERATIONS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul}
 

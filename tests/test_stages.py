@@ -11,9 +11,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pipeline.losses import token_weights, weighted_likelihood
-from pipeline.stage import Signals
-from stages import discover
+from gradus.pipeline.stage import Signals
+from gradus.pipeline.training.learner.losses import token_weights, weighted_likelihood
+from gradus.stages import discover
 
 REWARDS = torch.tensor([[1.0, 0.0, 0.0, 1.0], [0.0, 0.5, 0.0, 0.0]], dtype=torch.float64)
 REFERENCE_REWARDS = torch.tensor([[0.0, 1.0, 0.0, 0.0], [1.0, 0.0, 1.0, 0.0]], dtype=torch.float64)

@@ -7,9 +7,17 @@ import math
 import numpy
 import pytest
 
-from pipeline.config import StageConfig
-from pipeline.switches import Switches
-from pipeline.switching import alarm_level, gain_bounds, mean_bounds, mean_drop, paired_drop, share_bounds, widened
+from gradus.pipeline.config import StageConfig
+from gradus.pipeline.statistics.intervals import (
+    alarm_level,
+    gain_bounds,
+    mean_bounds,
+    mean_drop,
+    paired_drop,
+    share_bounds,
+    widened,
+)
+from gradus.pipeline.training.early_stopping import Switches
 
 RTOL = 1e-5
 

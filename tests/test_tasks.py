@@ -18,13 +18,13 @@ import pytest
 from huggingface_hub import constants
 from pydantic import TypeAdapter
 
-from pipeline.config_task import Task
-from pipeline.errors import UserError
-from pipeline.solver import solve
-from pipeline.task_gym import gym_dataset, read_gym
-from pipeline.task_split import content_hash, folded, prompt_id
-from pipeline.task_values import as_text, decode, encode
-from pipeline.tasks import PromptStream, build_task, check_task, load_task, texts
+from gradus.pipeline.common.errors import UserError
+from gradus.pipeline.config.task import Task
+from gradus.pipeline.tasks.arithmetic import solve
+from gradus.pipeline.tasks.metadata import as_text, decode, encode
+from gradus.pipeline.tasks.reasoning_gym import gym_dataset, read_gym
+from gradus.pipeline.tasks.splits import content_hash, folded, prompt_id
+from gradus.pipeline.tasks.task import PromptStream, build_task, check_task, load_task, texts
 
 
 def make(**options):
@@ -361,8 +361,10 @@ def test_an_answer_that_is_no_text_is_named(tmp_path):
 
 
 def test_checking_imports_nothing_heavy():
-    code = "import sys; from pipeline.tasks import check_task; print([m for m in ('torch', 'datasets', 'numpy', \
+    code = (
+        "import sys; from gradus.pipeline.tasks.task import check_task; print([m for m in ('torch', 'datasets', 'numpy', \
 'pyarrow', 'transformers', 'reasoning_gym', 'huggingface_hub') if m in sys.modules])"
+    )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
 
@@ -454,9 +456,9 @@ import importlib.util
 real = importlib.util.find_spec
 importlib.util.find_spec = lambda name, package=None: None if name == "pycosat" else real(name, package)
 sys.meta_path.insert(0, Without())
-from pipeline.config_task import ReasoningGymTask
-from pipeline.errors import UserError
-from pipeline.task_gym import check_gym
+from gradus.pipeline.config.task import ReasoningGymTask
+from gradus.pipeline.common.errors import UserError
+from gradus.pipeline.tasks.reasoning_gym import check_gym
 check_gym(ReasoningGymTask(source="reasoning_gym", dataset="chain_sum"))
 try:
     check_gym(ReasoningGymTask(source="reasoning_gym", dataset="zebra_puzzles"))

@@ -26,10 +26,10 @@ from team_servers import COMPOSE, Team, interpolated, team
 from test_cli import TINY
 from tracking_runs import new_run, new_stage
 
-from pipeline.files import read_json
-from pipeline.sameness import CLOCKS
-from pipeline.tracking import sync_run
-from pipeline.tracking_client import read_run_ids
+from gradus.pipeline.common.files import read_json
+from gradus.pipeline.runs.same_outcome import CLOCKS
+from gradus.pipeline.tracking.position import read_run_ids
+from gradus.pipeline.tracking.uploader import sync_run
 
 LACKING = [name for name in ("psycopg2", "asyncpg", "flask_wtf") if importlib.util.find_spec(name) is None]
 MISSING = postgres.missing() or ("the extra `team` is not installed" if LACKING else "")
@@ -62,7 +62,7 @@ def servers(embedded: Future[Path], tmp_path_factory: pytest.TempPathFactory) ->
 
 def gradus(folder: Path, *arguments: str, code: int = 0, **environment: str) -> str:
     """What the command prints, in a home of its own; ``environment`` is what a user has set."""
-    command = [sys.executable, "-m", "flows.cli", *arguments, "--runs", str(folder / "runs")]
+    command = [sys.executable, "-m", "gradus", *arguments, "--runs", str(folder / "runs")]
     (folder / "tiny.yaml").write_text(TINY)
     kept = {k: v for k, v in clean_environment(folder / "home").items() if not k.startswith("MLFLOW")}
     options = {"cwd": folder, "env": kept | environment, "capture_output": True, "text": True, "timeout": 400}

@@ -14,11 +14,11 @@ from postgres import free_port
 from test_cli import TINY
 from typer.testing import CliRunner
 
-from flows import cli
-from flows.server_access import check_prefect
-from pipeline.config import TrackingConfig
-from pipeline.errors import UserError
-from pipeline.tracking_access import check_tracking, holds_secret
+from gradus.flows.cli import app
+from gradus.flows.orchestrator.access import check_prefect
+from gradus.pipeline.common.errors import UserError
+from gradus.pipeline.config.pipeline import TrackingConfig
+from gradus.pipeline.tracking.access import check_tracking, holds_secret
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "compose.yaml").read_text()
@@ -128,7 +128,7 @@ def test_an_address_with_a_password_is_refused_and_not_repeated(uri: str, tmp_pa
     config = tmp_path / "tiny.yaml"
     config.write_text(TINY)
     for arguments in (["check", str(config), "--set", f"tracking.uri={uri}"], ["check", str(config)]):
-        told = CliRunner().invoke(cli.app, arguments)
+        told = CliRunner().invoke(app.app, arguments)
         assert told.exit_code == 2 and "must not hold a password" in told.stderr + told.output
         assert SECRET not in told.stderr + told.output
         config.write_text(f"{TINY}tracking:\n  uri: {uri}\n")

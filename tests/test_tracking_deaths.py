@@ -15,9 +15,10 @@ from tracking_runs import client
 from tracking_runs import empty_store as empty_store  # the fixtures
 from tracking_runs import runs_folder as runs_folder
 
-from pipeline.journal import Journal, journals, metric_history
-from pipeline.tracking import Uploader
-from pipeline.tracking_client import Position, count_undelivered, resolve_uri
+from gradus.pipeline.tracking import events
+from gradus.pipeline.tracking.journal import Journal, journals, metric_history
+from gradus.pipeline.tracking.position import Position, count_undelivered, resolve_uri
+from gradus.pipeline.tracking.uploader import Uploader
 
 STAGE = "01-first"
 
@@ -176,10 +177,8 @@ def plain_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """One figure, drawn once: drawing is most of a delivery's time."""
     import matplotlib.figure
 
-    import pipeline.tracking_events
-
     figure = matplotlib.figure.Figure(figsize=(0.5, 0.5), dpi=20)
-    monkeypatch.setattr(pipeline.tracking_events, "histogram_figure", lambda *_: figure)
+    monkeypatch.setattr(events, "histogram_figure", lambda *_: figure)
 
 
 @pytest.mark.parametrize("before", [True, False], ids=["the request was not made", "the answer was not heard"])
@@ -228,7 +227,7 @@ def test_positions_that_are_lost_cost_nothing_but_time(runs: Path, plain_figures
 
 
 def test_what_a_killed_uploader_left_half_written_is_removed(runs: Path) -> None:
-    from pipeline.tracking import sync_run
+    from gradus.pipeline.tracking.uploader import sync_run
 
     run = new_run(runs, "half")
     Life(run).first()

@@ -18,9 +18,8 @@ from tracking_runs import client, full_run, log_steps, new_run, new_stage, steps
 from tracking_runs import empty_store as empty_store  # the fixtures
 from tracking_runs import runs_folder as runs_folder
 
-from pipeline.errors import UserError
-from pipeline.tracking import sync_run, sync_runs
-from pipeline.tracking_client import (
+from gradus.pipeline.common.errors import UserError
+from gradus.pipeline.tracking.position import (
     Position,
     count_undelivered,
     file_lock,
@@ -28,7 +27,8 @@ from pipeline.tracking_client import (
     start_uploader,
     upload_lock,
 )
-from pipeline.tracking_ui import serve_ui
+from gradus.pipeline.tracking.ui import serve_ui
+from gradus.pipeline.tracking.uploader import sync_run, sync_runs
 
 DEAD = "http://127.0.0.1:1"
 
@@ -104,8 +104,8 @@ TRAINER = """
 import os, sys, time
 from pathlib import Path
 sys.path.insert(0, {tests!r})
-from pipeline.journal import Journal
-from pipeline.tracking_client import start_uploader
+from gradus.pipeline.tracking.journal import Journal
+from gradus.pipeline.tracking.position import start_uploader
 run = Path({run!r})
 handle = start_uploader(run)
 stage = Journal(run / "stages/01-first/journal.jsonl")
@@ -142,7 +142,7 @@ def test_a_killed_trainer_takes_its_uploader_along_after_a_last_pass(runs: Path)
 
 def test_two_uploaders_may_create_the_store_together(tmp_path: Path) -> None:
     folders = [new_run(tmp_path / "new", name) for name in ("a", "b")]
-    command = [sys.executable, "-m", "pipeline.tracking"]
+    command = [sys.executable, "-m", "gradus.pipeline.tracking.uploader"]
     children = [subprocess.Popen([*command, str(folder)], stdout=subprocess.PIPE, text=True) for folder in folders]
     reports = [json.loads(child.communicate(timeout=180)[0]) for child in children]
     assert [(report["error"], report["undelivered"]) for report in reports] == [(None, 0)] * 2
@@ -152,7 +152,7 @@ def test_two_uploaders_may_create_the_store_together(tmp_path: Path) -> None:
 INTERFACE = """
 import sys, time
 sys.path.insert(0, {tests!r})
-from pipeline.tracking_ui import serve_ui
+from gradus.pipeline.tracking.ui import serve_ui
 process, url = serve_ui({runs!r}, port={port})
 print(url, flush=True)
 time.sleep(600)

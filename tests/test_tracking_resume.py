@@ -17,16 +17,15 @@ from tracking_runs import client, log_steps, new_run, new_stage, steps_of
 from tracking_runs import empty_store as empty_store  # the fixtures
 from tracking_runs import runs_folder as runs_folder
 
-from flows.plain import run_plain
-from pipeline import run_lock, yaml_text
-from pipeline.files import read_json, write_json
-from pipeline.interruption import Interrupted
-from pipeline.journal import Journal, journals, metric_history
-from pipeline.observer import Observer
-from pipeline.run_journal import open_parent_journal
-from pipeline.runs import RUN_FILE, RunFolder
-from pipeline.tracking import Uploader, _passes, sync_run
-from pipeline.tracking_client import (
+from gradus.flows.order import run_plain
+from gradus.pipeline.common import locks, yaml_text
+from gradus.pipeline.common.files import read_json, write_json
+from gradus.pipeline.common.interruption import Interrupted
+from gradus.pipeline.common.observer import Observer
+from gradus.pipeline.runs.description import open_parent_journal
+from gradus.pipeline.runs.run_folder import RUN_FILE, RunFolder
+from gradus.pipeline.tracking.journal import Journal, journals, metric_history
+from gradus.pipeline.tracking.position import (
     Position,
     Report,
     file_lock,
@@ -36,6 +35,7 @@ from pipeline.tracking_client import (
     start_uploader,
     upload_lock,
 )
+from gradus.pipeline.tracking.uploader import Uploader, _passes, sync_run
 
 STAGES = [{"stage": "sft", "steps": 3}, {"stage": "dapo", "group_size": 3, "steps": 4}]
 
@@ -143,14 +143,14 @@ def test_a_run_that_everyone_was_killed_of_is_marked_by_sync_and_runs_again(runs
     stage = new_stage(run, steps=2)
     Uploader(run, resolve_uri(None, runs), "gradus").sync()  # and is killed together with the trainer
     assert needs_delivery(run), "there is nothing to deliver but the end"
-    with run_lock.hold(run):
+    with locks.hold(run):
         assert not needs_delivery(run)
     sync_run(run)
     ids = read_run_ids(run)
     assert [client(runs).get_run(run_id).info.status for run_id in ids.values()] == ["KILLED", "KILLED"]
     assert not needs_delivery(run)
     stage.start("1 first")
-    with run_lock.hold(run):
+    with locks.hold(run):
         sync_run(run)
     assert [client(runs).get_run(run_id).info.status for run_id in ids.values()] == ["KILLED", "RUNNING"]
 
@@ -209,7 +209,7 @@ def test_the_last_pass_marks_what_nobody_else_will(
     if now_held_by is None:
         _passes(uploader, trainer, Report(run.name))
     else:
-        with run_lock.hold(run):
+        with locks.hold(run):
             _passes(uploader, trainer, Report(run.name))
     assert client(runs).get_run(read_run_ids(run)[""]).info.status == status
 
@@ -231,8 +231,8 @@ def test_a_stage_with_much_to_send_does_not_hold_up_the_news(runs: Path, monkeyp
             told.append((positions[0].status, positions[1].offset == stage.path.stat().st_size))
             return told[-1] == ("KILLED", False) or len(told) > 10
 
-    monkeypatch.setattr("pipeline.tracking.PASS_LIMIT", 0.0)
-    monkeypatch.setattr("pipeline.tracking.PASS_EVERY", 0.0)
+    monkeypatch.setattr("gradus.pipeline.tracking.uploader.PASS_LIMIT", 0.0)
+    monkeypatch.setattr("gradus.pipeline.tracking.uploader.PASS_EVERY", 0.0)
     living: Any = Living(os.getpid(), True)
     living.spoke = threading.Event()
     report = _passes(Uploader(run, resolve_uri(None, runs), "gradus"), living, Report(run.name))
@@ -253,7 +253,7 @@ def test_an_old_uploader_in_its_last_pass_does_not_end_what_a_new_launch_has_beg
             old = int(trainer.stdout.readline())
             wait_for(lambda: uploading(run))
             os.kill(trainer.pid, signal.SIGKILL)
-        held = run_lock.hold(run)
+        held = locks.hold(run)
         held.__enter__()
         Journal(run / "journal.jsonl").start("try")
         stage = Journal(run / "stages/01-first/journal.jsonl")

@@ -21,21 +21,21 @@ from test_gsm8k import loaded
 from vllm_models import SIZES, architectures
 from vllm_servers import Server, environment, missing, serving, vllm_python
 
-from pipeline.config import PipelineConfig
-from pipeline.config_launch import LaunchConfig
-from pipeline.config_rollouts import RolloutConfig
-from pipeline.errors import StageFailed, UserError
-from pipeline.files import sha256
-from pipeline.journal import metric_history
-from pipeline.policy import load_policy
-from pipeline.rollout import opening
-from pipeline.rollout.checks import check_rollouts
-from pipeline.rollout.external import EngineSampler
-from pipeline.rollout.vllm_http import Client, ServerProblem
-from pipeline.rollout.vllm_server import VllmServer
-from pipeline.runs import RunFolder
-from pipeline.sampler import DrawKey
-from pipeline.types import Prompt
+from gradus.pipeline.common.errors import StageFailed, UserError
+from gradus.pipeline.common.files import sha256
+from gradus.pipeline.config import PipelineConfig
+from gradus.pipeline.config.compute import LaunchConfig
+from gradus.pipeline.config.compute_rollouts import RolloutConfig
+from gradus.pipeline.policy.policy import load_policy
+from gradus.pipeline.rollouts import factory
+from gradus.pipeline.rollouts.builtin import DrawKey
+from gradus.pipeline.rollouts.external import EngineSampler
+from gradus.pipeline.rollouts.vllm.checks import check_rollouts
+from gradus.pipeline.rollouts.vllm.http import Client, ServerProblem
+from gradus.pipeline.rollouts.vllm.server import VllmServer
+from gradus.pipeline.runs.run_folder import RunFolder
+from gradus.pipeline.tracking.journal import metric_history
+from gradus.pipeline.types import Prompt
 
 pytestmark = [pytest.mark.skipif(bool(missing()), reason=missing() or "it is"), pytest.mark.timeout(600)]
 
@@ -69,7 +69,7 @@ def server(plain: RunFolder, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 @pytest.fixture(autouse=True)
 def no_engine_of_another_test() -> None:
-    opening._ENGINES.clear()
+    factory._ENGINES.clear()
 
 
 def sampler_of(server: Server, folder: Path, **options: Any) -> EngineSampler:
@@ -128,7 +128,7 @@ def test_a_server_that_dies_ends_the_stage_which_goes_on_when_it_is_back(
         killer.join()
         assert [*folder.glob("checkpoints/step-00000[3-9]")], "it ended before it was killed"
         own.start()
-        opening._ENGINES.clear()
+        factory._ENGINES.clear()
         run = launch(tmp_path, wanted)
         result = run.result(0)
         assert result is not None and result["steps"] == 60

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from pipeline.journal import Journal
-from pipeline.tracking import _import_mlflow
-from pipeline.tracking_client import read_run_ids, resolve_uri
+from gradus.pipeline.tracking.journal import Journal
+from gradus.pipeline.tracking.position import read_run_ids, resolve_uri
+from gradus.pipeline.tracking.uploader import _import_mlflow
 
 
 @pytest.fixture(scope="session")

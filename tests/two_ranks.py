@@ -11,16 +11,16 @@ from pathlib import Path
 import torch
 from test_execution import STAGE_CONFIGS
 
-from pipeline.checkpoint import verified_record
-from pipeline.execution import StageWork, reward_suite, train
-from pipeline.files import write_json
-from pipeline.journal import Journal, SilentJournal
-from pipeline.ledger import begin_stage, fingerprint, stage_identity
-from pipeline.observer import Observer
-from pipeline.ranks import Ranks, join
-from pipeline.runs import RESULT_FILE, RunFolder
-from pipeline.tasks import load_task
-from stages import discover
+from gradus.pipeline.common.files import write_json
+from gradus.pipeline.common.observer import Observer
+from gradus.pipeline.common.ranks import Ranks, join
+from gradus.pipeline.execution.stage import StageWork, reward_suite, train
+from gradus.pipeline.runs.checkpoint import verified_record
+from gradus.pipeline.runs.identity import begin_stage, fingerprint, stage_identity
+from gradus.pipeline.runs.run_folder import RESULT_FILE, RunFolder
+from gradus.pipeline.tasks.task import load_task
+from gradus.pipeline.tracking.journal import Journal, SilentJournal
+from gradus.stages import discover
 
 
 def train_stage(run: RunFolder, index: int, ranks: Ranks) -> None:

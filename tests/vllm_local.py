@@ -12,12 +12,13 @@ from pathlib import Path
 import torch
 from vllm_models import architectures, policy_of, prompts
 
-from pipeline.config import SamplingConfig, StageConfig, pipeline_model
-from pipeline.policy import parameters
-from pipeline.rollout.external import EngineSampler
-from pipeline.rollout.interface import Sampler
-from pipeline.rollout.opening import sampler_for
-from pipeline.sampler import DrawKey, sample
+from gradus.pipeline.config import SamplingConfig, StageConfig
+from gradus.pipeline.config.pipeline import pipeline_model
+from gradus.pipeline.policy.policy import parameters
+from gradus.pipeline.rollouts.builtin import DrawKey, sample
+from gradus.pipeline.rollouts.external import EngineSampler
+from gradus.pipeline.rollouts.factory import sampler_for
+from gradus.pipeline.rollouts.sampler import Sampler
 
 
 def main() -> None:

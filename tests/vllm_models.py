@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline.config import LoraConfig, PolicyConfig
-from pipeline.creation import create_policy
-from pipeline.policy import Policy
-from pipeline.types import Prompt
+from gradus.pipeline.config import PolicyConfig
+from gradus.pipeline.config.pipeline import LoraConfig
+from gradus.pipeline.policy.creation import create_policy
+from gradus.pipeline.policy.policy import Policy
+from gradus.pipeline.types import Prompt
 
 TEXTS = ["Calculate 12 + 34 - 5 =", "12+34=46; 46-5=41; answer: 41", "Calculate 7 * 8 =", "7*8=56; answer: 56"]
 SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -24,7 +25,7 @@ def architectures() -> dict[str, dict[str, Any]]:
 def policy_of(kind: str) -> Policy:
     policy = create_policy(PolicyConfig(architecture=architectures()[kind], device="cpu"), TEXTS, seed=0)
     if kind.endswith("lora"):
-        from pipeline.lora import add_adapters
+        from gradus.pipeline.policy.lora import add_adapters
 
         add_adapters(policy, LoraConfig(rank=4, alpha=8), seed=0)
     return policy

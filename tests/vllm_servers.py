@@ -34,7 +34,7 @@ def missing() -> str:
 def environment() -> dict[str, str]:
     """For a process with vLLM: this repository on its path, one thread, and nothing of the Hub's."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("VLLM_")}
-    return kept | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    return kept | {"PYTHONPATH": str(REPOSITORY / "src"), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 
 @dataclass
@@ -53,7 +53,14 @@ class Server:
     def start(self) -> None:
         """Until it answers."""
         self.port = self.port or free_port()
-        command = [str(vllm_python()), "-m", "pipeline.rollout.vllm_serve", str(self.model), "--port", str(self.port)]
+        command = [
+            str(vllm_python()),
+            "-m",
+            "gradus.pipeline.rollouts.vllm.serve",
+            str(self.model),
+            "--port",
+            str(self.port),
+        ]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [*command, *OPTIONS], env=environment(), stdout=log, stderr=log, cwd=self.log.parent,

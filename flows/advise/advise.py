@@ -11,24 +11,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flows.advice_rules import Advice, Situation, decide
-from flows.advise_write import NEW_STEPS
-from pipeline import interruption
-from pipeline.config import StageConfig
-from pipeline.cost import Cost, stage_cost
-from pipeline.data_ahead import data_ahead, wait_for_data
-from pipeline.diagnosis import ordered_groups
-from pipeline.errors import UserError
-from pipeline.files import read_json
-from pipeline.group_statistics import Estimate
-from pipeline.stage import Stage
+from gradus.flows.advise.rewrite import NEW_STEPS
+from gradus.flows.advise.rules import Advice, Situation, decide
+from gradus.pipeline.common import interruption
+from gradus.pipeline.common.errors import UserError
+from gradus.pipeline.common.files import read_json
+from gradus.pipeline.config import StageConfig
+from gradus.pipeline.estimates.diagnosis import ordered_groups
+from gradus.pipeline.estimates.stage_cost import Cost, stage_cost
+from gradus.pipeline.stage import Stage
+from gradus.pipeline.statistics.groups import Estimate
+from gradus.pipeline.tasks.background import data_ahead, wait_for_data
 
 if TYPE_CHECKING:
-    from pipeline.config import PipelineConfig
-    from pipeline.config_files import LoadedConfig
-    from pipeline.probe import Probe
-    from pipeline.runs import RunFolder
-    from pipeline.tasks import TaskData
+    from gradus.pipeline.config import PipelineConfig
+    from gradus.pipeline.config.loading import LoadedConfig
+    from gradus.pipeline.estimates.probe import Probe
+    from gradus.pipeline.runs.run_folder import RunFolder
+    from gradus.pipeline.tasks.task import TaskData
 
 
 @dataclass(frozen=True)
@@ -74,11 +74,11 @@ def find_subject(loaded: LoadedConfig, source: str | None, after: str | None, ru
 
     Raises: UserError where there is none.
     """
-    from flows.status import checkpoint_or_run
-    from flows.terminal import shown_path
-    from pipeline.checkpoint import RECORD_FILE, read_record
-    from pipeline.preflight import check_policy
-    from pipeline.runs import RUN_FILE
+    from gradus.flows.screen.progress import shown_path
+    from gradus.flows.screen.status import checkpoint_or_run
+    from gradus.pipeline.execution.preflight import check_policy
+    from gradus.pipeline.runs.checkpoint import RECORD_FILE, read_record
+    from gradus.pipeline.runs.run_folder import RUN_FILE
 
     config = loaded.config
     if source is None and after is None:
@@ -103,8 +103,8 @@ def find_subject(loaded: LoadedConfig, source: str | None, after: str | None, ru
 
 
 def _run_around(path: Path) -> RunFolder | None:
-    from pipeline.runs import RUN_FILE, RunFolder
-    from stages import discover
+    from gradus.pipeline.runs.run_folder import RUN_FILE, RunFolder
+    from gradus.stages import discover
 
     configs = [stage.config for stage in discover().values()]
     folders = (folder for folder in (path, *path.parents) if (folder / RUN_FILE).is_file())
@@ -169,7 +169,7 @@ def advise(
     config = loaded.config
     with interruption.handled(), tempfile.TemporaryDirectory(prefix="gradus-advise-") as folder:
         task, policy = _open(loaded, subject, Path(folder))
-        from pipeline.probe import probe
+        from gradus.pipeline.estimates.probe import probe
 
         found = probe(
             policy, task, config, probed_stage(config, stages), ranking_of(config, stages),
@@ -184,9 +184,9 @@ def _open(loaded: LoadedConfig, subject: Subject, folder: Path) -> tuple[TaskDat
     config, data = loaded.config, subject.data or folder / "data"
     importing = subject.data is None and "torch" not in sys.modules
     with data_ahead(config.task, loaded.base_dir, data) if importing else contextlib.nullcontext():
-        from pipeline.execution import starting_policy
-        from pipeline.policy import load_policy, use_threads
-        from pipeline.tasks import build_task
+        from gradus.pipeline.execution.stage import starting_policy
+        from gradus.pipeline.policy.policy import load_policy, use_threads
+        from gradus.pipeline.tasks.task import build_task
 
         wait_for_data(data)
     use_threads(config.policy)

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flows.advise_view import SUCCESS
-from pipeline.diagnosis import Diagnosis
-from pipeline.errors import UserError
-from pipeline.group_statistics import Estimate
+from gradus.flows.advise.screen import SUCCESS
+from gradus.pipeline.common.errors import UserError
+from gradus.pipeline.estimates.diagnosis import Diagnosis
+from gradus.pipeline.statistics.groups import Estimate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,15 +7,16 @@ from collections.abc import Mapping, MutableMapping, MutableSequence, Sequence
 from pathlib import Path
 from typing import Any
 
-from flows.advice_rules import Advice
-from pipeline import yaml_text
-from pipeline.config import PipelineConfig, pipeline_model
-from pipeline.config_base import fields_of
-from pipeline.config_files import LoadedConfig, apply_override, dump_config, load_config
-from pipeline.errors import UserError
-from pipeline.files import write_text
-from pipeline.preflight import preflight
-from pipeline.stage import Stage
+from gradus.flows.advise.rules import Advice
+from gradus.pipeline.common import yaml_text
+from gradus.pipeline.common.errors import UserError
+from gradus.pipeline.common.files import write_text
+from gradus.pipeline.config import PipelineConfig
+from gradus.pipeline.config.loading import LoadedConfig, apply_override, dump_config, load_config
+from gradus.pipeline.config.options import fields_of
+from gradus.pipeline.config.pipeline import pipeline_model
+from gradus.pipeline.execution.preflight import preflight
+from gradus.pipeline.stage import Stage
 
 IMITATION, WARM_UPS, RANKED, LAST = "sft", ("dapo", "vapo"), "gfpo", "srpo"
 """The chain's places and who may stand there."""

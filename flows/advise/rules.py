@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pipeline.diagnosis import Diagnosis, KeyUse
-from pipeline.group_statistics import Estimate
+from gradus.pipeline.estimates.diagnosis import Diagnosis, KeyUse
+from gradus.pipeline.statistics.groups import Estimate
 
 REACHABLE = 0.1
 """Least pass@K: below it more than nine of ten groups are all wrong, and a group's mean teaches nothing there."""

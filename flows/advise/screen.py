@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from flows.advice_rules import Advice, Situation, percent
-from flows.advise import Counsel
-from flows.terminal import duration, print_table, size_text
-from pipeline.cost import Cost
-from pipeline.diagnosis import Diagnosis
-from pipeline.group_statistics import Estimate
+from gradus.flows.advise.advise import Counsel
+from gradus.flows.advise.rules import Advice, Situation, percent
+from gradus.flows.screen.progress import duration, print_table, size_text
+from gradus.pipeline.estimates.diagnosis import Diagnosis
+from gradus.pipeline.estimates.stage_cost import Cost
+from gradus.pipeline.statistics.groups import Estimate
 
 WIDEST = 80
 """Columns that text is wrapped at, on wider screens too: long lines are hard to read."""

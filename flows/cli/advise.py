@@ -10,8 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
-from flows.command_options import RUNS, AsJson, Config, Overrides, Runs, check_world, console, load, sayer
-from flows.reporting import quiet_libraries
+from gradus.flows.cli.arguments import RUNS, AsJson, Config, Overrides, Runs, check_world, console, load, sayer
+from gradus.flows.screen.errors import quiet_libraries
 
 
 def advise(
@@ -34,23 +34,24 @@ def advise(
     runs: Runs = RUNS,
 ) -> None:
     """Probe a policy on its task, without training, and say which stages fit and what they will cost."""
-    from flows import advise as work
-    from flows import advise_plot, advise_write
-    from flows.advise_view import tell
-    from flows.terminal import shown_path
+    from gradus.flows.advise import advise as work
+    from gradus.flows.advise import plot as drawing
+    from gradus.flows.advise import rewrite
+    from gradus.flows.advise.screen import tell
+    from gradus.flows.screen.progress import shown_path
 
     quiet_libraries()
     loaded, stages = load(config, overrides)
     if write is not None:
-        advise_write.check_target(write, force)
+        rewrite.check_target(write, force)
     if plot is not None:
-        advise_plot.check_plot(plot)
+        drawing.check_plot(plot)
     subject = work.find_subject(loaded, source, after, runs)
     check_world(loaded, stages, runs)
     screen = console()
     with _progress(screen, prompts, quiet=as_json) as on_group:
         counsel = work.advise(loaded, stages, subject, prompts, samples, on_group)
-    chain = advise_write.advised_config(loaded, overrides or [], counsel.advice, stages)
+    chain = rewrite.advised_config(loaded, overrides or [], counsel.advice, stages)
     estimates = work.costs(chain, stages, counsel)
     if as_json:
         print(json.dumps(counsel.record(estimates), indent=2, allow_nan=False))
@@ -58,10 +59,10 @@ def advise(
         tell(counsel, estimates, screen)
     told: list[str] = []
     if plot is not None:
-        advise_plot.draw(counsel.probe.diagnosis, f"{loaded.config.name}: {subject.shown}", plot)
+        drawing.draw(counsel.probe.diagnosis, f"{loaded.config.name}: {subject.shown}", plot)
         told.append(f"the diagnosis is drawn in {shown_path(plot)}")
     if write is not None:
-        advise_write.write(loaded, overrides or [], counsel.advice, stages, write, subject.shown)
+        rewrite.write(loaded, overrides or [], counsel.advice, stages, write, subject.shown)
         told.append(f"the advised configuration is in {shown_path(write)}; to train it: gradus run {shown_path(write)}")
     if subject.untrained and after is None:
         told.append(after_sft(config, loaded.config, runs))
@@ -73,8 +74,8 @@ def advise(
 
 def after_sft(source: str, config: Any, runs: Path) -> str:
     """How to probe again once the policy has learned something; empty where no stage of the chain would teach it."""
-    from flows.terminal import runs_option
-    from stages import discover
+    from gradus.flows.screen.progress import runs_option
+    from gradus.stages import discover
 
     found = discover()
     teach = [each.label for each in config.stages if found[each.stage].needs(each).completions == "demonstrations"]

@@ -7,11 +7,14 @@ from typing import Annotated
 
 import typer
 
-from flows import commands_advise, commands_compare, commands_deploy, commands_runs
-from flows.command_options import RUNS, AsJson, Config, Engine, Overrides, Runs, check_world, console, load, sayer
-from flows.reporting import Process, command, quiet_libraries
-from pipeline import __version__
-from pipeline.errors import UserError
+from gradus import __version__
+from gradus.flows.cli import advise as advise_commands
+from gradus.flows.cli import compare as compare_commands
+from gradus.flows.cli import deploy as deploy_commands
+from gradus.flows.cli import runs as run_commands
+from gradus.flows.cli.arguments import RUNS, AsJson, Config, Engine, Overrides, Runs, check_world, console, load, sayer
+from gradus.flows.screen.errors import Process, command, quiet_libraries
+from gradus.pipeline.common.errors import UserError
 
 app = typer.Typer(
     name="gradus",
@@ -54,14 +57,14 @@ def run(
         str | None, typer.Option(metavar="POOL", help="Let a worker of this work pool do it, and follow that.")
     ] = None,
     detach: Annotated[bool, typer.Option("--detach", help="With --on: submit it and leave.")] = False,
-    job: commands_deploy.Job = None,
+    job: deploy_commands.Job = None,
 ) -> None:
     """Train a pipeline, stage after stage."""
-    from flows import launch
-    from flows.server_access import check_prefect
+    from gradus.flows import launch
+    from gradus.flows.orchestrator.access import check_prefect
 
     if on is not None:
-        commands_deploy.run_on(on, config, overrides, name, runs, detach, job or [])
+        deploy_commands.run_on(on, config, overrides, name, runs, detach, job or [])
         return
     if detach or job:
         raise UserError(f"--{'detach' if detach else 'job'} needs a work pool", fix="name it with --on POOL")
@@ -78,20 +81,20 @@ def run(
 
 
 # Help lists commands in the order in which they are registered.
-command(app)(commands_runs.resume)
-command(app)(commands_runs.plan)
-command(app)(commands_runs.fork)
-command(app)(commands_runs.status)
-command(app)(commands_runs.verify)
-command(app)(commands_compare.compare)
-command(app)(commands_deploy.deploy)
-command(app, hidden=True)(commands_deploy.deployed)
+command(app)(run_commands.resume)
+command(app)(run_commands.plan)
+command(app)(run_commands.fork)
+command(app)(run_commands.status)
+command(app)(run_commands.verify)
+command(app)(compare_commands.compare)
+command(app)(deploy_commands.deploy)
+command(app, hidden=True)(deploy_commands.deployed)
 
 
 @command(app)
 def check(config: Config, overrides: Overrides = None, runs: Runs = RUNS) -> None:
     """Check a configuration and everything it names, without computing anything."""
-    from flows.server_access import check_prefect
+    from gradus.flows.orchestrator.access import check_prefect
 
     loaded, stages = load(config, overrides)
     check_world(loaded, stages, runs)
@@ -100,7 +103,7 @@ def check(config: Config, overrides: Overrides = None, runs: Runs = RUNS) -> Non
     print(f"{loaded.path} is valid.\n{loaded.config.name}: {order}")
 
 
-command(app)(commands_advise.advise)
+command(app)(advise_commands.advise)
 
 
 @command(app)
@@ -110,18 +113,18 @@ def config(
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema that editors complete from.")] = False,
 ) -> None:
     """Print a configuration with every default filled in, or the JSON schema of all configurations."""
-    from pipeline import config_files
-    from stages import discover
+    from gradus.pipeline.config import loading
+    from gradus.stages import discover
 
     if schema:
-        described = config_files.schema([stage.config for stage in discover().values()])
+        described = loading.schema([stage.config for stage in discover().values()])
         print(json.dumps(described, indent=2, ensure_ascii=False))
     elif config is None:
-        known = ", ".join(config_files.packaged_configs()) or "none"
+        known = ", ".join(loading.packaged_configs()) or "none"
         fix = f"give a YAML file or a packaged configuration ({known}), or --schema"
         raise UserError("there is nothing to print", fix=fix)
     else:
-        print(config_files.dump_config(load(config, overrides)[0].config), end="")
+        print(loading.dump_config(load(config, overrides)[0].config), end="")
 
 
 @command(app, name="eval")
@@ -131,13 +134,13 @@ def evaluate(
     runs: Runs = RUNS,
 ) -> None:
     """Measure a checkpoint's accuracy on its run's held-out prompts."""
-    from flows.status import checkpoint_or_run
-    from flows.terminal import interval_text, number, shown_path
-    from stages import discover
+    from gradus.flows.screen.progress import interval_text, number, shown_path
+    from gradus.flows.screen.status import checkpoint_or_run
+    from gradus.stages import discover
 
     quiet_libraries()
     path = checkpoint_or_run(checkpoint, runs)
-    from pipeline.inference import evaluate_checkpoint
+    from gradus.pipeline.execution.inference import evaluate_checkpoint
 
     found = evaluate_checkpoint(path, [stage.config for stage in discover().values()])
     if as_json:
@@ -158,11 +161,11 @@ def sample(
     runs: Runs = RUNS,
 ) -> None:
     """Sample completions of one prompt."""
-    from flows.status import checkpoint_or_run
+    from gradus.flows.screen.status import checkpoint_or_run
 
     quiet_libraries()
     path = checkpoint_or_run(checkpoint, runs, hub=True)
-    from flows.tryout import sample_like_its_run
+    from gradus.flows.cli.sample import sample_like_its_run
 
     for number, text in enumerate(sample_like_its_run(path, prompt, count, temperature, max_tokens, seed), 1):
         print(f"{number}: {text}" if count > 1 else text)
@@ -176,7 +179,7 @@ def ui(
     runs: Runs = RUNS,
 ) -> None:
     """Open MLflow's pages on the runs folder, on this machine only, until Ctrl-C."""
-    from pipeline.tracking_ui import serve_ui, stop_ui
+    from gradus.pipeline.tracking.ui import serve_ui, stop_ui
 
     if not runs.is_dir():
         raise UserError(
@@ -197,13 +200,13 @@ def ui(
 @command(app)
 def sync(runs: Runs = RUNS) -> None:
     """Deliver to MLflow what it missed while it could not be reached."""
-    from pipeline.tracking_client import needs_delivery
+    from gradus.pipeline.tracking.position import needs_delivery
 
     waiting = [file.parent for file in sorted(runs.glob("*/journal.jsonl")) if needs_delivery(file.parent)]
     if not waiting:
         print("MLflow has everything.")
         return
-    from pipeline.tracking import sync_run
+    from gradus.pipeline.tracking.uploader import sync_run
 
     reports = [sync_run(folder) for folder in waiting]
     for report in reports:
@@ -215,9 +218,9 @@ def sync(runs: Runs = RUNS) -> None:
 @command(app)
 def stages(as_json: AsJson = False) -> None:
     """List the stages there are, with their own options and those that all have."""
-    from flows.options import describe_options, tell_options
-    from pipeline.config import StageConfig
-    from stages import discover
+    from gradus.flows.screen.options import describe_options, tell_options
+    from gradus.pipeline.config import StageConfig
+    from gradus.stages import discover
 
     common = describe_options(StageConfig)
     found = [
@@ -233,7 +236,7 @@ def stages(as_json: AsJson = False) -> None:
 @command(app)
 def rewards(as_json: AsJson = False) -> None:
     """List the rewards there are, with their range and options."""
-    from pipeline.rewards import describe
+    from gradus.pipeline.rewards import describe
 
     rows = describe()
     if as_json:
@@ -249,7 +252,7 @@ def server_status() -> None:
     """Say whether the server runs, and where."""
     import time
 
-    from flows.server import server_status
+    from gradus.flows.orchestrator.server import server_status
 
     for key, value in server_status().items():
         print(f"{key}: {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(value)) if key == 'since' else value}")
@@ -258,7 +261,7 @@ def server_status() -> None:
 @command(server, name="stop")
 def server_stop() -> None:
     """End the server that gradus started; recorded runs stay."""
-    from flows.server import stop_server
+    from gradus.flows.orchestrator.server import stop_server
 
     print("the server was stopped" if stop_server() else "no server of gradus's own was running")
 
@@ -266,7 +269,3 @@ def server_stop() -> None:
 def main() -> None:
     """Entry point of the ``gradus`` command."""
     app()
-
-
-if __name__ == "__main__":
-    main()

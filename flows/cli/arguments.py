@@ -25,8 +25,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable.")]
 
 def load(source: str, overrides: list[str] | None) -> tuple[Any, dict[str, Any]]:
     """A checked configuration, and the known stages by name."""
-    from pipeline.config_files import load_config
-    from stages import discover
+    from gradus.pipeline.config.loading import load_config
+    from gradus.stages import discover
 
     found = discover()
     return load_config(source, overrides or [], [stage.config for stage in found.values()]), found
@@ -34,7 +34,7 @@ def load(source: str, overrides: list[str] | None) -> tuple[Any, dict[str, Any]]
 
 def check_world(loaded: Any, stages: dict[str, Any], runs: Path) -> None:
     """Everything that can be known before compute is spent."""
-    from pipeline.preflight import preflight
+    from gradus.pipeline.execution.preflight import preflight
 
     preflight(loaded.config, loaded.base_dir, stages, runs, str(loaded.path))
 

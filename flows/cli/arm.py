@@ -1,4 +1,4 @@
-"""An arm's own process: ``python -m flows.arm NAME RUNS``, which is ``gradus resume NAME`` that ends with its parent.
+"""An arm's own process: ``python -m gradus.flows.cli.arm NAME RUNS``, which is ``gradus resume NAME`` that ends with its parent.
 
 Standard input is a pipe that the parent holds and never writes to. When it ends, however the parent ended, this process
 gets the signal that finishes the step in hand and keeps it.
@@ -22,7 +22,7 @@ def _end_with_parent() -> None:
 def main(name: str, runs: str) -> None:
     """Go on with a run until it is complete; exit codes are those of ``gradus resume``."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    from flows.cli import app
+    from gradus.flows.cli.app import app
 
     app(["resume", name, "--runs", runs, "--engine", "none"], prog_name="gradus")
 

@@ -9,10 +9,10 @@ from typing import Annotated
 
 import typer
 
-from flows.command_options import RUNS, Config, Engine, Overrides, Runs, check_world, console, load
-from flows.reporting import quiet_libraries
-from pipeline.config import PipelineConfig
-from pipeline.errors import StageFailed, UserError
+from gradus.flows.cli.arguments import RUNS, Config, Engine, Overrides, Runs, check_world, console, load
+from gradus.flows.screen.errors import quiet_libraries
+from gradus.pipeline.common.errors import StageFailed, UserError
+from gradus.pipeline.config import PipelineConfig
 
 ARMS = "dapo,vapo,gfpo,srpo,staged"
 
@@ -57,14 +57,15 @@ def compare(
     engine: Engine = "prefect",
 ) -> None:
     """Compare algorithms and chains from the same checkpoint, on the same budget, over several seeds."""
-    from flows import compare_launch, launch
-    from flows.compare_arms import make_plan
-    from flows.compare_budget import Budget
-    from flows.compare_measures import read_external
-    from flows.compare_ray import Cluster
-    from flows.compare_work import Tuning
-    from flows.server_access import check_prefect
-    from pipeline.cores import usable_cores
+    from gradus.flows import launch
+    from gradus.flows.compare.measures import read_external
+    from gradus.flows.compare.plan.arms import make_plan
+    from gradus.flows.compare.plan.budget import Budget
+    from gradus.flows.compare.plan.schedule import Tuning
+    from gradus.flows.compare.run import launch as comparisons
+    from gradus.flows.compare.run.ray import Cluster
+    from gradus.flows.orchestrator.access import check_prefect
+    from gradus.pipeline.common.process import usable_cores
 
     quiet_libraries()
     loaded, stages = load(config, overrides)
@@ -81,8 +82,8 @@ def compare(
     gpus = int((loaded.config.policy.device or "").startswith("cuda"))
     cluster = Cluster.parse(workers, engine, threads, gpus, at_once) if workers else None
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
-    comparison = compare_launch.open_comparison(runs, folder_name, plan, wanted, tuning, threads)
-    failed = compare_launch.launch(comparison, foreign, at_once, engine, console(), ["gradus", *sys.argv[1:]], cluster)
+    comparison = comparisons.open_comparison(runs, folder_name, plan, wanted, tuning, threads)
+    failed = comparisons.launch(comparison, foreign, at_once, engine, console(), ["gradus", *sys.argv[1:]], cluster)
     if failed:
         raise StageFailed(f"{failed} of {len(comparison.jobs)} runs failed; the same command tries them again")
 

@@ -9,9 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
-from flows.command_options import RUNS, Config, Overrides, Runs, check_world, console, load, sayer
-from flows.reporting import quiet_libraries
-from pipeline.errors import UserError
+from gradus.flows.cli.arguments import RUNS, Config, Overrides, Runs, check_world, console, load, sayer
+from gradus.flows.screen.errors import quiet_libraries
+from gradus.pipeline.common.errors import UserError
 
 Job = Annotated[
     list[str] | None,
@@ -36,7 +36,7 @@ def deploy(
 ) -> None:
     """Register a pipeline on a work pool of Prefect, whose workers run it when asked or on schedule."""
     url, say = _server(), sayer(console())
-    from flows import deployments
+    from gradus.flows.deploy import deployments
 
     with deployments.talking_to(url) as client:
         found = deployments.find_pool(client, pool, url)
@@ -58,7 +58,7 @@ def run_on(
 ) -> None:
     """Submit a run to a work pool and follow it to its end, or leave at once."""
     url, say = _server(), sayer(console())
-    from flows import deployments, following
+    from gradus.flows.deploy import deployments, follow
 
     with deployments.talking_to(url) as client:
         found = deployments.find_pool(client, pool, url)
@@ -70,7 +70,7 @@ def run_on(
             say(f"To stop it: {cancel}")
             return
         try:
-            code = following.follow(client, flow_run.id, pool, _worker(url, pool), say)
+            code = follow.follow(client, flow_run.id, pool, _worker(url, pool), say)
         except KeyboardInterrupt:
             say(f"\nno longer followed; the run goes on. To stop it: {cancel}")
             raise typer.Exit(130) from None
@@ -80,7 +80,7 @@ def run_on(
 
 def deployed() -> None:
     """Work on the flow run that a worker has been given; workers call this."""
-    from flows.server import ensure_server
+    from gradus.flows.orchestrator.server import ensure_server
 
     os.environ.setdefault("PREFECT_CLIENT_MAX_RETRIES", "5")  # without the server nobody knows of this run
     quiet_libraries()
@@ -88,7 +88,7 @@ def deployed() -> None:
         url = ensure_server()
     except (OSError, RuntimeError) as error:
         raise UserError("the Prefect server does not answer", got=str(error)) from error
-    from flows.deployed import work_on_flow_run
+    from gradus.flows.deploy.worker import work_on_flow_run
 
     work_on_flow_run(url)
 
@@ -99,7 +99,7 @@ def parse_job(given: list[str] | None) -> dict[str, Any]:
     >>> parse_job(["image=gradus:1", "volumes=[/data:/data]"])
     {'image': 'gradus:1', 'volumes': ['/data:/data']}
     """
-    from pipeline import yaml_text
+    from gradus.pipeline.common import yaml_text
 
     found = {}
     for text in given or ():
@@ -113,8 +113,8 @@ def parse_job(given: list[str] | None) -> dict[str, Any]:
 
 def _server() -> str:
     """The API's URL, with the services that deployments need. Raises: UserError."""
-    from flows.server import ensure_server
-    from flows.server_access import check_prefect
+    from gradus.flows.orchestrator.access import check_prefect
+    from gradus.flows.orchestrator.server import ensure_server
 
     quiet_libraries()
     check_prefect("prefect")
@@ -126,9 +126,9 @@ def _server() -> str:
 
 def _request(config: str, overrides: list[str] | None, name: str | None, runs: Path, pool_type: str, url: str) -> Any:
     """What is to be run, checked as far as this machine can: the worker checks the rest before it computes."""
-    from flows import launch
-    from flows.deployments import Request
-    from pipeline.preflight import refuse_url
+    from gradus.flows import launch
+    from gradus.flows.deploy.deployments import Request
+    from gradus.pipeline.execution.preflight import refuse_url
 
     launch.check_name(name)
     refuse_url(runs)
@@ -150,6 +150,6 @@ def _page(url: str, path: str) -> str:
 
 
 def _worker(url: str, pool: str) -> str:
-    from flows.deployments import prefect_command
+    from gradus.flows.deploy.deployments import prefect_command
 
     return f"{prefect_command(url)} worker start --pool {pool} --limit 1"

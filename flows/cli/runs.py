@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.command_options import RUNS, AsJson, Engine, Overrides, Run, Runs, check_world, console, load, sayer
-from flows.reporting import Process, quiet_libraries
-from pipeline.errors import UserError
+from gradus.flows.cli.arguments import RUNS, AsJson, Engine, Overrides, Run, Runs, check_world, console, load, sayer
+from gradus.flows.screen.errors import Process, quiet_libraries
+from gradus.pipeline.common.errors import UserError
 
 if TYPE_CHECKING:
-    from pipeline.runs import RunFolder
+    from gradus.pipeline.runs.run_folder import RunFolder
 
 
 def resume(
@@ -27,10 +27,10 @@ def resume(
     engine: Engine = "prefect",
 ) -> None:
     """Go on with a run where it stopped, or again from a stage."""
-    from flows import launch
-    from flows.tables import print_plan
-    from pipeline.ledger import made_again
-    from pipeline.ledger import plan as planned
+    from gradus.flows import launch
+    from gradus.flows.screen.tables import print_plan
+    from gradus.pipeline.runs.identity import made_again
+    from gradus.pipeline.runs.identity import plan as planned
 
     quiet_libraries()
     run, screen = _open(runs, name), console()
@@ -81,11 +81,12 @@ def plan(
     runs: Runs = RUNS,
 ) -> None:
     """Show what a launch would reuse, go on with and train, and why, without computing anything."""
-    from flows import launch, sizes
-    from flows.plans import describe
-    from flows.tables import tell_plan
-    from pipeline.hardware import parse_hardware
-    from pipeline.runs import CONFIG_FILE, RUN_FILE
+    from gradus.flows import launch
+    from gradus.flows.screen import sizes
+    from gradus.flows.screen.plan import describe
+    from gradus.flows.screen.tables import tell_plan
+    from gradus.pipeline.estimates.hardware import parse_hardware
+    from gradus.pipeline.runs.run_folder import CONFIG_FILE, RUN_FILE
 
     if config is None and name is None:
         raise UserError("there is nothing to plan", fix="give a configuration, or a run with --name NAME, or both")
@@ -132,14 +133,14 @@ def fork(
     engine: Engine = "prefect",
 ) -> None:
     """Begin a new run that shares what another one did before a stage, with other options from there on."""
-    from flows import launch
-    from flows.plans import describe
-    from flows.server_access import check_prefect
-    from flows.tables import print_plan
-    from flows.terminal import runs_option
-    from pipeline import forking
-    from pipeline.config_files import LoadedConfig
-    from pipeline.runs import CONFIG_FILE
+    from gradus.flows import launch
+    from gradus.flows.orchestrator.access import check_prefect
+    from gradus.flows.screen.plan import describe
+    from gradus.flows.screen.progress import runs_option
+    from gradus.flows.screen.tables import print_plan
+    from gradus.pipeline.config.loading import LoadedConfig
+    from gradus.pipeline.runs import fork as forking
+    from gradus.pipeline.runs.run_folder import CONFIG_FILE
 
     quiet_libraries()
     screen = console()
@@ -172,9 +173,9 @@ def status(
     runs: Runs = RUNS,
 ) -> None:
     """Show all runs, or the stages of one."""
-    from flows import status as runs_status
-    from flows.tables import print_runs, tell_run
-    from stages import discover
+    from gradus.flows.screen import status as runs_status
+    from gradus.flows.screen.tables import print_runs, tell_run
+    from gradus.stages import discover
 
     if name is not None:
         found = runs_status.run_status(_open(runs, name))
@@ -191,8 +192,8 @@ def status(
 
 def verify(name: Run, as_json: AsJson = False, runs: Runs = RUNS) -> None:
     """Hash every checkpoint of a run, and its data, and say what is damaged."""
-    from flows.tables import tell_findings
-    from pipeline.verification import verify as look_at
+    from gradus.flows.screen.tables import tell_findings
+    from gradus.pipeline.runs.verify import verify as look_at
 
     run = _open(runs, name)
     running = run.holder() is not None
@@ -208,8 +209,8 @@ def verify(name: Run, as_json: AsJson = False, runs: Runs = RUNS) -> None:
 
 
 def _open(runs: Path, name: str) -> RunFolder:
-    from pipeline.runs import RUN_FILE, RunFolder
-    from stages import discover
+    from gradus.pipeline.runs.run_folder import RUN_FILE, RunFolder
+    from gradus.stages import discover
 
     path = Path(name)
     if path.name != name and (path / RUN_FILE).is_file():
@@ -225,7 +226,7 @@ def _nothing() -> None:
 
 def _last_damage(run: RunFolder) -> str:
     """What is wrong with the checkpoint that a complete run hands over, or nothing."""
-    from pipeline.verification import damage
+    from gradus.pipeline.runs.verify import damage
 
     result = run.result(len(run.config.stages) - 1)
     return damage(Path(result["checkpoint"]), for_resume=False) if result else "missing"
@@ -233,9 +234,9 @@ def _last_damage(run: RunFolder) -> str:
 
 def _tell_complete(run: RunFolder, runs: Path, engine: str, screen: Any) -> None:
     """There is nothing to do, and what a user may want instead."""
-    from flows import launch
-    from flows.tables import tell_ways
-    from flows.terminal import runs_option
+    from gradus.flows import launch
+    from gradus.flows.screen.progress import runs_option
+    from gradus.flows.screen.tables import tell_ways
 
     where, last, say = runs_option(runs), run.config.stages[-1].label, sayer(screen)
     say(f"{run.name} is complete: nothing to resume. What one can do:")
@@ -253,12 +254,12 @@ def _tell_complete(run: RunFolder, runs: Path, engine: str, screen: Any) -> None
 def _check_rest(run: RunFolder, runs: Path, engine: str) -> None:
     """What a launch needs besides what the run folder holds: all of it before there is data, else rewards, room and
     servers that take us."""
-    from flows.server_access import check_prefect
-    from pipeline.config_files import LoadedConfig
-    from pipeline.preflight import check_runs_folder
-    from pipeline.rewards import check_rewards
-    from pipeline.tracking_access import check_tracking
-    from stages import discover
+    from gradus.flows.orchestrator.access import check_prefect
+    from gradus.pipeline.config.loading import LoadedConfig
+    from gradus.pipeline.execution.preflight import check_runs_folder
+    from gradus.pipeline.rewards import check_rewards
+    from gradus.pipeline.tracking.access import check_tracking
+    from gradus.stages import discover
 
     check_prefect(engine)
     if run.start() is None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
-from pipeline.config import SamplingConfig
-from pipeline.errors import UserError
-from pipeline.inference import find_run, latest_checkpoint, sample_checkpoint
-from pipeline.runs import RUN_FILE
-from stages import discover
+from gradus.pipeline.common.errors import UserError
+from gradus.pipeline.config import SamplingConfig
+from gradus.pipeline.execution.inference import find_run, latest_checkpoint, sample_checkpoint
+from gradus.pipeline.runs.run_folder import RUN_FILE
+from gradus.stages import discover
 
 
 def sample_like_its_run(

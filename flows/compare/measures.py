@@ -16,10 +16,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import UserError
-from pipeline.files import read_json
-from pipeline.journal import metric_history
-from pipeline.runs import RunFolder
+from gradus.pipeline.common.errors import UserError
+from gradus.pipeline.common.files import read_json
+from gradus.pipeline.runs.run_folder import RunFolder
+from gradus.pipeline.tracking.journal import metric_history
 
 CURVES = {"entropy": "policy/entropy", "length": "completion/length", "reward": "reward/mean"}
 """What is drawn besides accuracy: a measure -> the metric it comes from."""

@@ -1,7 +1,7 @@
 """Deployments: a pipeline registered with Prefect on a work pool, from which workers take its runs.
 
 The deployment holds the whole configuration, so what was deployed is what runs, whatever becomes of the file. What a
-worker starts for a flow run is ``gradus deployed`` (:mod:`flows.deployed`), in a process, a container or a pod.
+worker starts for a flow run is ``gradus deployed`` (:mod:`gradus.flows.deploy.worker`), in a process, a container or a pod.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.utilities.callables import parameter_schema
 from pydantic import ValidationError
 
-from flows.around_flow import flow_settings
-from flows.flow_record import TAG
-from flows.staged import FLOW, deployed_pipeline
-from pipeline.config_errors import did_you_mean
-from pipeline.config_files import LoadedConfig
-from pipeline.errors import UserError
+from gradus.flows.orchestrator.around_flow import flow_settings
+from gradus.flows.orchestrator.flow_record import TAG
+from gradus.flows.staged import FLOW, deployed_pipeline
+from gradus.pipeline.common.errors import UserError
+from gradus.pipeline.config.explain import did_you_mean
+from gradus.pipeline.config.loading import LoadedConfig
 
 POOL_TYPES = ("process", "docker", "kubernetes")
 """Work pools whose workers start a command that one can name."""
@@ -46,7 +46,7 @@ class Request:
     name: str | None = None
 
     def parameters(self) -> dict[str, Any]:
-        """What a flow run of :func:`flows.staged.deployed_pipeline` is called with."""
+        """What a flow run of :func:`gradus.flows.staged.deployed_pipeline` is called with."""
         config = self.loaded.config.model_dump(mode="json")
         return {"config": config, "source": str(self.loaded.path), "runs": self.runs, "name": self.name}
 
@@ -119,7 +119,7 @@ def job_variables(pool: WorkPool, given: Mapping[str, Any]) -> dict[str, Any]:
     """The job variables of a deployment on this pool: the command, and what is given. Raises: UserError."""
     known = check_job_variables(pool, given)
     if pool.type == "process":
-        return {"command": shlex.join([sys.executable, "-m", "flows.cli", "deployed"]), **given}
+        return {"command": shlex.join([sys.executable, "-m", "gradus", "deployed"]), **given}
     if "image" not in given and not known.get("image", {}).get("default"):
         raise UserError(
             f"the {pool.type} pool {pool.name!r} does not know which image to run",
@@ -141,7 +141,7 @@ def deploy(client: SyncPrefectClient, request: Request, pool: WorkPool, terms: T
     return client.create_deployment(
         flow_id=client.create_flow_from_name(FLOW),
         name=deployment_name(request, pool.name),
-        entrypoint="flows.staged.deployed_pipeline",
+        entrypoint="gradus.flows.staged.deployed_pipeline",
         work_pool_name=pool.name,
         parameters=request.parameters(),
         parameter_openapi_schema=schema.model_dump_for_openapi(),

@@ -13,7 +13,7 @@ from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId, LogFil
 from prefect.client.schemas.objects import State, StateType, WorkerStatus
 from prefect.client.schemas.sorting import LogSort
 
-from flows.deployed import REFUSED
+from gradus.flows.deploy.worker import REFUSED
 
 EVERY = 1.0
 """Seconds between two looks."""

@@ -19,16 +19,16 @@ from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Completed, State
 
-from flows import launch
-from flows.around_flow import flow_settings
-from flows.command_options import check_world, console, load, sayer
-from flows.flow_record import FlowRecord
-from flows.reporting import Process
-from flows.staged import run_staged
-from pipeline import yaml_text
-from pipeline.config_files import LoadedConfig
-from pipeline.errors import UserError
-from pipeline.observer import Observer
+from gradus.flows import launch
+from gradus.flows.cli.arguments import check_world, console, load, sayer
+from gradus.flows.orchestrator.around_flow import flow_settings
+from gradus.flows.orchestrator.flow_record import FlowRecord
+from gradus.flows.screen.errors import Process
+from gradus.flows.staged import run_staged
+from gradus.pipeline.common import yaml_text
+from gradus.pipeline.common.errors import UserError
+from gradus.pipeline.common.observer import Observer
+from gradus.pipeline.config.loading import LoadedConfig
 
 ID_VARIABLE = "PREFECT__FLOW_RUN_ID"
 """Workers of every type set it."""

@@ -10,10 +10,10 @@ import base64
 import urllib.error
 import urllib.request
 
-from flows.settings import users_api_url, users_credentials
-from pipeline.errors import UserError
-from pipeline.tracking_access import holds_secret
-from pipeline.tracking_client import redacted
+from gradus.flows.orchestrator.settings import users_api_url, users_credentials
+from gradus.pipeline.common.errors import UserError
+from gradus.pipeline.tracking.access import holds_secret
+from gradus.pipeline.tracking.position import redacted
 
 TIME_LIMIT = 3.0
 """Seconds to wait for the server's answer."""

@@ -14,8 +14,8 @@ import prefect.flow_engine
 from prefect.events.worker import EventsWorker
 from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
-from flows import settings
-from flows.prefect_view import logger
+from gradus.flows.orchestrator import settings
+from gradus.flows.orchestrator.pages import logger
 
 TALKERS = ("prefect", "prefect._internal", "EventsWorker", "APILogWorker")
 """Loggers through which Prefect would speak on the terminal."""

@@ -29,9 +29,9 @@ from prefect.settings import get_current_settings
 from prefect.states import Completed, Crashed, Failed, State
 from prefect.utilities.urls import url_for
 
-from flows.server import process_start
-from pipeline.files import read_json, write_json
-from pipeline.runs import RunFolder
+from gradus.flows.orchestrator.server import process_start
+from gradus.pipeline.common.files import read_json, write_json
+from gradus.pipeline.runs.run_folder import RunFolder
 
 TAG = "gradus"
 """Every flow run of ours has it."""

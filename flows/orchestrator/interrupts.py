@@ -1,7 +1,7 @@
 """Signals while Prefect is talking: the first is noted and obeyed as soon as Prefect is done, a second ends at once.
 
 An exception in the middle of one of its requests would leave a record that says nothing, and a long traceback. The
-work itself is not concerned: there :mod:`pipeline.interruption` answers.
+work itself is not concerned: there :mod:`gradus.pipeline.common.interruption` answers.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
 
-from pipeline.interruption import SIGNALS, Interrupted
+from gradus.pipeline.common.interruption import SIGNALS, Interrupted
 
 
 class Patience:

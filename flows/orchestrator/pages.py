@@ -22,8 +22,8 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
 from prefect.utilities.context import get_task_and_flow_run_ids
 
-from pipeline.observer import Observer
-from pipeline.runs import RunFolder
+from gradus.pipeline.common.observer import Observer
+from gradus.pipeline.runs.run_folder import RunFolder
 
 logger = logging.getLogger("prefect.flow_runs.gradus")
 """Below Prefect's own logger, so that the lines appear among the run's logs."""

@@ -1,6 +1,6 @@
 """The server process itself: ``python serve.py DESCRIPTOR``, on a listening socket that the launcher has bound.
 
-Run by path, so that it needs nothing of gradus; its settings come from the environment (``flows.settings``).
+Run by path, so that it needs nothing of gradus; its settings come from the environment (``gradus.flows.orchestrator.settings``).
 """
 
 import contextlib

@@ -5,7 +5,7 @@ keeps one server of its own, under ``~/.gradus`` (or ``$GRADUS_HOME``). A user w
 (environment, profile, ``prefect.toml``) keeps it, and nothing is started.
 
 Only the standard library is imported here, and nothing slow: Prefect reads its settings while it is being imported, so
-they have to be in place before (``flows.settings``). The server process itself is ``serve.py``.
+they have to be in place before (``gradus.flows.orchestrator.settings``). The server process itself is ``serve.py``.
 """
 
 from __future__ import annotations
@@ -28,7 +28,13 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
-from flows.settings import prefect_home, server_environment, set_client_defaults, use_own_server, users_api_url
+from gradus.flows.orchestrator.settings import (
+    prefect_home,
+    server_environment,
+    set_client_defaults,
+    use_own_server,
+    users_api_url,
+)
 
 START_LIMIT = 120.0
 """Seconds a server may take until it answers: 3 on a quiet core, 6 the first time, when it makes its database."""

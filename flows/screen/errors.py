@@ -15,9 +15,9 @@ from typing import Any, NoReturn, ParamSpec
 
 import typer
 
-from pipeline import __version__
-from pipeline.errors import StageFailed, UserError
-from pipeline.interruption import Interrupted
+from gradus import __version__
+from gradus.pipeline.common.errors import StageFailed, UserError
+from gradus.pipeline.common.interruption import Interrupted
 
 P = ParamSpec("P")
 
@@ -79,8 +79,8 @@ def quiet_libraries() -> None:
 
 def how_to_go_on(before: str = "") -> str:
     """What to type to go on with the run of this command, after these words; empty where there is none."""
-    from flows.terminal import runs_option
-    from pipeline.runs import RUN_FILE
+    from gradus.flows.screen.progress import runs_option
+    from gradus.pipeline.runs.run_folder import RUN_FILE
 
     if Process.folder is None or not (Process.folder / RUN_FILE).is_file():
         return ""
@@ -89,7 +89,7 @@ def how_to_go_on(before: str = "") -> str:
 
 def _stopped() -> str:
     """The one line about a command that a signal ended."""
-    from pipeline.runs import SUMMARY_FILE
+    from gradus.pipeline.runs.run_folder import SUMMARY_FILE
 
     if Process.folder is not None and (Process.folder / SUMMARY_FILE).is_file():
         return "stopped; the run is complete, and `gradus sync` delivers what MLflow may lack"
@@ -99,7 +99,7 @@ def _stopped() -> str:
 
 def full_disk(error: BaseException | None) -> str:
     """What to say where a full disk or a quota is behind an error, of whatever library; empty otherwise."""
-    from pipeline.checkpoint import NO_ROOM
+    from gradus.pipeline.runs.checkpoint import NO_ROOM
 
     while error is not None:
         if isinstance(error, OSError) and error.errno in NO_ROOM:

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.config_base import Options, fields_of
+from gradus.pipeline.config.options import Options, fields_of
 
 
 def describe_options(options: type[BaseModel], without: type[BaseModel] | None = None) -> list[dict[str, str]]:

@@ -9,14 +9,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from flows.terminal import runs_option, shown_path
-from pipeline.config import PipelineConfig
-from pipeline.config_base import identity
-from pipeline.errors import UserError
-from pipeline.forking import shareable_until
-from pipeline.ledger import plan
-from pipeline.run_lock import UNKNOWN_HOLDER
-from pipeline.runs import RunFolder, differences
+from gradus.flows.screen.progress import runs_option, shown_path
+from gradus.pipeline.common.errors import UserError
+from gradus.pipeline.common.locks import UNKNOWN_HOLDER
+from gradus.pipeline.config import PipelineConfig
+from gradus.pipeline.config.options import identity
+from gradus.pipeline.runs.fork import shareable_until
+from gradus.pipeline.runs.identity import plan
+from gradus.pipeline.runs.run_folder import RunFolder, differences
 
 KEYS_AND_VALUES = ["--set", "KEY=VALUE"]
 

@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
-from pipeline.observer import Observer
+from gradus.pipeline.common.observer import Observer
 
 EVERY_SECONDS = 10.0
 """Longest silence of a run whose output is no terminal."""

@@ -9,13 +9,13 @@ from typing import Any
 
 from rich.console import Console
 
-from flows.terminal import Lines, print_table, size_text
-from pipeline.config import PipelineConfig
-from pipeline.hardware import Hardware
-from pipeline.model_size import ModelSize, model_size
-from pipeline.pace import READING, pace
-from pipeline.sizing import Load, memory
-from pipeline.stage import Stage
+from gradus.flows.screen.progress import Lines, print_table, size_text
+from gradus.pipeline.config import PipelineConfig
+from gradus.pipeline.estimates.hardware import Hardware
+from gradus.pipeline.estimates.memory import Load, memory
+from gradus.pipeline.estimates.model_size import ModelSize, model_size
+from gradus.pipeline.estimates.step_time import READING, pace
+from gradus.pipeline.stage import Stage
 
 PARTS = {
     "weights": "weights",

@@ -9,12 +9,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from pipeline.checkpoint import checkpoints_in, step_of
-from pipeline.config import StageConfig
-from pipeline.errors import UserError
-from pipeline.files import read_json
-from pipeline.forking import forks_in
-from pipeline.runs import RUN_FILE, RunFolder
+from gradus.pipeline.common.errors import UserError
+from gradus.pipeline.common.files import read_json
+from gradus.pipeline.config import StageConfig
+from gradus.pipeline.runs.checkpoint import checkpoints_in, step_of
+from gradus.pipeline.runs.fork import forks_in
+from gradus.pipeline.runs.run_folder import RUN_FILE, RunFolder
 
 TAIL = 65_536
 """Bytes at the end of a journal that are read for the step that a stage is at."""

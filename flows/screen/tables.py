@@ -7,8 +7,18 @@ from typing import Any
 
 from rich.console import Console
 
-from flows.terminal import Lines, count, duration, ended_by, interval_text, number, print_table, shown_path, size_text
-from pipeline.verification import Finding
+from gradus.flows.screen.progress import (
+    Lines,
+    count,
+    duration,
+    ended_by,
+    interval_text,
+    number,
+    print_table,
+    shown_path,
+    size_text,
+)
+from gradus.pipeline.runs.verify import Finding
 
 RIGHT = ("steps", "step", "rollouts", "tokens", "time", "size")
 """Columns of numbers."""

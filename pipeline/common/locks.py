@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import UserError
+from gradus.pipeline.common.errors import UserError
 
 LOCK_FILE = "lock"
 UNKNOWN_HOLDER = {"pid": "?", "host": "?", "since": "?"}

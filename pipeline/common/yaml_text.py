@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from pipeline.errors import UserError
+from gradus.pipeline.common.errors import UserError
 
 MAX_CHARACTERS = 1_000_000
 MAX_NODES = 50_000

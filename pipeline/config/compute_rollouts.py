@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.config_base import Options
+from gradus.pipeline.config.options import Options
 
 
 class RolloutConfig(Options):
@@ -16,7 +16,7 @@ class RolloutConfig(Options):
     """transformers: the built-in sampler, on the weights that train. vllm: vLLM in the training process, on the same
     device. vllm-server: a vLLM server, which gets the weights before each batch."""
     url: str = "http://127.0.0.1:8000"
-    """Address of the server; ``python -m pipeline.rollout.vllm_serve MODEL`` starts one."""
+    """Address of the server; ``python -m gradus.pipeline.rollouts.vllm.serve MODEL`` starts one."""
     weights_folder: str | None = None
     """Folder that the weights are left in for the server; default: in the run's folder. The server must see it under
     the same path."""

@@ -12,9 +12,9 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from pipeline.config_base import Options, fields_of
-from pipeline.errors import UserError
-from pipeline.yaml_text import Document, Path
+from gradus.pipeline.common.errors import UserError
+from gradus.pipeline.common.yaml_text import Document, Path
+from gradus.pipeline.config.options import Options, fields_of
 
 _EXPECTED = {
     "int_type": "a whole number",

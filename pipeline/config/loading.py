@@ -10,16 +10,16 @@ from typing import Any, cast
 
 from pydantic import ValidationError
 
-from pipeline import config_errors, yaml_text
-from pipeline.config import PipelineConfig, StageConfig, pipeline_model
-from pipeline.config_errors import Origin, did_you_mean, label_of, show
-from pipeline.config_task import FileTask, HubTask, Task
-from pipeline.errors import UserError
-from pipeline.tracking_access import refuse_secret
+from gradus.pipeline.common import yaml_text
+from gradus.pipeline.common.errors import UserError
+from gradus.pipeline.config import explain
+from gradus.pipeline.config.explain import Origin, did_you_mean, label_of, show
+from gradus.pipeline.config.pipeline import PipelineConfig, StageConfig, pipeline_model
+from gradus.pipeline.config.task import FileTask, HubTask, Task
+from gradus.pipeline.tracking.access import refuse_secret
 
-ROOT = Path(__file__).resolve().parent.parent
-PACKAGED = (ROOT / "flows" / "configs", ROOT / "configs")
-"""Where packaged configurations lie: in an installed wheel, and in a checkout."""
+PACKAGED = Path(__file__).parents[2] / "configs"
+"""Folder of the configurations that are installed with the package."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class LoadedConfig:
 
 def packaged_configs() -> dict[str, Path]:
     """The configurations that come with the product, by name."""
-    found = {path.stem: path for folder in reversed(PACKAGED) for path in sorted(folder.glob("*.yaml"))}
+    found = {path.stem: path for path in sorted(PACKAGED.glob("*.yaml"))}
     return dict(sorted(found.items()))
 
 
@@ -82,7 +82,7 @@ def load_config(source: str, overrides: list[str], stage_configs: list[type[Stag
     try:
         config = model.model_validate(data)
     except ValidationError as error:
-        raise config_errors.explain(error, _labelled(data), model, origin) from None
+        raise explain.explain(error, _labelled(data), model, origin) from None
     _refuse_coerced(_labelled(data), config.model_dump(mode="json"), origin)
     return LoadedConfig(_with_absolute_paths(config, path.parent), path, path.parent)
 
@@ -188,7 +188,7 @@ def _refuse_coerced(data: Any, valid: Any, origin: Origin) -> None:
 
     compare(data, valid, ())
     if problems:
-        raise config_errors.combined(problems, origin.file)
+        raise explain.combined(problems, origin.file)
 
 
 def _kind(value: Any) -> str:

@@ -12,12 +12,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, create_model, model_validator
 
-from pipeline.config_base import RUNTIME, Name, Options
-from pipeline.config_launch import LaunchConfig
-from pipeline.config_rollouts import RolloutConfig
-from pipeline.config_stage import SamplingConfig, StageConfig
-from pipeline.config_switching import check_switching
-from pipeline.config_task import Task
+from gradus.pipeline.config.compute import LaunchConfig
+from gradus.pipeline.config.compute_rollouts import RolloutConfig
+from gradus.pipeline.config.options import RUNTIME, Name, Options
+from gradus.pipeline.config.stage import SamplingConfig, StageConfig
+from gradus.pipeline.config.stopping import check_switching
+from gradus.pipeline.config.task import Task
 
 
 class TokenizerConfig(Options):

@@ -6,8 +6,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.config_base import RUNTIME, Name, Options
-from pipeline.config_switching import Guard, Until
+from gradus.pipeline.config.options import RUNTIME, Name, Options
+from gradus.pipeline.config.stopping import Guard, Until
 
 
 class SamplingConfig(Options):

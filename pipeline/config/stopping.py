@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from pipeline.config_base import Options
-from pipeline.switching import alarm_level, share_bounds
+from gradus.pipeline.config.options import Options
+from gradus.pipeline.statistics.intervals import alarm_level, share_bounds
 
 if TYPE_CHECKING:
-    from pipeline.config_stage import StageConfig
+    from gradus.pipeline.config.stage import StageConfig
 
 
 class Plateau(Options):

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from pipeline.config_base import Options
+from gradus.pipeline.config.options import Options
 
 
 class TaskOptions(Options):

@@ -10,7 +10,7 @@ from statistics import fmean, variance
 
 import numpy as np
 
-from pipeline.group_statistics import Estimate, alike, pass_at_k, share, success_histogram, variance_parts
+from gradus.pipeline.statistics.groups import Estimate, alike, pass_at_k, share, success_histogram, variance_parts
 
 TIE_DIGITS = 9
 """Scores that agree to this many decimals are equal, as in a ranking."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 
-from pipeline.errors import UserError
+from gradus.pipeline.common.errors import UserError
 
 UNITS = {"GB": 10**9, "GiB": 2**30, "G": 10**9}
 

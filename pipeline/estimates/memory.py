@@ -18,19 +18,19 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from pipeline.config import PipelineConfig, StageConfig
-from pipeline.model_size import HEAD_NORMS, SANDWICH, ModelSize
-from pipeline.stage import Needs
+from gradus.pipeline.config import PipelineConfig, StageConfig
+from gradus.pipeline.estimates.model_size import HEAD_NORMS, SANDWICH, ModelSize
+from gradus.pipeline.stage import Needs
 
 FLOAT = 4
 """Bytes of float32."""
 SHARE_FROM, CACHE_BLOCK = 48, 16
 """Prompt tokens from which a group's prompt is kept once, and columns that the cache grows by
-(:mod:`pipeline.sampler.lean`)."""
+(:mod:`gradus.pipeline.rollouts.builtin.lean_engine`)."""
 CELLS, FEWEST = 2**22, 128
-"""Logits of a head's piece, and its rows at least (:mod:`pipeline.head`)."""
+"""Logits of a head's piece, and its rows at least (:mod:`gradus.pipeline.policy.forward.lm_head`)."""
 PARTS = 2
-"""Parts that an evaluation is sampled in, at once where two threads have cores (:mod:`pipeline.evaluation`)."""
+"""Parts that an evaluation is sampled in, at once where two threads have cores (:mod:`gradus.pipeline.training.evaluation`)."""
 DRAWING, GREEDY, NUCLEUS = 4, 4, 9
 """float32 [rows, vocabulary] that exist at once where a token is drawn (logits, probabilities, a finite copy of the
 logits and its product with them), is the most probable one, or is drawn from a top p, which sorts."""

@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.architectures import architecture_defaults
-from pipeline.config import PolicyConfig
-from pipeline.errors import UserError
+from gradus.pipeline.common.errors import UserError
+from gradus.pipeline.config import PolicyConfig
+from gradus.pipeline.policy.architectures import architecture_defaults
 
 SANDWICH = ("gemma2", "gemma3", "gemma3_text")
 """Families with norms on both sides of attention and MLP."""

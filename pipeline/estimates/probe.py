@@ -15,16 +15,16 @@ from statistics import fmean
 import torch
 from torch import Tensor
 
-from pipeline.config import PipelineConfig, StageConfig
-from pipeline.diagnosis import Diagnosis, Group, diagnose
-from pipeline.errors import UserError
-from pipeline.learner import Learner
-from pipeline.policy import Policy, autocasts
-from pipeline.rewards import RewardSuite, Scores
-from pipeline.sampler import DrawKey, sample
-from pipeline.scoring import rewarded
-from pipeline.tasks import PromptStream, TaskData
-from pipeline.types import Prompt, Rollouts
+from gradus.pipeline.common.errors import UserError
+from gradus.pipeline.config import PipelineConfig, StageConfig
+from gradus.pipeline.estimates.diagnosis import Diagnosis, Group, diagnose
+from gradus.pipeline.policy.policy import Policy, autocasts
+from gradus.pipeline.rewards import RewardSuite, Scores
+from gradus.pipeline.rewards.scoring import rewarded
+from gradus.pipeline.rollouts.builtin import DrawKey, sample
+from gradus.pipeline.tasks.task import PromptStream, TaskData
+from gradus.pipeline.training.learner.learner import Learner
+from gradus.pipeline.types import Prompt, Rollouts
 
 LABEL = "probe"
 """Whose prompts and draws these are: no stage's, so that a probe sees other draws than any stage will."""
@@ -62,7 +62,7 @@ class Probe:
     """What it was found in."""
     speed: Speed
     policy: dict[str, object]
-    """As :meth:`pipeline.policy.Policy.describe` says it."""
+    """As :meth:`gradus.pipeline.policy.policy.Policy.describe` says it."""
     seconds: float
     failures: dict[str, str]
     """label of a reward -> what its first failure said."""

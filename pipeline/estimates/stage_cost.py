@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pipeline.config import StageConfig
-from pipeline.stage import Needs
+from gradus.pipeline.config import StageConfig
+from gradus.pipeline.stage import Needs
 
 if TYPE_CHECKING:
-    from pipeline.probe import Speed
+    from gradus.pipeline.estimates.probe import Speed
 
 OPTIMIZER_COPIES = 3
 """Gradients and both of Adam's moments, each as large as the weights."""

@@ -14,9 +14,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from pipeline.hardware import Hardware
-from pipeline.model_size import ModelSize
-from pipeline.sizing import FLOAT, Load, trained_parameters
+from gradus.pipeline.estimates.hardware import Hardware
+from gradus.pipeline.estimates.memory import FLOAT, Load, trained_parameters
+from gradus.pipeline.estimates.model_size import ModelSize
 
 READING = 0.7
 """Share of the memory's bandwidth that is reached."""

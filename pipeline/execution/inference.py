@@ -5,17 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pipeline.checkpoint import RECORD_FILE, verified_record
-from pipeline.config import PolicyConfig, SamplingConfig
-from pipeline.errors import UserError
-from pipeline.evaluation import evaluate
-from pipeline.policy import Policy, load_policy
-from pipeline.rewards import RewardSuite
-from pipeline.runs import RUN_FILE, RunFolder
-from pipeline.sampler import DrawKey, sample
-from pipeline.tasks import load_task
-from pipeline.trainer import all_prompts
-from pipeline.types import Prompt
+from gradus.pipeline.common.errors import UserError
+from gradus.pipeline.config import PolicyConfig, SamplingConfig
+from gradus.pipeline.policy.policy import Policy, load_policy
+from gradus.pipeline.rewards import RewardSuite
+from gradus.pipeline.rollouts.builtin import DrawKey, sample
+from gradus.pipeline.runs.checkpoint import RECORD_FILE, verified_record
+from gradus.pipeline.runs.run_folder import RUN_FILE, RunFolder
+from gradus.pipeline.tasks.task import load_task
+from gradus.pipeline.training.evaluation import evaluate
+from gradus.pipeline.training.trainer import all_prompts
+from gradus.pipeline.types import Prompt
 
 
 def find_run(path: Path, stage_configs: list) -> RunFolder:

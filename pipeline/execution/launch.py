@@ -1,6 +1,6 @@
 """A stage in several processes: torchrun is started, watched and told of signals; what the ranks tell is passed on.
 
-Each rank holds a connection to this process (:mod:`pipeline.rank_process`). Progress, the result and errors come
+Each rank holds a connection to this process (:mod:`gradus.pipeline.execution.rank_process`). Progress, the result and errors come
 through it, and its end ends the rank, so that none outlives the launch. Everything else that the processes write goes
 to ``torchrun.log`` in the stage's folder.
 """
@@ -23,13 +23,13 @@ from typing import Any
 
 import torch
 
-from pipeline import interruption
-from pipeline.config import PipelineConfig
-from pipeline.errors import StageFailed, UserError
-from pipeline.observer import Observer
-from pipeline.policy import pick_device
-from pipeline.runs import RunFolder
-from pipeline.stage import Stage
+from gradus.pipeline.common import interruption
+from gradus.pipeline.common.errors import StageFailed, UserError
+from gradus.pipeline.common.observer import Observer
+from gradus.pipeline.config import PipelineConfig
+from gradus.pipeline.policy.policy import pick_device
+from gradus.pipeline.runs.run_folder import RunFolder
+from gradus.pipeline.stage import Stage
 
 LOG = "torchrun.log"
 PATIENCE = 20.0
@@ -118,9 +118,9 @@ class _Launch:
         """In a session of its own: the terminal's Ctrl-C is ours to pass on."""
         # The same modules as here, and nothing from a folder that merely happens to be the current one.
         path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
-        torchrun = [sys.executable, "-m", "pipeline.torchrun", spec["address"]]
+        torchrun = [sys.executable, "-m", "gradus.pipeline.execution.torchrun", spec["address"]]
         options = ["--standalone", "--local-addr=localhost", f"--nproc-per-node={self.count}"]
-        command = [*torchrun, *options, "-m", "pipeline.rank_process", json.dumps(spec, default=str)]
+        command = [*torchrun, *options, "-m", "gradus.pipeline.execution.rank_process", json.dumps(spec, default=str)]
         with self.log.open("ab") as log:
             return subprocess.Popen(
                 command,

@@ -16,12 +16,12 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from pipeline.architectures import architecture_options, causal_model_types
-from pipeline.config import PipelineConfig, PolicyConfig, StageConfig
-from pipeline.config_errors import combined, did_you_mean
-from pipeline.config_switching import looks_at_samples
-from pipeline.errors import UserError
-from pipeline.stage import Stage
+from gradus.pipeline.common.errors import UserError
+from gradus.pipeline.config import PipelineConfig, PolicyConfig, StageConfig
+from gradus.pipeline.config.explain import combined, did_you_mean
+from gradus.pipeline.config.stopping import looks_at_samples
+from gradus.pipeline.policy.architectures import architecture_options, causal_model_types
+from gradus.pipeline.stage import Stage
 
 HUB_TIME_LIMIT = 5.0
 """Seconds to wait for an answer from the Hugging Face Hub."""
@@ -37,10 +37,10 @@ def preflight(
     ``file`` is the configuration's, for the messages. ``runs_dir`` is where the run's folder will be made; without it,
     nothing about the disk is checked.
     """
-    from pipeline.rewards import check_rewards
-    from pipeline.rollout.checks import check_rollouts
-    from pipeline.tasks import check_task
-    from pipeline.tracking_access import check_tracking
+    from gradus.pipeline.rewards import check_rewards
+    from gradus.pipeline.rollouts.vllm.checks import check_rollouts
+    from gradus.pipeline.tasks.task import check_task
+    from gradus.pipeline.tracking.access import check_tracking
 
     checks: list[Callable[[], None]] = [
         lambda: check_policy(config.policy),
@@ -74,7 +74,7 @@ def _placed(problem: UserError, file: str) -> UserError:
 
 def _check_stage(config: PipelineConfig, stage: StageConfig, stages: dict[str, Stage]) -> None:
     """What a stage needs is there: demonstrations, the rewards that its ranking names, a sampler to overlap with."""
-    from pipeline.rewards.ranking import check_keys
+    from gradus.pipeline.rewards.ranking import check_keys
 
     needs = stages[stage.stage].needs(stage)
     if needs.completions == "demonstrations" and config.task.demonstrations == "none":

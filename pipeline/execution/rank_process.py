@@ -1,7 +1,7 @@
-"""One of the processes that train a stage: ``python -m pipeline.rank_process SPEC``, started by torchrun.
+"""One of the processes that train a stage: ``python -m gradus.pipeline.execution.rank_process SPEC``, started by torchrun.
 
 SPEC is JSON: the run folder, the stage's index, where it starts and goes on from, and the address of the launch that
-wants to hear of it (:mod:`pipeline.launching`).
+wants to hear of it (:mod:`gradus.pipeline.execution.launch`).
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline import interruption
-from pipeline.errors import UserError
-from pipeline.interruption import Interrupted
-from pipeline.observer import Observer
+from gradus.pipeline.common import interruption
+from gradus.pipeline.common.errors import UserError
+from gradus.pipeline.common.interruption import Interrupted
+from gradus.pipeline.common.observer import Observer
 
 
 class Line(Observer):
@@ -91,15 +91,15 @@ def _exit(status: int) -> None:
 
 def _train(spec: dict[str, Any], observer: Observer) -> dict[str, Any]:
     """This rank's part of the stage; returns the success record."""
-    from pipeline.checkpoint import read_record
-    from pipeline.execution import StageWork, reward_suite, train
-    from pipeline.files import read_json
-    from pipeline.journal import Journal, SilentJournal
-    from pipeline.ledger import STAGE_FILE
-    from pipeline.policy import pick_device
-    from pipeline.ranks import join
-    from pipeline.runs import RunFolder
-    from pipeline.tasks import load_task
+    from gradus.pipeline.common.files import read_json
+    from gradus.pipeline.common.ranks import join
+    from gradus.pipeline.execution.stage import StageWork, reward_suite, train
+    from gradus.pipeline.policy.policy import pick_device
+    from gradus.pipeline.runs.checkpoint import read_record
+    from gradus.pipeline.runs.identity import STAGE_FILE
+    from gradus.pipeline.runs.run_folder import RunFolder
+    from gradus.pipeline.tasks.task import load_task
+    from gradus.pipeline.tracking.journal import Journal, SilentJournal
 
     run = RunFolder(spec["run"], [_found(address) for address in spec["configs"]])
     launch, folder = run.config.launch, run.stage_dir(spec["index"])

@@ -8,8 +8,21 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline import interruption
-from pipeline.checkpoint import (
+from gradus.pipeline.common import interruption
+from gradus.pipeline.common.errors import UserError
+from gradus.pipeline.common.files import write_json
+from gradus.pipeline.common.observer import Observer
+from gradus.pipeline.common.process import started_up
+from gradus.pipeline.common.ranks import ALONE, Ranks
+from gradus.pipeline.config import PipelineConfig
+from gradus.pipeline.config.options import identity
+from gradus.pipeline.execution.launch import check_devices, launched
+from gradus.pipeline.policy.creation import create_policy
+from gradus.pipeline.policy.lora import add_adapters
+from gradus.pipeline.policy.policy import Policy, load_policy, use_threads
+from gradus.pipeline.rewards import RewardSuite
+from gradus.pipeline.rollouts.factory import sampler_for
+from gradus.pipeline.runs.checkpoint import (
     CHECKPOINTS,
     RESUME,
     CheckpointRecord,
@@ -21,24 +34,7 @@ from pipeline.checkpoint import (
     save_checkpoint,
     verified_record,
 )
-from pipeline.config import PipelineConfig
-from pipeline.config_base import identity
-from pipeline.cores import started_up
-from pipeline.creation import create_policy
-from pipeline.data_ahead import wait_for_data
-from pipeline.errors import UserError
-from pipeline.evaluation import evaluate
-from pipeline.files import write_json
-from pipeline.journal import Journal
-from pipeline.launching import check_devices, launched
-from pipeline.ledger import begin_stage, fingerprint, stage_identity
-from pipeline.lora import add_adapters
-from pipeline.observer import Observer
-from pipeline.policy import Policy, load_policy, use_threads
-from pipeline.ranks import ALONE, Ranks
-from pipeline.rewards import RewardSuite
-from pipeline.rollout.opening import sampler_for
-from pipeline.run_journal import (
+from gradus.pipeline.runs.description import (
     description,
     flatten,
     heldout_curves,
@@ -47,12 +43,24 @@ from pipeline.run_journal import (
     sample_rows,
     stage_lineage_tags,
 )
-from pipeline.runs import FAILURE_FILE, HELDOUT_FILE, RESULT_FILE, START_FILE, SUMMARY_FILE, SUMMARY_KEYS, RunFolder
-from pipeline.stage import Stage
-from pipeline.tasks import TaskData, build_task, load_task, texts
-from pipeline.tracking_client import read_run_ids
-from pipeline.trainer import Trainer, all_prompts
-from pipeline.training_state import read_state
+from gradus.pipeline.runs.identity import begin_stage, fingerprint, stage_identity
+from gradus.pipeline.runs.run_folder import (
+    FAILURE_FILE,
+    HELDOUT_FILE,
+    RESULT_FILE,
+    START_FILE,
+    SUMMARY_FILE,
+    SUMMARY_KEYS,
+    RunFolder,
+)
+from gradus.pipeline.stage import Stage
+from gradus.pipeline.tasks.background import wait_for_data
+from gradus.pipeline.tasks.task import TaskData, build_task, load_task, texts
+from gradus.pipeline.tracking.journal import Journal
+from gradus.pipeline.tracking.position import read_run_ids
+from gradus.pipeline.training.evaluation import evaluate
+from gradus.pipeline.training.learner.state_files import read_state
+from gradus.pipeline.training.trainer import Trainer, all_prompts
 
 
 def prepare(run: RunFolder, observer: Observer) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""torchrun, which also tells a launch how its processes died: ``python -m pipeline.torchrun ADDRESS ARGUMENT ...``.
+"""torchrun, which also tells a launch how its processes died: ``python -m gradus.pipeline.execution.torchrun ADDRESS ARGUMENT ...``.
 
 The arguments are torchrun's own. What it prints of a failure is made for people; here the same is told as data.
 """

@@ -11,9 +11,10 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerFast
 
-from pipeline.config import PolicyConfig, TokenizerConfig
-from pipeline.errors import UserError
-from pipeline.policy import Policy, Template, attention_options, ready, weights_dtype
+from gradus.pipeline.common.errors import UserError
+from gradus.pipeline.config import PolicyConfig
+from gradus.pipeline.config.pipeline import TokenizerConfig
+from gradus.pipeline.policy.policy import Policy, Template, attention_options, ready, weights_dtype
 
 
 def create_policy(config: PolicyConfig, texts: Iterable[str], seed: int) -> Policy:

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pipeline.config import LoraConfig
-from pipeline.errors import UserError
-from pipeline.files import write_json
+from gradus.pipeline.common.errors import UserError
+from gradus.pipeline.common.files import write_json
+from gradus.pipeline.config.pipeline import LoraConfig
 
 if TYPE_CHECKING:
-    from pipeline.policy import Policy
+    from gradus.pipeline.policy.policy import Policy
 
 ADAPTER = "adapter"
 """Folder, in a checkpoint, of the adapters in peft's format."""

@@ -25,10 +25,10 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from pipeline.config import PolicyConfig
-from pipeline.cores import keep_freed_memory, usable_cores
-from pipeline.errors import UserError
-from pipeline.lora import ADAPTER, merged_state, save_adapter
+from gradus.pipeline.common.errors import UserError
+from gradus.pipeline.common.process import keep_freed_memory, usable_cores
+from gradus.pipeline.config import PolicyConfig
+from gradus.pipeline.policy.lora import ADAPTER, merged_state, save_adapter
 
 TEMPLATE_FILE = "template.json"
 
@@ -62,11 +62,11 @@ class Policy:
     tokenizer: PreTrainedTokenizerFast
     template: Template
     adapters: Any = field(default=None, repr=False)
-    """peft's description of the adapters in the model, where there are any (see :mod:`pipeline.lora`)."""
+    """peft's description of the adapters in the model, where there are any (see :mod:`gradus.pipeline.policy.lora`)."""
     decoder: Any = field(default=None, init=False, repr=False)
-    """What :mod:`pipeline.sampler.engines` found to sample this model with; found at the first sampling."""
+    """What :mod:`gradus.pipeline.rollouts.builtin.engines` found to sample this model with; found at the first sampling."""
     packs: bool | None = field(default=None, init=False, repr=False)
-    """Whether :mod:`pipeline.packing` gives this model's own log-probabilities; found at the first pass."""
+    """Whether :mod:`gradus.pipeline.policy.forward.packing` gives this model's own log-probabilities; found at the first pass."""
 
     @property
     def device(self) -> torch.device:

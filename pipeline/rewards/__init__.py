@@ -4,11 +4,11 @@ A reward of the library is one function registered in ``library.py``; ``package.
 Importing this package costs milliseconds: what a reward needs is imported when it first scores.
 """
 
-from pipeline.rewards import library as _library  # registers the rewards
-from pipeline.rewards.extraction import extract_answer
-from pipeline.rewards.ranking import check_keys, order_PKK
-from pipeline.rewards.registry import describe, names, reward
-from pipeline.rewards.suite import RewardSuite, Scores, Scoring, check_rewards
+from gradus.pipeline.rewards import library as _library  # registers the rewards
+from gradus.pipeline.rewards.extraction import extract_answer
+from gradus.pipeline.rewards.ranking import check_keys, order_PKK
+from gradus.pipeline.rewards.registry import describe, names, reward
+from gradus.pipeline.rewards.suite import RewardSuite, Scores, Scoring, check_rewards
 
 __all__ = [
     "RewardSuite",

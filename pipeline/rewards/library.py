@@ -6,10 +6,10 @@ import re
 from decimal import Context, Decimal, localcontext
 from typing import Any, Literal
 
-from pipeline.rewards.equations import equation_share
-from pipeline.rewards.extraction import check_pattern, extract_answer, find_answer, is_own_pattern
-from pipeline.rewards.registry import reward
-from pipeline.types import Prompt
+from gradus.pipeline.rewards.equations import equation_share
+from gradus.pipeline.rewards.extraction import check_pattern, extract_answer, find_answer, is_own_pattern
+from gradus.pipeline.rewards.registry import reward
+from gradus.pipeline.types import Prompt
 
 MAX_NUMBER = 400
 """Characters of an answer that numeric_answer looks at; longer ones hold no single sensible number."""
@@ -131,7 +131,12 @@ def _check_extract(extract: str, **others: Any) -> None:
     check_pattern(extract)
 
 
-@reward("reasoning_gym", isolated=True, packages=("reasoning_gym", "pipeline.task_gym"), check=_check_extract)
+@reward(
+    "reasoning_gym",
+    isolated=True,
+    packages=("reasoning_gym", "gradus.pipeline.tasks.reasoning_gym"),
+    check=_check_extract,
+)
 def reasoning_gym(
     prompt: Prompt, completion: str, *, extract: str = "auto", unreadable: Literal["error", "zero"] = "error"
 ) -> float:
@@ -142,7 +147,7 @@ def reasoning_gym(
     expression. A few scorers (prime_factorization, boxnet, coin_flip, game_of_life) fail on an answer that they can't
     read: ``unreadable: zero`` scores it 0, provided that the same scorer can read the reference answer.
     """
-    from pipeline.rewards.gym import score_answer
+    from gradus.pipeline.rewards.reasoning_gym import score_answer
 
     answer = extract_answer(completion, extract)
     return 0.0 if answer is None else score_answer(prompt, answer, unreadable)

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from pipeline.errors import UserError
-from pipeline.rewards.registry import did_you_mean
+from gradus.pipeline.common.errors import UserError
+from gradus.pipeline.rewards.registry import did_you_mean
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -6,7 +6,7 @@ import json
 from functools import lru_cache
 from typing import Any, Literal
 
-from pipeline.types import Prompt
+from gradus.pipeline.types import Prompt
 
 
 def score_answer(prompt: Prompt, answer: str, unreadable: Literal["error", "zero"] = "error") -> float:
@@ -54,6 +54,6 @@ class _Holder:
 @lru_cache(maxsize=16)
 def _dataset(name: str, key: str, holder: _Holder) -> Any:
     """A data set to score with; building one can read word lists, so it is kept."""
-    from pipeline.task_gym import gym_dataset
+    from gradus.pipeline.tasks.reasoning_gym import gym_dataset
 
     return gym_dataset(name, holder.params)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, TypeVar, Union
 
-from pipeline.errors import UserError
+from gradus.pipeline.common.errors import UserError
 
 RewardFunction = Callable[..., float]
 Function = TypeVar("Function", bound=RewardFunction)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from pipeline.config import PipelineConfig
-from pipeline.rewards import Scores
-from pipeline.types import Rollouts
+from gradus.pipeline.config import PipelineConfig
+from gradus.pipeline.rewards import Scores
+from gradus.pipeline.types import Rollouts
 
 
 def rewarded(rollouts: Rollouts, scores: Scores, pipeline: PipelineConfig) -> Rollouts:

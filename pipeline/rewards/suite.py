@@ -12,15 +12,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from pipeline.cores import usable_cores
-from pipeline.errors import UserError
-from pipeline.rewards.custom import check_function
-from pipeline.rewards.registry import check_options, find
-from pipeline.types import Prompt
+from gradus.pipeline.common.errors import UserError
+from gradus.pipeline.common.process import usable_cores
+from gradus.pipeline.rewards.registry import check_options, find
+from gradus.pipeline.rewards.user_functions import check_function
+from gradus.pipeline.types import Prompt
 
 if TYPE_CHECKING:
-    from pipeline.config import RewardConfig
-    from pipeline.rewards.workers import WorkerPool
+    from gradus.pipeline.config import RewardConfig
+    from gradus.pipeline.rewards.workers.pool import WorkerPool
 
 INSTALL = {"math_verify": "math-verify[antlr4_13_2]", "reasoning_gym": "reasoning-gym"}
 """Package -> what to install."""
@@ -110,7 +110,7 @@ class RewardSuite:
             else:
                 self._direct[config.label] = partial(reward.score, options=config.params)
         if isolated:
-            from pipeline.rewards.workers import IsolatedReward, WorkerPool
+            from gradus.pipeline.rewards.workers.pool import IsolatedReward, WorkerPool
 
             self._isolated = [config.label for config in isolated]
             wanted = [IsolatedReward(c.label, c.reward, dict(c.params), c.time_limit) for c in isolated]

@@ -16,8 +16,8 @@ from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import UserError
-from pipeline.rewards.registry import Reward, did_you_mean
+from gradus.pipeline.common.errors import UserError
+from gradus.pipeline.rewards.registry import Reward, did_you_mean
 
 FORM = "`package.module:function`"
 

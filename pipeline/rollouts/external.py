@@ -18,16 +18,16 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from pipeline.config import SamplingConfig
-from pipeline.config_rollouts import RolloutConfig
-from pipeline.errors import StageFailed
-from pipeline.policy import Policy, completion_states
-from pipeline.ranks import ALONE, Ranks
-from pipeline.reading import batch_reading
-from pipeline.rollout.interface import Completion, OnGroup, Request, RolloutEngine, Sampler
-from pipeline.rollout.weights import weights_digest
-from pipeline.sampler import DrawKey
-from pipeline.types import Prompt, Rollouts
+from gradus.pipeline.common.errors import StageFailed
+from gradus.pipeline.common.ranks import ALONE, Ranks
+from gradus.pipeline.config import SamplingConfig
+from gradus.pipeline.config.compute_rollouts import RolloutConfig
+from gradus.pipeline.policy.forward.logprobs import batch_reading
+from gradus.pipeline.policy.policy import Policy, completion_states
+from gradus.pipeline.rollouts.builtin import DrawKey
+from gradus.pipeline.rollouts.sampler import Completion, OnGroup, Request, RolloutEngine, Sampler
+from gradus.pipeline.rollouts.weights import weights_digest
+from gradus.pipeline.types import Prompt, Rollouts
 
 
 class EngineSampler(Sampler):

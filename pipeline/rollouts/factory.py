@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.config import PipelineConfig
-from pipeline.policy import Policy, autocasts
-from pipeline.rollout.checks import logprobs_mode
-from pipeline.rollout.external import EngineSampler
-from pipeline.rollout.interface import BUILT_IN, RolloutEngine, Sampler
+from gradus.pipeline.config import PipelineConfig
+from gradus.pipeline.policy.policy import Policy, autocasts
+from gradus.pipeline.rollouts.external import EngineSampler
+from gradus.pipeline.rollouts.sampler import BUILT_IN, RolloutEngine, Sampler
+from gradus.pipeline.rollouts.vllm.checks import logprobs_mode
 
 _ENGINES: dict[str, RolloutEngine] = {}
 """The one that was started, by what it was started with."""
@@ -29,11 +29,11 @@ def _engine(pipeline: PipelineConfig, model: Path, run: Path) -> RolloutEngine:
     if key not in _ENGINES:
         _ENGINES.clear()
         if pipeline.rollouts.engine == "vllm":
-            from pipeline.rollout.vllm_local import LocalVllm
+            from gradus.pipeline.rollouts.vllm.local import LocalVllm
 
             _ENGINES[key] = LocalVllm(pipeline, model, logprobs_mode(pipeline))
         else:
-            from pipeline.rollout.vllm_server import VllmServer
+            from gradus.pipeline.rollouts.vllm.server import VllmServer
 
             folder = pipeline.rollouts.weights_folder
             _ENGINES[key] = VllmServer(pipeline.rollouts, Path(folder) if folder else run / "rollout-weights")

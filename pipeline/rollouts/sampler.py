@@ -7,11 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from pipeline.config import SamplingConfig
-from pipeline.policy import Policy
-from pipeline.ranks import ALONE, Ranks
-from pipeline.sampler import DrawKey, sample
-from pipeline.types import Prompt, Rollouts
+from gradus.pipeline.common.ranks import ALONE, Ranks
+from gradus.pipeline.config import SamplingConfig
+from gradus.pipeline.policy.policy import Policy
+from gradus.pipeline.rollouts.builtin import DrawKey, sample
+from gradus.pipeline.types import Prompt, Rollouts
 
 OnGroup = Callable[[int, list[str]], None]
 """Hears of a group that has ended: the prompt's index, its K texts."""
@@ -39,7 +39,7 @@ class Sampler:
         on_group: OnGroup | None = None,
         texts_only: bool = False,
     ) -> Rollouts:
-        """K completions of each prompt, see :func:`pipeline.sampler.sample`. With ``texts_only`` the numbers of the
+        """K completions of each prompt, see :func:`gradus.pipeline.rollouts.builtin.sample`. With ``texts_only`` the numbers of the
         tokens need not be right."""
         return sample(policy, prompts, group_size, options, draw, want_states, on_group)
 

@@ -9,8 +9,8 @@ import json
 import torch
 from torch import Tensor
 
-from pipeline.lora import merged_state
-from pipeline.policy import Policy
+from gradus.pipeline.policy.lora import merged_state
+from gradus.pipeline.policy.policy import Policy
 
 CHUNK = 2**20
 """Numbers that are hashed at a time."""

@@ -16,11 +16,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import StageFailed, UserError
-from pipeline.files import folder_in_the_making, read_json, sha256, write_json
+from gradus.pipeline.common.errors import StageFailed, UserError
+from gradus.pipeline.common.files import folder_in_the_making, read_json, sha256, write_json
 
 if TYPE_CHECKING:
-    from pipeline.policy import Policy
+    from gradus.pipeline.policy.policy import Policy
 
 RECORD_FILE = "gradus.json"
 CHECKPOINTS = "checkpoints"

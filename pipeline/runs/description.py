@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline.config import PipelineConfig
-from pipeline.evaluation import Evaluation
-from pipeline.files import read_json
-from pipeline.journal import Journal
-from pipeline.runs import RunFolder
-from pipeline.tracking_client import Position
+from gradus.pipeline.common.files import read_json
+from gradus.pipeline.config import PipelineConfig
+from gradus.pipeline.runs.run_folder import RunFolder
+from gradus.pipeline.tracking.journal import Journal
+from gradus.pipeline.tracking.position import Position
+from gradus.pipeline.training.evaluation import Evaluation
 
 
 def open_parent_journal(run: RunFolder, policy: dict[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """A fork: a new run that shares, by reference, what another one has done before a stage, and goes its own way from it.
 
 Nothing is copied but records: the fork's folder points at its origin's data and checkpoints. A fork of a fork points at
-the run that owns what is shared. See :class:`pipeline.runs.RunFolder` for how these records are read.
+the run that owns what is shared. See :class:`gradus.pipeline.runs.run_folder.RunFolder` for how these records are read.
 """
 
 from __future__ import annotations
@@ -11,16 +11,24 @@ import os
 from pathlib import Path
 from typing import Any
 
-from pipeline import yaml_text
-from pipeline.checkpoint import read_record
-from pipeline.config import PipelineConfig
-from pipeline.config_base import identity
-from pipeline.errors import UserError
-from pipeline.files import folder_in_the_making, read_json, write_json, write_text
-from pipeline.ledger import plan
-from pipeline.runs import CONFIG_FILE, RESULT_FILE, RUN_FILE, START_FILE, RunFolder, differences, new_record
-from pipeline.tracking_client import read_run_ids
-from pipeline.verification import damage
+from gradus.pipeline.common import yaml_text
+from gradus.pipeline.common.errors import UserError
+from gradus.pipeline.common.files import folder_in_the_making, read_json, write_json, write_text
+from gradus.pipeline.config import PipelineConfig
+from gradus.pipeline.config.options import identity
+from gradus.pipeline.runs.checkpoint import read_record
+from gradus.pipeline.runs.identity import plan
+from gradus.pipeline.runs.run_folder import (
+    CONFIG_FILE,
+    RESULT_FILE,
+    RUN_FILE,
+    START_FILE,
+    RunFolder,
+    differences,
+    new_record,
+)
+from gradus.pipeline.runs.verify import damage
+from gradus.pipeline.tracking.position import read_run_ids
 
 
 def shareable_until(run: RunFolder) -> int:

@@ -3,7 +3,7 @@
 A stage's identity is what its result depends on: its options, the seed, how completions are scored, sampled and judged,
 the contents of the parent checkpoint and of the data, and the code that interprets all of these. It is written to the
 stage's folder when the stage begins. What merely says how to compute (device, threads, budgets, tracking) is no part
-of it; see :data:`pipeline.config_base.RUNTIME`.
+of it; see :data:`gradus.pipeline.config.options.RUNTIME`.
 """
 
 from __future__ import annotations
@@ -16,44 +16,27 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline.checkpoint import CheckpointRecord, checkpoints_in, read_record, step_of
-from pipeline.config import PipelineConfig, StageConfig
-from pipeline.config_base import identity
-from pipeline.errors import UserError
-from pipeline.files import read_json, write_json
-from pipeline.rewards.custom import source_file
-from pipeline.runs import FAILURE_FILE, RunFolder, differences
+from gradus.pipeline.common.errors import UserError
+from gradus.pipeline.common.files import read_json, write_json
+from gradus.pipeline.config import PipelineConfig, StageConfig
+from gradus.pipeline.config.options import identity
+from gradus.pipeline.rewards.user_functions import source_file
+from gradus.pipeline.runs.checkpoint import CheckpointRecord, checkpoints_in, read_record, step_of
+from gradus.pipeline.runs.run_folder import FAILURE_FILE, RunFolder, differences
 
 STAGE_FILE = "stage.json"
 CODE = (
-    "advantages",
-    "batching",
-    "critic",
-    "evaluation",
-    "head",
-    "learner",
-    "lora",
-    "losses",
-    "overlap",
-    "packing",
+    "advantages.py",
     "policy",
-    "products",
-    "ranks",
-    "reading",
-    "rows",
-    "schedule",
-    "scoring",
-    "signals",
-    "sources",
-    "switches",
-    "switching",
-    "trainee",
+    "rewards",
+    "rollouts",
+    "stage.py",
+    "statistics",
+    "tasks/prompt_order.py",
+    "training",
+    "types.py",
 )
-CODE += ("sampler/decoder", "sampler/draw", "sampler/engines", "sampler/lean", "sampler/loop")
-CODE += ("rollout/external", "rollout/interface", "rollout/opening")
-CODE += ("tasks", "trainer", "rewards/equations", "rewards/extraction", "rewards/gym", "rewards/library")
-CODE += ("rewards/ranking", "rewards/suite")
-"""The core's files that a stage's result depends on."""
+"""The packages and modules of the core that a stage's result depends on."""
 LIBRARIES = ("torch", "transformers", "tokenizers")
 
 
@@ -70,13 +53,35 @@ def wanted(config: PipelineConfig, index: int) -> dict[str, Any]:
 
 
 def code_version(config: PipelineConfig, stage: StageConfig) -> dict[str, str]:
-    """file or library -> short hash or version, of all the code that a stage's result depends on."""
-    core = Path(__file__).parent
-    files = {f"pipeline/{name}.py": core / f"{name}.py" for name in CODE}
-    files[f"stages/{stage.stage}"] = Path(inspect.getfile(type(stage)))
-    files |= {reward.reward: path for reward in config.rewards if (path := source_file(reward.reward)) is not None}
-    hashes = {name: hashlib.sha256(path.read_bytes()).hexdigest()[:8] for name, path in files.items()}
+    """package, file or library -> short hash or version, of all the code that a stage's result depends on."""
+    core = Path(__file__).parents[1]
+    paths = {_module_name(name): core / name for name in CODE}
+    paths[f"stages/{stage.stage}"] = Path(inspect.getfile(type(stage)))
+    paths |= {reward.reward: path for reward in config.rewards if (path := source_file(reward.reward)) is not None}
+    hashes = {name: _source_hash(path) for name, path in paths.items()}
     return hashes | {name: importlib.metadata.version(name) for name in LIBRARIES}
+
+
+def _module_name(path: str) -> str:
+    return "gradus.pipeline." + path.removesuffix(".py").replace("/", ".")
+
+
+def _source_hash(path: Path) -> str:
+    """Short hash of a module, or of every module of a package with its place in it."""
+    digest = hashlib.sha256()
+    for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
+        digest.update(f"{file.relative_to(path)}\n".encode() + file.read_bytes())
+    return digest.hexdigest()[:8]
+
+
+def code_changes(known: dict[str, str], now: dict[str, str]) -> list[str]:
+    """How the code of a stage's beginning differs from today's.
+
+    Runs that began before whole packages were hashed recorded single files, which cannot be compared: one line says so.
+    """
+    if not known.keys() & {_module_name(name) for name in CODE}:
+        return ["gradus: an earlier version -> this one"]
+    return differences(known, now)
 
 
 def stage_identity(
@@ -216,7 +221,7 @@ def _plan_stage(
     if known and result is None and record is not None:
         data = (read_json(run.data_dir / "data.json") or {}).get("hashes", {})
         drift = tuple(_drift(known, stage_identity(config, index, record, data)))
-    code = tuple(differences(known["code"], code_version(config, stage))) if known and not drift else ()
+    code = tuple(code_changes(known["code"], code_version(config, stage))) if known and not drift else ()
 
     def planned(action: Literal["reuse", "resume", "run"], why: str, step: int = 0) -> StagePlan:
         return StagePlan(stage.label, stage.steps, action, step, why, drift, code if action != "run" else ())

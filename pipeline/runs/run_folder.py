@@ -11,12 +11,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pipeline import __version__, run_lock, yaml_text
-from pipeline.checkpoint import CHECKPOINTS, content_of
-from pipeline.config import PipelineConfig, StageConfig
-from pipeline.config_base import identity
-from pipeline.errors import UserError
-from pipeline.files import read_json, remove_leftovers, write_json, write_text
+from gradus import __version__
+from gradus.pipeline.common import locks, yaml_text
+from gradus.pipeline.common.errors import UserError
+from gradus.pipeline.common.files import read_json, remove_leftovers, write_json, write_text
+from gradus.pipeline.config import PipelineConfig, StageConfig
+from gradus.pipeline.config.options import identity
+from gradus.pipeline.runs.checkpoint import CHECKPOINTS, content_of
 
 CONFIG_FILE, RUN_FILE, START_FILE, SUMMARY_FILE = "config.yaml", "run.json", "start.json", "summary.json"
 RESULT_FILE, FAILURE_FILE = "result.json", "failure.json"
@@ -105,7 +106,7 @@ class RunFolder:
     @cached_property
     def config(self) -> PipelineConfig:
         """The resolved configuration the run was started with."""
-        from pipeline.config import pipeline_model
+        from gradus.pipeline.config.pipeline import pipeline_model
 
         file = self.path / CONFIG_FILE
         return pipeline_model(self.stage_configs).model_validate(yaml_text.parse(file.read_text(), str(file)).data)
@@ -208,13 +209,13 @@ class RunFolder:
 
         Raises: UserError that says who holds it.
         """
-        with run_lock.hold(self.path):
+        with locks.hold(self.path):
             remove_leftovers(self.path)
             yield
 
     def holder(self) -> dict[str, Any] | None:
         """Who is working on the run right now, or None."""
-        return run_lock.holder(self.path)
+        return locks.holder(self.path)
 
     def state(self) -> str:
         """``running``, ``done``, ``failed: why`` or ``stopped``; of a run whose process died, ``stopped``."""

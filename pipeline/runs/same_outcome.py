@@ -6,10 +6,10 @@ import math
 from pathlib import Path
 from typing import Any
 
-from pipeline.checkpoint import RECORD_FILE, RESUME, read_record
-from pipeline.files import read_json
-from pipeline.journal import iter_events, metric_history
-from pipeline.runs import RunFolder
+from gradus.pipeline.common.files import read_json
+from gradus.pipeline.runs.checkpoint import RECORD_FILE, RESUME, read_record
+from gradus.pipeline.runs.run_folder import RunFolder
+from gradus.pipeline.tracking.journal import iter_events, metric_history
 
 CLOCKS = ("time/", "throughput/")
 """Metrics that measure time; they differ between any two runs."""

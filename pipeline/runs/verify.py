@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.checkpoint import checkpoints_in, content_of, damaged_files, step_of
-from pipeline.errors import UserError
-from pipeline.files import read_json, sha256
-from pipeline.runs import RESULT_FILE, RunFolder
+from gradus.pipeline.common.errors import UserError
+from gradus.pipeline.common.files import read_json, sha256
+from gradus.pipeline.runs.checkpoint import checkpoints_in, content_of, damaged_files, step_of
+from gradus.pipeline.runs.run_folder import RESULT_FILE, RunFolder
 
 DATA_FILE = "data.json"
 

@@ -55,8 +55,8 @@ def main() -> None:
     threading.Thread(target=_die_with_parent, daemon=True).start()
     from pydantic import TypeAdapter
 
-    from pipeline.config_task import Task
-    from pipeline.tasks import make_task
+    from gradus.pipeline.config.task import Task
+    from gradus.pipeline.tasks.task import make_task
 
     task = TypeAdapter(Task).validate_python(request["task"])
     make_task(task, Path(request["base_dir"]), Path(request["folder"]))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from pipeline.tasks import PromptStream
-from pipeline.training_state import State
-from pipeline.types import Prompt, Rollouts
+from gradus.pipeline.tasks.task import PromptStream
+from gradus.pipeline.training.learner.state_files import State
+from gradus.pipeline.types import Prompt, Rollouts
 
 
 class Schedule:

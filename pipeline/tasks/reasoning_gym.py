@@ -16,10 +16,10 @@ import types
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from pipeline.config_task import ReasoningGymTask
-from pipeline.errors import UserError
-from pipeline.solver import SOLVABLE, solvable, work_out
-from pipeline.task_values import as_text, encode
+from gradus.pipeline.common.errors import UserError
+from gradus.pipeline.config.task import ReasoningGymTask
+from gradus.pipeline.tasks.arithmetic import SOLVABLE, solvable, work_out
+from gradus.pipeline.tasks.metadata import as_text, encode
 
 HASH_ORDERED = frozenset(
     {"isomorphic_strings", "knight_swap", "polynomial_multiplication", "ransom_note", "word_ladder"}
@@ -176,7 +176,11 @@ def read_gym(task: ReasoningGymTask, notes: list[str]) -> Iterator[Batch]:
         return
     # Only a new interpreter can fix the order of sets.
     environment = {**os.environ, "PYTHONHASHSEED": "0", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    command = [sys.executable, "-c", "from pipeline.task_gym import _generate_to_stdout as run; run()"]
+    command = [
+        sys.executable,
+        "-c",
+        "from gradus.pipeline.tasks.reasoning_gym import _generate_to_stdout as run; run()",
+    ]
     with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
         assert child.stdin is not None and child.stdout is not None
         try:

@@ -11,8 +11,8 @@ import json
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import UserError
-from pipeline.task_gym import Batch
+from gradus.pipeline.common.errors import UserError
+from gradus.pipeline.tasks.reasoning_gym import Batch
 
 if TYPE_CHECKING:
     import pyarrow

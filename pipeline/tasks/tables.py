@@ -13,10 +13,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline.config_task import Columns, HubTask
-from pipeline.errors import UserError
-from pipeline.task_gym import BATCH, Batch, nearest
-from pipeline.task_values import as_text, encode
+from gradus.pipeline.common.errors import UserError
+from gradus.pipeline.config.task import Columns, HubTask
+from gradus.pipeline.tasks.metadata import as_text, encode
+from gradus.pipeline.tasks.reasoning_gym import BATCH, Batch, nearest
 
 FORMATS = (".jsonl", ".json", ".parquet", ".csv")
 """Endings of the files that can be read."""

@@ -17,14 +17,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.config_task import FileTask, HubTask, ReasoningGymTask
-from pipeline.errors import UserError
-from pipeline.files import folder_in_the_making, read_json, sha256, write_json
-from pipeline.task_gym import BATCH, Batch, check_gym, read_gym
-from pipeline.task_sources import check_file, check_hub, read_file, read_hub
-from pipeline.task_split import COLUMNS, content_hash, distinct, split
-from pipeline.task_values import decode
-from pipeline.types import Prompt
+from gradus.pipeline.common.errors import UserError
+from gradus.pipeline.common.files import folder_in_the_making, read_json, sha256, write_json
+from gradus.pipeline.config.task import FileTask, HubTask, ReasoningGymTask
+from gradus.pipeline.tasks.metadata import decode
+from gradus.pipeline.tasks.reasoning_gym import BATCH, Batch, check_gym, read_gym
+from gradus.pipeline.tasks.splits import COLUMNS, content_hash, distinct, split
+from gradus.pipeline.tasks.tables import check_file, check_hub, read_file, read_hub
+from gradus.pipeline.types import Prompt
 
 if TYPE_CHECKING:
     import pyarrow

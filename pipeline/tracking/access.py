@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlsplit
 
-from pipeline.errors import UserError
+from gradus.pipeline.common.errors import UserError
 
 if TYPE_CHECKING:
-    from pipeline.config import TrackingConfig
+    from gradus.pipeline.config.pipeline import TrackingConfig
 
 TIME_LIMIT = 3.0
 """Seconds to wait for the server's answer."""
@@ -64,7 +64,7 @@ def refuse_secret(uri: object, where: str) -> None:
 
 def check_tracking(tracking: TrackingConfig, runs_dir: Path) -> None:
     """The curves have an address, and what answers there takes them. Raises: UserError where it says no."""
-    from pipeline.tracking_client import resolve_uri
+    from gradus.pipeline.tracking.position import resolve_uri
 
     uri, experiment = resolve_uri(tracking.uri, runs_dir), tracking.experiment
     if uri.startswith(("http://", "https://")):
@@ -113,7 +113,7 @@ def _credentials() -> tuple[str | None, str | None]:
 def _check_database(uri: str) -> None:
     import sqlalchemy
 
-    from pipeline.tracking_client import redacted
+    from gradus.pipeline.tracking.position import redacted
 
     limit = {"connect_timeout": int(TIME_LIMIT)} if uri.startswith(("postgresql", "mysql")) else {}
     try:

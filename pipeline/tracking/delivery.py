@@ -14,9 +14,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pipeline.journal import Event, iter_events
-from pipeline.tracking_client import Position, Report, redacted
-from pipeline.tracking_events import EventWriter, Metric, refused, status_of
+from gradus.pipeline.tracking.events import EventWriter, Metric, refused, status_of
+from gradus.pipeline.tracking.journal import Event, iter_events
+from gradus.pipeline.tracking.position import Position, Report, redacted
 
 ATTEMPT = re.compile(r"\.attempt-\d+$")
 """How the name of a stage's folder ends that was set aside."""

@@ -10,9 +10,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from pipeline.journal import Event, tracked_name
-from pipeline.tracking_client import Position
-from pipeline.tracking_figures import QUANTILES, histogram_figure, quantiles
+from gradus.pipeline.tracking.figures import QUANTILES, histogram_figure, quantiles
+from gradus.pipeline.tracking.journal import Event, tracked_name
+from gradus.pipeline.tracking.position import Position
 
 MAX_LABELS = 100
 """Most tags or parameters that one MLflow request may carry."""

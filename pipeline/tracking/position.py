@@ -1,6 +1,6 @@
 """What the training process needs of tracking: start the uploader, end it, and read what it knows. No MLflow in here.
 
-The uploader is a child process (``python -m pipeline.tracking RUN_DIR --follow``): it tails the journals of one run
+The uploader is a child process (``python -m gradus.pipeline.tracking.uploader RUN_DIR --follow``): it tails the journals of one run
 folder, keeps its position in ``mlflow.json`` beside each of them, and dies with its parent. Whatever happens to it or
 to the tracking server, training neither waits nor fails; :meth:`UploaderHandle.finish` tells what is undelivered.
 """
@@ -19,10 +19,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import UserError
-from pipeline.files import write_json
-from pipeline.journal import iter_events, journals
-from pipeline.run_lock import holder
+import gradus
+from gradus.pipeline.common.errors import UserError
+from gradus.pipeline.common.files import write_json
+from gradus.pipeline.common.locks import holder
+from gradus.pipeline.tracking.journal import iter_events, journals
 
 POSITION_FILE = "mlflow.json"
 """Beside each journal: how far MLflow has it."""
@@ -251,7 +252,7 @@ def start_uploader(run_dir: str | Path) -> UploaderHandle:
     uri = ""
     try:
         uri, _ = tracking_options(run_dir)
-        module = [sys.executable, "-m", "pipeline.tracking"]
+        module = [sys.executable, "-m", "gradus.pipeline.tracking.uploader"]
         with open(run_dir / "tracking.log", "ab") as log:
             process = subprocess.Popen(
                 [*module, str(run_dir), "--follow", "--parent-pid", str(os.getpid())],
@@ -268,6 +269,6 @@ def start_uploader(run_dir: str | Path) -> UploaderHandle:
 
 def child_environment() -> dict[str, str]:
     """This process's environment, quiet MLflow added, and this package importable wherever it runs from."""
-    root = str(Path(__file__).resolve().parent.parent)
+    root = str(Path(gradus.__file__).parents[1])
     path = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH", "")) if p)
     return {**ENVIRONMENT, **os.environ, "PYTHONPATH": path}

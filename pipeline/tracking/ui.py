@@ -16,8 +16,8 @@ import time
 import urllib.request
 from pathlib import Path
 
-from pipeline.errors import UserError
-from pipeline.tracking_client import Position, child_environment, file_lock, resolve_uri, tracking_options
+from gradus.pipeline.common.errors import UserError
+from gradus.pipeline.tracking.position import Position, child_environment, file_lock, resolve_uri, tracking_options
 
 DEFAULT_PORT = 5000
 START_LIMIT = 180.0
@@ -50,7 +50,7 @@ def serve_ui(
             [
                 sys.executable,
                 "-m",
-                "pipeline.tracking_ui",
+                "gradus.pipeline.tracking.ui",
                 str(os.getpid()),
                 *_server_command(uri, runs_dir, host, port),
             ],

@@ -2,7 +2,7 @@
 
 The only file that imports mlflow, and only when there is something to deliver.
 
-    python -m pipeline.tracking RUN_DIR --follow --parent-pid PID
+    python -m gradus.pipeline.tracking.uploader RUN_DIR --follow --parent-pid PID
 
 The child started this way makes a pass every two seconds. It ends, after one last pass, when it reads ``finish`` or the
 end of its standard input, or when its parent is dead; MLflow runs that nobody has ended are then marked KILLED.
@@ -22,10 +22,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import UserError
-from pipeline.journal import journals
-from pipeline.run_lock import holder
-from pipeline.tracking_client import (
+from gradus.pipeline.common.errors import UserError
+from gradus.pipeline.common.locks import holder
+from gradus.pipeline.tracking.delivery import RunDelivery, Undeliverable, Unreachable, one_line
+from gradus.pipeline.tracking.journal import journals
+from gradus.pipeline.tracking.position import (
     ENVIRONMENT,
     Position,
     Report,
@@ -38,7 +39,6 @@ from pipeline.tracking_client import (
     tracking_options,
     upload_lock,
 )
-from pipeline.tracking_run import RunDelivery, Undeliverable, Unreachable, one_line
 
 PASS_EVERY = 2.0
 """Seconds between passes while all goes well; after failures the pause doubles, up to MAX_PAUSE."""
@@ -248,7 +248,7 @@ def _is_over(run_dir: Path, parent: _Parent, report: Report) -> bool:
 
 def main(arguments: list[str] | None = None) -> int:
     """The child process's entry."""
-    parser = argparse.ArgumentParser(prog="python -m pipeline.tracking")
+    parser = argparse.ArgumentParser(prog="python -m gradus.pipeline.tracking.uploader")
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("--follow", action="store_true", help="go on until the parent process ends")
     parser.add_argument("--parent-pid", type=int, default=os.getppid())

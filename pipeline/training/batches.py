@@ -7,17 +7,17 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from pipeline.batching import groups_of, joined, regathered, uniform_groups
-from pipeline.config import PipelineConfig, SamplingConfig, StageConfig
-from pipeline.policy import Policy
-from pipeline.ranks import ALONE, Ranks
-from pipeline.rewards import RewardSuite
-from pipeline.rollout.interface import BUILT_IN, Sampler
-from pipeline.sampler import DrawKey
-from pipeline.schedule import Schedule
-from pipeline.scoring import rewarded, unscored
-from pipeline.training_state import State
-from pipeline.types import Prompt, Rollouts
+from gradus.pipeline.common.ranks import ALONE, Ranks
+from gradus.pipeline.config import PipelineConfig, SamplingConfig, StageConfig
+from gradus.pipeline.policy.policy import Policy
+from gradus.pipeline.rewards import RewardSuite
+from gradus.pipeline.rewards.scoring import rewarded, unscored
+from gradus.pipeline.rollouts.builtin import DrawKey
+from gradus.pipeline.rollouts.sampler import BUILT_IN, Sampler
+from gradus.pipeline.tasks.prompt_order import Schedule
+from gradus.pipeline.training.learner.groups import groups_of, joined, regathered, uniform_groups
+from gradus.pipeline.training.learner.state_files import State
+from gradus.pipeline.types import Prompt, Rollouts
 
 
 @dataclass

@@ -11,10 +11,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline.config import StageConfig
-from pipeline.config_switching import Guard, Plateau, Until
-from pipeline.switching import gain_bounds, mean_bounds, mean_drop, paired_drop, share_bounds
-from pipeline.training_state import State
+from gradus.pipeline.config import StageConfig
+from gradus.pipeline.config.stopping import Guard, Plateau, Until
+from gradus.pipeline.statistics.intervals import gain_bounds, mean_bounds, mean_drop, paired_drop, share_bounds
+from gradus.pipeline.training.learner.state_files import State
 
 SERIES = {"reward": "reward/mean", "entropy": "policy/entropy", "uniform": "group/uniform_share"}
 """What is remembered of each step, and the metric that it is."""

@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 
 import torch
 
-from pipeline.config import PipelineConfig, SamplingConfig
-from pipeline.cores import usable_cores
-from pipeline.policy import Policy
-from pipeline.ranks import ALONE, Ranks, interleaved
-from pipeline.rewards import RewardSuite, Scores, Scoring
-from pipeline.rollout.interface import BUILT_IN, Sampler
-from pipeline.switching import share_bounds
-from pipeline.types import Prompt
+from gradus.pipeline.common.process import usable_cores
+from gradus.pipeline.common.ranks import ALONE, Ranks, interleaved
+from gradus.pipeline.config import PipelineConfig, SamplingConfig
+from gradus.pipeline.policy.policy import Policy
+from gradus.pipeline.rewards import RewardSuite, Scores, Scoring
+from gradus.pipeline.rollouts.sampler import BUILT_IN, Sampler
+from gradus.pipeline.statistics.intervals import share_bounds
+from gradus.pipeline.types import Prompt
 
 PARTS = 2
 """Parts that the prompts are sampled in."""

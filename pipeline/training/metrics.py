@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pipeline.types import Rollouts
+from gradus.pipeline.types import Rollouts
 
 
 def rollout_metrics(rollouts: Rollouts) -> dict[str, float]:

@@ -12,10 +12,10 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 
-from pipeline.policy import Policy, copy_parameters, parameters
-from pipeline.sources import SampledGroups, Source
-from pipeline.training_state import State
-from pipeline.types import Rollouts
+from gradus.pipeline.policy.policy import Policy, copy_parameters, parameters
+from gradus.pipeline.training.batches import SampledGroups, Source
+from gradus.pipeline.training.learner.state_files import State
+from gradus.pipeline.types import Rollouts
 
 
 class OneAhead(Source):

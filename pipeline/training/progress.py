@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from pipeline.config import CheckpointConfig, PipelineConfig, StageConfig
-from pipeline.journal import Journal
-from pipeline.metrics import finite
-from pipeline.observer import Observer
+from gradus.pipeline.common.observer import Observer
+from gradus.pipeline.config import PipelineConfig, StageConfig
+from gradus.pipeline.config.pipeline import CheckpointConfig
+from gradus.pipeline.tracking.journal import Journal
+from gradus.pipeline.training.metrics import finite
 
 WRITING_SHARE = 0.05
 """Largest share of a stage's time that checkpoints by the clock may take."""

@@ -10,18 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.batching import groups_of
-from pipeline.config import SamplingConfig, StageConfig
-from pipeline.critic import PromptCritic, TokenCritic
-from pipeline.losses import spread_PK
-from pipeline.policy import Policy, copied, copy_parameters, parameters
-from pipeline.ranks import ALONE, Ranks
-from pipeline.reading import batch_logprobs
-from pipeline.rewards.ranking import order_PKK
-from pipeline.sources import Cost, SampledGroups
-from pipeline.stage import Needs, Signals
-from pipeline.training_state import State
-from pipeline.types import Rollouts
+from gradus.pipeline.common.ranks import ALONE, Ranks
+from gradus.pipeline.config import SamplingConfig, StageConfig
+from gradus.pipeline.policy.forward.logprobs import batch_logprobs
+from gradus.pipeline.policy.policy import Policy, copied, copy_parameters, parameters
+from gradus.pipeline.rewards.ranking import order_PKK
+from gradus.pipeline.stage import Needs, Signals
+from gradus.pipeline.training.batches import Cost, SampledGroups
+from gradus.pipeline.training.learner.critics import PromptCritic, TokenCritic
+from gradus.pipeline.training.learner.groups import groups_of
+from gradus.pipeline.training.learner.losses import spread_PK
+from gradus.pipeline.training.learner.state_files import State
+from gradus.pipeline.types import Rollouts
 
 
 def frozen_copy(policy: Policy) -> Policy:

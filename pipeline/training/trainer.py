@@ -11,32 +11,32 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pipeline import interruption
-from pipeline.checkpoint import CHECKPOINTS, RESUME, damaged_files, prune, read_record, save_checkpoint
-from pipeline.config import PipelineConfig, StageConfig
-from pipeline.errors import StageFailed
-from pipeline.evaluation import evaluate
-from pipeline.journal import Journal
-from pipeline.learner import Learner, Weigh
-from pipeline.losses import kl_estimate
-from pipeline.metrics import advantage_metrics, rollout_metrics
-from pipeline.observer import Observer
-from pipeline.overlap import OneAhead
-from pipeline.policy import Policy, autocasts, copy_parameters, load_policy, parameters
-from pipeline.progress import Progress, StepLog, Timer
-from pipeline.ranks import ALONE, Ranks
-from pipeline.reading import batch_logprobs
-from pipeline.rewards import RewardSuite
-from pipeline.rollout.interface import BUILT_IN, Sampler
-from pipeline.schedule import HistoryResampling, Schedule
-from pipeline.shards import SHARDS, write_shards
-from pipeline.signals import SignalProvider, frozen_copy
-from pipeline.sources import Demonstrations, SampledGroups, Source, sampling_of
-from pipeline.stage import Stage
-from pipeline.switches import Event, Switches
-from pipeline.tasks import PromptStream, TaskData
-from pipeline.training_state import State, read_state, spread_tensors, write_state
-from pipeline.types import Prompt, Rollouts
+from gradus.pipeline.common import interruption
+from gradus.pipeline.common.errors import StageFailed
+from gradus.pipeline.common.observer import Observer
+from gradus.pipeline.common.ranks import ALONE, Ranks
+from gradus.pipeline.config import PipelineConfig, StageConfig
+from gradus.pipeline.policy.forward.logprobs import batch_logprobs
+from gradus.pipeline.policy.policy import Policy, autocasts, copy_parameters, load_policy, parameters
+from gradus.pipeline.rewards import RewardSuite
+from gradus.pipeline.rollouts.sampler import BUILT_IN, Sampler
+from gradus.pipeline.runs.checkpoint import CHECKPOINTS, RESUME, damaged_files, prune, read_record, save_checkpoint
+from gradus.pipeline.stage import Stage
+from gradus.pipeline.tasks.prompt_order import HistoryResampling, Schedule
+from gradus.pipeline.tasks.task import PromptStream, TaskData
+from gradus.pipeline.tracking.journal import Journal
+from gradus.pipeline.training.batches import Demonstrations, SampledGroups, Source, sampling_of
+from gradus.pipeline.training.early_stopping import Event, Switches
+from gradus.pipeline.training.evaluation import evaluate
+from gradus.pipeline.training.learner.learner import Learner, Weigh
+from gradus.pipeline.training.learner.losses import kl_estimate
+from gradus.pipeline.training.learner.shards import SHARDS, write_shards
+from gradus.pipeline.training.learner.state_files import State, read_state, spread_tensors, write_state
+from gradus.pipeline.training.metrics import advantage_metrics, rollout_metrics
+from gradus.pipeline.training.prefetch import OneAhead
+from gradus.pipeline.training.progress import Progress, StepLog, Timer
+from gradus.pipeline.training.signals import SignalProvider, frozen_copy
+from gradus.pipeline.types import Prompt, Rollouts
 
 
 @dataclass

@@ -16,15 +16,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from flows.compare_budget import MANY, Budget, rollouts_a_step, shared_out
-from pipeline import yaml_text
-from pipeline.config import PipelineConfig, StageConfig, pipeline_model
-from pipeline.config_base import NAME_PATTERN, identity
-from pipeline.config_errors import Origin, did_you_mean, explain
-from pipeline.config_files import find_config, load_config, packaged_configs
-from pipeline.errors import UserError
-from pipeline.runs import CONFIG_FILE, RUN_FILE, differences
-from pipeline.stage import Stage
+from gradus.flows.compare.plan.budget import MANY, Budget, rollouts_a_step, shared_out
+from gradus.pipeline.common import yaml_text
+from gradus.pipeline.common.errors import UserError
+from gradus.pipeline.config import PipelineConfig, StageConfig
+from gradus.pipeline.config.explain import Origin, did_you_mean, explain
+from gradus.pipeline.config.loading import find_config, load_config, packaged_configs
+from gradus.pipeline.config.options import NAME_PATTERN, identity
+from gradus.pipeline.config.pipeline import pipeline_model
+from gradus.pipeline.runs.run_folder import CONFIG_FILE, RUN_FILE, differences
+from gradus.pipeline.stage import Stage
 
 STAGED, BASE, ALL = "staged", "base", "all"
 """The configuration's own chain; what the shared starting point is called; every arm, in ``--set-arm``."""

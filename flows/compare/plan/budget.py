@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.config import StageConfig
-from pipeline.errors import UserError
-from pipeline.stage import Stage
+from gradus.pipeline.common.errors import UserError
+from gradus.pipeline.config import StageConfig
+from gradus.pipeline.stage import Stage
 
 UNITS = ("rollouts", "tokens", "seconds")
 MANY = 1_000_000

@@ -14,15 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flows.compare_arms import BASE, Arm, Plan
-from flows.terminal import shown_path
-from pipeline import forking, yaml_text
-from pipeline.config import PipelineConfig
-from pipeline.config_base import identity
-from pipeline.errors import UserError
-from pipeline.files import write_text
-from pipeline.runs import CONFIG_FILE, RUN_FILE, RunFolder, differences
-from pipeline.tracking_client import read_run_ids, resolve_uri
+from gradus.flows.compare.plan.arms import BASE, Arm, Plan
+from gradus.flows.screen.progress import shown_path
+from gradus.pipeline.common import yaml_text
+from gradus.pipeline.common.errors import UserError
+from gradus.pipeline.common.files import write_text
+from gradus.pipeline.config import PipelineConfig
+from gradus.pipeline.config.options import identity
+from gradus.pipeline.runs import fork
+from gradus.pipeline.runs.run_folder import CONFIG_FILE, RUN_FILE, RunFolder, differences
+from gradus.pipeline.tracking.position import read_run_ids, resolve_uri
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ class Place:
         else:
             origin = self.open(base)
             index = len(origin.config.stages)
-            run = forking.fork(origin, index, config, self.folder / name)
+            run = fork.fork(origin, index, config, self.folder / name)
         run.tag(self._tags(arm.label, seed))
         return run
 

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from flows.compare_arms import BASE, Arm
-from flows.compare_jobs import Job
-from flows.compare_measures import measure
-from flows.compare_place import Place, arm_run
-from pipeline.errors import StageFailed, UserError
-from pipeline.runs import RunFolder
+from gradus.flows.compare.measures import measure
+from gradus.flows.compare.plan.arms import BASE, Arm
+from gradus.flows.compare.plan.folder import Place, arm_run
+from gradus.flows.compare.run.jobs import Job
+from gradus.pipeline.common.errors import StageFailed, UserError
+from gradus.pipeline.runs.run_folder import RunFolder
 
 TUNING_SEED = 1000
 """The seed that options are tuned on, unless it is another."""

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from flows.compare_arms import STAGED
-from flows.compare_claims import EARLY_SHARE, MARGIN, Facts, judge
-from flows.compare_measures import Measures
-from pipeline.comparison import (
+from gradus.flows.compare.measures import Measures
+from gradus.flows.compare.plan.arms import STAGED
+from gradus.flows.compare.report.claims import EARLY_SHARE, MARGIN, Facts, judge
+from gradus.pipeline.statistics.significance import (
     Estimate,
     crossing,
     early_gain,

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from flows.compare_arms import STAGED
-from pipeline.comparison import Estimate, Verdict, all_of, best_of_all, over_seeds, paired, verdict
+from gradus.flows.compare.plan.arms import STAGED
+from gradus.pipeline.statistics.significance import Estimate, Verdict, all_of, best_of_all, over_seeds, paired, verdict
 
 MARGIN = 0.01
 """Least difference in accuracy that is worth a claim: one point in a hundred."""

@@ -14,9 +14,9 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from flows.compare_arms import STAGED
-from flows.compare_measures import Measures
-from pipeline.comparison import on_grid
+from gradus.flows.compare.measures import Measures
+from gradus.flows.compare.plan.arms import STAGED
+from gradus.pipeline.statistics.significance import on_grid
 
 INK = "#7b7f86"
 """Of text and axes: readable on white and on black."""

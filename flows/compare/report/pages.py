@@ -6,10 +6,10 @@ import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from flows.compare_claims import EARLY_SHARE, shown
-from flows.compare_figures import for_page
-from flows.terminal import duration
-from pipeline.comparison import Estimate
+from gradus.flows.compare.report.claims import EARLY_SHARE, shown
+from gradus.flows.compare.report.figures import for_page
+from gradus.flows.screen.progress import duration
+from gradus.pipeline.statistics.significance import Estimate
 
 Table = tuple[list[str], list[list[str]]]
 """Header and rows."""

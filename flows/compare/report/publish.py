@@ -13,16 +13,16 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from flows.compare_arms import BASE
-from flows.compare_jobs import Job
-from flows.compare_measures import Measures, check_external, measure
-from flows.compare_place import arm_run
-from flows.compare_work import Work
-from pipeline import __version__
-from pipeline.cores import usable_cores
-from pipeline.files import write_json, write_text
-from pipeline.journal import Journal
-from pipeline.tracking_client import child_environment, needs_delivery
+from gradus import __version__
+from gradus.flows.compare.measures import Measures, check_external, measure
+from gradus.flows.compare.plan.arms import BASE
+from gradus.flows.compare.plan.folder import arm_run
+from gradus.flows.compare.plan.schedule import Work
+from gradus.flows.compare.run.jobs import Job
+from gradus.pipeline.common.files import write_json, write_text
+from gradus.pipeline.common.process import usable_cores
+from gradus.pipeline.tracking.journal import Journal
+from gradus.pipeline.tracking.position import child_environment, needs_delivery
 
 REPORT = "report"
 PATIENCE = 120.0
@@ -34,9 +34,9 @@ def publish(work: Work, foreign: Sequence[Measures], command: str, parallel: int
 
     Raises: UserError where another system's results cannot be compared with ours.
     """
-    from flows.compare_analysis import analyse, by_arm
-    from flows.compare_figures import figures
-    from flows.compare_report import as_markdown, as_page
+    from gradus.flows.compare.report.analysis import analyse, by_arm
+    from gradus.flows.compare.report.figures import figures
+    from gradus.flows.compare.report.pages import as_markdown, as_page
 
     measured = collected(work, foreign)
     if not measured:
@@ -130,13 +130,13 @@ def end_tracking(work: Work, markdown: str, status: str) -> None:
 
 def deliver(folder: Path) -> None:
     """Send what is new of the comparison's own run to MLflow; what it does not take stays for `gradus sync`."""
-    _call("pipeline.tracking", str(folder), log=folder / "tracking.log")
+    _call("gradus.pipeline.tracking.uploader", str(folder), log=folder / "tracking.log")
 
 
 def deliver_rest(folder: Path) -> None:
     """Send what arms could not that were stopped or killed."""
     if any(needs_delivery(file.parent) for file in folder.glob("*/journal.jsonl")):
-        _call("flows.cli", "sync", "--runs", str(folder), log=folder / "tracking.log")
+        _call("gradus", "sync", "--runs", str(folder), log=folder / "tracking.log")
 
 
 def _call(*words: str, log: Path) -> None:

@@ -1,6 +1,6 @@
 """A comparison as a Prefect flow: every run of an arm is a task, several at a time, and the report is an artifact.
 
-As in :mod:`flows.staged` Prefect is a witness: what is done lies in the run folders, errors travel beside it, and where
+As in :mod:`gradus.flows.staged` Prefect is a witness: what is done lies in the run folders, errors travel beside it, and where
 Prefect fails for reasons of its own the comparison goes on without it.
 """
 
@@ -19,13 +19,13 @@ from prefect.client.schemas.objects import StateType
 from prefect.context import FlowRunContext, TagsContext
 from prefect.states import Completed, Failed, State
 
-from flows import server
-from flows.around_flow import flow_settings, flushed, quiet
-from flows.compare_jobs import Job, do
-from flows.compare_session import Session, run_plain
-from flows.flow_record import TAG, FlowRecord, flow_parameters
-from flows.staged import FLUSH_LIMIT
-from pipeline.interruption import Interrupted
+from gradus.flows.compare.run.jobs import Job, do
+from gradus.flows.compare.run.session import Session, run_plain
+from gradus.flows.orchestrator import server
+from gradus.flows.orchestrator.around_flow import flow_settings, flushed, quiet
+from gradus.flows.orchestrator.flow_record import TAG, FlowRecord, flow_parameters
+from gradus.flows.staged import FLUSH_LIMIT
+from gradus.pipeline.common.interruption import Interrupted
 
 ARTIFACT_LIMIT = 100_000
 """Characters of the report that Prefect is given."""

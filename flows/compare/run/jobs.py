@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
-from pipeline.errors import StageFailed
-from pipeline.interruption import Interrupted
-from pipeline.runs import RunFolder
-from pipeline.tracking_client import child_environment
+from gradus.pipeline.common.errors import StageFailed
+from gradus.pipeline.common.interruption import Interrupted
+from gradus.pipeline.runs.run_folder import RunFolder
+from gradus.pipeline.tracking.position import child_environment
 
 LOG_FILE = "launch.log"
 """In each run folder: everything that its processes have printed."""
@@ -83,7 +83,7 @@ class Children:
         log = run.path / LOG_FILE
         with log.open("ab") as output:
             start = output.tell()
-            command = [sys.executable, "-m", "flows.arm", run.name, str(run.path.parent)]
+            command = [sys.executable, "-m", "gradus.flows.cli.arm", run.name, str(run.path.parent)]
             with self._lock:
                 if self._ending:
                     raise Interrupted(signal.SIGTERM)

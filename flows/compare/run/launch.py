@@ -7,19 +7,19 @@ from pathlib import Path
 
 from rich.console import Console
 
-from flows.compare_arms import BASE, Plan
-from flows.compare_measures import Measures
-from flows.compare_place import Place, arm_run
-from flows.compare_publish import begin_tracking, end_tracking, publish, same_command
-from flows.compare_ray import Cluster, RayChildren
-from flows.compare_session import Session, run_plain
-from flows.compare_watch import Watch
-from flows.compare_work import Tuning, Work
-from flows.terminal import shown_path
-from pipeline import run_lock
-from pipeline.errors import UserError
-from pipeline.interruption import Interrupted
-from pipeline.runs import RUN_FILE
+from gradus.flows.compare.measures import Measures
+from gradus.flows.compare.plan.arms import BASE, Plan
+from gradus.flows.compare.plan.folder import Place, arm_run
+from gradus.flows.compare.plan.schedule import Tuning, Work
+from gradus.flows.compare.report.publish import begin_tracking, end_tracking, publish, same_command
+from gradus.flows.compare.run.ray import Cluster, RayChildren
+from gradus.flows.compare.run.session import Session, run_plain
+from gradus.flows.compare.run.watch import Watch
+from gradus.flows.screen.progress import shown_path
+from gradus.pipeline.common import locks
+from gradus.pipeline.common.errors import UserError
+from gradus.pipeline.common.interruption import Interrupted
+from gradus.pipeline.runs.run_folder import RUN_FILE
 
 
 def open_comparison(
@@ -52,7 +52,7 @@ def launch(
     place, plan = work.place, work.place.plan
     place.folder.mkdir(parents=True, exist_ok=True)
     watch = Watch(console, plan.usual)
-    with run_lock.hold(place.folder):
+    with locks.hold(place.folder):
         place.write_config()
         for text in plan.notes:
             watch.say(text)
@@ -90,9 +90,9 @@ def _engine(name: str) -> Callable[[Session], None]:
     """How runs are called. The Prefect server starts in the background while Prefect is being imported."""
     if name == "none":
         return run_plain
-    from flows.server import start_server_in_background
+    from gradus.flows.orchestrator.server import start_server_in_background
 
     start_server_in_background()
-    from flows.compare import run_flow
+    from gradus.flows.compare.run.flow import run_flow
 
     return run_flow

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import StageFailed, UserError
-from pipeline.interruption import Interrupted
-from pipeline.runs import RunFolder
+from gradus.pipeline.common.errors import StageFailed, UserError
+from gradus.pipeline.common.interruption import Interrupted
+from gradus.pipeline.runs.run_folder import RunFolder
 
 STOP_FILE = "stop"
 LOOK_EVERY = 0.5
@@ -62,7 +62,7 @@ class Cluster:
 
 
 class RayChildren:
-    """Stands in for :class:`flows.compare_jobs.Children`: the processes that train are on the cluster."""
+    """Stands in for :class:`gradus.flows.compare.run.jobs.Children`: the processes that train are on the cluster."""
 
     def __init__(self, cluster: Cluster):
         self.cluster = cluster
@@ -109,8 +109,8 @@ def train_here(run_name: str, runs: str) -> dict[str, str]:
     """On a node: train a run in a process of its own until it is complete or asked to stop; how that ended."""
     import socket
 
-    from flows.compare_jobs import Children
-    from stages import discover
+    from gradus.flows.compare.run.jobs import Children
+    from gradus.stages import discover
 
     run = RunFolder(Path(runs) / run_name, [stage.config for stage in discover().values()])
     children, over = Children(), threading.Event()

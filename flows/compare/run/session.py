@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from flows.compare_jobs import Children, Job, Trainers, Watcher, do, work_through
-from flows.stopping import Patience
+from gradus.flows.compare.run.jobs import Children, Job, Trainers, Watcher, do, work_through
+from gradus.flows.orchestrator.interrupts import Patience
 
 
 @dataclass

@@ -11,10 +11,10 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
-from flows.compare_budget import MANY
-from flows.compare_jobs import Job
-from flows.status import last_step
-from flows.terminal import duration
+from gradus.flows.compare.plan.budget import MANY
+from gradus.flows.compare.run.jobs import Job
+from gradus.flows.screen.progress import duration
+from gradus.flows.screen.status import last_step
 
 EVERY_SECONDS = 60.0
 """Longest silence where the output is no terminal."""

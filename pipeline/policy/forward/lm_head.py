@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.policy import Policy
-from pipeline.products import HUGE, linear, outer
+from gradus.pipeline.policy.forward.matmul import HUGE, linear, outer
+from gradus.pipeline.policy.policy import Policy
 
 CELLS = 2**22
 """Logits that exist at a time."""

@@ -7,12 +7,12 @@ import contextlib
 import torch
 from torch import Tensor
 
-from pipeline import head
-from pipeline.packing import can_pack, computing, hidden_states
-from pipeline.policy import Policy, completion_logits
-from pipeline.ranks import ALONE, Ranks
-from pipeline.rows import Rows
-from pipeline.types import Rollouts
+from gradus.pipeline.common.ranks import ALONE, Ranks
+from gradus.pipeline.policy.forward import lm_head
+from gradus.pipeline.policy.forward.packing import can_pack, computing, hidden_states
+from gradus.pipeline.policy.forward.rows import Rows
+from gradus.pipeline.policy.policy import Policy, completion_logits
+from gradus.pipeline.types import Rollouts
 
 
 def precision(device: torch.device, autocast: bool) -> contextlib.AbstractContextManager[object]:
@@ -50,7 +50,7 @@ def batch_reading(
     if can_pack(policy):
         for batch, pack in rows.packs(mine, token_budget, policy.device):
             with computing(policy, pack), precision(policy.device, autocast):
-                found = head.reading(policy, hidden_states(policy, pack), pack.targets, temperature, entropies)
+                found = lm_head.reading(policy, hidden_states(policy, pack), pack.targets, temperature, entropies)
             part = torch.zeros(len(result_NRT), len(batch), rows.tokens_RT.shape[1])
             part[:, rows.mask_RT[batch]] = found.cpu()
             result_NRT[:, batch] = part
@@ -60,7 +60,7 @@ def batch_reading(
             tokens = rows.tokens_RT[batch, :width].to(policy.device)
             with precision(policy.device, autocast):
                 logits = completion_logits(policy, [rows.prompts[r] for r in batch], tokens, temperature)
-            found = head.of_targets(logits.flatten(0, 1), tokens.flatten(), entropies)
+            found = lm_head.of_targets(logits.flatten(0, 1), tokens.flatten(), entropies)
             result_NRT[:, batch, :width] = found.view(-1, *tokens.shape).cpu()
         result_NRT *= rows.mask_RT
     return ranks.sum(result_NRT).view(-1, *rollouts.tokens_PKT.shape)

@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface
 
-from pipeline.norms import in_norms
-from pipeline.policy import Policy, completion_logprobs
-from pipeline.products import fill, in_layers
+from gradus.pipeline.policy.forward.matmul import fill, in_layers
+from gradus.pipeline.policy.forward.rms_norm import in_norms
+from gradus.pipeline.policy.policy import Policy, completion_logprobs
 
 NAME = "gradus_packed"
 BUCKETS = 4
@@ -230,7 +230,7 @@ def can_pack(policy: Policy) -> bool:
 
 
 def _agrees(policy: Policy) -> bool:
-    from pipeline.head import reading  # it needs nothing of this module, but a policy's head
+    from gradus.pipeline.policy.forward.lm_head import reading  # it needs nothing of this module, but a policy's head
 
     if type(policy.model.get_output_embeddings()) is not torch.nn.Linear:
         return False

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pipeline.packing import Pack
-from pipeline.types import Rollouts
+from gradus.pipeline.policy.forward.packing import Pack
+from gradus.pipeline.types import Rollouts
 
 
 @dataclass(frozen=True)

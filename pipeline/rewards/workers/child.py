@@ -1,4 +1,4 @@
-"""The process that isolated rewards run in; :mod:`pipeline.rewards.workers` starts it, feeds it and kills it.
+"""The process that isolated rewards run in; :mod:`gradus.pipeline.rewards.workers.pool` starts it, feeds it and kills it.
 
 Requests are pickles, preceded by their length, on the standard input it was started with; answers are lines of JSON on
 its standard output. Both are moved out of the way first, so that a reward that prints or reads disturbs nothing, and
@@ -22,9 +22,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
-from pipeline.rewards import library  # noqa: F401 - registers the rewards
-from pipeline.rewards.custom import load_function
-from pipeline.rewards.registry import find
+from gradus.pipeline.rewards import library  # noqa: F401 - registers the rewards
+from gradus.pipeline.rewards.registry import find
+from gradus.pipeline.rewards.user_functions import load_function
 
 LIBRARY_MEMORY = 4 * 1024**3
 """Bytes of data a reward of the library may allocate; a sympy expression that explodes must not take the machine along.

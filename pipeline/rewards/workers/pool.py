@@ -17,8 +17,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import IO
 
-from pipeline.rewards.worker_handle import Failure, Job, Worker
-from pipeline.rewards.worker_process import IsolatedReward
+from gradus.pipeline.rewards.workers.child import IsolatedReward
+from gradus.pipeline.rewards.workers.worker import Failure, Job, Worker
 
 __all__ = ["Batch", "Failure", "IsolatedReward", "Job", "WorkerPool"]
 

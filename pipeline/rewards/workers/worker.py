@@ -1,6 +1,6 @@
 """The trainer's side of one process for isolated rewards: what it holds, what it answered, when it is replaced.
 
-Only the thread of :mod:`pipeline.rewards.workers` touches it.
+Only the thread of :mod:`gradus.pipeline.rewards.workers.pool` touches it.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from collections import deque
 from dataclasses import dataclass
 from typing import IO, Any, Literal
 
-from pipeline.errors import StageFailed, UserError
-from pipeline.rewards.worker_process import BOOTSTRAP, IsolatedReward
-from pipeline.types import Prompt
+from gradus.pipeline.common.errors import StageFailed, UserError
+from gradus.pipeline.rewards.workers.child import BOOTSTRAP, IsolatedReward
+from gradus.pipeline.types import Prompt
 
 START_LIMIT = 120.0
 """Seconds a worker may take to import what its rewards need."""

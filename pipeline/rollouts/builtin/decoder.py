@@ -9,7 +9,7 @@ six passes. Here a block is four products and a few operations in place:
   the two halves that rotate into each other lie side by side. Products of queries and keys do not notice.
 
 What a model is made of is read from its modules, not from its name, and whether it was understood is *tested*: a
-decoder is only used for a model whose logits it reproduces (:func:`pipeline.sampler.engines.engine_of`).
+decoder is only used for a model whose logits it reproduces (:func:`gradus.pipeline.rollouts.builtin.engines.engine_of`).
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.lora import is_linear, merged_weight
-from pipeline.products import Packed
+from gradus.pipeline.policy.forward.matmul import Packed
+from gradus.pipeline.policy.lora import is_linear, merged_weight
 
 Attend = Callable[[int, Tensor, Tensor], Tensor]
 """(block, queries [N, H, d], keys and values [N, 2, Hkv, d]) -> attended values [N, H * d]."""

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.config import SamplingConfig
+from gradus.pipeline.config import SamplingConfig
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from pipeline.policy import Policy, left_pad
-from pipeline.sampler.decoder import Decoder, Unsupported
-from pipeline.sampler.lean import LeanEngine
+from gradus.pipeline.policy.policy import Policy, left_pad
+from gradus.pipeline.rollouts.builtin.decoder import Decoder, Unsupported
+from gradus.pipeline.rollouts.builtin.lean_engine import LeanEngine
 
 PROBE = ([0, 1, 2, 3, 4, 5, 6, 7], [8, 9, 10])
 """Two prompts of different lengths; token ids are taken modulo the vocabulary."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pipeline.sampler.decoder import Decoder
+from gradus.pipeline.rollouts.builtin.decoder import Decoder
 
 BLOCK = 16
 """Columns by which the cache grows; unused ones between the rows in memory slow down the reading of the others."""

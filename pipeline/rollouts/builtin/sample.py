@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.config import SamplingConfig
-from pipeline.policy import Policy
-from pipeline.sampler.draw import DrawKey, draw_tokens
-from pipeline.sampler.engines import Engine, engine_of
-from pipeline.types import Prompt, Rollouts
+from gradus.pipeline.config import SamplingConfig
+from gradus.pipeline.policy.policy import Policy
+from gradus.pipeline.rollouts.builtin.draw import DrawKey, draw_tokens
+from gradus.pipeline.rollouts.builtin.engines import Engine, engine_of
+from gradus.pipeline.types import Prompt, Rollouts
 
 COMPACT_AT = 0.8
 """Finished rows leave once this share of the batch or less is still growing; moving the cache has a price too."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 
-from pipeline.config import PipelineConfig
-from pipeline.errors import UserError
-from pipeline.tracking_access import holds_secret
+from gradus.pipeline.common.errors import UserError
+from gradus.pipeline.config import PipelineConfig
+from gradus.pipeline.tracking.access import holds_secret
 
 ANSWER_WITHIN = 10.0
 """Seconds for the server to say what it is."""
-SERVE = "python -m pipeline.rollout.vllm_serve MODEL"
+SERVE = "python -m gradus.pipeline.rollouts.vllm.serve MODEL"
 
 
 def logprobs_mode(config: PipelineConfig) -> str:
@@ -56,7 +56,11 @@ def _check_installed() -> None:
 
 
 def _check_server(config: PipelineConfig, mode: str) -> None:
-    from pipeline.rollout.vllm_http import KEY, Client, ServerProblem  # imports httpx, which most launches need not
+    from gradus.pipeline.rollouts.vllm.http import (  # imports httpx, which most launches need not
+        KEY,
+        Client,
+        ServerProblem,
+    )
 
     url = config.rollouts.url
     if holds_secret(url):

@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 
-from pipeline.config import PipelineConfig, SamplingConfig
-from pipeline.errors import StageFailed
-from pipeline.policy import Policy, pick_device, weights_dtype
-from pipeline.rollout.drawing import drawing
-from pipeline.rollout.interface import Completion, Request
-from pipeline.rollout.vllm_serve import WORKER
-from pipeline.rollout.weights import pushed_weights
+from gradus.pipeline.common.errors import StageFailed
+from gradus.pipeline.config import PipelineConfig, SamplingConfig
+from gradus.pipeline.policy.policy import Policy, pick_device, weights_dtype
+from gradus.pipeline.rollouts.sampler import Completion, Request
+from gradus.pipeline.rollouts.vllm.sampling_params import drawing
+from gradus.pipeline.rollouts.vllm.serve import WORKER
+from gradus.pipeline.rollouts.weights import pushed_weights
 
 CPU_CACHE = 2**30
 """Bytes of vLLM's cache on a CPU, where a share of the memory would be a share of everyone's."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline.config import SamplingConfig
-from pipeline.rollout.interface import Request
+from gradus.pipeline.config import SamplingConfig
+from gradus.pipeline.rollouts.sampler import Request
 
 
 def drawing(request: Request, options: SamplingConfig, ends: tuple[int, ...]) -> dict[str, Any]:

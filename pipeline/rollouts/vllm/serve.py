@@ -1,4 +1,4 @@
-"""A vLLM server that a run can push weights to: ``python -m pipeline.rollout.vllm_serve MODEL [options of vLLM]``.
+"""A vLLM server that a run can push weights to: ``python -m gradus.pipeline.rollouts.vllm.serve MODEL [options of vLLM]``.
 
 Runs where vLLM is installed; of this project it needs the files alone. What it sets is what rollouts need: new weights
 by request, log-probabilities of the distribution that is drawn from, no sampling defaults of the model's, loopback.
@@ -12,7 +12,9 @@ import sys
 
 import torch
 
-WORKER = "pipeline.rollout.vllm_worker.RolloutWorker"
+import gradus
+
+WORKER = "gradus.pipeline.rollouts.vllm.worker.RolloutWorker"
 OPTIONS = {
     "--host": "127.0.0.1",
     "--worker-extension-cls": WORKER,
@@ -43,7 +45,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _root() -> str:
-    return os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    return os.path.dirname(os.path.dirname(os.path.abspath(gradus.__file__)))
 
 
 if __name__ == "__main__":

@@ -10,15 +10,15 @@ from typing import Any
 
 from safetensors.torch import save_file
 
-from pipeline.config import SamplingConfig
-from pipeline.config_rollouts import RolloutConfig
-from pipeline.errors import StageFailed, UserError
-from pipeline.files import sha256
-from pipeline.policy import Policy
-from pipeline.rollout.drawing import drawing
-from pipeline.rollout.interface import Completion, Request
-from pipeline.rollout.vllm_http import Client, ServerProblem
-from pipeline.rollout.weights import pushed_weights
+from gradus.pipeline.common.errors import StageFailed, UserError
+from gradus.pipeline.common.files import sha256
+from gradus.pipeline.config import SamplingConfig
+from gradus.pipeline.config.compute_rollouts import RolloutConfig
+from gradus.pipeline.policy.policy import Policy
+from gradus.pipeline.rollouts.sampler import Completion, Request
+from gradus.pipeline.rollouts.vllm.http import Client, ServerProblem
+from gradus.pipeline.rollouts.vllm.sampling_params import drawing
+from gradus.pipeline.rollouts.weights import pushed_weights
 
 AT_A_TIME = 256
 """Requests under way; the server queues what it has no room for."""

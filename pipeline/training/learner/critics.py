@@ -11,13 +11,13 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from pipeline.config import StageConfig
-from pipeline.packing import can_pack, computing, hidden_states
-from pipeline.policy import Policy, completion_states, copied
-from pipeline.rows import Rows
-from pipeline.stage import Critic
-from pipeline.training_state import State, optimizer_state, restore_optimizer
-from pipeline.types import Rollouts
+from gradus.pipeline.config import StageConfig
+from gradus.pipeline.policy.forward.packing import can_pack, computing, hidden_states
+from gradus.pipeline.policy.forward.rows import Rows
+from gradus.pipeline.policy.policy import Policy, completion_states, copied
+from gradus.pipeline.stage import Critic
+from gradus.pipeline.training.learner.state_files import State, optimizer_state, restore_optimizer
+from gradus.pipeline.types import Rollouts
 
 
 def value_loss(values: Tensor, old: Tensor, returns: Tensor, clip: float | None) -> Tensor:

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.ranks import interleaved
-from pipeline.types import Rollouts
+from gradus.pipeline.common.ranks import interleaved
+from gradus.pipeline.types import Rollouts
 
 
 def groups_of(rollouts: Rollouts, chosen: list[int]) -> Rollouts:

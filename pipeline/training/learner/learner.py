@@ -1,7 +1,7 @@
 """Weighted log-likelihood -> backward -> optimizer. It knows rows, weights and tokens, and no algorithm.
 
 Rows of zero weight are never computed. The others are packed, without padding and each prompt once (see
-:mod:`pipeline.packing`), and cut into micro-batches by a budget of tokens; how they are cut changes memory and nothing
+:mod:`gradus.pipeline.policy.forward.packing`), and cut into micro-batches by a budget of tokens; how they are cut changes memory and nothing
 else, because every coefficient is fixed before the first pass.
 """
 
@@ -16,20 +16,20 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from pipeline import head
-from pipeline.batching import groups_of
-from pipeline.config import StageConfig
-from pipeline.errors import StageFailed, UserError
-from pipeline.losses import importance_weights, token_weights, weighted_likelihood
-from pipeline.packing import can_pack, computing, hidden_states
-from pipeline.policy import Policy, completion_logprobs, completion_states
-from pipeline.ranks import ALONE, Ranks
-from pipeline.reading import batch_reading, precision
-from pipeline.rows import Rows
-from pipeline.stage import Needs
-from pipeline.trainee import trainee
-from pipeline.training_state import State, optimizer_state, restore_optimizer
-from pipeline.types import Rollouts
+from gradus.pipeline.common.errors import StageFailed, UserError
+from gradus.pipeline.common.ranks import ALONE, Ranks
+from gradus.pipeline.config import StageConfig
+from gradus.pipeline.policy.forward import lm_head
+from gradus.pipeline.policy.forward.logprobs import batch_reading, precision
+from gradus.pipeline.policy.forward.packing import can_pack, computing, hidden_states
+from gradus.pipeline.policy.forward.rows import Rows
+from gradus.pipeline.policy.policy import Policy, completion_logprobs, completion_states
+from gradus.pipeline.stage import Needs
+from gradus.pipeline.training.learner.groups import groups_of
+from gradus.pipeline.training.learner.losses import importance_weights, token_weights, weighted_likelihood
+from gradus.pipeline.training.learner.replicas import trainee
+from gradus.pipeline.training.learner.state_files import State, optimizer_state, restore_optimizer
+from gradus.pipeline.types import Rollouts
 
 Weigh = Callable[[int, list[int]], Tensor]
 """(number of an update, some of a batch's groups) -> their weights [P, K] or [P, K, T]."""
@@ -40,7 +40,7 @@ def learning_rate(step: int, config: StageConfig, idle: int = 0) -> float:
 
     Before all that the policy may stay as it is for ``idle`` steps.
 
-    >>> from pipeline.config import StageConfig
+    >>> from gradus.pipeline.config.pipeline import StageConfig
     >>> config = StageConfig(stage="x", steps=4, lr=1.0, warmup=2, schedule="linear")
     >>> [learning_rate(step, config) for step in (1, 2, 3, 4)]
     [0.5, 1.0, 1.0, 0.5]
@@ -211,7 +211,7 @@ class Learner:
             with computing(policy, pack):
                 with precision(device, self.autocast):
                     hidden = hidden_states(policy, pack)
-                    objective, logprobs = head.objective(policy, hidden, pack.targets, self.temperature, function)
+                    objective, logprobs = lm_head.objective(policy, hidden, pack.targets, self.temperature, function)
                 (-objective / completions).backward()
             yield float(objective.detach()), logprobs - old
 
@@ -221,7 +221,7 @@ class Learner:
             states = completion_states(self.trainee.policy, [rows.prompts[row]], rows.tokens_RT[[row], :1])
         (states.sum() * 0).backward()
 
-    def _function(self, pull: Tensor, likelihood: Tensor, old: Tensor) -> head.Objective:
+    def _function(self, pull: Tensor, likelihood: Tensor, old: Tensor) -> lm_head.Objective:
         """The objective of a piece of the tokens."""
         return lambda logprobs, piece: self._objective(logprobs, pull[piece], likelihood[piece], old[piece])
 

@@ -2,7 +2,7 @@
 
 Spread (FSDP2), every block's weights, gradients and moments are cut along their first dimension, a part a rank; a
 block is whole only while it is computed. Embeddings, the last norm and the head stay whole on every rank: the head is
-taken in pieces (:mod:`pipeline.head`) and is often the embedding itself, and blocks are the bulk of a large model.
+taken in pieces (:mod:`gradus.pipeline.policy.forward.lm_head`) and is often the embedding itself, and blocks are the bulk of a large model.
 Whatever samples or measures sees the ordinary policy, which is brought up to date after each update.
 """
 
@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from pipeline.errors import UserError
-from pipeline.policy import Policy, copied, parameters
-from pipeline.ranks import Ranks
+from gradus.pipeline.common.errors import UserError
+from gradus.pipeline.common.ranks import Ranks
+from gradus.pipeline.policy.policy import Policy, copied, parameters
 
 T = TypeVar("T")
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from pipeline.errors import StageFailed
-from pipeline.ranks import Ranks
+from gradus.pipeline.common.errors import StageFailed
+from gradus.pipeline.common.ranks import Ranks
 
 SHARDS = "shards"
 """Folder, beside a state's other files, of what is spread."""

@@ -2,7 +2,7 @@
 
 The parts of a trainer describe themselves as nested mappings of tensors and plain values; here they become two files
 and come back the same, bit for bit. Random numbers need no state: draws, prompts and learning rates are functions of
-the step. Tensors that are spread over ranks are in :mod:`pipeline.shards`.
+the step. Tensors that are spread over ranks are in :mod:`gradus.pipeline.training.learner.shards`.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pipeline.files import read_json, write_json
-from pipeline.shards import SHARDS, Stored, read_shards, stored_in
-from pipeline.trainee import is_spread, laid_out
+from gradus.pipeline.common.files import read_json, write_json
+from gradus.pipeline.training.learner.replicas import is_spread, laid_out
+from gradus.pipeline.training.learner.shards import SHARDS, Stored, read_shards, stored_in
 
 State = dict[str, Any]
 """Nested mappings of tensors and of values that JSON can hold; keys without a slash."""

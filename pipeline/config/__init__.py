@@ -1,0 +1,9 @@
+"""One YAML file, typed, checked and explained.
+
+Gives: the options as pydantic models, ``load_config`` and the differences between two configurations.
+Must not know: torch, or how anything that it describes is done.
+"""
+
+from gradus.pipeline.config.pipeline import PipelineConfig, PolicyConfig, RewardConfig, SamplingConfig, StageConfig
+
+__all__ = ["PipelineConfig", "PolicyConfig", "RewardConfig", "SamplingConfig", "StageConfig"]
