@@ -33,8 +33,9 @@ from gradus.pipeline.common.yaml_text import dump
 from gradus.pipeline.config.loading import load_config
 from gradus.pipeline.estimates.memory import Load, memory
 from gradus.pipeline.estimates.model_size import model_size
-from gradus.pipeline.execution.stage import prepare, run_stage
-from gradus.pipeline.policy import policy
+from gradus.pipeline.execution.prepare import prepare
+from gradus.pipeline.execution.stage import run_stage
+from gradus.pipeline.policy import devices
 from gradus.pipeline.runs.run_folder import RunFolder
 from gradus.stages import discover
 
@@ -91,7 +92,7 @@ WARM_UP = Case(model("llama", 500, 64, 1, 64), DAPO, prompt_tokens=8, new_tokens
 def give_back() -> None:
     """Let the C library map what is larger than 64 kB and give it back when it is freed, whatever the product asks."""
     mallopt = ctypes.CDLL("libc.so.6").mallopt
-    policy.keep_freed_memory = lambda: None
+    devices.keep_freed_memory = lambda: None
     mallopt(-3, 64 << 10)  # M_MMAP_THRESHOLD
     mallopt(-4, 2**30)  # M_MMAP_MAX
 

@@ -37,10 +37,11 @@ import psutil
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from gradus.pipeline.common.process import child_environment  # noqa: E402
 from gradus.pipeline.runs.run_folder import RunFolder  # noqa: E402
 from gradus.pipeline.runs.same_outcome import outcome_differences  # noqa: E402
 from gradus.pipeline.tracking.journal import journals, metric_history  # noqa: E402
-from gradus.pipeline.tracking.position import Position, child_environment  # noqa: E402
+from gradus.pipeline.tracking.position import Position  # noqa: E402
 from gradus.stages import discover  # noqa: E402
 
 CONFIG = """\

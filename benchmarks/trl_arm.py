@@ -29,13 +29,15 @@ import torch
 from gradus.flows.compare.measures import CURVES, MOST_POINTS, start_of, thinned
 from gradus.flows.compare.plan.folder import arm_run
 from gradus.pipeline.common.files import write_json
-from gradus.pipeline.policy.policy import Policy, load_policy, use_threads
+from gradus.pipeline.policy.devices import use_threads
+from gradus.pipeline.policy.loading import load_policy
+from gradus.pipeline.policy.policy import Policy
 from gradus.pipeline.rewards import RewardSuite
 from gradus.pipeline.runs.run_folder import RunFolder
-from gradus.pipeline.tasks.task import PromptStream, load_task
+from gradus.pipeline.tasks.prompt_order import PromptStream
+from gradus.pipeline.tasks.task import all_prompts, load_task
 from gradus.pipeline.training.batches import sampling_of
 from gradus.pipeline.training.evaluation import evaluate
-from gradus.pipeline.training.trainer import all_prompts
 from gradus.stages import discover
 
 LOGGED = {"entropy": "entropy", "length": "completions/mean_length", "reward": "reward"}

@@ -40,8 +40,8 @@ from benchmarks.workload import CASES, Case, EndOnSchedule, Gradus, expected, ma
 from torch import Tensor
 
 from gradus.pipeline.config import PolicyConfig
+from gradus.pipeline.policy.devices import use_threads
 from gradus.pipeline.policy.forward.logprobs import batch_logprobs
-from gradus.pipeline.policy.policy import use_threads
 from gradus.pipeline.types import Rollouts
 
 LR = 1e-4

@@ -23,7 +23,8 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, LogitsProcessor, PreTrainedTokenizerFast
 
 from gradus.pipeline.config import PolicyConfig, SamplingConfig
-from gradus.pipeline.policy.policy import Policy, Template, ready
+from gradus.pipeline.policy.loading import ready
+from gradus.pipeline.policy.policy import Policy, Template
 from gradus.pipeline.rollouts.builtin import DrawKey, sample
 from gradus.pipeline.stage import Signals
 from gradus.pipeline.training.learner.learner import Learner

@@ -3,112 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from gradus.flows.screen.plan import refuse_drift
-from gradus.flows.screen.progress import duration, number, runs_option, shown_path, watching
-from gradus.flows.screen.tables import print_stages
+from gradus.flows.screen.progress import watching
 from gradus.pipeline.common import interruption
-from gradus.pipeline.common.errors import StageFailed, UserError
-from gradus.pipeline.common.files import read_json, sync_folder
+from gradus.pipeline.common.errors import StageFailed
+from gradus.pipeline.common.files import read_json
 from gradus.pipeline.common.observer import Observer, Observers
-from gradus.pipeline.config.loading import LoadedConfig
-from gradus.pipeline.runs.run_folder import RUN_FILE, SUMMARY_FILE, RunFolder, differences
-from gradus.pipeline.stage import Stage
+from gradus.pipeline.runs.run_folder import RunFolder
 
 if TYPE_CHECKING:
-    from gradus.pipeline.tracking.position import UploaderHandle
-
-
-def open_run(
-    loaded: LoadedConfig, runs_dir: Path, name: str | None, stages: dict[str, Stage], say: Callable[[str], None]
-) -> RunFolder:
-    """The folder to work in: the named run, which continues where it exists, or a new one under the next free name.
-
-    Raises: UserError where the named run asked for something else, with the ways on.
-    """
-    configs = [stage.config for stage in stages.values()]
-    if name is None:
-        name = reserve(runs_dir, loaded.config.name)
-        if name != loaded.config.name and (runs_dir / loaded.config.name / RUN_FILE).is_file():
-            go_on = f"`gradus resume {loaded.config.name}{runs_option(runs_dir)}` goes on with that one"
-            say(f"a run called {loaded.config.name} exists, so this one is {name} ({go_on})")
-    if not (runs_dir / name / RUN_FILE).is_file():
-        return RunFolder.create(runs_dir, loaded.config, name, loaded.path, configs)
-    earlier = RunFolder(runs_dir / name, configs)
-    refuse_drift(earlier, loaded.config)
-    before = earlier.config.model_dump(mode="json")
-    run = RunFolder.create(runs_dir, loaded.config, name, loaded.path, configs)
-    for change in differences(before, run.config.model_dump(mode="json")):
-        say(f"goes on with {change}")
-    return run
-
-
-def reserve(runs_dir: Path, base: str) -> str:
-    """Make the first free folder of NAME, NAME-2, NAME-3 ...; of two launches at once each gets its own."""
-    for name in candidates(base):
-        with contextlib.suppress(FileExistsError):
-            (runs_dir / name).mkdir(parents=True)
-            break
-    return name
-
-
-def candidates(base: str) -> Iterator[str]:
-    """The names that a new run may get, in order."""
-    return (base if number == 1 else f"{base}-{number}" for number in itertools.count(1))
-
-
-def place_for_fork(runs_dir: Path, origin: str, name: str | None) -> Path:
-    """An empty folder for a fork: NAME, or the first free one of ORIGIN-fork, ORIGIN-fork-2 ... Raises: UserError."""
-    if name is None:
-        check_name(f"{origin}-fork-99")
-        return runs_dir / reserve(runs_dir, f"{origin}-fork")
-    try:
-        (runs_dir / name).mkdir()
-    except FileExistsError:
-        what = "run" if (runs_dir / name / RUN_FILE).is_file() else "folder"
-        fix = "choose another --name"
-        raise UserError(f"there is a {what} called {name!r} already", where=str(runs_dir.absolute()), fix=fix) from None
-    return runs_dir / name
-
-
-def check_anew(run: RunFolder, index: int) -> None:
-    """There is something to start stage ``index`` from. Raises: UserError."""
-    before = run.result(index - 1) if index else run.start()
-    if before is None:
-        label = run.config.stages[index].label
-        missing = (
-            f"stage {run.config.stages[index - 1].label} has no result" if index else "data and policy are not ready"
-        )
-        raise UserError(
-            f"there is nothing to start {label} from yet",
-            where=f"--from {label}",
-            got=missing,
-            fix=f"`gradus resume {run.name}{runs_option(run.path.parent)}` goes on",
-        )
-
-
-def begin_anew(run: RunFolder, index: int) -> None:
-    """Set aside stage ``index`` and all after it. The caller holds the run's lock. Raises: UserError.
-
-    The summary goes first and the stages from the last one on, so that a kill on the way leaves a run that can go on:
-    what is still there follows from what is before it.
-    """
-    check_anew(run, index)
-    forget_summary(run)
-    for each in reversed(range(index, len(run.config.stages))):
-        run.set_aside(each)
-    sync_folder(run.path)
-
-
-def forget_summary(run: RunFolder) -> None:
-    """The run is no longer complete; the summary is made again at its end."""
-    (run.path / SUMMARY_FILE).unlink(missing_ok=True)
+    from gradus.pipeline.tracking.client import UploaderHandle
 
 
 class _Steps(Observer):
@@ -133,7 +42,7 @@ class _Delivery(Observer):
 
     def begin(self) -> UploaderHandle:
         """The uploader, started where it is not yet."""
-        from gradus.pipeline.tracking.position import start_uploader
+        from gradus.pipeline.tracking.client import start_uploader
 
         if self.uploader is None:
             self.uploader = start_uploader(self.run_dir)
@@ -190,7 +99,7 @@ def _head_start(run: RunFolder) -> contextlib.AbstractContextManager[None]:
 
 def _with_tracking_ids(run: RunFolder, summary: dict[str, Any]) -> dict[str, Any]:
     """The summary again, now that the uploader is done: MLflow may have named its last run only then."""
-    from gradus.pipeline.execution.stage import finish
+    from gradus.pipeline.execution.summary import finish
 
     return finish(run) if any(stage["mlflow_run_id"] is None for stage in summary["stages"]) else summary
 
@@ -226,46 +135,3 @@ def tell_prefect(run: RunFolder, say: Callable[[str], None]) -> None:
 
         with run.lock(), flow_settings(url):
             FlowRecord(run.path).settle(url, say)
-
-
-def tell(run: RunFolder, summary: dict[str, Any], runs_dir: Path, console: Console) -> None:
-    """What was learned, where it is, and what to do next."""
-
-    def say(text: str = "") -> None:
-        console.print(text, highlight=False, markup=False, soft_wrap=True)
-
-    say()
-    print_stages(summary["stages"], console)
-    say()
-    change = f"{number(summary['accuracy_start'])} to {number(summary['accuracy_end'])}"
-    say(f"What was learned: held-out accuracy went from {change} in {duration(summary['seconds'])}.")
-    say("Checkpoints, each a normal Hugging Face folder:")
-    for index, stage in enumerate(summary["stages"]):
-        owner = (run.result(index) or {}).get("shared")
-        say(f"  {stage['name']}: {shown_path(stage['checkpoint'])}" + (f" (shared with {owner})" if owner else ""))
-    say(f"Curves, in MLflow: gradus ui{runs_option(runs_dir)}")
-    say(f'Try it: gradus sample {shown_path(summary["stages"][-1]["checkpoint"])} "{_example(run)}"')
-
-
-def _example(run: RunFolder) -> str:
-    """A held-out question of the run's task, short enough for a command line."""
-    with contextlib.suppress(Exception):
-        import pyarrow.parquet
-
-        file = next(run.data_dir.glob("heldout*.parquet"))
-        for batch in pyarrow.parquet.ParquetFile(file).iter_batches(batch_size=50, columns=["question"]):
-            short = [q for q in batch.to_pydict()["question"] if len(q) < 80 and not set(q) & set('"`$\\!\n')]
-            if short:
-                return short[0]
-    return "your question"
-
-
-def check_name(name: str | None) -> None:
-    """A run's name becomes a folder. Raises: UserError."""
-    import re
-
-    from gradus.pipeline.config.options import NAME_PATTERN
-
-    if name is not None and not re.fullmatch(NAME_PATTERN, name):
-        expected = "at most 64 letters, digits, dots, dashes and underscores, a letter or digit first"
-        raise UserError("a run cannot have this name", where="--name", got=name, expected=expected)

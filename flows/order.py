@@ -25,14 +25,13 @@ PREPARE = "prepare"
 """What the work before the first stage is called."""
 
 
-class Execution(Protocol):
-    """What does the work: :mod:`gradus.pipeline.execution.stage`, or a stand-in with the same three functions."""
+@dataclass(frozen=True)
+class Execution:
+    """The three functions that do the work."""
 
-    def prepare(self, run: RunFolder, observer: Observer) -> Result: ...
-
-    def run_stage(self, run: RunFolder, index: int, parent: str, stage: Stage, observer: Observer) -> Result: ...
-
-    def finish(self, run: RunFolder) -> Result: ...
+    prepare: Callable[[RunFolder, Observer], Result]
+    run_stage: Callable[[RunFolder, int, str, Stage, Observer], Result]
+    finish: Callable[[RunFolder], Result]
 
 
 class Call(Protocol):
@@ -52,12 +51,18 @@ class Work:
     @classmethod
     def open(cls, run_dir: Path | str) -> Work:
         """The real work of a run folder. Imports torch."""
-        from gradus.pipeline.execution import stage as execution
+        from gradus.pipeline.execution.prepare import prepare
+        from gradus.pipeline.execution.stage import run_stage
+        from gradus.pipeline.execution.summary import finish
         from gradus.pipeline.runs.run_folder import RunFolder
         from gradus.stages import discover
 
         stages = discover()
-        return cls(RunFolder(run_dir, [stage.config for stage in stages.values()]), stages, execution)
+        return cls(
+            RunFolder(run_dir, [stage.config for stage in stages.values()]),
+            stages,
+            Execution(prepare, run_stage, finish),
+        )
 
     def reopen(self) -> None:
         """A piece of work that failed is tried again: the tracked run, which has ended with it, goes on."""

@@ -80,3 +80,7 @@ class Rollouts:
     def with_rewards(self, **scored: Any) -> Rollouts:
         """The same rollouts with the reward fields filled in."""
         return replace(self, **scored)
+
+
+State = dict[str, Any]
+"""Nested mappings of tensors and of values that JSON can hold; keys without a slash."""

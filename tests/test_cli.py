@@ -17,6 +17,7 @@ from typer.testing import CliRunner, Result
 
 from gradus.flows import launch
 from gradus.flows.cli import app
+from gradus.flows.open_run import open_run
 from gradus.flows.screen import progress
 from gradus.flows.screen.options import describe_options
 from gradus.pipeline.config import StageConfig
@@ -158,7 +159,7 @@ def test_names_new_continued_and_refused(trained: tuple[Gradus, str]) -> None:
     assert "a run cannot have this name" in gradus(*run, "--name", "../x", code=2).stderr
     loaded = load_config(str(gradus.config), [], [stage.config for stage in discover().values()])
     told: list[str] = []
-    opened = [launch.open_run(loaded, gradus.runs, None, discover(), told.append).name for _ in range(2)]
+    opened = [open_run(loaded, gradus.runs, None, discover(), told.append).name for _ in range(2)]
     assert opened == ["tiny-2", "tiny-3"] and "this one is tiny-2" in told[0]
 
 

@@ -26,7 +26,7 @@ from gradus.pipeline.common.observer import Observer
 from gradus.pipeline.runs.checkpoint import checkpoints_in
 from gradus.pipeline.runs.run_folder import RunFolder
 from gradus.pipeline.tracking import position
-from gradus.pipeline.tracking.position import UploaderHandle
+from gradus.pipeline.tracking.client import UploaderHandle
 from gradus.stages import discover
 
 GRADED = """\

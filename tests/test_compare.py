@@ -23,9 +23,10 @@ from test_execution import STAGE_CONFIGS, pipeline, write_task
 
 from gradus.flows.compare.plan.arms import make_plan
 from gradus.flows.compare.plan.budget import Budget
+from gradus.flows.compare.plan.job import Job
 from gradus.flows.compare.plan.schedule import Tuning, Work
 from gradus.flows.compare.report.publish import publish
-from gradus.flows.compare.run.jobs import Children, Job, do, work_through
+from gradus.flows.compare.run.jobs import Children, do, work_through
 from gradus.flows.compare.run.launch import launch, open_comparison
 from gradus.flows.order import run_plain
 from gradus.pipeline.common import locks, yaml_text

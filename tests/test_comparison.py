@@ -10,19 +10,16 @@ from scipy import stats
 
 from gradus.flows.compare.report.analysis import analyse
 from gradus.flows.compare.report.claims import SINGLE, Facts, judge
+from gradus.pipeline.statistics.curves import crossing, early_gain, smooth, worst_drop
 from gradus.pipeline.statistics.significance import (
     Estimate,
     all_of,
     best_of_all,
-    crossing,
-    early_gain,
     holm,
     over_prompts,
     over_seeds,
     paired,
-    smooth,
     verdict,
-    worst_drop,
 )
 
 

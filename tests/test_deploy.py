@@ -29,7 +29,7 @@ from gradus.flows.orchestrator import server
 from gradus.pipeline.common import yaml_text
 from gradus.pipeline.common.files import read_json
 from gradus.pipeline.runs.checkpoint import checkpoints_in
-from gradus.pipeline.runs.identity import plan
+from gradus.pipeline.runs.plan import plan
 from gradus.pipeline.runs.run_folder import RunFolder
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")

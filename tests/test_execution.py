@@ -22,9 +22,11 @@ from gradus.pipeline.common.files import read_json
 from gradus.pipeline.common.observer import Observer
 from gradus.pipeline.config import PipelineConfig
 from gradus.pipeline.config.pipeline import pipeline_model
-from gradus.pipeline.execution.stage import finish, prepare, run_stage
+from gradus.pipeline.execution.prepare import prepare
+from gradus.pipeline.execution.stage import run_stage
+from gradus.pipeline.execution.summary import finish
 from gradus.pipeline.runs.checkpoint import checkpoints_in, damaged_files, read_record
-from gradus.pipeline.runs.identity import plan
+from gradus.pipeline.runs.plan import plan
 from gradus.pipeline.runs.run_folder import RunFolder
 from gradus.pipeline.stage import Signals
 from gradus.pipeline.tracking.journal import metric_history, read_events

@@ -11,7 +11,7 @@ import pytest
 from test_cli import quiet_process  # noqa: F401
 from test_cli_resume import DONE, Chain, chain, flip, table, trained_chain, untracked  # noqa: F401
 
-from gradus.flows import launch
+from gradus.flows.open_run import begin_anew
 from gradus.pipeline.common import locks
 from gradus.pipeline.runs import fork as forking
 from gradus.pipeline.runs.checkpoint import read_record
@@ -84,7 +84,7 @@ def test_a_fork_finds_what_its_origin_has_set_aside(chain: Chain) -> None:
     undisturbed = chain.contents()
     origin = chain.run()
     with origin.lock():
-        launch.begin_anew(origin, 0)
+        begin_anew(origin, 0)
     said = chain.tell("verify", "chain-fork")
     assert "dapo (shared with chain)" in said and "Everything is as it was written" in said
     chain.tell("resume", "chain-fork")

@@ -9,11 +9,12 @@ from conftest import tiny_policy
 
 from gradus.pipeline.common.observer import Observer
 from gradus.pipeline.config.loading import load_config
-from gradus.pipeline.execution.stage import finish, prepare, run_stage
+from gradus.pipeline.execution.prepare import prepare
+from gradus.pipeline.execution.stage import run_stage
+from gradus.pipeline.execution.summary import finish
 from gradus.pipeline.rewards import RewardSuite
 from gradus.pipeline.runs.run_folder import RunFolder
-from gradus.pipeline.tasks.task import build_task
-from gradus.pipeline.training.trainer import all_prompts
+from gradus.pipeline.tasks.task import all_prompts, build_task
 from gradus.stages import discover
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -25,7 +25,7 @@ from gradus.pipeline.common.observer import Observer
 from gradus.pipeline.common.ranks import ALONE
 from gradus.pipeline.config import PipelineConfig
 from gradus.pipeline.config.options import identity
-from gradus.pipeline.execution.stage import prepare
+from gradus.pipeline.execution.prepare import prepare
 from gradus.pipeline.runs.checkpoint import checkpoints_in, read_record
 from gradus.pipeline.runs.run_folder import RunFolder
 from gradus.pipeline.runs.same_outcome import CLOCKS

@@ -15,10 +15,11 @@ from transformers import AutoModelForCausalLM
 from gradus.pipeline.common import yaml_text
 from gradus.pipeline.common.errors import UserError
 from gradus.pipeline.config import PipelineConfig, SamplingConfig
-from gradus.pipeline.config.pipeline import LoraConfig
+from gradus.pipeline.config.policy import LoraConfig
 from gradus.pipeline.policy.forward.logprobs import batch_logprobs
+from gradus.pipeline.policy.loading import load_policy
 from gradus.pipeline.policy.lora import ADAPTER, add_adapters, merged_state
-from gradus.pipeline.policy.policy import Policy, load_policy, parameters
+from gradus.pipeline.policy.policy import Policy, parameters
 from gradus.pipeline.rollouts.builtin import DrawKey, sample
 from gradus.pipeline.rollouts.builtin.decoder import Decoder
 from gradus.pipeline.runs.checkpoint import verified_record
@@ -41,7 +42,7 @@ def stir(policy: Policy) -> None:
 
 def adapted(**architecture: Any) -> Policy:
     policy = tiny_policy(**architecture)
-    add_adapters(policy, LORA, seed=0)
+    policy.adapters = add_adapters(policy.model, LORA, seed=0)
     return policy
 
 
@@ -110,7 +111,7 @@ def test_what_is_saved_is_an_ordinary_model_with_the_adapters_beside_it(tmp_path
 
 def test_names_that_fit_nowhere_are_refused() -> None:
     with pytest.raises(UserError, match="the adapters fit nowhere") as failure:
-        add_adapters(tiny_policy(), LoraConfig(targets=["c_attn"]), seed=0)
+        add_adapters(tiny_policy().model, LoraConfig(targets=["c_attn"]), seed=0)
     assert "q_proj" in (failure.value.expected or "")
 
 

@@ -11,9 +11,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gradus.pipeline.common.errors import UserError
 from gradus.pipeline.config import PolicyConfig
-from gradus.pipeline.config.pipeline import TokenizerConfig
+from gradus.pipeline.config.policy import TokenizerConfig
 from gradus.pipeline.policy.creation import create_policy, train_tokenizer
-from gradus.pipeline.policy.policy import left_pad, load_policy
+from gradus.pipeline.policy.forward.padded import left_pad
+from gradus.pipeline.policy.loading import load_policy
 
 CHAT = (
     "{% for m in messages %}Calculate {{ m['content'] }};{% endfor %}{% if add_generation_prompt %} answer:{% endif %}"

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from gradus.pipeline.common.errors import StageFailed, UserError
 from gradus.pipeline.config import PipelineConfig, SamplingConfig, StageConfig
-from gradus.pipeline.config.compute_rollouts import RolloutConfig
+from gradus.pipeline.config.compute import RolloutConfig
 from gradus.pipeline.policy.policy import Policy
 from gradus.pipeline.rollouts import factory
 from gradus.pipeline.rollouts.builtin import DrawKey, sample
@@ -274,7 +274,7 @@ def test_every_stage_trains_on_an_engines_completions(tmp_path: Path, monkeypatc
 
     def engine(pipeline: PipelineConfig, model: Path, run: Path) -> CopyEngine:
         if not engines:
-            from gradus.pipeline.policy.policy import load_policy
+            from gradus.pipeline.policy.loading import load_policy
 
             engines.append(CopyEngine(load_policy(model, pipeline.policy), moved=1e-3))
         return engines[0]

@@ -17,8 +17,7 @@ from gradus.pipeline.policy.policy import Policy
 from gradus.pipeline.rewards import RewardSuite
 from gradus.pipeline.rollouts.builtin import DrawKey, sample
 from gradus.pipeline.stage import Critic, Needs
-from gradus.pipeline.tasks.prompt_order import HistoryResampling, Schedule
-from gradus.pipeline.tasks.task import PromptStream
+from gradus.pipeline.tasks.prompt_order import HistoryResampling, PromptStream, Schedule
 from gradus.pipeline.training.batches import SampledGroups
 from gradus.pipeline.training.learner.critics import TokenCritic
 from gradus.pipeline.training.learner.groups import groups_of, joined, uniform_groups
@@ -235,7 +234,7 @@ def test_the_likelihood_loss_is_the_mean_over_correct_completions_tokens(rollout
     learner.update(rollouts, 1, lambda update, groups: table)
 
     literal = tiny_policy()
-    from gradus.pipeline.policy.policy import completion_logprobs
+    from gradus.pipeline.policy.forward.padded import completion_logprobs
     from gradus.pipeline.training.learner.learner import Rows
 
     rows = Rows.of(rollouts)

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from gradus.flows.cli import app
 from gradus.pipeline.common.errors import UserError
 from gradus.pipeline.config import PolicyConfig
-from gradus.pipeline.config.pipeline import LoraConfig
+from gradus.pipeline.config.policy import LoraConfig
 from gradus.pipeline.estimates import memory as sizing
 from gradus.pipeline.estimates.hardware import KNOWN, Hardware, parse_hardware
 from gradus.pipeline.estimates.memory import Load, activation_bytes, memory
@@ -80,7 +80,7 @@ def test_parameters_by_hand() -> None:
 
 def test_the_adapters_are_those_that_peft_makes() -> None:
     policy = make_policy({"model_type": "llama", **SHAPE})
-    add_adapters(policy, LoraConfig(rank=4), 0)
+    policy.adapters = add_adapters(policy.model, LoraConfig(rank=4), 0)
     trained = sum(p.numel() for p in policy.model.parameters() if p.requires_grad)
     assert from_options({"model_type": "llama", **SHAPE}).adapters(4) == trained
 

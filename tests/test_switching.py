@@ -8,15 +8,8 @@ import numpy
 import pytest
 
 from gradus.pipeline.config import StageConfig
-from gradus.pipeline.statistics.intervals import (
-    alarm_level,
-    gain_bounds,
-    mean_bounds,
-    mean_drop,
-    paired_drop,
-    share_bounds,
-    widened,
-)
+from gradus.pipeline.statistics.intervals import gain_bounds, mean_bounds, share_bounds, widened
+from gradus.pipeline.statistics.significance import alarm_level, mean_drop, paired_drop
 from gradus.pipeline.training.early_stopping import Switches
 
 RTOL = 1e-5

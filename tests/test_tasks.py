@@ -22,9 +22,10 @@ from gradus.pipeline.common.errors import UserError
 from gradus.pipeline.config.task import Task
 from gradus.pipeline.tasks.arithmetic import solve
 from gradus.pipeline.tasks.metadata import as_text, decode, encode
+from gradus.pipeline.tasks.prompt_order import PromptStream
 from gradus.pipeline.tasks.reasoning_gym import gym_dataset, read_gym
 from gradus.pipeline.tasks.splits import content_hash, folded, prompt_id
-from gradus.pipeline.tasks.task import PromptStream, build_task, check_task, load_task, texts
+from gradus.pipeline.tasks.task import build_task, check_task, load_task, texts
 
 
 def make(**options):

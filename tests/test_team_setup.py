@@ -16,9 +16,10 @@ from typer.testing import CliRunner
 
 from gradus.flows.cli import app
 from gradus.flows.orchestrator.access import check_prefect
+from gradus.pipeline.common.addresses import holds_secret
 from gradus.pipeline.common.errors import UserError
 from gradus.pipeline.config.pipeline import TrackingConfig
-from gradus.pipeline.tracking.access import check_tracking, holds_secret
+from gradus.pipeline.tracking.access import check_tracking
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "compose.yaml").read_text()

@@ -13,9 +13,10 @@ from tracking_runs import client, full_run, log_steps, new_run, new_stage, steps
 from tracking_runs import empty_store as empty_store  # the fixtures
 from tracking_runs import runs_folder as runs_folder
 
+from gradus.pipeline.common.addresses import redacted, resolve_uri
 from gradus.pipeline.common.errors import UserError
 from gradus.pipeline.tracking.journal import Journal
-from gradus.pipeline.tracking.position import Position, read_run_ids, redacted, resolve_uri, run_links
+from gradus.pipeline.tracking.position import Position, read_run_ids, run_links
 from gradus.pipeline.tracking.ui import serve_ui
 from gradus.pipeline.tracking.uploader import Uploader, sync_run
 

@@ -15,9 +15,10 @@ from tracking_runs import client
 from tracking_runs import empty_store as empty_store  # the fixtures
 from tracking_runs import runs_folder as runs_folder
 
+from gradus.pipeline.common.addresses import resolve_uri
 from gradus.pipeline.tracking import events
 from gradus.pipeline.tracking.journal import Journal, journals, metric_history
-from gradus.pipeline.tracking.position import Position, count_undelivered, resolve_uri
+from gradus.pipeline.tracking.position import Position, count_undelivered
 from gradus.pipeline.tracking.uploader import Uploader
 
 STAGE = "01-first"

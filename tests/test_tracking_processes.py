@@ -19,14 +19,9 @@ from tracking_runs import empty_store as empty_store  # the fixtures
 from tracking_runs import runs_folder as runs_folder
 
 from gradus.pipeline.common.errors import UserError
-from gradus.pipeline.tracking.position import (
-    Position,
-    count_undelivered,
-    file_lock,
-    read_run_ids,
-    start_uploader,
-    upload_lock,
-)
+from gradus.pipeline.common.locks import file_lock
+from gradus.pipeline.tracking.client import start_uploader
+from gradus.pipeline.tracking.position import Position, count_undelivered, read_run_ids, upload_lock
 from gradus.pipeline.tracking.ui import serve_ui
 from gradus.pipeline.tracking.uploader import sync_run, sync_runs
 

@@ -19,22 +19,16 @@ from tracking_runs import runs_folder as runs_folder
 
 from gradus.flows.order import run_plain
 from gradus.pipeline.common import locks, yaml_text
+from gradus.pipeline.common.addresses import resolve_uri
 from gradus.pipeline.common.files import read_json, write_json
 from gradus.pipeline.common.interruption import Interrupted
+from gradus.pipeline.common.locks import file_lock
 from gradus.pipeline.common.observer import Observer
 from gradus.pipeline.runs.description import open_parent_journal
 from gradus.pipeline.runs.run_folder import RUN_FILE, RunFolder
+from gradus.pipeline.tracking.client import start_uploader
 from gradus.pipeline.tracking.journal import Journal, journals, metric_history
-from gradus.pipeline.tracking.position import (
-    Position,
-    Report,
-    file_lock,
-    needs_delivery,
-    read_run_ids,
-    resolve_uri,
-    start_uploader,
-    upload_lock,
-)
+from gradus.pipeline.tracking.position import Position, Report, needs_delivery, read_run_ids, upload_lock
 from gradus.pipeline.tracking.uploader import Uploader, _passes, sync_run
 
 STAGES = [{"stage": "sft", "steps": 3}, {"stage": "dapo", "group_size": 3, "steps": 4}]

@@ -24,9 +24,8 @@ from vllm_servers import Server, environment, missing, serving, vllm_python
 from gradus.pipeline.common.errors import StageFailed, UserError
 from gradus.pipeline.common.files import sha256
 from gradus.pipeline.config import PipelineConfig
-from gradus.pipeline.config.compute import LaunchConfig
-from gradus.pipeline.config.compute_rollouts import RolloutConfig
-from gradus.pipeline.policy.policy import load_policy
+from gradus.pipeline.config.compute import LaunchConfig, RolloutConfig
+from gradus.pipeline.policy.loading import load_policy
 from gradus.pipeline.rollouts import factory
 from gradus.pipeline.rollouts.builtin import DrawKey
 from gradus.pipeline.rollouts.external import EngineSampler

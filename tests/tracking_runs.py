@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from gradus.pipeline.common.addresses import resolve_uri
 from gradus.pipeline.tracking.journal import Journal
-from gradus.pipeline.tracking.position import read_run_ids, resolve_uri
+from gradus.pipeline.tracking.position import read_run_ids
 from gradus.pipeline.tracking.uploader import _import_mlflow
 
 

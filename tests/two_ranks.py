@@ -14,7 +14,7 @@ from test_execution import STAGE_CONFIGS
 from gradus.pipeline.common.files import write_json
 from gradus.pipeline.common.observer import Observer
 from gradus.pipeline.common.ranks import Ranks, join
-from gradus.pipeline.execution.stage import StageWork, reward_suite, train
+from gradus.pipeline.execution.train import StageWork, reward_suite, train
 from gradus.pipeline.runs.checkpoint import verified_record
 from gradus.pipeline.runs.identity import begin_stage, fingerprint, stage_identity
 from gradus.pipeline.runs.run_folder import RESULT_FILE, RunFolder

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from gradus.pipeline.config import PolicyConfig
-from gradus.pipeline.config.pipeline import LoraConfig
+from gradus.pipeline.config.policy import LoraConfig
 from gradus.pipeline.policy.creation import create_policy
 from gradus.pipeline.policy.policy import Policy
 from gradus.pipeline.types import Prompt
@@ -27,7 +27,7 @@ def policy_of(kind: str) -> Policy:
     if kind.endswith("lora"):
         from gradus.pipeline.policy.lora import add_adapters
 
-        add_adapters(policy, LoraConfig(rank=4, alpha=8), seed=0)
+        policy.adapters = add_adapters(policy.model, LoraConfig(rank=4, alpha=8), seed=0)
     return policy
 
 

@@ -74,9 +74,9 @@ def find_subject(loaded: LoadedConfig, source: str | None, after: str | None, ru
 
     Raises: UserError where there is none.
     """
-    from gradus.flows.screen.progress import shown_path
     from gradus.flows.screen.status import checkpoint_or_run
-    from gradus.pipeline.execution.preflight import check_policy
+    from gradus.flows.screen.text import shown_path
+    from gradus.pipeline.policy.checks import check_policy
     from gradus.pipeline.runs.checkpoint import RECORD_FILE, read_record
     from gradus.pipeline.runs.run_folder import RUN_FILE
 
@@ -184,8 +184,9 @@ def _open(loaded: LoadedConfig, subject: Subject, folder: Path) -> tuple[TaskDat
     config, data = loaded.config, subject.data or folder / "data"
     importing = subject.data is None and "torch" not in sys.modules
     with data_ahead(config.task, loaded.base_dir, data) if importing else contextlib.nullcontext():
-        from gradus.pipeline.execution.stage import starting_policy
-        from gradus.pipeline.policy.policy import load_policy, use_threads
+        from gradus.pipeline.execution.prepare import starting_policy
+        from gradus.pipeline.policy.devices import use_threads
+        from gradus.pipeline.policy.loading import load_policy
         from gradus.pipeline.tasks.task import build_task
 
         wait_for_data(data)

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from gradus.flows.advise.advise import Counsel
 from gradus.flows.advise.rules import Advice, Situation, percent
-from gradus.flows.screen.progress import duration, print_table, size_text
+from gradus.flows.screen.text import duration, print_table, size_text
 from gradus.pipeline.estimates.diagnosis import Diagnosis
 from gradus.pipeline.estimates.stage_cost import Cost
 from gradus.pipeline.statistics.groups import Estimate

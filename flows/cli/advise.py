@@ -10,8 +10,10 @@ from typing import Annotated, Any
 
 import typer
 
-from gradus.flows.cli.arguments import RUNS, AsJson, Config, Overrides, Runs, check_world, console, load, sayer
+from gradus.flows.cli.arguments import RUNS, AsJson, Config, Overrides, Runs
+from gradus.flows.open_run import check_world, load
 from gradus.flows.screen.errors import quiet_libraries
+from gradus.flows.screen.text import console, sayer
 
 
 def advise(
@@ -38,7 +40,7 @@ def advise(
     from gradus.flows.advise import plot as drawing
     from gradus.flows.advise import rewrite
     from gradus.flows.advise.screen import tell
-    from gradus.flows.screen.progress import shown_path
+    from gradus.flows.screen.text import shown_path
 
     quiet_libraries()
     loaded, stages = load(config, overrides)
@@ -74,7 +76,7 @@ def advise(
 
 def after_sft(source: str, config: Any, runs: Path) -> str:
     """How to probe again once the policy has learned something; empty where no stage of the chain would teach it."""
-    from gradus.flows.screen.progress import runs_option
+    from gradus.flows.screen.text import runs_option
     from gradus.stages import discover
 
     found = discover()

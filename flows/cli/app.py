@@ -12,8 +12,10 @@ from gradus.flows.cli import advise as advise_commands
 from gradus.flows.cli import compare as compare_commands
 from gradus.flows.cli import deploy as deploy_commands
 from gradus.flows.cli import runs as run_commands
-from gradus.flows.cli.arguments import RUNS, AsJson, Config, Engine, Overrides, Runs, check_world, console, load, sayer
+from gradus.flows.cli.arguments import RUNS, AsJson, Config, Engine, Overrides, Runs
+from gradus.flows.open_run import check_world, load
 from gradus.flows.screen.errors import Process, command, quiet_libraries
+from gradus.flows.screen.text import console, sayer
 from gradus.pipeline.common.errors import UserError
 
 app = typer.Typer(
@@ -61,7 +63,9 @@ def run(
 ) -> None:
     """Train a pipeline, stage after stage."""
     from gradus.flows import launch
+    from gradus.flows.open_run import check_name, open_run
     from gradus.flows.orchestrator.access import check_prefect
+    from gradus.flows.screen.summary import tell
 
     if on is not None:
         deploy_commands.run_on(on, config, overrides, name, runs, detach, job or [])
@@ -70,14 +74,14 @@ def run(
         raise UserError(f"--{'detach' if detach else 'job'} needs a work pool", fix="name it with --on POOL")
     quiet_libraries()
     screen = console()
-    launch.check_name(name)
+    check_name(name)
     loaded, stages = load(config, overrides)
     check_world(loaded, stages, runs)
     check_prefect(engine)
-    folder = launch.open_run(loaded, runs, name, stages, sayer(screen))
+    folder = open_run(loaded, runs, name, stages, sayer(screen))
     Process.folder = folder.path
     sayer(screen)(f"run {folder.name} in {folder.path}")
-    launch.tell(folder, launch.launch(folder, engine, screen), runs, screen)
+    tell(folder, launch.launch(folder, engine, screen), runs, screen)
 
 
 # Help lists commands in the order in which they are registered.
@@ -134,8 +138,8 @@ def evaluate(
     runs: Runs = RUNS,
 ) -> None:
     """Measure a checkpoint's accuracy on its run's held-out prompts."""
-    from gradus.flows.screen.progress import interval_text, number, shown_path
     from gradus.flows.screen.status import checkpoint_or_run
+    from gradus.flows.screen.text import interval_text, number, shown_path
     from gradus.stages import discover
 
     quiet_libraries()

@@ -9,8 +9,10 @@ from typing import Annotated
 
 import typer
 
-from gradus.flows.cli.arguments import RUNS, Config, Engine, Overrides, Runs, check_world, console, load
+from gradus.flows.cli.arguments import RUNS, Config, Engine, Overrides, Runs
+from gradus.flows.open_run import check_world, load
 from gradus.flows.screen.errors import quiet_libraries
+from gradus.flows.screen.text import console
 from gradus.pipeline.common.errors import StageFailed, UserError
 from gradus.pipeline.config import PipelineConfig
 
@@ -57,13 +59,13 @@ def compare(
     engine: Engine = "prefect",
 ) -> None:
     """Compare algorithms and chains from the same checkpoint, on the same budget, over several seeds."""
-    from gradus.flows import launch
     from gradus.flows.compare.measures import read_external
     from gradus.flows.compare.plan.arms import make_plan
     from gradus.flows.compare.plan.budget import Budget
     from gradus.flows.compare.plan.schedule import Tuning
     from gradus.flows.compare.run import launch as comparisons
     from gradus.flows.compare.run.ray import Cluster
+    from gradus.flows.open_run import check_name
     from gradus.flows.orchestrator.access import check_prefect
     from gradus.pipeline.common.process import usable_cores
 
@@ -73,7 +75,7 @@ def compare(
     plan = make_plan(loaded, stages, arms, Budget.parse(budget) if budget else None, set_arm or [], runs)
     tuning = Tuning.parse(tune, tune_seed, wanted) if tune else None
     folder_name = name or f"{loaded.config.name}-compare"
-    launch.check_name(folder_name)
+    check_name(folder_name)
     foreign = read_external([file.absolute() for file in external or ()])
     check_world(loaded, stages, runs)
     check_prefect(engine)

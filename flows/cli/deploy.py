@@ -9,8 +9,10 @@ from typing import Annotated, Any
 
 import typer
 
-from gradus.flows.cli.arguments import RUNS, Config, Overrides, Runs, check_world, console, load, sayer
+from gradus.flows.cli.arguments import RUNS, Config, Overrides, Runs
+from gradus.flows.open_run import check_world, load
 from gradus.flows.screen.errors import quiet_libraries
+from gradus.flows.screen.text import console, sayer
 from gradus.pipeline.common.errors import UserError
 
 Job = Annotated[
@@ -126,11 +128,11 @@ def _server() -> str:
 
 def _request(config: str, overrides: list[str] | None, name: str | None, runs: Path, pool_type: str, url: str) -> Any:
     """What is to be run, checked as far as this machine can: the worker checks the rest before it computes."""
-    from gradus.flows import launch
     from gradus.flows.deploy.deployments import Request
+    from gradus.flows.open_run import check_name
     from gradus.pipeline.execution.preflight import refuse_url
 
-    launch.check_name(name)
+    check_name(name)
     refuse_url(runs)
     loaded, stages = load(config, overrides)
     if pool_type != "process" and not runs.is_absolute():

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gradus.flows.cli.arguments import RUNS, AsJson, Engine, Overrides, Run, Runs, check_world, console, load, sayer
+from gradus.flows.cli.arguments import RUNS, AsJson, Engine, Overrides, Run, Runs
+from gradus.flows.open_run import check_world, load
 from gradus.flows.screen.errors import Process, quiet_libraries
+from gradus.flows.screen.text import console, runs_option, sayer, shown_path
 from gradus.pipeline.common.errors import UserError
 
 if TYPE_CHECKING:
@@ -28,9 +30,11 @@ def resume(
 ) -> None:
     """Go on with a run where it stopped, or again from a stage."""
     from gradus.flows import launch
+    from gradus.flows.open_run import begin_anew, check_anew, forget_summary
+    from gradus.flows.screen.summary import tell
     from gradus.flows.screen.tables import print_plan
-    from gradus.pipeline.runs.identity import made_again
-    from gradus.pipeline.runs.identity import plan as planned
+    from gradus.pipeline.runs.plan import made_again
+    from gradus.pipeline.runs.plan import plan as planned
 
     quiet_libraries()
     run, screen = _open(runs, name), console()
@@ -41,10 +45,10 @@ def resume(
             pass
     stages = planned(run, run.config, index)
     if index is not None:
-        launch.check_anew(run, index)
+        check_anew(run, index)
 
         def begin() -> None:
-            launch.begin_anew(run, index)
+            begin_anew(run, index)
 
     elif run.summary() is not None and all(stage.action == "reuse" for stage in stages):
         damaged = _last_damage(run)
@@ -56,13 +60,13 @@ def resume(
         stages[-1] = made_again(run, len(stages) - 1, last)
 
         def begin() -> None:
-            launch.forget_summary(run)
+            forget_summary(run)
 
     _check_rest(run, runs, engine)
     Process.folder = run.path
     say(f"run {name} in {run.path}")
     print_plan([vars(stage) for stage in stages], screen)
-    launch.tell(run, launch.launch(run, engine, screen, begin), runs, screen)
+    tell(run, launch.launch(run, engine, screen, begin), runs, screen)
 
 
 def plan(
@@ -81,7 +85,7 @@ def plan(
     runs: Runs = RUNS,
 ) -> None:
     """Show what a launch would reuse, go on with and train, and why, without computing anything."""
-    from gradus.flows import launch
+    from gradus.flows.open_run import candidates, check_name
     from gradus.flows.screen import sizes
     from gradus.flows.screen.plan import describe
     from gradus.flows.screen.tables import tell_plan
@@ -90,7 +94,7 @@ def plan(
 
     if config is None and name is None:
         raise UserError("there is nothing to plan", fix="give a configuration, or a run with --name NAME, or both")
-    launch.check_name(name)
+    check_name(name)
     wanted = parse_hardware(hardware) if hardware is not None else None
     if config is None:
         run, asked = _open(runs, name or ""), list[str]()
@@ -102,7 +106,7 @@ def plan(
         run = _open(runs, name or loaded.config.name) if exists else None
     named, fresh = name or loaded.config.name, ""
     if name is None:
-        free = next(each for each in launch.candidates(named) if not (runs / each).exists())
+        free = next(each for each in candidates(named) if not (runs / each).exists())
         fresh = free if free != named else ""
     elif run is None:
         asked[3:3] = ["--name", name]
@@ -113,7 +117,7 @@ def plan(
         print(json.dumps(planned, indent=2))
         return
     screen = console()
-    sayer(screen)(f"{named}: {'new run' if run is None else launch.shown_path(run.path)}")
+    sayer(screen)(f"{named}: {'new run' if run is None else shown_path(run.path)}")
     tell_plan(planned, screen)
     if wanted is not None:
         sizes.tell_sizes(planned["sizes"], screen)
@@ -134,9 +138,10 @@ def fork(
 ) -> None:
     """Begin a new run that shares what another one did before a stage, with other options from there on."""
     from gradus.flows import launch
+    from gradus.flows.open_run import check_name, place_for_fork
     from gradus.flows.orchestrator.access import check_prefect
     from gradus.flows.screen.plan import describe
-    from gradus.flows.screen.progress import runs_option
+    from gradus.flows.screen.summary import tell
     from gradus.flows.screen.tables import print_plan
     from gradus.pipeline.config.loading import LoadedConfig
     from gradus.pipeline.runs import fork as forking
@@ -145,7 +150,7 @@ def fork(
     quiet_libraries()
     screen = console()
     say = sayer(screen)
-    launch.check_name(new)
+    check_name(new)
     origin = _open(runs, name)
     index = origin.stage_index(from_stage)
     forking.check_shareable(origin, index)
@@ -154,7 +159,7 @@ def fork(
     forking.check_parent(origin, index, loaded.config)
     check_world(LoadedConfig(loaded.config, loaded.path, origin.base_dir), stages, runs)
     check_prefect("none" if no_run else engine)
-    run = forking.fork(origin, index, loaded.config, launch.place_for_fork(runs, name, new))
+    run = forking.fork(origin, index, loaded.config, place_for_fork(runs, name, new))
     Process.folder = run.path
     say(f"run {run.name} in {run.path}")
     say(f"fork of {name} before {from_stage}, which changes{'' if changes else ' nothing'}")
@@ -164,7 +169,7 @@ def fork(
     if no_run:
         say(f"to train it: gradus resume {run.name}{runs_option(runs)}")
     else:
-        launch.tell(run, launch.launch(run, engine, screen), runs, screen)
+        tell(run, launch.launch(run, engine, screen), runs, screen)
 
 
 def status(
@@ -235,7 +240,6 @@ def _last_damage(run: RunFolder) -> str:
 def _tell_complete(run: RunFolder, runs: Path, engine: str, screen: Any) -> None:
     """There is nothing to do, and what a user may want instead."""
     from gradus.flows import launch
-    from gradus.flows.screen.progress import runs_option
     from gradus.flows.screen.tables import tell_ways
 
     where, last, say = runs_option(runs), run.config.stages[-1].label, sayer(screen)

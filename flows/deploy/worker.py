@@ -20,10 +20,12 @@ from prefect.exceptions import ObjectNotFound
 from prefect.states import Completed, State
 
 from gradus.flows import launch
-from gradus.flows.cli.arguments import check_world, console, load, sayer
+from gradus.flows.open_run import check_name, check_world, load, open_run
 from gradus.flows.orchestrator.around_flow import flow_settings
 from gradus.flows.orchestrator.flow_record import FlowRecord
 from gradus.flows.screen.errors import Process
+from gradus.flows.screen.summary import tell
+from gradus.flows.screen.text import console, sayer
 from gradus.flows.staged import run_staged
 from gradus.pipeline.common import yaml_text
 from gradus.pipeline.common.errors import UserError
@@ -60,16 +62,16 @@ def _launch(flow_run: FlowRun) -> None:
     loaded, stages = _load(asked)
     runs = Path(asked["runs"])
     name = asked.get("name") or run_of(str(flow_run.id), runs)
-    launch.check_name(name)
+    check_name(name)
     check_world(loaded, stages, runs)
-    folder = launch.open_run(loaded, runs, name, stages, sayer(screen))
+    folder = open_run(loaded, runs, name, stages, sayer(screen))
     Process.folder = folder.path
     sayer(screen)(f"run {folder.name} in {folder.path}")
 
     def engine(run_dir: Path, observer: Observer) -> dict[str, Any]:
         return run_staged(run_dir, observer, flow_run=flow_run)
 
-    launch.tell(folder, launch.launch(folder, engine, screen), runs, screen)
+    tell(folder, launch.launch(folder, engine, screen), runs, screen)
 
 
 def _given_flow_run(url: str) -> FlowRun:

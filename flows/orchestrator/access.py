@@ -11,9 +11,8 @@ import urllib.error
 import urllib.request
 
 from gradus.flows.orchestrator.settings import users_api_url, users_credentials
+from gradus.pipeline.common.addresses import holds_secret, redacted
 from gradus.pipeline.common.errors import UserError
-from gradus.pipeline.tracking.access import holds_secret
-from gradus.pipeline.tracking.position import redacted
 
 TIME_LIMIT = 3.0
 """Seconds to wait for the server's answer."""

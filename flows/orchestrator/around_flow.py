@@ -88,3 +88,7 @@ def quiet(log: Path) -> Iterator[None]:
             talker.handlers, talker.propagate = handlers, propagate
         logger.setLevel(level)
         handler.close()
+
+
+FLUSH_LIMIT = 5.0
+"""Seconds that Prefect's background senders get at the end of a run; one where Prefect has just failed."""

@@ -29,8 +29,8 @@ from prefect.settings import get_current_settings
 from prefect.states import Completed, Crashed, Failed, State
 from prefect.utilities.urls import url_for
 
-from gradus.flows.orchestrator.server import process_start
 from gradus.pipeline.common.files import read_json, write_json
+from gradus.pipeline.common.process import process_start
 from gradus.pipeline.runs.run_folder import RunFolder
 
 TAG = "gradus"

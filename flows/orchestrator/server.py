@@ -35,6 +35,7 @@ from gradus.flows.orchestrator.settings import (
     use_own_server,
     users_api_url,
 )
+from gradus.pipeline.common.process import process_start
 
 START_LIMIT = 120.0
 """Seconds a server may take until it answers: 3 on a quiet core, 6 the first time, when it makes its database."""
@@ -112,22 +113,6 @@ def revive_server() -> None:
     if users_api_url() is None and record and not record.get("stopped") and not _alive(record):
         with contextlib.suppress(OSError, RuntimeError):
             _prepare()
-
-
-def process_start(pid: int) -> str | None:
-    """When the process with this id began, as an opaque text; None where there is no such process.
-
-    Together with the id it names one process for good, because ids are used again.
-    """
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return None if fields[0] in "ZX" else f"{boot}/{fields[19]}"
-    except (FileNotFoundError, ProcessLookupError):
-        if Path("/proc/self/stat").exists():
-            return None
-    shown = subprocess.run(["ps", "-o", "stat=,lstart=", "-p", str(pid)], capture_output=True, text=True).stdout.split()
-    return None if not shown or shown[0].startswith("Z") else " ".join(shown[1:])
 
 
 # --- one launch -------------------------------------------------------------------------------------------------------

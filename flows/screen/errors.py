@@ -79,7 +79,7 @@ def quiet_libraries() -> None:
 
 def how_to_go_on(before: str = "") -> str:
     """What to type to go on with the run of this command, after these words; empty where there is none."""
-    from gradus.flows.screen.progress import runs_option
+    from gradus.flows.screen.text import runs_option
     from gradus.pipeline.runs.run_folder import RUN_FILE
 
     if Process.folder is None or not (Process.folder / RUN_FILE).is_file():

@@ -9,14 +9,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from gradus.flows.screen.progress import runs_option, shown_path
+from gradus.flows.screen.text import runs_option, shown_path
 from gradus.pipeline.common.errors import UserError
 from gradus.pipeline.common.locks import UNKNOWN_HOLDER
 from gradus.pipeline.config import PipelineConfig
-from gradus.pipeline.config.options import identity
+from gradus.pipeline.config.options import differences, identity
 from gradus.pipeline.runs.fork import shareable_until
-from gradus.pipeline.runs.identity import plan
-from gradus.pipeline.runs.run_folder import RunFolder, differences
+from gradus.pipeline.runs.plan import plan
+from gradus.pipeline.runs.run_folder import RunFolder
 
 KEYS_AND_VALUES = ["--set", "KEY=VALUE"]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from gradus.flows.screen.progress import Lines, print_table, size_text
+from gradus.flows.screen.text import Lines, print_table, size_text
 from gradus.pipeline.config import PipelineConfig
 from gradus.pipeline.estimates.hardware import Hardware
 from gradus.pipeline.estimates.memory import Load, memory

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from gradus.flows.screen.progress import (
+from gradus.flows.screen.text import (
     Lines,
     count,
     duration,

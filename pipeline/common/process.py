@@ -6,7 +6,11 @@ import contextlib
 import ctypes
 import gc
 import os
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
+
+import gradus
 
 
 def usable_cores() -> int:
@@ -50,3 +54,40 @@ def started_up() -> None:
     if not gc.isenabled():
         gc.freeze()
         gc.enable()
+
+
+ENVIRONMENT = {
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_LOGGING_LEVEL": "CRITICAL",
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+}
+"""Set before MLflow is imported: it must not phone home, retry for minutes, or talk on our terminal."""
+
+
+def child_environment() -> dict[str, str]:
+    """This process's environment, quiet MLflow added, and this package importable wherever it runs from."""
+    root = str(Path(gradus.__file__).parents[1])
+    path = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH", "")) if p)
+    return {**ENVIRONMENT, **os.environ, "PYTHONPATH": path}
+
+
+def process_start(pid: int) -> str | None:
+    """When the process with this id began, as an opaque text; None where there is no such process.
+
+    Together with the id it names one process for good, because ids are used again.
+    """
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return None if fields[0] in "ZX" else f"{boot}/{fields[19]}"
+    except (FileNotFoundError, ProcessLookupError):
+        if Path("/proc/self/stat").exists():
+            return None
+    shown = subprocess.run(["ps", "-o", "stat=,lstart=", "-p", str(pid)], capture_output=True, text=True).stdout.split()
+    return None if not shown or shown[0].startswith("Z") else " ".join(shown[1:])

@@ -4,6 +4,7 @@ Gives: the options as pydantic models, ``load_config`` and the differences betwe
 Must not know: torch, or how anything that it describes is done.
 """
 
-from gradus.pipeline.config.pipeline import PipelineConfig, PolicyConfig, RewardConfig, SamplingConfig, StageConfig
+from gradus.pipeline.config.pipeline import PipelineConfig, RewardConfig, SamplingConfig, StageConfig
+from gradus.pipeline.config.policy import PolicyConfig
 
 __all__ = ["PipelineConfig", "PolicyConfig", "RewardConfig", "SamplingConfig", "StageConfig"]

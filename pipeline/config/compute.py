@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from gradus.pipeline.config.options import Options
 
@@ -21,3 +21,38 @@ class LaunchConfig(Options):
     process there is nothing to share out."""
     time_limit: float = Field(1800.0, gt=0)
     """Seconds that a process waits for the others before the stage fails."""
+
+
+class RolloutConfig(Options):
+    """Who samples. None of it changes what a run is: it may go on with another engine, as with another seed's draws."""
+
+    engine: Literal["transformers", "vllm", "vllm-server"] = "transformers"
+    """transformers: the built-in sampler, on the weights that train. vllm: vLLM in the training process, on the same
+    device. vllm-server: a vLLM server, which gets the weights before each batch."""
+    url: str = "http://127.0.0.1:8000"
+    """Address of the server; ``python -m gradus.pipeline.rollouts.vllm.serve MODEL`` starts one."""
+    weights_folder: str | None = None
+    """Folder that the weights are left in for the server; default: in the run's folder. The server must see it under
+    the same path."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Type of the weights in the training process's vLLM; auto: bfloat16 on cuda, else the policy's."""
+    memory: float = Field(0.4, gt=0, lt=1)
+    """Share of the GPU's memory that vLLM in the training process takes, weights and cache."""
+    context: int | None = Field(None, ge=2)
+    """Longest prompt and completion together that it makes room for; default: the model's."""
+    tolerance: float = Field(0.1, gt=0)
+    """Mean difference, in nats a token, between the engine's log-probabilities and the policy's own above which the
+    stage fails: they cannot be of the same weights."""
+    time_limit: float = Field(600.0, gt=0)
+    """Seconds that an answer may take, and that a server which has gone is waited for, before the stage fails."""
+
+    @model_validator(mode="after")
+    def _url(self) -> RolloutConfig:
+        if not self.url.startswith(("http://", "https://")):
+            raise ValueError(f"`url` must begin with http:// or https://, and is {self.url!r}")
+        return self
+
+    @property
+    def external(self) -> bool:
+        """Whether completions come from another engine than the one that trains."""
+        return self.engine != "transformers"

@@ -11,12 +11,12 @@ from typing import Any, cast
 from pydantic import ValidationError
 
 from gradus.pipeline.common import yaml_text
+from gradus.pipeline.common.addresses import refuse_secret
 from gradus.pipeline.common.errors import UserError
 from gradus.pipeline.config import explain
 from gradus.pipeline.config.explain import Origin, did_you_mean, label_of, show
 from gradus.pipeline.config.pipeline import PipelineConfig, StageConfig, pipeline_model
 from gradus.pipeline.config.task import FileTask, HubTask, Task
-from gradus.pipeline.tracking.access import refuse_secret
 
 PACKAGED = Path(__file__).parents[2] / "configs"
 """Folder of the configurations that are installed with the package."""

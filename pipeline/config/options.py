@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -52,3 +53,36 @@ def identity(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: identity(item) for key, item in value.items()}
     return [identity(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def differences(old: Any, new: Any, path: str = "") -> list[str]:
+    """What changed between two resolved configurations, one ``key: old -> new`` a line.
+
+    >>> differences({"lr": 0.1, "steps": [1, 2]}, {"lr": 0.2, "steps": [1, 2]})
+    ['lr: 0.1 -> 0.2']
+    >>> differences({"stages": [{"name": "a"}]}, {"stages": [{"name": "a"}, {"name": "b"}]})
+    ['stages.b: null -> {"name": "b"}']
+    """
+    if isinstance(old, list) and isinstance(new, list):
+        olds, news = _labelled(old), _labelled(new)
+        if olds is not None and news is not None:
+            old, new = olds, news
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = [*old, *(key for key in new if key not in old)]
+        return [
+            line
+            for key in keys
+            for line in differences(old.get(key), new.get(key), f"{path}.{key}" if path else str(key))
+        ]
+    return [] if old == new else [f"{path}: {_short(old)} -> {_short(new)}"]
+
+
+def _labelled(entries: list[Any]) -> dict[str, Any] | None:
+    """A list of stages or rewards by their labels, so that one more or less is one line; None for other lists."""
+    labels = [str(e.get("name") or e.get("reward") or "") if isinstance(e, dict) else "" for e in entries]
+    return dict(zip(labels, entries, strict=True)) if all(labels) and len(set(labels)) == len(labels) else None
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -18,11 +18,13 @@ from torch import Tensor
 from gradus.pipeline.common.errors import UserError
 from gradus.pipeline.config import PipelineConfig, StageConfig
 from gradus.pipeline.estimates.diagnosis import Diagnosis, Group, diagnose
-from gradus.pipeline.policy.policy import Policy, autocasts
+from gradus.pipeline.policy.devices import autocasts
+from gradus.pipeline.policy.policy import Policy
 from gradus.pipeline.rewards import RewardSuite, Scores
 from gradus.pipeline.rewards.scoring import rewarded
 from gradus.pipeline.rollouts.builtin import DrawKey, sample
-from gradus.pipeline.tasks.task import PromptStream, TaskData
+from gradus.pipeline.tasks.prompt_order import PromptStream
+from gradus.pipeline.tasks.task import TaskData
 from gradus.pipeline.training.learner.learner import Learner
 from gradus.pipeline.types import Prompt, Rollouts
 

@@ -7,14 +7,14 @@ from typing import Any
 
 from gradus.pipeline.common.errors import UserError
 from gradus.pipeline.config import PolicyConfig, SamplingConfig
-from gradus.pipeline.policy.policy import Policy, load_policy
+from gradus.pipeline.policy.loading import load_policy
+from gradus.pipeline.policy.policy import Policy
 from gradus.pipeline.rewards import RewardSuite
 from gradus.pipeline.rollouts.builtin import DrawKey, sample
 from gradus.pipeline.runs.checkpoint import RECORD_FILE, verified_record
 from gradus.pipeline.runs.run_folder import RUN_FILE, RunFolder
-from gradus.pipeline.tasks.task import load_task
+from gradus.pipeline.tasks.task import all_prompts, load_task
 from gradus.pipeline.training.evaluation import evaluate
-from gradus.pipeline.training.trainer import all_prompts
 from gradus.pipeline.types import Prompt
 
 

@@ -26,8 +26,7 @@ import torch
 from gradus.pipeline.common import interruption
 from gradus.pipeline.common.errors import StageFailed, UserError
 from gradus.pipeline.common.observer import Observer
-from gradus.pipeline.config import PipelineConfig
-from gradus.pipeline.policy.policy import pick_device
+from gradus.pipeline.policy.devices import check_devices
 from gradus.pipeline.runs.run_folder import RunFolder
 from gradus.pipeline.stage import Stage
 
@@ -36,23 +35,6 @@ PATIENCE = 20.0
 """Seconds that the ranks get to end once the first has told how its work ended."""
 
 Message = dict[str, Any]
-
-
-def check_devices(config: PipelineConfig) -> None:
-    """There is a device for every process. Raises: UserError."""
-    wanted = config.launch.processes
-    if wanted == 1:
-        return
-    device = pick_device(config.policy.device).type
-    there = torch.cuda.device_count() if device == "cuda" else wanted
-    if device == "mps" or there < wanted:
-        raise UserError(
-            "there is no device for every process",
-            where="launch.processes",
-            got=f"{wanted} processes on {device}" + (f", of which there are {there}" if device == "cuda" else ""),
-            expected="a GPU for each of them, or policy.device: cpu",
-            fix="lower launch.processes, or set policy.device",
-        )
 
 
 def launched(run: RunFolder, index: int, stage: Stage, where: dict[str, Any], observer: Observer) -> dict[str, Any]:

@@ -13,8 +13,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 
 from gradus.pipeline.common.errors import UserError
 from gradus.pipeline.config import PolicyConfig
-from gradus.pipeline.config.pipeline import TokenizerConfig
-from gradus.pipeline.policy.policy import Policy, Template, attention_options, ready, weights_dtype
+from gradus.pipeline.config.policy import TokenizerConfig
+from gradus.pipeline.policy.loading import attention_options, ready, weights_dtype
+from gradus.pipeline.policy.policy import Policy, Template
 
 
 def create_policy(config: PolicyConfig, texts: Iterable[str], seed: int) -> Policy:

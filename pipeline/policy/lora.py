@@ -15,19 +15,19 @@ from torch import Tensor
 
 from gradus.pipeline.common.errors import UserError
 from gradus.pipeline.common.files import write_json
-from gradus.pipeline.config.pipeline import LoraConfig
+from gradus.pipeline.config.policy import LoraConfig
 
 if TYPE_CHECKING:
-    from gradus.pipeline.policy.policy import Policy
+    from transformers import PreTrainedModel
 
 ADAPTER = "adapter"
 """Folder, in a checkpoint, of the adapters in peft's format."""
 NAME = "default"
 
 
-def add_adapters(policy: Policy, config: LoraConfig, seed: int) -> None:
-    """Give the model fresh adapters, which are all that trains from now on. They change nothing yet: their second
-    matrices are zero.
+def add_adapters(model: PreTrainedModel, config: LoraConfig, seed: int) -> Any:
+    """Give the model fresh adapters, which are all that trains from now on, and return peft's description of them. They
+    change nothing yet: their second matrices are zero.
 
     Raises: UserError where no module has one of the names that are asked for.
     """
@@ -37,9 +37,9 @@ def add_adapters(policy: Policy, config: LoraConfig, seed: int) -> None:
     wanted = peft.LoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules=targets, bias="none")
     torch.manual_seed(seed)
     try:
-        peft.inject_adapter_in_model(wanted, policy.model)
+        peft.inject_adapter_in_model(wanted, model)
     except ValueError as error:
-        linear = {name.rpartition(".")[2] for name, m in policy.model.named_modules() if isinstance(m, torch.nn.Linear)}
+        linear = {name.rpartition(".")[2] for name, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
         raise UserError(
             "the adapters fit nowhere in the model",
             where="policy.lora.targets",
@@ -47,7 +47,7 @@ def add_adapters(policy: Policy, config: LoraConfig, seed: int) -> None:
             expected=f"`auto`, or names of its linear layers: {', '.join(sorted(linear))}",
             fix=str(error).splitlines()[0],
         ) from None
-    policy.adapters = wanted
+    return wanted
 
 
 def merged_weight(module: Any) -> Tensor:
@@ -72,14 +72,14 @@ def merged_state(model: torch.nn.Module) -> dict[str, Tensor]:
     return state | {f"{name}.weight": merged_weight(module).contiguous() for name, module in adapted.items()}
 
 
-def save_adapter(policy: Policy, folder: Path) -> None:
-    """The adapters as peft loads them, on the weights that the stage began with."""
+def save_adapter(model: PreTrainedModel, adapters: Any, folder: Path) -> None:
+    """Write the adapters as peft loads them, on the weights that the stage began with; ``adapters`` is peft's description."""
     from peft import get_peft_model_state_dict
     from safetensors.torch import save_file
 
     folder.mkdir()
-    found = get_peft_model_state_dict(policy.model, adapter_name=NAME)
+    found = get_peft_model_state_dict(model, adapter_name=NAME)
     save_file({f"base_model.model.{name}": value.contiguous() for name, value in found.items()},
               folder / "adapter_model.safetensors", metadata={"format": "pt"})  # fmt: skip
-    described = {k: sorted(v) if isinstance(v, set) else v for k, v in policy.adapters.to_dict().items()}
+    described = {k: sorted(v) if isinstance(v, set) else v for k, v in adapters.to_dict().items()}
     write_json(folder / "adapter_config.json", described)  # peft's own writes its sets in an order that changes

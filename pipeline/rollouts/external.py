@@ -21,9 +21,10 @@ from torch import Tensor
 from gradus.pipeline.common.errors import StageFailed
 from gradus.pipeline.common.ranks import ALONE, Ranks
 from gradus.pipeline.config import SamplingConfig
-from gradus.pipeline.config.compute_rollouts import RolloutConfig
+from gradus.pipeline.config.compute import RolloutConfig
 from gradus.pipeline.policy.forward.logprobs import batch_reading
-from gradus.pipeline.policy.policy import Policy, completion_states
+from gradus.pipeline.policy.forward.padded import completion_states
+from gradus.pipeline.policy.policy import Policy
 from gradus.pipeline.rollouts.builtin import DrawKey
 from gradus.pipeline.rollouts.sampler import Completion, OnGroup, Request, RolloutEngine, Sampler
 from gradus.pipeline.rollouts.weights import weights_digest

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from gradus.pipeline.config import PipelineConfig
-from gradus.pipeline.policy.policy import Policy, autocasts
+from gradus.pipeline.policy.devices import autocasts
+from gradus.pipeline.policy.policy import Policy
 from gradus.pipeline.rollouts.external import EngineSampler
 from gradus.pipeline.rollouts.sampler import BUILT_IN, RolloutEngine, Sampler
 from gradus.pipeline.rollouts.vllm.checks import logprobs_mode

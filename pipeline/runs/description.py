@@ -5,11 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from gradus.pipeline.common.files import read_json
-from gradus.pipeline.config import PipelineConfig
 from gradus.pipeline.runs.run_folder import RunFolder
 from gradus.pipeline.tracking.journal import Journal
 from gradus.pipeline.tracking.position import Position
-from gradus.pipeline.training.evaluation import Evaluation
 
 
 def open_parent_journal(run: RunFolder, policy: dict[str, Any]) -> None:
@@ -53,25 +51,6 @@ def journal_datasets(journal: Journal, run: RunFolder) -> None:
     source = str(getattr(run.config.task, "dataset", None) or getattr(run.config.task, "path", ""))
     for split, context in (("train", "training"), ("heldout", "evaluation")):
         journal.dataset(f"{source}-{split}", source, record["hashes"][split][:16], record["sizes"][split], context)
-
-
-def sample_rows(evaluation: Evaluation, config: PipelineConfig) -> list[dict[str, Any]]:
-    """The first held-out prompts with what the policy answers and how each reward scores it."""
-    return [
-        {
-            "question": prompt.question,
-            "completion": completion,
-            "answer": prompt.answer,
-            **{f"reward/{label}": values[row][0] for label, values in evaluation.components.items()},
-        }
-        for row, (prompt, completion) in enumerate(evaluation.answers[: config.tracking.samples])
-    ]
-
-
-def heldout_curves(measured: dict[str, Any]) -> dict[str, float]:
-    """Held-out accuracy with its 95 % interval, as curves."""
-    low, high = measured["interval"]
-    return {"heldout/accuracy": measured["accuracy"], "heldout/accuracy_low": low, "heldout/accuracy_high": high}
 
 
 def description(run: RunFolder, summary: dict[str, Any] | None = None) -> str:

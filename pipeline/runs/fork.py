@@ -15,18 +15,10 @@ from gradus.pipeline.common import yaml_text
 from gradus.pipeline.common.errors import UserError
 from gradus.pipeline.common.files import folder_in_the_making, read_json, write_json, write_text
 from gradus.pipeline.config import PipelineConfig
-from gradus.pipeline.config.options import identity
+from gradus.pipeline.config.options import differences, identity
 from gradus.pipeline.runs.checkpoint import read_record
-from gradus.pipeline.runs.identity import plan
-from gradus.pipeline.runs.run_folder import (
-    CONFIG_FILE,
-    RESULT_FILE,
-    RUN_FILE,
-    START_FILE,
-    RunFolder,
-    differences,
-    new_record,
-)
+from gradus.pipeline.runs.plan import plan
+from gradus.pipeline.runs.run_folder import CONFIG_FILE, RESULT_FILE, RUN_FILE, START_FILE, RunFolder, new_record
 from gradus.pipeline.runs.verify import damage
 from gradus.pipeline.tracking.position import read_run_ids
 

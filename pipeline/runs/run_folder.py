@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import time
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ from gradus.pipeline.common import locks, yaml_text
 from gradus.pipeline.common.errors import UserError
 from gradus.pipeline.common.files import read_json, remove_leftovers, write_json, write_text
 from gradus.pipeline.config import PipelineConfig, StageConfig
-from gradus.pipeline.config.options import identity
+from gradus.pipeline.config.options import differences, identity
 from gradus.pipeline.runs.checkpoint import CHECKPOINTS, content_of
 
 CONFIG_FILE, RUN_FILE, START_FILE, SUMMARY_FILE = "config.yaml", "run.json", "start.json", "summary.json"
@@ -240,36 +239,3 @@ def new_record(name: str, config: PipelineConfig, config_file: Path) -> dict[str
 
 def _attempts_beside(stage_dir: Path) -> list[Path]:
     return [p for p in stage_dir.parent.glob(f"{stage_dir.name}.attempt-*") if p.suffix[9:].isdigit()]
-
-
-def differences(old: Any, new: Any, path: str = "") -> list[str]:
-    """What changed between two resolved configurations, one ``key: old -> new`` a line.
-
-    >>> differences({"lr": 0.1, "steps": [1, 2]}, {"lr": 0.2, "steps": [1, 2]})
-    ['lr: 0.1 -> 0.2']
-    >>> differences({"stages": [{"name": "a"}]}, {"stages": [{"name": "a"}, {"name": "b"}]})
-    ['stages.b: null -> {"name": "b"}']
-    """
-    if isinstance(old, list) and isinstance(new, list):
-        olds, news = _labelled(old), _labelled(new)
-        if olds is not None and news is not None:
-            old, new = olds, news
-    if isinstance(old, dict) and isinstance(new, dict):
-        keys = [*old, *(key for key in new if key not in old)]
-        return [
-            line
-            for key in keys
-            for line in differences(old.get(key), new.get(key), f"{path}.{key}" if path else str(key))
-        ]
-    return [] if old == new else [f"{path}: {_short(old)} -> {_short(new)}"]
-
-
-def _labelled(entries: list[Any]) -> dict[str, Any] | None:
-    """A list of stages or rewards by their labels, so that one more or less is one line; None for other lists."""
-    labels = [str(e.get("name") or e.get("reward") or "") if isinstance(e, dict) else "" for e in entries]
-    return dict(zip(labels, entries, strict=True)) if all(labels) and len(set(labels)) == len(labels) else None
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

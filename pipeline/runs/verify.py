@@ -148,3 +148,13 @@ def _size(path: Path) -> int:
         with contextlib.suppress(OSError):
             total += file.stat().st_size if file.is_file() else 0
     return total
+
+
+def handover_damage(made: dict[str, Any]) -> str:
+    """What is wrong with the checkpoint that a success record tells of and that is to be handed over, or nothing."""
+    checkpoint = Path(made["checkpoint"])
+    try:
+        altered = ", ".join(damaged_files(checkpoint, for_resume=False))
+    except UserError as error:
+        return error.what
+    return altered or ("" if content_of(checkpoint) == made["content"] else "another one is in its place")

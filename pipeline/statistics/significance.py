@@ -9,7 +9,6 @@ either side.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,11 +17,11 @@ from typing import Literal
 import numpy as np
 from scipy import stats
 
+from gradus.pipeline.statistics.intervals import _mean
+
 LEVEL = 0.95
 """Confidence of every interval."""
 
-Curve = Sequence[Sequence[float]]
-"""Points (x, y), x not falling; the first one is the start."""
 Verdict = Literal["supported", "not supported", "undecided"]
 
 
@@ -120,59 +119,6 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def on_grid(curve: Curve, grid: Sequence[float]) -> list[float]:
-    """The curve's height at these places, straight lines between its points; beyond the ends it stays level."""
-    return np.interp(grid, [point[0] for point in curve], [point[1] for point in curve]).tolist()
-
-
-def smooth(curve: Curve, window: int = 3) -> list[list[float]]:
-    """A centred running mean over ``window`` points, over fewer at the ends: single evaluations are noisy.
-
-    >>> smooth([(0, 0.0), (1, 3.0), (2, 0.0)])
-    [[0, 1.5], [1, 1.0], [2, 1.5]]
-    """
-    half, heights = window // 2, [point[1] for point in curve]
-    means = [float(np.mean(heights[max(0, place - half) : place + half + 1])) for place in range(len(heights))]
-    return [[point[0], mean] for point, mean in zip(curve, means, strict=True)]
-
-
-def crossing(curve: Curve, target: float) -> float | None:
-    """Where the curve first reaches ``target``, on the straight line between two points; None where it never does.
-
-    >>> crossing([(0, 0.4), (100, 0.6), (200, 0.5)], 0.5)
-    50.0
-    """
-    if curve[0][1] >= target:
-        return float(curve[0][0])
-    for (x0, y0, *_), (x1, y1, *_) in itertools.pairwise(curve):
-        if y1 >= target:
-            return float(x0 + (x1 - x0) * (target - y0) / (y1 - y0))
-    return None
-
-
-def early_gain(curve: Curve, until: float) -> float:
-    """Mean height above the start from the start to ``until``: the area under the gain, divided by the width.
-
-    Edge: a curve that ends before stays level.
-
-    >>> early_gain([(0, 0.5), (100, 0.7)], 100)
-    0.1
-    """
-    xs = sorted({float(point[0]) for point in curve if point[0] < until} | {float(curve[0][0]), float(until)})
-    heights = np.array(on_grid(curve, xs)) - curve[0][1]
-    return round(float(np.trapezoid(heights, xs) / (xs[-1] - xs[0])), 12)
-
-
-def worst_drop(curve: Curve, window: int = 3) -> float:
-    """The deepest fall of the smoothed curve below the highest point before it; 0 for one that only rises.
-
-    >>> worst_drop([(0, 0.5), (1, 0.9), (2, 0.6), (3, 0.8)], window=1)
-    0.3
-    """
-    heights = np.array([height for _, height in smooth(curve, window)])
-    return round(float((np.maximum.accumulate(heights) - heights).max()), 12)
-
-
 def verdict(difference: Estimate, margin: float) -> Verdict:
     """Whether "the difference is above zero" holds, by its 95 % interval.
 
@@ -205,3 +151,53 @@ def all_of(verdicts: Sequence[Verdict]) -> Verdict:
     if "not supported" in verdicts:
         return "not supported"
     return "supported" if set(verdicts) == {"supported"} else "undecided"
+
+
+def paired_drop(best: Sequence[float], now: Sequence[float]) -> float:
+    """McNemar's exact test on the same prompts: the p-value of "now is no worse than the best".
+
+    Only prompts that were answered differently tell anything. Of b that were right and are wrong now, and c the other
+    way round, b is binomial(b + c, 1/2) where nothing has changed: p = P(B >= b).
+
+    Shapes: a 0 or 1 for each prompt, in the same order.
+
+    >>> paired_drop([1, 1, 1, 1, 0, 1], [0, 0, 0, 1, 1, 1])  # b = 3, c = 1: (4 + 1) / 16
+    0.3125
+    """
+    from scipy.special import bdtrc
+
+    lost = sum(before > after for before, after in zip(best, now, strict=True))
+    won = sum(before < after for before, after in zip(best, now, strict=True))
+    return float(bdtrc(lost - 1, lost + won, 0.5)) if lost else 1.0
+
+
+def mean_drop(best: Sequence[float], now: Sequence[float]) -> float:
+    """Welch's test on two sets of independent measurements: the p-value of "now is no worse than the best".
+
+    t = (mean best - mean now) / sqrt(e1^2 + e2^2), with Welch's and Satterthwaite's degrees of freedom.
+    Edge: where neither has any spread, 0 for a lower mean and 1 for any other.
+
+    >>> round(mean_drop([0.8, 0.9, 1.0], [0.3, 0.5, 0.4]), 4)  # t = 0.5 / sqrt(2 * 0.01 / 3) = 6.12, 4 degrees
+    0.0018
+    """
+    from scipy.special import stdtr
+
+    (high, e1, n1), (low, e2, n2) = _mean(best), _mean(now)
+    variance = e1 * e1 + e2 * e2
+    if variance == 0:
+        return 0.0 if low < high else 1.0
+    freedom = variance**2 / (e1**4 / n1 + e2**4 / n2)
+    return float(stdtr(freedom, (low - high) / math.sqrt(variance)))
+
+
+def alarm_level(risk: float, looks: int) -> float:
+    """The p-value under which a comparison with the best is an alarm, so that its risk in a whole stage is ``risk``.
+
+    The best is the luckiest of all measurements so far, and every new one is compared with it. At look t it is one of
+    t earlier ones, the start included, so over all looks there are looks (looks + 1) / 2 pairs that could alarm; each
+    gets an equal part (Bonferroni). A fall must show in several measurements, which only makes false alarms rarer.
+
+    >>> alarm_level(0.01, 4)
+    0.001
+    """
+    return risk / (looks * (looks + 1) / 2)

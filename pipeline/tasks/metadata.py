@@ -96,3 +96,11 @@ def _untagged(found: dict[str, Any]) -> Any:
     if tag in _TEXTUAL:
         return _TEXTUAL[tag][2](inner)
     return found
+
+
+BATCH = 1000
+"""Rows that are read or generated at a time."""
+
+
+Batch = dict[str, list[Any]]
+"""column -> its values in a run of rows."""

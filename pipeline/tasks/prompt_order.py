@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from gradus.pipeline.tasks.task import PromptStream
-from gradus.pipeline.training.learner.state_files import State
-from gradus.pipeline.types import Prompt, Rollouts
+import hashlib
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from gradus.pipeline.tasks.metadata import decode
+from gradus.pipeline.tasks.splits import COLUMNS
+from gradus.pipeline.types import Prompt, Rollouts, State
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 
 class Schedule:
@@ -92,3 +99,41 @@ class HistoryResampling(Schedule):
     def _of_epoch(self) -> list[int]:
         """Rows in this epoch's order, without those of prompts that have left."""
         return [row for row in self.stream.permutation(self.epoch).tolist() if self._ids[row] not in self.left]
+
+
+def read_prompts(dataset: Dataset, indices: Iterable[int]) -> list[Prompt]:
+    """Rows of a split as prompts, in the order of ``indices``."""
+    rows = dataset[[int(i) for i in indices]]
+    columns = (rows[name] for name in COLUMNS)
+    return [Prompt(i, q, a, decode(metadata), d) for i, q, a, metadata, d in zip(*columns, strict=True)]
+
+
+class PromptStream:
+    """The order in which a stage meets the training prompts: each epoch a new permutation, without replacement.
+
+    What stands at a place is a pure function of (seed, stage, place), so that a resumed stage needs only its place.
+    """
+
+    def __init__(self, dataset: Dataset, seed: int, stage_label: str):
+        self.dataset, self.seed, self.stage_label = dataset, seed, stage_label
+        self._epoch: tuple[int, Any] = (-1, None)
+
+    def at(self, begin: int, size: int) -> list[Prompt]:
+        """The prompts from a place (from 0) on. Edge: where an epoch ends, the next one follows."""
+        count = len(self.dataset)
+        positions = (divmod(begin + offset, count) for offset in range(size))
+        return self.rows([self.permutation(epoch)[place] for epoch, place in positions])
+
+    def rows(self, indices: Iterable[int]) -> list[Prompt]:
+        """The prompts of these rows of the data set."""
+        return read_prompts(self.dataset, indices)
+
+    def permutation(self, epoch: int) -> Any:
+        """Row numbers in the order of this epoch; the raw generator is used because its stream is fixed for ever."""
+        import numpy
+
+        if self._epoch[0] != epoch:
+            digest = hashlib.sha256(f"{self.seed}\0{self.stage_label}\0{epoch}".encode()).digest()
+            bits = numpy.random.Philox(key=int.from_bytes(digest[:16], "big")).random_raw(len(self.dataset))
+            self._epoch = (epoch, numpy.argsort(bits, kind="stable"))
+        return self._epoch[1]

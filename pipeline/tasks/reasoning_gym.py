@@ -19,18 +19,12 @@ from typing import Any
 from gradus.pipeline.common.errors import UserError
 from gradus.pipeline.config.task import ReasoningGymTask
 from gradus.pipeline.tasks.arithmetic import SOLVABLE, solvable, work_out
-from gradus.pipeline.tasks.metadata import as_text, encode
+from gradus.pipeline.tasks.metadata import BATCH, Batch, as_text, encode
 
 HASH_ORDERED = frozenset(
     {"isomorphic_strings", "knight_swap", "polynomial_multiplication", "ransom_note", "word_ladder"}
 )
 """Generators whose problems depend on the order of Python's sets, which differs from process to process."""
-
-BATCH = 1000
-"""Rows that are read or generated at a time."""
-
-Batch = dict[str, list[Any]]
-"""column -> its values in a run of rows."""
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

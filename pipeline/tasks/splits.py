@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from gradus.pipeline.common.errors import UserError
-from gradus.pipeline.tasks.reasoning_gym import Batch
+from gradus.pipeline.tasks.metadata import Batch
 
 if TYPE_CHECKING:
     import pyarrow

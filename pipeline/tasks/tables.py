@@ -14,15 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from gradus.pipeline.common.errors import UserError
-from gradus.pipeline.config.task import Columns, HubTask
-from gradus.pipeline.tasks.metadata import as_text, encode
-from gradus.pipeline.tasks.reasoning_gym import BATCH, Batch, nearest
+from gradus.pipeline.config.task import Columns
+from gradus.pipeline.tasks.metadata import BATCH, Batch, as_text, encode
+from gradus.pipeline.tasks.reasoning_gym import nearest
 
 FORMATS = (".jsonl", ".json", ".parquet", ".csv")
 """Endings of the files that can be read."""
-
-HUB_TIMEOUT = 5.0
-"""Seconds to wait for the Hub's word on a data set."""
 
 
 def check_columns(present: Iterable[str], columns: Columns, source: str) -> None:
@@ -182,104 +179,4 @@ def _rows(path: Path, where: str, parse: bool = True) -> Iterator[dict[str, Any]
             where=where,
             got=str(path),
             fix="put the file right; text is expected in UTF-8",
-        ) from error
-
-
-def check_hub(task: HubTask, base_dir: Path) -> None:
-    """Whether the Hub knows the data set; for a local folder, its splits and columns.
-
-    The Hub is asked for the data set's description alone; it may also be in the cache already.
-    """
-    if _local(task, base_dir) is None:
-        _check_remote(task)
-        return
-    for where, split in (("task.split", task.split), ("task.heldout_split", task.heldout_split)):
-        if split is not None:  # the head of a split is read without its slice, such as train[:1000]
-            table = _load(task, base_dir, where, split.partition("[")[0], streaming=True)
-            check_columns(table.features or next(iter(table), {}), task.columns, f"split {split}")
-
-
-def _local(task: HubTask, base_dir: Path) -> Path | None:
-    folder = base_dir / Path(task.dataset).expanduser()
-    return folder if folder.is_dir() else None
-
-
-def _check_remote(task: HubTask) -> None:
-    from huggingface_hub import HfApi, constants, errors
-
-    source, offline = f"data set {task.dataset}", "use source: file, or a local folder as task.dataset"
-    try:
-        HfApi(endpoint=constants.ENDPOINT).dataset_info(task.dataset, revision=task.revision, timeout=HUB_TIMEOUT)
-    except errors.RevisionNotFoundError as error:
-        fix = "correct task.revision"
-        raise UserError(f"{source} has no such revision", where="task.revision", got=task.revision, fix=fix) from error
-    except errors.RepositoryNotFoundError as error:
-        raise UserError(
-            f"the Hub has no {source}, or does not show it to you",
-            where="task.dataset",
-            got=task.dataset,
-            expected="an id such as openai/gsm8k, or a folder that exists",
-            fix="correct the id; for a private data set run `hf auth login`",
-        ) from error
-    except errors.HFValidationError as error:
-        raise UserError(
-            f"{task.dataset} is neither a local folder nor a Hub id",
-            where="task.dataset",
-            got=task.dataset,
-            expected="an id such as openai/gsm8k, or a folder (relative to the configuration's)",
-            fix="correct it",
-        ) from error
-    except Exception as error:  # no network, a proxy, a time-out, offline mode, a server's failure
-        if _cached(task.dataset):
-            return
-        raise UserError(
-            f"{source} cannot be reached: {error}",
-            where="task.dataset",
-            got=task.dataset,
-            expected=f"an answer of {constants.ENDPOINT} within {HUB_TIMEOUT:g} s, or the data set in the local cache",
-            fix=f"check the network; without one, {offline}",
-        ) from error
-
-
-def _cached(dataset: str) -> bool:
-    import datasets
-
-    return (Path(datasets.config.HF_DATASETS_CACHE) / dataset.replace("/", "___")).is_dir()
-
-
-def read_hub(task: HubTask, base_dir: Path, split: str, where: str, notes: list[str]) -> Iterator[Batch]:
-    """The rows of one split, in order; class labels are read as their names."""
-    from datasets import ClassLabel
-
-    table = _load(task, base_dir, where, split)
-    check_columns(table.column_names, task.columns, f"split {split}")
-    labels = {name: feature for name, feature in table.features.items() if isinstance(feature, ClassLabel)}
-
-    def batches() -> Iterator[Batch]:
-        for part in table.with_format("arrow").iter(BATCH):
-            batch = _plain(part)
-            for name, feature in labels.items():
-                batch[name] = [None if value is None else feature.names[value] for value in batch[name]]
-            yield batch
-
-    return normalised(batches(), task.columns, f"split {split}", notes)
-
-
-def _load(task: HubTask, base_dir: Path, where: str, split: str, streaming: bool = False) -> Any:
-    import datasets
-
-    folder = _local(task, base_dir)
-    try:
-        if folder is not None and any((folder / name).exists() for name in ("state.json", "dataset_dict.json")):
-            saved = datasets.load_from_disk(str(folder))
-            return saved[split] if isinstance(saved, datasets.DatasetDict) else saved
-        revision = task.revision if folder is None else None
-        source = task.dataset if folder is None else str(folder.resolve())
-        return datasets.load_dataset(source, name=task.subset, split=split, revision=revision, streaming=streaming)
-    except Exception as error:  # of many kinds: unknown split or configuration, unreadable files, no network
-        raise UserError(
-            f"data set {task.dataset} cannot be loaded: {error}",
-            where=where,
-            got=split,
-            fix="correct task.split or task.subset, or put the data set's files right",
         ) from error

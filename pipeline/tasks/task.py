@@ -10,7 +10,6 @@ appended rows change the held-out set only by those that belong into it.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -20,10 +19,12 @@ from typing import TYPE_CHECKING, Any
 from gradus.pipeline.common.errors import UserError
 from gradus.pipeline.common.files import folder_in_the_making, read_json, sha256, write_json
 from gradus.pipeline.config.task import FileTask, HubTask, ReasoningGymTask
-from gradus.pipeline.tasks.metadata import decode
-from gradus.pipeline.tasks.reasoning_gym import BATCH, Batch, check_gym, read_gym
-from gradus.pipeline.tasks.splits import COLUMNS, content_hash, distinct, split
-from gradus.pipeline.tasks.tables import check_file, check_hub, read_file, read_hub
+from gradus.pipeline.tasks.hub import check_hub, read_hub
+from gradus.pipeline.tasks.metadata import BATCH, Batch
+from gradus.pipeline.tasks.prompt_order import read_prompts
+from gradus.pipeline.tasks.reasoning_gym import check_gym, read_gym
+from gradus.pipeline.tasks.splits import content_hash, distinct, split
+from gradus.pipeline.tasks.tables import check_file, read_file
 from gradus.pipeline.types import Prompt
 
 if TYPE_CHECKING:
@@ -64,13 +65,6 @@ class TaskData:
         return read_prompts(split, indices)
 
 
-def read_prompts(dataset: Dataset, indices: Iterable[int]) -> list[Prompt]:
-    """Rows of a split as prompts, in the order of ``indices``."""
-    rows = dataset[[int(i) for i in indices]]
-    columns = (rows[name] for name in COLUMNS)
-    return [Prompt(i, q, a, decode(metadata), d) for i, q, a, metadata, d in zip(*columns, strict=True)]
-
-
 def texts(data: TaskData) -> Iterator[str]:
     """Questions and demonstrations of the training split, for training a tokenizer."""
     columns: Any = data.train.select_columns(["question", "demonstration"])
@@ -79,37 +73,6 @@ def texts(data: TaskData) -> Iterator[str]:
             yield question
             if demonstration is not None:
                 yield demonstration
-
-
-class PromptStream:
-    """The order in which a stage meets the training prompts: each epoch a new permutation, without replacement.
-
-    What stands at a place is a pure function of (seed, stage, place), so that a resumed stage needs only its place.
-    """
-
-    def __init__(self, dataset: Dataset, seed: int, stage_label: str):
-        self.dataset, self.seed, self.stage_label = dataset, seed, stage_label
-        self._epoch: tuple[int, Any] = (-1, None)
-
-    def at(self, begin: int, size: int) -> list[Prompt]:
-        """The prompts from a place (from 0) on. Edge: where an epoch ends, the next one follows."""
-        count = len(self.dataset)
-        positions = (divmod(begin + offset, count) for offset in range(size))
-        return self.rows([self.permutation(epoch)[place] for epoch, place in positions])
-
-    def rows(self, indices: Iterable[int]) -> list[Prompt]:
-        """The prompts of these rows of the data set."""
-        return read_prompts(self.dataset, indices)
-
-    def permutation(self, epoch: int) -> Any:
-        """Row numbers in the order of this epoch; the raw generator is used because its stream is fixed for ever."""
-        import numpy
-
-        if self._epoch[0] != epoch:
-            digest = hashlib.sha256(f"{self.seed}\0{self.stage_label}\0{epoch}".encode()).digest()
-            bits = numpy.random.Philox(key=int.from_bytes(digest[:16], "big")).random_raw(len(self.dataset))
-            self._epoch = (epoch, numpy.argsort(bits, kind="stable"))
-        return self._epoch[1]
 
 
 def check_task(task: AnyTask, base_dir: Path) -> None:
@@ -256,3 +219,9 @@ def load_task(folder: Path) -> TaskData:
         source=record["source"],
         has_demonstrations=record["has_demonstrations"],
     )
+
+
+def all_prompts(task: TaskData, split: str) -> list[Prompt]:
+    """Every prompt of a split."""
+    dataset = getattr(task, split)
+    return task.prompts(dataset, range(len(dataset)))

@@ -13,7 +13,6 @@ import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qsl, urlsplit
 
 from gradus.pipeline.common.errors import UserError
 
@@ -28,43 +27,9 @@ REFUSALS = r"authentication failed|no password supplied|access denied|pg_hba|(ro
 """What a data base says that answers and refuses."""
 
 
-def holds_secret(uri: object) -> bool:
-    """Whether an address carries a password or a token, before its host or among its parameters.
-
-    >>> [holds_secret(uri) for uri in ("http://ann:x@host", "postgresql://ann@host/db", "http://host", None)]
-    [True, False, False, False]
-    >>> holds_secret("postgresql://host/db?user=ann&password=x")
-    True
-    """
-    if not isinstance(uri, str):
-        return False
-    try:
-        parts = urlsplit(uri)
-        named = {name.lower() for name, _ in parse_qsl(parts.query, keep_blank_values=True)}
-        return parts.password is not None or bool(named & {"password", "passwd", "sslpassword", "token", "api_key"})
-    except ValueError:  # not an address at all
-        return re.search(r"//[^/?#]*:[^/?#]*@", uri) is not None
-
-
-def refuse_secret(uri: object, where: str) -> None:
-    """A configuration is copied into run folders, to MLflow and to terminals: a password has no place there.
-
-    Raises: UserError, which does not repeat it.
-    """
-    if holds_secret(uri):
-        raise UserError(
-            "a tracking address must not hold a password",
-            where=where,
-            got="an address with a password, which every copy of the configuration would hold",
-            expected="the address alone, such as http://HOST:5000 or postgresql://USER@HOST/DATABASE",
-            fix="set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (or ~/.mlflow/credentials) for a server, "
-            "PGPASSWORD (or ~/.pgpass) for PostgreSQL",
-        )
-
-
 def check_tracking(tracking: TrackingConfig, runs_dir: Path) -> None:
     """The curves have an address, and what answers there takes them. Raises: UserError where it says no."""
-    from gradus.pipeline.tracking.position import resolve_uri
+    from gradus.pipeline.common.addresses import resolve_uri
 
     uri, experiment = resolve_uri(tracking.uri, runs_dir), tracking.experiment
     if uri.startswith(("http://", "https://")):
@@ -113,7 +78,7 @@ def _credentials() -> tuple[str | None, str | None]:
 def _check_database(uri: str) -> None:
     import sqlalchemy
 
-    from gradus.pipeline.tracking.position import redacted
+    from gradus.pipeline.common.addresses import redacted
 
     limit = {"connect_timeout": int(TIME_LIMIT)} if uri.startswith(("postgresql", "mysql")) else {}
     try:

@@ -14,9 +14,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+from gradus.pipeline.common.addresses import redacted
 from gradus.pipeline.tracking.events import EventWriter, Metric, refused, status_of
 from gradus.pipeline.tracking.journal import Event, iter_events
-from gradus.pipeline.tracking.position import Position, Report, redacted
+from gradus.pipeline.tracking.position import Position, Report
 
 ATTEMPT = re.compile(r"\.attempt-\d+$")
 """How the name of a stage's folder ends that was set aside."""

@@ -8,38 +8,18 @@ to the tracking server, training neither waits nor fails; :meth:`UploaderHandle.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
-import os
-import re
-import subprocess
-import sys
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import gradus
-from gradus.pipeline.common.errors import UserError
+from gradus.pipeline.common.addresses import resolve_uri
 from gradus.pipeline.common.files import write_json
 from gradus.pipeline.common.locks import holder
 from gradus.pipeline.tracking.journal import iter_events, journals
 
 POSITION_FILE = "mlflow.json"
 """Beside each journal: how far MLflow has it."""
-
-ENVIRONMENT = {
-    "DO_NOT_TRACK": "true",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
-    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    "MLFLOW_LOGGING_LEVEL": "CRITICAL",
-    "OMP_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-}
-"""Set before MLflow is imported: it must not phone home, retry for minutes, or talk on our terminal."""
 
 
 @dataclass
@@ -168,107 +148,6 @@ def tracking_options(run_dir: str | Path) -> tuple[str, str]:
     return resolve_uri(options.get("uri"), Path(run_dir).absolute().parent), str(options.get("experiment") or "gradus")
 
 
-def resolve_uri(config_uri: str | None, runs_dir: str | Path) -> str:
-    """The tracking URI to use: the configured one, or an SQLite file in the runs folder; never relative.
-
-    Raises:
-        UserError: it is a folder or a scheme that MLflow does not track to.
-    """
-    runs_dir = Path(runs_dir).absolute()
-    if not config_uri:
-        return f"sqlite:///{runs_dir / 'mlflow.db'}"
-    if match := re.fullmatch(r"sqlite:///(?!/)(.+)", config_uri):
-        return f"sqlite:///{runs_dir / match[1]}"
-    if re.match(r"(https?|sqlite|postgresql|mysql|mssql|databricks)(\+\w+)?://.|databricks$", config_uri):
-        return config_uri.rstrip("/") if config_uri.startswith("http") else config_uri
-    raise UserError(
-        "MLflow cannot track to this address",
-        where="tracking.uri",
-        got=redacted(config_uri),
-        expected="http(s)://HOST:PORT, sqlite:///PATH, postgresql://... or mysql://...",
-        fix="leave it out to use an SQLite file in the runs folder",
-    )
-
-
-def redacted(uri: str) -> str:
-    """``uri`` without user name and password, fit for a message."""
-    return re.sub(r"//[^/?#]*@", "//", uri)
-
-
-@contextlib.contextmanager
-def file_lock(path: Path, wait: bool = True) -> Iterator[bool]:
-    """Hold ``path`` exclusively; yields whether it was obtained (always, when waiting)."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-            return
-        yield True
-
-
 def upload_lock(run_dir: str | Path) -> Path:
     """The file that the one uploader of a run holds."""
     return Path(run_dir) / "mlflow.lock"
-
-
-class UploaderHandle:
-    """The uploader of one run, as the training process holds it. No method raises."""
-
-    def __init__(self, run_dir: Path, process: subprocess.Popen[bytes] | None, uri: str, error: str | None = None):
-        self.run_dir, self.process, self.uri, self.error = run_dir, process, uri, error
-
-    def finish(self, timeout: float = 30.0) -> Report:
-        """Let the uploader deliver the rest, at most ``timeout`` seconds, and say how far it came."""
-        said: dict[str, Any] = {}
-        if self.process is not None:
-            try:
-                output, _ = self.process.communicate(b"finish\n", timeout=timeout)
-                said = json.loads(output.splitlines()[-1])
-            except subprocess.TimeoutExpired:
-                self.error = f"no end within {timeout:.0f} s"
-            except (OSError, ValueError, IndexError):
-                self.error = "the uploader ended early; see tracking.log in the run folder"
-            self.stop()
-        fields: dict[str, Any] = {**said, "run": self.run_dir.name, "uri": redacted(self.uri)}
-        report = Report(**fields)
-        report.error = report.error or self.error
-        with contextlib.suppress(OSError):
-            report.undelivered = count_undelivered(self.run_dir)
-            report.run_ids = read_run_ids(self.run_dir)
-        return report
-
-    def stop(self) -> None:
-        """End the uploader at once; what it has not confirmed stays in the journals."""
-        if self.process is not None and self.process.poll() is None:
-            self.process.kill()
-            self.process.wait()
-
-
-def start_uploader(run_dir: str | Path) -> UploaderHandle:
-    """Start delivering a run folder's journals in the background. Never raises and never waits."""
-    run_dir = Path(run_dir).absolute()
-    uri = ""
-    try:
-        uri, _ = tracking_options(run_dir)
-        module = [sys.executable, "-m", "gradus.pipeline.tracking.uploader"]
-        with open(run_dir / "tracking.log", "ab") as log:
-            process = subprocess.Popen(
-                [*module, str(run_dir), "--follow", "--parent-pid", str(os.getpid())],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                env=child_environment(),
-                start_new_session=True,  # Ctrl-C in the terminal is the trainer's; the uploader then still delivers
-            )
-    except (OSError, UserError) as error:
-        return UploaderHandle(run_dir, None, uri, f"the uploader did not start: {error}".replace("\n", "; "))
-    return UploaderHandle(run_dir, process, uri)
-
-
-def child_environment() -> dict[str, str]:
-    """This process's environment, quiet MLflow added, and this package importable wherever it runs from."""
-    root = str(Path(gradus.__file__).parents[1])
-    path = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH", "")) if p)
-    return {**ENVIRONMENT, **os.environ, "PYTHONPATH": path}

@@ -16,8 +16,11 @@ import time
 import urllib.request
 from pathlib import Path
 
+from gradus.pipeline.common.addresses import resolve_uri
 from gradus.pipeline.common.errors import UserError
-from gradus.pipeline.tracking.position import Position, child_environment, file_lock, resolve_uri, tracking_options
+from gradus.pipeline.common.locks import file_lock
+from gradus.pipeline.common.process import child_environment
+from gradus.pipeline.tracking.position import Position, tracking_options
 
 DEFAULT_PORT = 5000
 START_LIMIT = 180.0

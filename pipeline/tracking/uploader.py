@@ -22,19 +22,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from gradus.pipeline.common.addresses import redacted
 from gradus.pipeline.common.errors import UserError
-from gradus.pipeline.common.locks import holder
+from gradus.pipeline.common.locks import file_lock, holder
+from gradus.pipeline.common.process import ENVIRONMENT
 from gradus.pipeline.tracking.delivery import RunDelivery, Undeliverable, Unreachable, one_line
 from gradus.pipeline.tracking.journal import journals
 from gradus.pipeline.tracking.position import (
-    ENVIRONMENT,
     Position,
     Report,
     count_events,
     count_undelivered,
-    file_lock,
     read_run_ids,
-    redacted,
     remove_leftovers,
     tracking_options,
     upload_lock,

@@ -16,8 +16,7 @@ from gradus.pipeline.rollouts.builtin import DrawKey
 from gradus.pipeline.rollouts.sampler import BUILT_IN, Sampler
 from gradus.pipeline.tasks.prompt_order import Schedule
 from gradus.pipeline.training.learner.groups import groups_of, joined, regathered, uniform_groups
-from gradus.pipeline.training.learner.state_files import State
-from gradus.pipeline.types import Prompt, Rollouts
+from gradus.pipeline.types import Prompt, Rollouts, State
 
 
 @dataclass

@@ -13,8 +13,9 @@ from typing import Any, Literal
 
 from gradus.pipeline.config import StageConfig
 from gradus.pipeline.config.stopping import Guard, Plateau, Until
-from gradus.pipeline.statistics.intervals import gain_bounds, mean_bounds, mean_drop, paired_drop, share_bounds
-from gradus.pipeline.training.learner.state_files import State
+from gradus.pipeline.statistics.intervals import gain_bounds, mean_bounds, share_bounds
+from gradus.pipeline.statistics.significance import mean_drop, paired_drop
+from gradus.pipeline.types import State
 
 SERIES = {"reward": "reward/mean", "entropy": "policy/entropy", "uniform": "group/uniform_share"}
 """What is remembered of each step, and the metric that it is."""
@@ -131,7 +132,7 @@ class CollapseGuard:
     """Compares each measurement with the best, and counts how many in a row are significantly below it."""
 
     def __init__(self, guard: Guard, config: StageConfig):
-        self.guard, self.level = guard, guard.level(config)
+        self.guard, self.level = guard, guard.level(config.steps, config.eval_every)
         self.below, self.slowed = 0, 0
 
     def compare(self, step: int, best: Best, now: list[float], last: bool) -> Event | None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from gradus.pipeline.config import PipelineConfig
+from gradus.pipeline.training.evaluation import Evaluation
 from gradus.pipeline.types import Rollouts
 
 
@@ -50,3 +54,22 @@ def advantage_metrics(weights: Tensor) -> dict[str, float]:
 def finite(metrics: dict[str, float]) -> dict[str, float]:
     """Without the values that are not numbers, such as the mean of a component that failed everywhere."""
     return {name: value for name, value in metrics.items() if torch.isfinite(torch.tensor(value))}
+
+
+def sample_rows(evaluation: Evaluation, config: PipelineConfig) -> list[dict[str, Any]]:
+    """The first held-out prompts with what the policy answers and how each reward scores it."""
+    return [
+        {
+            "question": prompt.question,
+            "completion": completion,
+            "answer": prompt.answer,
+            **{f"reward/{label}": values[row][0] for label, values in evaluation.components.items()},
+        }
+        for row, (prompt, completion) in enumerate(evaluation.answers[: config.tracking.samples])
+    ]
+
+
+def heldout_curves(measured: dict[str, Any]) -> dict[str, float]:
+    """Held-out accuracy with its 95 % interval, as curves."""
+    low, high = measured["interval"]
+    return {"heldout/accuracy": measured["accuracy"], "heldout/accuracy_low": low, "heldout/accuracy_high": high}

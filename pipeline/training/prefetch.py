@@ -14,8 +14,7 @@ from dataclasses import replace
 
 from gradus.pipeline.policy.policy import Policy, copy_parameters, parameters
 from gradus.pipeline.training.batches import SampledGroups, Source
-from gradus.pipeline.training.learner.state_files import State
-from gradus.pipeline.types import Rollouts
+from gradus.pipeline.types import Rollouts, State
 
 
 class OneAhead(Source):

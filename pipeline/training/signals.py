@@ -20,8 +20,7 @@ from gradus.pipeline.training.batches import Cost, SampledGroups
 from gradus.pipeline.training.learner.critics import PromptCritic, TokenCritic
 from gradus.pipeline.training.learner.groups import groups_of
 from gradus.pipeline.training.learner.losses import spread_PK
-from gradus.pipeline.training.learner.state_files import State
-from gradus.pipeline.types import Rollouts
+from gradus.pipeline.types import Rollouts, State
 
 
 def frozen_copy(policy: Policy) -> Policy:

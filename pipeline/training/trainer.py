@@ -16,14 +16,16 @@ from gradus.pipeline.common.errors import StageFailed
 from gradus.pipeline.common.observer import Observer
 from gradus.pipeline.common.ranks import ALONE, Ranks
 from gradus.pipeline.config import PipelineConfig, StageConfig
+from gradus.pipeline.policy.devices import autocasts
 from gradus.pipeline.policy.forward.logprobs import batch_logprobs
-from gradus.pipeline.policy.policy import Policy, autocasts, copy_parameters, load_policy, parameters
+from gradus.pipeline.policy.loading import load_policy
+from gradus.pipeline.policy.policy import Policy, copy_parameters, parameters
 from gradus.pipeline.rewards import RewardSuite
 from gradus.pipeline.rollouts.sampler import BUILT_IN, Sampler
 from gradus.pipeline.runs.checkpoint import CHECKPOINTS, RESUME, damaged_files, prune, read_record, save_checkpoint
 from gradus.pipeline.stage import Stage
-from gradus.pipeline.tasks.prompt_order import HistoryResampling, Schedule
-from gradus.pipeline.tasks.task import PromptStream, TaskData
+from gradus.pipeline.tasks.prompt_order import HistoryResampling, PromptStream, Schedule
+from gradus.pipeline.tasks.task import TaskData, all_prompts
 from gradus.pipeline.tracking.journal import Journal
 from gradus.pipeline.training.batches import Demonstrations, SampledGroups, Source, sampling_of
 from gradus.pipeline.training.early_stopping import Event, Switches
@@ -31,12 +33,12 @@ from gradus.pipeline.training.evaluation import evaluate
 from gradus.pipeline.training.learner.learner import Learner, Weigh
 from gradus.pipeline.training.learner.losses import kl_estimate
 from gradus.pipeline.training.learner.shards import SHARDS, write_shards
-from gradus.pipeline.training.learner.state_files import State, read_state, spread_tensors, write_state
+from gradus.pipeline.training.learner.state_files import read_state, spread_tensors, write_state
 from gradus.pipeline.training.metrics import advantage_metrics, rollout_metrics
 from gradus.pipeline.training.prefetch import OneAhead
 from gradus.pipeline.training.progress import Progress, StepLog, Timer
 from gradus.pipeline.training.signals import SignalProvider, frozen_copy
-from gradus.pipeline.types import Prompt, Rollouts
+from gradus.pipeline.types import Rollouts, State
 
 
 @dataclass
@@ -307,9 +309,3 @@ class Trainer:
         metrics["time/stage"], metrics["time/step"] = self.seconds, time.perf_counter() - began
         metrics["throughput/tokens_per_second"] = step_tokens / metrics["time/step"]
         return self.log.step(step, metrics, weights, self.source.failures)
-
-
-def all_prompts(task: TaskData, split: str) -> list[Prompt]:
-    """Every prompt of a split."""
-    dataset = getattr(task, split)
-    return task.prompts(dataset, range(len(dataset)))

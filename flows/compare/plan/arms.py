@@ -22,9 +22,9 @@ from gradus.pipeline.common.errors import UserError
 from gradus.pipeline.config import PipelineConfig, StageConfig
 from gradus.pipeline.config.explain import Origin, did_you_mean, explain
 from gradus.pipeline.config.loading import find_config, load_config, packaged_configs
-from gradus.pipeline.config.options import NAME_PATTERN, identity
+from gradus.pipeline.config.options import NAME_PATTERN, differences, identity
 from gradus.pipeline.config.pipeline import pipeline_model
-from gradus.pipeline.runs.run_folder import CONFIG_FILE, RUN_FILE, differences
+from gradus.pipeline.runs.run_folder import CONFIG_FILE, RUN_FILE
 from gradus.pipeline.stage import Stage
 
 STAGED, BASE, ALL = "staged", "base", "all"

@@ -15,15 +15,16 @@ from pathlib import Path
 from typing import Any
 
 from gradus.flows.compare.plan.arms import BASE, Arm, Plan
-from gradus.flows.screen.progress import shown_path
+from gradus.flows.screen.text import shown_path
 from gradus.pipeline.common import yaml_text
+from gradus.pipeline.common.addresses import resolve_uri
 from gradus.pipeline.common.errors import UserError
 from gradus.pipeline.common.files import write_text
 from gradus.pipeline.config import PipelineConfig
-from gradus.pipeline.config.options import identity
+from gradus.pipeline.config.options import differences, identity
 from gradus.pipeline.runs import fork
-from gradus.pipeline.runs.run_folder import CONFIG_FILE, RUN_FILE, RunFolder, differences
-from gradus.pipeline.tracking.position import read_run_ids, resolve_uri
+from gradus.pipeline.runs.run_folder import CONFIG_FILE, RUN_FILE, RunFolder
+from gradus.pipeline.tracking.position import read_run_ids
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import numpy as np
 from gradus.flows.compare.measures import measure
 from gradus.flows.compare.plan.arms import BASE, Arm
 from gradus.flows.compare.plan.folder import Place, arm_run
-from gradus.flows.compare.run.jobs import Job
+from gradus.flows.compare.plan.job import Job
 from gradus.pipeline.common.errors import StageFailed, UserError
 from gradus.pipeline.runs.run_folder import RunFolder
 

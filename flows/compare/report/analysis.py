@@ -12,17 +12,8 @@ import numpy as np
 from gradus.flows.compare.measures import Measures
 from gradus.flows.compare.plan.arms import STAGED
 from gradus.flows.compare.report.claims import EARLY_SHARE, MARGIN, Facts, judge
-from gradus.pipeline.statistics.significance import (
-    Estimate,
-    crossing,
-    early_gain,
-    holm,
-    over_prompts,
-    over_seeds,
-    paired,
-    smooth,
-    worst_drop,
-)
+from gradus.pipeline.statistics.curves import crossing, early_gain, smooth, worst_drop
+from gradus.pipeline.statistics.significance import Estimate, holm, over_prompts, over_seeds, paired
 
 NEAR_BEST = 0.9
 """Share of the best gain whose first reaching measures speed."""

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from gradus.flows.compare.measures import Measures
 from gradus.flows.compare.plan.arms import STAGED
-from gradus.pipeline.statistics.significance import on_grid
+from gradus.pipeline.statistics.curves import on_grid
 
 INK = "#7b7f86"
 """Of text and axes: readable on white and on black."""

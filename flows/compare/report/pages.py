@@ -8,7 +8,7 @@ from typing import Any
 
 from gradus.flows.compare.report.claims import EARLY_SHARE, shown
 from gradus.flows.compare.report.figures import for_page
-from gradus.flows.screen.progress import duration
+from gradus.flows.screen.text import duration
 from gradus.pipeline.statistics.significance import Estimate
 
 Table = tuple[list[str], list[list[str]]]

@@ -17,12 +17,12 @@ from gradus import __version__
 from gradus.flows.compare.measures import Measures, check_external, measure
 from gradus.flows.compare.plan.arms import BASE
 from gradus.flows.compare.plan.folder import arm_run
+from gradus.flows.compare.plan.job import Job
 from gradus.flows.compare.plan.schedule import Work
-from gradus.flows.compare.run.jobs import Job
 from gradus.pipeline.common.files import write_json, write_text
-from gradus.pipeline.common.process import usable_cores
+from gradus.pipeline.common.process import child_environment, usable_cores
 from gradus.pipeline.tracking.journal import Journal
-from gradus.pipeline.tracking.position import child_environment, needs_delivery
+from gradus.pipeline.tracking.position import needs_delivery
 
 REPORT = "report"
 PATIENCE = 120.0

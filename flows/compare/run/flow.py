@@ -19,12 +19,12 @@ from prefect.client.schemas.objects import StateType
 from prefect.context import FlowRunContext, TagsContext
 from prefect.states import Completed, Failed, State
 
-from gradus.flows.compare.run.jobs import Job, do
+from gradus.flows.compare.plan.job import Job
+from gradus.flows.compare.run.jobs import do
 from gradus.flows.compare.run.session import Session, run_plain
 from gradus.flows.orchestrator import server
-from gradus.flows.orchestrator.around_flow import flow_settings, flushed, quiet
+from gradus.flows.orchestrator.around_flow import FLUSH_LIMIT, flow_settings, flushed, quiet
 from gradus.flows.orchestrator.flow_record import TAG, FlowRecord, flow_parameters
-from gradus.flows.staged import FLUSH_LIMIT
 from gradus.pipeline.common.interruption import Interrupted
 
 ARTIFACT_LIMIT = 100_000

@@ -10,45 +10,19 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
+from gradus.flows.compare.plan.job import LOG_FILE, Job
 from gradus.pipeline.common.errors import StageFailed
 from gradus.pipeline.common.interruption import Interrupted
+from gradus.pipeline.common.process import child_environment
 from gradus.pipeline.runs.run_folder import RunFolder
-from gradus.pipeline.tracking.position import child_environment
 
-LOG_FILE = "launch.log"
-"""In each run folder: everything that its processes have printed."""
 LOOK_EVERY = 0.5
 """Seconds between two looks at what the processes are doing."""
 GRACE = 120.0
 """Seconds that a process may take to finish its step and write a checkpoint."""
-
-State = Literal["waiting", "running", "done", "reused", "failed", "skipped", "stopped"]
-
-
-@dataclass
-class Job:
-    """One run of the comparison."""
-
-    name: str
-    """Of the run's folder."""
-    arm: str
-    seed: int
-    title: str
-    """``gfpo seed 0``: what Prefect and the terminal call it."""
-    make: Callable[[], RunFolder]
-    """Makes or opens the run, once everything in ``after`` is done. Raises: UserError."""
-    after: tuple[str, ...] = ()
-    """Names of the jobs without whose results it cannot begin."""
-    needed: bool = True
-    """Whether the comparison lacks something without it; a tuning run may fail."""
-    state: State = "waiting"
-    reason: str = ""
-    """Why it failed, in one line."""
-    run: RunFolder | None = field(default=None, repr=False)
 
 
 class Trainers(Protocol):

@@ -15,7 +15,7 @@ from gradus.flows.compare.report.publish import begin_tracking, end_tracking, pu
 from gradus.flows.compare.run.ray import Cluster, RayChildren
 from gradus.flows.compare.run.session import Session, run_plain
 from gradus.flows.compare.run.watch import Watch
-from gradus.flows.screen.progress import shown_path
+from gradus.flows.screen.text import shown_path
 from gradus.pipeline.common import locks
 from gradus.pipeline.common.errors import UserError
 from gradus.pipeline.common.interruption import Interrupted

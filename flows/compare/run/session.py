@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gradus.flows.compare.run.jobs import Children, Job, Trainers, Watcher, do, work_through
+from gradus.flows.compare.plan.job import Job
+from gradus.flows.compare.run.jobs import Children, Trainers, Watcher, do, work_through
 from gradus.flows.orchestrator.interrupts import Patience
 
 

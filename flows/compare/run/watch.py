@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
 from gradus.flows.compare.plan.budget import MANY
-from gradus.flows.compare.run.jobs import Job
-from gradus.flows.screen.progress import duration
+from gradus.flows.compare.plan.job import Job
 from gradus.flows.screen.status import last_step
+from gradus.flows.screen.text import duration
 
 EVERY_SECONDS = 60.0
 """Longest silence where the output is no terminal."""

@@ -10,8 +10,9 @@ from torch import Tensor
 from gradus.pipeline.common.ranks import ALONE, Ranks
 from gradus.pipeline.policy.forward import lm_head
 from gradus.pipeline.policy.forward.packing import can_pack, computing, hidden_states
+from gradus.pipeline.policy.forward.padded import completion_logits
 from gradus.pipeline.policy.forward.rows import Rows
-from gradus.pipeline.policy.policy import Policy, completion_logits
+from gradus.pipeline.policy.policy import Policy
 from gradus.pipeline.types import Rollouts
 
 

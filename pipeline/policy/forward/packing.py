@@ -23,8 +23,9 @@ from torch import Tensor
 from transformers import AttentionInterface
 
 from gradus.pipeline.policy.forward.matmul import fill, in_layers
+from gradus.pipeline.policy.forward.padded import completion_logprobs
 from gradus.pipeline.policy.forward.rms_norm import in_norms
-from gradus.pipeline.policy.policy import Policy, completion_logprobs
+from gradus.pipeline.policy.policy import Policy
 
 NAME = "gradus_packed"
 BUCKETS = 4

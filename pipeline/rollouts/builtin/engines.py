@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from gradus.pipeline.policy.policy import Policy, left_pad
+from gradus.pipeline.policy.forward.padded import left_pad
+from gradus.pipeline.policy.policy import Policy
 from gradus.pipeline.rollouts.builtin.decoder import Decoder, Unsupported
 from gradus.pipeline.rollouts.builtin.lean_engine import LeanEngine
 

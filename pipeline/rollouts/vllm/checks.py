@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 
+from gradus.pipeline.common.addresses import holds_secret
 from gradus.pipeline.common.errors import UserError
 from gradus.pipeline.config import PipelineConfig
-from gradus.pipeline.tracking.access import holds_secret
 
 ANSWER_WITHIN = 10.0
 """Seconds for the server to say what it is."""

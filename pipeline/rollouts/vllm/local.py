@@ -14,7 +14,9 @@ import torch
 
 from gradus.pipeline.common.errors import StageFailed
 from gradus.pipeline.config import PipelineConfig, SamplingConfig
-from gradus.pipeline.policy.policy import Policy, pick_device, weights_dtype
+from gradus.pipeline.policy.devices import pick_device
+from gradus.pipeline.policy.loading import weights_dtype
+from gradus.pipeline.policy.policy import Policy
 from gradus.pipeline.rollouts.sampler import Completion, Request
 from gradus.pipeline.rollouts.vllm.sampling_params import drawing
 from gradus.pipeline.rollouts.vllm.serve import WORKER

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from gradus.pipeline.common.errors import StageFailed, UserError
 from gradus.pipeline.common.files import sha256
 from gradus.pipeline.config import SamplingConfig
-from gradus.pipeline.config.compute_rollouts import RolloutConfig
+from gradus.pipeline.config.compute import RolloutConfig
 from gradus.pipeline.policy.policy import Policy
 from gradus.pipeline.rollouts.sampler import Completion, Request
 from gradus.pipeline.rollouts.vllm.http import Client, ServerProblem

@@ -13,11 +13,12 @@ from torch import Tensor
 
 from gradus.pipeline.config import StageConfig
 from gradus.pipeline.policy.forward.packing import can_pack, computing, hidden_states
+from gradus.pipeline.policy.forward.padded import completion_states
 from gradus.pipeline.policy.forward.rows import Rows
-from gradus.pipeline.policy.policy import Policy, completion_states, copied
+from gradus.pipeline.policy.policy import Policy, copied
 from gradus.pipeline.stage import Critic
-from gradus.pipeline.training.learner.state_files import State, optimizer_state, restore_optimizer
-from gradus.pipeline.types import Rollouts
+from gradus.pipeline.training.learner.optimizer_state import optimizer_state, restore_optimizer
+from gradus.pipeline.types import Rollouts, State
 
 
 def value_loss(values: Tensor, old: Tensor, returns: Tensor, clip: float | None) -> Tensor:

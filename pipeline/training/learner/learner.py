@@ -22,14 +22,15 @@ from gradus.pipeline.config import StageConfig
 from gradus.pipeline.policy.forward import lm_head
 from gradus.pipeline.policy.forward.logprobs import batch_reading, precision
 from gradus.pipeline.policy.forward.packing import can_pack, computing, hidden_states
+from gradus.pipeline.policy.forward.padded import completion_logprobs, completion_states
 from gradus.pipeline.policy.forward.rows import Rows
-from gradus.pipeline.policy.policy import Policy, completion_logprobs, completion_states
+from gradus.pipeline.policy.policy import Policy
 from gradus.pipeline.stage import Needs
 from gradus.pipeline.training.learner.groups import groups_of
 from gradus.pipeline.training.learner.losses import importance_weights, token_weights, weighted_likelihood
+from gradus.pipeline.training.learner.optimizer_state import optimizer_state, restore_optimizer
 from gradus.pipeline.training.learner.replicas import trainee
-from gradus.pipeline.training.learner.state_files import State, optimizer_state, restore_optimizer
-from gradus.pipeline.types import Rollouts
+from gradus.pipeline.types import Rollouts, State
 
 Weigh = Callable[[int, list[int]], Tensor]
 """(number of an update, some of a batch's groups) -> their weights [P, K] or [P, K, T]."""

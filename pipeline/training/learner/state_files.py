@@ -10,16 +10,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from gradus.pipeline.common.files import read_json, write_json
-from gradus.pipeline.training.learner.replicas import is_spread, laid_out
-from gradus.pipeline.training.learner.shards import SHARDS, Stored, read_shards, stored_in
-
-State = dict[str, Any]
-"""Nested mappings of tensors and of values that JSON can hold; keys without a slash."""
+from gradus.pipeline.training.learner.replicas import is_spread
+from gradus.pipeline.training.learner.shards import SHARDS, stored_in
+from gradus.pipeline.types import State
 
 TENSORS, VALUES = "state.safetensors", "state.json"
 
@@ -65,29 +62,3 @@ def _without_tensors(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
         else:
             kept[key] = _without_tensors(item, here, tensors)
     return kept
-
-
-def optimizer_state(optimizer: torch.optim.Optimizer, model: torch.nn.Module) -> State:
-    """The optimizer's moments and counts by parameter name; a parameter that had no gradient yet has none."""
-    return {
-        name: dict(optimizer.state[parameter])
-        for name, parameter in model.named_parameters()
-        if parameter in optimizer.state
-    }
-
-
-def restore_optimizer(optimizer: torch.optim.Optimizer, model: torch.nn.Module, state: State) -> None:
-    """Give a new optimizer over the same parameters the state of an earlier one, each tensor as it was; spread over
-    ranks where the parameters are, whether it was written like that or not."""
-    wanted: dict[Path, dict[str, Tensor]] = {}
-    for name, parameter in model.named_parameters():
-        if name in state:
-            found = optimizer.state[parameter] = {}
-            for key, value in state[name].items():
-                if isinstance(value, Stored):
-                    found[key] = torch.zeros_like(parameter, requires_grad=False)
-                    wanted.setdefault(value.folder, {})[value.path] = found[key]
-                else:
-                    found[key] = laid_out(value, parameter)
-    for folder, tensors in wanted.items():
-        read_shards(folder, tensors)

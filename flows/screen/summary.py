@@ -1,0 +1,45 @@
+""""""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from gradus.flows.screen.tables import print_stages
+from gradus.flows.screen.text import duration, number, runs_option, shown_path
+from gradus.pipeline.runs.run_folder import RunFolder
+
+
+def tell(run: RunFolder, summary: dict[str, Any], runs_dir: Path, console: Console) -> None:
+    """What was learned, where it is, and what to do next."""
+
+    def say(text: str = "") -> None:
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    say()
+    print_stages(summary["stages"], console)
+    say()
+    change = f"{number(summary['accuracy_start'])} to {number(summary['accuracy_end'])}"
+    say(f"What was learned: held-out accuracy went from {change} in {duration(summary['seconds'])}.")
+    say("Checkpoints, each a normal Hugging Face folder:")
+    for index, stage in enumerate(summary["stages"]):
+        owner = (run.result(index) or {}).get("shared")
+        say(f"  {stage['name']}: {shown_path(stage['checkpoint'])}" + (f" (shared with {owner})" if owner else ""))
+    say(f"Curves, in MLflow: gradus ui{runs_option(runs_dir)}")
+    say(f'Try it: gradus sample {shown_path(summary["stages"][-1]["checkpoint"])} "{_example(run)}"')
+
+
+def _example(run: RunFolder) -> str:
+    """A held-out question of the run's task, short enough for a command line."""
+    with contextlib.suppress(Exception):
+        import pyarrow.parquet
+
+        file = next(run.data_dir.glob("heldout*.parquet"))
+        for batch in pyarrow.parquet.ParquetFile(file).iter_batches(batch_size=50, columns=["question"]):
+            short = [q for q in batch.to_pydict()["question"] if len(q) < 80 and not set(q) & set('"`$\\!\n')]
+            if short:
+                return short[0]
+    return "your question"

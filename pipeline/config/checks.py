@@ -1,0 +1,65 @@
+""""""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from gradus.pipeline.config.stopping import Until
+from gradus.pipeline.statistics.intervals import share_bounds
+
+if TYPE_CHECKING:
+    from gradus.pipeline.config.stage import StageConfig
+
+
+def needs_validation(stage: StageConfig) -> str:
+    """The first option of a stage that looks at the validation prompts, or nothing."""
+    until, guard = stage.until or Until(), stage.guard
+    wanted = {
+        "handover: best": stage.handover == "best",
+        "until.accuracy": until.accuracy is not None,
+        "until.plateau": until.plateau is not None and until.plateau.of == "accuracy",
+        "guard": guard is not None and guard.watch == "accuracy",
+    }
+    return next((name for name, is_wanted in wanted.items() if is_wanted), "")
+
+
+def looks_at_samples(stage: StageConfig) -> str:
+    """The first option of a stage that looks at rewards or entropy of what the stage samples, or nothing."""
+    until, guard = stage.until or Until(), stage.guard
+    wanted = {
+        "until.entropy": until.entropy is not None,
+        "until.uniform": until.uniform is not None,
+        "until.plateau.of": until.plateau is not None and until.plateau.of == "reward",
+        "guard.watch": guard is not None and guard.watch == "reward",
+    }
+    return next((name for name, is_wanted in wanted.items() if is_wanted), "")
+
+
+def check_switching(stage: StageConfig, validation: int) -> None:
+    """Every rule of a stage can come to act with this number of validation prompts. Raises: ValueError."""
+    name, until, guard = f"stage {stage.label!r}", stage.until or Until(), stage.guard
+    if (wanted := needs_validation(stage)) and not stage.eval_every:
+        raise ValueError(f"{name} has {wanted}: set its eval_every")
+    if stage.eval_every and not validation:
+        raise ValueError(f"{name} has eval_every: set task.validation, the prompts to evaluate on")
+    if until.accuracy is not None and (best := share_bounds(validation, validation, until.errors)[0]) < until.accuracy:
+        raise ValueError(
+            f"{name} cannot reach until.accuracy: {until.accuracy}: with {validation} validation prompts the lower "
+            f"bound is {best:.2f} even where all are right; lower it, or raise task.validation"
+        )
+    if until.plateau is not None:
+        every = stage.eval_every if until.plateau.of == "accuracy" else 1
+        if stage.steps // every < until.plateau.window:
+            raise ValueError(
+                f"{name} has until.plateau with a window of {until.plateau.window} measurements and makes only "
+                f"{stage.steps // every} in its {stage.steps} steps; lower the window or eval_every"
+            )
+    if guard is not None and guard.watch == "accuracy" and 0.5**validation > guard.level(stage.steps, stage.eval_every):
+        least = math.ceil(-math.log2(guard.level(stage.steps, stage.eval_every)))
+        raise ValueError(
+            f"{name} has a guard that could never be sure of a fall with {validation} validation prompts: set "
+            f"task.validation to {least} at the very least; some hundreds see a fall by a tenth"
+        )
+    if guard is not None and guard.watch == "reward" and stage.handover == "best":
+        raise ValueError(f"{name} has two ideas of its best: `handover: best` goes by accuracy, its guard by reward")

@@ -1,0 +1,86 @@
+""""""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from gradus.pipeline.common.files import write_json
+from gradus.pipeline.common.observer import Observer
+from gradus.pipeline.config import PipelineConfig
+from gradus.pipeline.config.options import identity
+from gradus.pipeline.execution.train import reward_suite
+from gradus.pipeline.policy.creation import create_policy
+from gradus.pipeline.policy.devices import check_devices, use_threads
+from gradus.pipeline.policy.loading import load_policy
+from gradus.pipeline.policy.policy import Policy
+from gradus.pipeline.rollouts.factory import sampler_for
+from gradus.pipeline.runs.checkpoint import read_record, save_checkpoint
+from gradus.pipeline.runs.description import open_parent_journal
+from gradus.pipeline.runs.identity import fingerprint
+from gradus.pipeline.runs.run_folder import START_FILE, RunFolder
+from gradus.pipeline.runs.verify import handover_damage
+from gradus.pipeline.tasks.background import wait_for_data
+from gradus.pipeline.tasks.task import TaskData, all_prompts, build_task, texts
+from gradus.pipeline.tracking.journal import Journal
+from gradus.pipeline.training.evaluation import evaluate
+
+
+def prepare(run: RunFolder, observer: Observer) -> dict[str, Any]:
+    """Build the task's data and the policy before any stage, and measure that policy; what is already there is reused.
+
+    Returns ``{"checkpoint": path, "accuracy": share, "interval": [low, high], "seconds": s, "reused": bool}``.
+    """
+    check_devices(run.config)
+    known = run.start()
+    reused = known is not None and _still_good(run, known, observer)
+    if known is None or not reused:
+        known = _prepare(run, observer)
+    elif run.summary() is None:
+        open_parent_journal(run, known["policy"])  # the run goes on, or begins as a fork
+    shown = "{model_type}, {parameters:,} parameters, {dtype} on {device}, {attention} attention, template {template}"
+    observer.note("policy: " + shown.format(**known["policy"]))
+    observer.prepared(known["accuracy"], tuple(known["interval"]))
+    return {**known, "reused": reused}
+
+
+def _prepare(run: RunFolder, observer: Observer) -> dict[str, Any]:
+    began, config = time.perf_counter(), run.config
+    use_threads(config.policy)
+    wait_for_data(run.data_dir)
+    task = build_task(config.task, run.base_dir, run.data_dir)
+    for text in task.notes:
+        observer.note(text)
+    policy = starting_policy(config, task, run.base_dir)
+    folder = run.path / "start"
+    made_of = fingerprint(identity(config.policy), config.seed, task.hashes)
+    save_checkpoint(policy, folder, stage="start", step=0, parent=None, fingerprint=made_of)
+    open_parent_journal(run, policy.describe())
+    with reward_suite(run) as suite:
+        sampler = sampler_for(config, policy, folder, run.path)
+        evaluation = evaluate(policy, all_prompts(task, "heldout"), suite, config, sampler=sampler)
+    Journal(run.path / "journal.jsonl").metrics(0, {"accuracy": evaluation.accuracy})
+    made = {"checkpoint": folder.name, **evaluation.record(), "seconds": time.perf_counter() - began}
+    write_json(run.path / START_FILE, made | {"policy": policy.describe(), "content": read_record(folder).content})
+    known = run.start()
+    assert known is not None
+    return known
+
+
+def _still_good(run: RunFolder, known: dict[str, Any], observer: Observer) -> bool:
+    """Whether the policy before any stage is whole, or no longer needed because the first stage is done."""
+    if run.result(0) is not None or run.origin is not None:
+        return True
+    damaged = handover_damage(known)
+    if damaged:
+        observer.note(f"the policy before any stage is damaged ({damaged}); it is made again")
+    return not damaged
+
+
+def starting_policy(config: PipelineConfig, task: TaskData, base_dir: Path) -> Policy:
+    """From scratch, from a folder (relative to the configuration file), or from the Hub."""
+    if config.policy.path is None:
+        return create_policy(config.policy, texts(task), config.seed)
+    local = base_dir / config.policy.path
+    return load_policy(local if local.is_dir() else config.policy.path, config.policy)

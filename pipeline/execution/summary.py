@@ -1,0 +1,41 @@
+""""""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gradus.pipeline.common.files import write_json
+from gradus.pipeline.runs.description import description
+from gradus.pipeline.runs.run_folder import SUMMARY_FILE, SUMMARY_KEYS, RunFolder
+from gradus.pipeline.tracking.journal import Journal
+from gradus.pipeline.tracking.position import read_run_ids
+
+
+def finish(run: RunFolder) -> dict[str, Any]:
+    """Write and return the run's summary; every stage must be done."""
+    start, results = run.start(), [run.result(i) for i in range(len(run.config.stages))]
+    assert start is not None and all(results), "the summary is written when every stage is done"
+    ids = read_run_ids(run.path)
+    stages: list[dict[str, Any]] = []
+    for index, result in enumerate(results):
+        tracked = ids.get(run.stage_dir(index).name)
+        entry: dict[str, Any] = {"mlflow_run_id": tracked, "events": [], **(result or {})}
+        stages.append({key: entry[key] for key in SUMMARY_KEYS} | {"algorithm": entry["algorithm"]})
+    summary = {
+        "name": run.name,
+        "seed": run.config.seed,
+        "stages": stages,
+        "accuracy_start": start["accuracy"],
+        "accuracy_end": stages[-1]["accuracy_after"],
+        "seconds": round(start["seconds"] + sum(stage["seconds"] for stage in stages), 3),
+    }
+    if run.summary() is None:
+        journal = Journal(run.path / "journal.jsonl")
+        accuracies = {f"accuracy/{stage['name']}": stage["accuracy_after"] for stage in stages}
+        again = sum(len(run.attempts(index)) for index in range(len(stages)))
+        journal.metrics(again, {"accuracy/start": summary["accuracy_start"]} | accuracies)
+        journal.metrics(again, {"accuracy/end": summary["accuracy_end"], "time/total": summary["seconds"]})
+        journal.tags({"mlflow.note.content": description(run, summary)})
+        journal.end("FINISHED")
+    write_json(run.path / SUMMARY_FILE, summary)
+    return summary

@@ -1,0 +1,127 @@
+""""""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from gradus.pipeline.common.errors import UserError
+from gradus.pipeline.common.files import write_json
+from gradus.pipeline.common.observer import Observer
+from gradus.pipeline.common.process import started_up
+from gradus.pipeline.common.ranks import ALONE, Ranks
+from gradus.pipeline.policy.devices import use_threads
+from gradus.pipeline.policy.loading import load_policy
+from gradus.pipeline.policy.lora import add_adapters
+from gradus.pipeline.rewards import RewardSuite
+from gradus.pipeline.rollouts.factory import sampler_for
+from gradus.pipeline.runs.checkpoint import CHECKPOINTS, RESUME, CheckpointRecord, read_record
+from gradus.pipeline.runs.description import flatten, journal_datasets, stage_lineage_tags
+from gradus.pipeline.runs.run_folder import HELDOUT_FILE, RunFolder
+from gradus.pipeline.stage import Stage
+from gradus.pipeline.tasks.task import TaskData, all_prompts
+from gradus.pipeline.tracking.journal import Journal
+from gradus.pipeline.training.evaluation import evaluate
+from gradus.pipeline.training.learner.state_files import read_state
+from gradus.pipeline.training.metrics import heldout_curves, sample_rows
+from gradus.pipeline.training.trainer import Trainer
+
+
+def reward_suite(run: RunFolder, processes: int = 1) -> RewardSuite:
+    """The run's rewards, their workers ready, for one of so many processes that score; what a reward prints goes to
+    ``rewards.log``."""
+    suite = RewardSuite(run.config.rewards, run.config.reward_workers, run.path / "rewards.log", processes)
+    try:
+        suite.wait_ready()
+    except BaseException:
+        suite.close()
+        raise
+    return suite
+
+
+@dataclass(frozen=True)
+class StageWork:
+    """What one stage works on and from where."""
+
+    run: RunFolder
+    index: int
+    parent: Path
+    parent_record: CheckpointRecord
+    task: TaskData
+    fingerprint: str
+    """Hash of the stage's identity."""
+    resume_from: Path | None
+    """Its newest whole checkpoint, or None where it begins."""
+
+
+def train(
+    work: StageWork, stage: Stage, suite: RewardSuite, journal: Journal, observer: Observer, ranks: Ranks = ALONE
+) -> dict[str, Any]:
+    """Load, train, evaluate; returns the success record. Of several ranks, which all call it, one writes."""
+    run, index, task = work.run, work.index, work.task
+    config, parent = run.config.stages[index], work.parent_record.content
+    use_threads(run.config.policy, ranks.size)
+    started_up()
+    policy = load_policy(work.parent, run.config.policy)
+    if policy.template.digest != work.parent_record.template:
+        raise UserError("the prompt template differs from the one the parent was trained with", where=str(work.parent))
+    if run.config.policy.lora is not None:
+        policy.adapters = add_adapters(policy.model, run.config.policy.lora, run.config.seed + index)
+    before = _accuracy_before(run, index, work.parent)
+    tags = {"gradus.stage": config.label, "gradus.algorithm": config.stage, "gradus.variant": config.variant}
+    tags |= {"gradus.parent_checkpoint": parent, "gradus.fingerprint": work.fingerprint}
+    tags |= stage_lineage_tags(run, index) | ({"gradus.processes": str(ranks.size)} if ranks.size > 1 else {})
+    params = flatten(config.model_dump(mode="json")) | {"seed": run.config.seed}
+    journal.start(f"{run.name}: {index + 1} {config.label}", tags, params)  # all that a chart's legend shows
+    if work.resume_from is None:
+        journal_datasets(journal, run)
+        journal.metrics(0, heldout_curves(before))
+    sampler = sampler_for(run.config, policy, work.parent, run.path, index)
+    trainer = Trainer(
+        policy, stage, config, run.config, task, suite, journal, observer, folder=run.stage_dir(index),
+        parent_folder=work.parent, parent=parent, fingerprint=work.fingerprint, resume_from=work.resume_from,
+        carried=read_state(work.parent / RESUME) if config.carry else None, ranks=ranks, sampler=sampler,
+    )  # fmt: skip
+    checkpoint = trainer.train()
+    after = evaluate(trainer.policy, all_prompts(task, "heldout"), suite, run.config, ranks, sampler)
+    progress = trainer.progress
+    journal.metrics(progress.step, heldout_curves(after.record()) | {"time/evaluate": after.seconds})
+    tags = {"gradus.accuracy_before": f"{before['accuracy']:.4f}", "gradus.accuracy_after": f"{after.accuracy:.4f}"}
+    end = trainer.switches.end
+    journal.tags(tags | {"gradus.ended_by": end.rule if end is not None else "steps"})
+    journal.table("samples", progress.step, sample_rows(after, run.config))
+    journal.model(f"{run.name}-{config.label}", checkpoint, progress.step, {"heldout/accuracy": after.accuracy})
+    journal.end("FINISHED")
+    journal.sync()
+    if ranks.leads:
+        write_json(run.stage_dir(index) / HELDOUT_FILE, {"step": progress.step, "correct": after.by_prompt()})
+    return {
+        "name": config.label,
+        "variant": config.variant,
+        "steps": progress.step,
+        "accuracy_before": before["accuracy"],
+        "accuracy_after": after.accuracy,
+        "interval": list(after.interval),
+        "rollouts": progress.rollouts,
+        "tokens": progress.tokens,
+        "seconds": round(trainer.seconds, 3),
+        "checkpoint": f"{CHECKPOINTS}/{checkpoint.name}",
+        "algorithm": config.stage,
+        "parent": parent,
+        "carried": ["weights", "tokenizer", "template", *config.carry],
+        "fingerprint": work.fingerprint,
+        "content": read_record(checkpoint).content,
+        "prompts": after.prompts,
+        "verifier_errors": after.errors,
+        "events": [asdict(event) for event in trainer.switches.events],
+    }
+
+
+def _accuracy_before(run: RunFolder, index: int, parent: Path) -> dict[str, Any]:
+    """Accuracy of the parent, measured when it was made."""
+    if index == 0:
+        return run.start() or {}
+    result = run.result(index - 1)
+    assert result is not None and result["checkpoint"] == str(parent), "a stage starts from the stage before it"
+    return {"accuracy": result["accuracy_after"], "interval": result["interval"]}

@@ -1,0 +1,148 @@
+""""""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from gradus.pipeline.common.errors import UserError
+from gradus.pipeline.config import PolicyConfig
+from gradus.pipeline.config.explain import did_you_mean
+from gradus.pipeline.policy.architectures import architecture_options, causal_model_types
+
+HUB_TIME_LIMIT = 5.0
+"""Seconds to wait for an answer from the Hugging Face Hub."""
+
+
+def check_policy(policy: PolicyConfig) -> None:
+    """The policy is there and is one that can be trained. Raises: UserError."""
+    if policy.architecture is not None:
+        _check_model_type(policy.architecture["model_type"], "policy.architecture.model_type")
+        _check_architecture_options(policy.architecture)
+        return
+    path = policy.path or ""
+    if Path(path).is_dir():
+        folder = Path(path)
+        _check_model_files(path, [file.name for file in folder.iterdir()])
+        _check_model_config(_read_json(folder / "config.json"), policy)
+    elif Path(path).is_absolute():
+        fix = "correct it (it starts from the configuration's folder), or give a Hub id such as Qwen/Qwen3-0.6B"
+        raise UserError("there is no such model folder", where="policy.path", got=path, fix=fix)
+    else:
+        _check_hub_model(path, policy)
+
+
+def _check_architecture_options(architecture: dict[str, Any]) -> None:
+    """transformers keeps an option it does not know as a mere attribute: a misspelt width would go unnoticed."""
+    known = architecture_options(architecture["model_type"])
+    for name in architecture:
+        if known and name != "model_type" and name not in known:
+            raise UserError(
+                f"a {architecture['model_type']} model has no option `{name}`",
+                where=f"policy.architecture.{name}",
+                got=architecture[name],
+                fix=did_you_mean(name, known) or "leave it out, or correct its name",
+            )
+
+
+def _check_hub_model(name: str, policy: PolicyConfig) -> None:
+    """The Hub has this model, or this machine's cache of it does."""
+    from huggingface_hub import HfApi, hf_hub_download
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+
+    def problem(what: str, got: object, fix: str, expected: str = "") -> UserError:
+        return UserError(what, where="policy.path", got=got, expected=expected, fix=fix)
+
+    local = "a Hub id such as Qwen/Qwen3-0.6B, or the path of a local folder"
+    try:
+        info = HfApi().model_info(name, revision=policy.revision, timeout=HUB_TIME_LIMIT)
+        files = [file.rfilename for file in info.siblings or []]
+        _check_model_files(name, files)
+        fetched = hf_hub_download(name, "config.json", revision=policy.revision, etag_timeout=HUB_TIME_LIMIT)
+    except HFValidationError as error:
+        raise problem("this is no Hub id and no folder", name, "correct it", local) from error
+    except GatedRepoError as error:
+        fix = "accept the model's terms on its page and log in with `hf auth login`"
+        raise problem("the Hub gives this model only to those who asked", name, fix) from error
+    except RevisionNotFoundError as error:
+        raise problem(
+            "the Hub has this model, but not this revision", policy.revision, "correct policy.revision"
+        ) from error
+    except RepositoryNotFoundError as error:
+        fix = "correct the name; for a private model log in with `hf auth login`"
+        raise problem("the Hub has no such model", name, fix, local) from error
+    except UserError:
+        raise
+    except Exception as error:  # no network, offline mode, a proxy's answer: the cache decides
+        cached = _cached_config(name, policy.revision)
+        if cached is None:
+            fix = "check the network (HF_HUB_OFFLINE, HF_ENDPOINT, proxies), or give the path of a local folder"
+            reason = str(error).split("\n")[0]
+            raise problem(
+                "the Hub cannot be reached, and the model is not in its cache", f"{name}: {reason}", fix
+            ) from error
+        _check_model_files(name, [file.name for file in cached.parent.iterdir()])
+        fetched = str(cached)
+    _check_model_config(_read_json(Path(fetched)), policy)
+
+
+def _cached_config(name: str, revision: str | None) -> Path | None:
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(name, "config.json", revision=revision)
+    return Path(found) if isinstance(found, str) else None
+
+
+def _check_model_files(name: str, files: Iterable[str]) -> None:
+    found = set(files)
+    if "config.json" not in found:
+        fix = "give the folder of a Hugging Face model; a run's are under runs/NAME/stages/*/checkpoints"
+        raise UserError(
+            "this is no Hugging Face model", where="policy.path", got=name, expected="config.json in it", fix=fix
+        )
+    if not any(file.endswith(".safetensors") for file in found):
+        pickled = sorted(file for file in found if file.endswith((".bin", ".pt", ".pth")))
+        raise UserError(
+            "the model has no weights in safetensors form",
+            where="policy.path",
+            got=f"{name} with {', '.join(pickled[:3])}" if pickled else name,
+            expected="*.safetensors; pickled weights can run any code when loaded and are never read",
+            fix="convert it where you trust it: AutoModelForCausalLM.from_pretrained(...).save_pretrained(...)",
+        )
+
+
+def _check_model_config(described: dict[str, Any], policy: PolicyConfig) -> None:
+    model_type = str(described.get("model_type", ""))
+    if model_type in causal_model_types() or policy.trust_remote_code:
+        return
+    if described.get("auto_map"):
+        raise UserError(
+            "this model brings its own Python code",
+            where="policy.trust_remote_code",
+            got=f"{policy.path}, whose config.json has auto_map",
+            expected="true, once you have read that code",
+            fix="set policy.trust_remote_code=true, or choose a model that transformers knows",
+        )
+    _check_model_type(model_type, f"{policy.path}/config.json, model_type")
+
+
+def _check_model_type(model_type: str, where: str) -> None:
+    known = causal_model_types()
+    if known and model_type not in known:
+        near = did_you_mean(model_type, known)
+        fix = (
+            near
+            if near.startswith("did")
+            else "choose one of transformers' causal language models, such as llama or qwen3"
+        )
+        raise UserError(f"transformers has no causal language model of the type `{model_type}`", where=where, fix=fix)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError("the model's description cannot be read", where=str(path), got=str(error)) from None
+    return data if isinstance(data, dict) else {}

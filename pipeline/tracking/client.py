@@ -1,0 +1,70 @@
+""""""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from gradus.pipeline.common.addresses import redacted
+from gradus.pipeline.common.errors import UserError
+from gradus.pipeline.common.process import child_environment
+from gradus.pipeline.tracking.position import Report, count_undelivered, read_run_ids, tracking_options
+
+
+class UploaderHandle:
+    """The uploader of one run, as the training process holds it. No method raises."""
+
+    def __init__(self, run_dir: Path, process: subprocess.Popen[bytes] | None, uri: str, error: str | None = None):
+        self.run_dir, self.process, self.uri, self.error = run_dir, process, uri, error
+
+    def finish(self, timeout: float = 30.0) -> Report:
+        """Let the uploader deliver the rest, at most ``timeout`` seconds, and say how far it came."""
+        said: dict[str, Any] = {}
+        if self.process is not None:
+            try:
+                output, _ = self.process.communicate(b"finish\n", timeout=timeout)
+                said = json.loads(output.splitlines()[-1])
+            except subprocess.TimeoutExpired:
+                self.error = f"no end within {timeout:.0f} s"
+            except (OSError, ValueError, IndexError):
+                self.error = "the uploader ended early; see tracking.log in the run folder"
+            self.stop()
+        fields: dict[str, Any] = {**said, "run": self.run_dir.name, "uri": redacted(self.uri)}
+        report = Report(**fields)
+        report.error = report.error or self.error
+        with contextlib.suppress(OSError):
+            report.undelivered = count_undelivered(self.run_dir)
+            report.run_ids = read_run_ids(self.run_dir)
+        return report
+
+    def stop(self) -> None:
+        """End the uploader at once; what it has not confirmed stays in the journals."""
+        if self.process is not None and self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+
+
+def start_uploader(run_dir: str | Path) -> UploaderHandle:
+    """Start delivering a run folder's journals in the background. Never raises and never waits."""
+    run_dir = Path(run_dir).absolute()
+    uri = ""
+    try:
+        uri, _ = tracking_options(run_dir)
+        module = [sys.executable, "-m", "gradus.pipeline.tracking.uploader"]
+        with open(run_dir / "tracking.log", "ab") as log:
+            process = subprocess.Popen(
+                [*module, str(run_dir), "--follow", "--parent-pid", str(os.getpid())],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env=child_environment(),
+                start_new_session=True,  # Ctrl-C in the terminal is the trainer's; the uploader then still delivers
+            )
+    except (OSError, UserError) as error:
+        return UploaderHandle(run_dir, None, uri, f"the uploader did not start: {error}".replace("\n", "; "))
+    return UploaderHandle(run_dir, process, uri)
