@@ -10,25 +10,25 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from paths import REPOSITORY
 
 from gradus.stages import discover
 
-ROOT = Path(__file__).resolve().parent.parent
 LAYERS = ("pipeline", "stages", "flows")
 """From the bottom: a layer imports those before it, never those after."""
 LONGEST = 320
 """Lines that a file may have; 300 is the aim."""
 
-FILES = sorted(path for layer in LAYERS for path in (ROOT / layer).rglob("*.py"))
+FILES = sorted(path for layer in LAYERS for path in (REPOSITORY / layer).rglob("*.py"))
 
 
 def name_of(path: Path) -> str:
-    return str(path.relative_to(ROOT))
+    return str(path.relative_to(REPOSITORY))
 
 
 def imports(path: Path) -> Iterator[str]:
     """Every module that a file imports, wherever in it, as an absolute dotted name."""
-    package = path.relative_to(ROOT).parts[:-1]
+    package = path.relative_to(REPOSITORY).parts[:-1]
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -42,14 +42,14 @@ def imports(path: Path) -> Iterator[str]:
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_imports_point_one_way(path: Path) -> None:
-    layer = path.relative_to(ROOT).parts[0]
+    layer = path.relative_to(REPOSITORY).parts[0]
     above = LAYERS[LAYERS.index(layer) + 1 :]
     for module in imports(path):
         assert module.split(".")[0] not in above, f"{name_of(path)} imports {module}"
         assert not module.startswith("tests"), f"{name_of(path)} imports {module}"
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "stages").glob("[!_]*.py")), ids=name_of)
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "stages").glob("[!_]*.py")), ids=name_of)
 def test_stages_do_not_know_each_other(path: Path) -> None:
     assert not [module for module in imports(path) if module.split(".")[0] in ("stages", "flows")]
     assert len(path.read_text().splitlines()) < 120, f"{name_of(path)}: a stage is one short file"
@@ -64,7 +64,7 @@ def test_each_backend_is_imported_in_its_own_place() -> None:
     assert users["prefect"] and all(name.startswith("flows/") for name in users["prefect"])
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "pipeline").rglob("*.py")), ids=name_of)
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "pipeline").rglob("*.py")), ids=name_of)
 def test_the_core_knows_no_algorithm_by_name(path: Path) -> None:
     tree = ast.parse(path.read_text())
     documentation = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
@@ -99,4 +99,4 @@ import gradus.stages
 gradus.stages.discover()
 assert "torch" not in sys.modules, "a stage imports torch"
 """
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=True, timeout=60)

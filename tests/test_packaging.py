@@ -14,15 +14,15 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from paths import REPOSITORY
 
-ROOT = Path(__file__).resolve().parent.parent
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
 DECLARED = [Requirement(line) for line in PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"]]
 LOCK = {
     canonicalize_name(name): version
     for name, _, version in (
         line.partition("==")
-        for line in (ROOT / "requirements.lock").read_text().splitlines()
+        for line in (REPOSITORY / "requirements.lock").read_text().splitlines()
         if line[:1] not in ("#", "")
     )
 }
@@ -31,7 +31,7 @@ LOCK = {
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("dist")
-    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(ROOT)]
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(REPOSITORY)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
     (built,) = folder.glob("*.whl")
@@ -47,10 +47,12 @@ def test_the_wheel_holds_the_product_and_nothing_else(wheel: Path) -> None:
     tops = {name.split("/")[0] for name in names}
     assert tops == {"gradus", f"gradus_rl-{PROJECT['version']}.dist-info"}
     sources = {
-        f"gradus/{p.relative_to(ROOT)}" for top in ("pipeline", "stages", "flows") for p in (ROOT / top).rglob("*.py")
+        f"gradus/{p.relative_to(REPOSITORY)}"
+        for top in ("pipeline", "stages", "flows")
+        for p in (REPOSITORY / top).rglob("*.py")
     }
     assert sources <= set(names)
-    configs = {f"gradus/configs/{path.name}" for path in (ROOT / "configs").glob("*.yaml")}
+    configs = {f"gradus/configs/{path.name}" for path in (REPOSITORY / "configs").glob("*.yaml")}
     assert configs and configs <= set(names)
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert "gradus = gradus.__main__:main" in scripts
@@ -97,7 +99,7 @@ def test_the_environment_and_the_lock_satisfy_the_declared_ranges(requirement: R
 
 
 def test_the_lock_suits_every_machine() -> None:
-    text = (ROOT / "requirements.lock").read_text()
+    text = (REPOSITORY / "requirements.lock").read_text()
     assert LOCK["torch"] == "2.13.0"
     for line in text.splitlines():
         assert re.fullmatch(r"(#.*|[A-Za-z0-9._-]+==[A-Za-z0-9.]+)", line), f"a path, URL or local build: {line}"
@@ -117,18 +119,18 @@ def test_every_import_is_declared() -> None:
         "benchmarks",
         "vllm",  # measured where somebody has installed it
         *sys.stdlib_module_names,
-        *(p.stem for p in (ROOT / "tests").glob("*.py")),
+        *(p.stem for p in (REPOSITORY / "tests").rglob("*.py")),
     }
     missing = {}
     for path in [
-        p for top in ("pipeline", "stages", "flows", "tests", "benchmarks") for p in (ROOT / top).rglob("*.py")
+        p for top in ("pipeline", "stages", "flows", "tests", "benchmarks") for p in (REPOSITORY / top).rglob("*.py")
     ]:
         for node in ast.walk(ast.parse(path.read_text())):
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
             names += [node.module] if isinstance(node, ast.ImportFrom) and node.module and not node.level else []
             for top in {name.split(".")[0] for name in names} - own:
                 if not declared & {canonicalize_name(name) for name in by_module.get(top, [top])}:
-                    missing[top] = str(path.relative_to(ROOT))
+                    missing[top] = str(path.relative_to(REPOSITORY))
     assert not missing
 
 

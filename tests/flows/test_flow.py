@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from dry_execution import Rehearsal
 from flow_runs import LABELS, Listener, api, artifacts, flow_run, open_run, task_states, work
 from flow_runs import home as home  # the fixtures
 from flow_runs import staged as staged
-from prefect_home import REPOSITORY
-from rehearsal import Rehearsal
-from test_execution import STAGE_CONFIGS, pipeline, write_task
+from paths import REPOSITORY
+from small_pipeline import STAGE_CONFIGS, pipeline, write_task
 
 from gradus.flows.orchestrator import server
 from gradus.flows.order import failure_line, run_plain

@@ -13,14 +13,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import dry_execution
 import pytest
-import rehearsal
+from dry_execution import Rehearsal
 from flow_runs import LABELS, api, artifacts, flow_run, open_run, task_states, work
 from flow_runs import home as home  # the fixtures
 from flow_runs import staged as staged
-from prefect_home import REPOSITORY
-from rehearsal import Rehearsal
-from test_execution import STAGE_CONFIGS, pipeline, write_task
+from paths import HELPERS, search_path
+from small_pipeline import STAGE_CONFIGS, pipeline, write_task
 
 from gradus.flows.orchestrator import server
 from gradus.flows.order import run_plain
@@ -174,8 +174,8 @@ def test_a_user_need_not_wait_for_a_prefect_that_hangs(staged: Any, tmp_path: Pa
 
 def child(run: RunFolder, kind: signal.Signals) -> subprocess.Popen[str]:
     """Another process that works on the run and sends itself this signal in its third stage."""
-    command = [sys.executable, rehearsal.__file__, str(run.path), str(int(kind))]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(REPOSITORY / "src"), str(REPOSITORY / "tests")])}
+    command = [sys.executable, dry_execution.__file__, str(run.path), str(int(kind))]
+    environment = {**os.environ, "PYTHONPATH": search_path(HELPERS)}
     return subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 

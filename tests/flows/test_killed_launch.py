@@ -13,8 +13,9 @@ import psutil
 import pytest
 from flow_runs import STAGE_CONFIGS, api, flow_run, task_states
 from flow_runs import home as home  # the fixture
-from prefect_home import REPOSITORY, servers_of
-from test_execution import pipeline, write_task
+from paths import search_path
+from prefect_home import servers_of
+from small_pipeline import pipeline, write_task
 from tracking_runs import client
 
 from gradus.pipeline.common import yaml_text
@@ -28,7 +29,7 @@ STEPS = 60
 
 def launch(folder: Path) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "gradus", "run", "tiny.yaml", "--name", "run"]
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY / "src"), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": search_path(), "OMP_NUM_THREADS": "1"}
     pipe = subprocess.PIPE
     return subprocess.Popen(command, cwd=folder, env=environment, text=True, stdout=pipe, stderr=subprocess.STDOUT)
 

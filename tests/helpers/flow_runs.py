@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from dry_execution import Rehearsal
 from prefect_home import clean_environment, end_servers
-from rehearsal import Rehearsal
-from test_execution import STAGE_CONFIGS, pipeline
+from small_pipeline import STAGE_CONFIGS, pipeline
 
 from gradus.flows.orchestrator import server
 from gradus.flows.order import Work

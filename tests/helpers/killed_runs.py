@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -17,13 +18,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from test_execution import STAGE_CONFIGS, write_task
+from paths import HELPERS, search_path
+from small_pipeline import STAGE_CONFIGS, write_task
 
 from gradus.flows.order import run_plain
 from gradus.pipeline.common import interruption, yaml_text
 from gradus.pipeline.common.observer import Observer
 from gradus.pipeline.config.pipeline import pipeline_model
 from gradus.pipeline.runs.run_folder import RunFolder
+from gradus.pipeline.runs.same_outcome import outcome_differences
 
 
 class Fate(Observer):
@@ -82,6 +85,30 @@ def main(folder: Path, name: str, *lives: str) -> None:
         status = live(run, life)
         assert status in expected, f"life {life} ended with {status}"
         print(life, status, flush=True)
+
+
+def run_lives(folder: Path, name: str, *lives: str) -> RunFolder:
+    """The run after these lives, see :func:`main`."""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": search_path(HELPERS),
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [sys.executable, str(HELPERS / "killed_runs.py"), str(folder), name, *lives]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    return RunFolder(folder / "runs" / name, STAGE_CONFIGS)
+
+
+def assert_same(undisturbed: RunFolder, run: RunFolder) -> None:
+    assert outcome_differences(undisturbed, run) == []
+    assert run.state() == "done"
+    assert not [path for path in run.path.rglob("*") if "attempt" in path.name]
+    leftovers = [path.name for path in run.path.rglob(".*") if not path.name.startswith(".mlflow")]
+    assert not leftovers
+
+
+KILL, TERM, INT = int(signal.SIGKILL), int(signal.SIGTERM), int(signal.SIGINT)
 
 
 if __name__ == "__main__":

@@ -6,14 +6,13 @@ import os
 from pathlib import Path
 
 import psutil
-
-REPOSITORY = Path(__file__).parent.parent
+from paths import search_path
 
 
 def clean_environment(home: Path) -> dict[str, str]:
     """This environment, without any Prefect in it, for a gradus home of its own."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT", "GRADUS"))}
-    return kept | {"GRADUS_HOME": str(home), "HOME": str(home), "PYTHONPATH": str(REPOSITORY / "src")}
+    return kept | {"GRADUS_HOME": str(home), "HOME": str(home), "PYTHONPATH": search_path()}
 
 
 def servers_of(home: Path) -> list[psutil.Process]:

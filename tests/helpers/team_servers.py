@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from paths import REPOSITORY
 from postgres import Cluster, cluster, free_port
 
-ROOT = Path(__file__).resolve().parent.parent
-COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text())
+COMPOSE: dict[str, Any] = yaml.safe_load((REPOSITORY / "compose.yaml").read_text())
 START_LIMIT = 400.0
 """Seconds until both servers answer; some 40 on quiet cores, with all tables to be made."""
 

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import torch
-from test_execution import STAGE_CONFIGS
+from small_pipeline import STAGE_CONFIGS
 
 from gradus.pipeline.common.files import write_json
 from gradus.pipeline.common.observer import Observer

@@ -14,9 +14,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from paths import REPOSITORY, search_path
 from postgres import free_port
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 READY_WITHIN = 240.0
 OPTIONS = ("--dtype", "float32", "--enforce-eager", "--max-num-seqs", "64", "--kv-cache-memory-bytes", "200000000")
 
@@ -34,7 +34,7 @@ def missing() -> str:
 def environment() -> dict[str, str]:
     """For a process with vLLM: this repository on its path, one thread, and nothing of the Hub's."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("VLLM_")}
-    return kept | {"PYTHONPATH": str(REPOSITORY / "src"), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    return kept | {"PYTHONPATH": search_path(), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 
 @dataclass

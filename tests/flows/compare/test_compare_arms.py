@@ -6,7 +6,7 @@ import doctest
 from pathlib import Path
 
 import pytest
-from test_execution import pipeline
+from small_pipeline import pipeline
 
 from gradus.flows.cli import compare
 from gradus.flows.cli.compare import parse_seeds, runs_at_once

@@ -19,9 +19,9 @@ import psutil
 import pytest
 from flow_runs import FINAL, STAGE_CONFIGS, api, task_states
 from flow_runs import home as home  # the fixture
+from paths import REPOSITORY, search_path
 from prefect.utilities.templating import apply_values
-from prefect_home import REPOSITORY
-from test_execution import pipeline, write_task
+from small_pipeline import pipeline, write_task
 from typer.testing import CliRunner
 
 from gradus.flows.cli import app
@@ -39,7 +39,7 @@ LONG = [{"stage": "sft", "steps": 2}, {"stage": "dapo", "group_size": 3, "steps"
 
 
 def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(REPOSITORY / "src"), "OMP_NUM_THREADS": "1"}
+    return {**os.environ, "PYTHONPATH": search_path(), "OMP_NUM_THREADS": "1"}
 
 
 def gradus(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:

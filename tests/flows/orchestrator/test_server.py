@@ -14,7 +14,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from prefect_home import REPOSITORY, clean_environment, end_servers, servers_of
+from paths import REPOSITORY
+from prefect_home import clean_environment, end_servers, servers_of
 
 from gradus.flows.orchestrator import server, settings
 

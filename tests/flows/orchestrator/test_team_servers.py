@@ -21,9 +21,9 @@ from typing import Any
 import postgres
 import pytest
 import sqlalchemy
+from command_line import TINY
 from prefect_home import clean_environment, end_servers
 from team_servers import COMPOSE, Team, interpolated, team
-from test_cli import TINY
 from tracking_runs import new_run, new_stage
 
 from gradus.pipeline.common.files import read_json

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from command_line import TINY
+from paths import REPOSITORY
 from postgres import free_port
-from test_cli import TINY
 from typer.testing import CliRunner
 
 from gradus.flows.cli import app
@@ -21,8 +22,7 @@ from gradus.pipeline.common.errors import UserError
 from gradus.pipeline.config.pipeline import TrackingConfig
 from gradus.pipeline.tracking.access import check_tracking
 
-ROOT = Path(__file__).resolve().parent.parent
-TEXT = (ROOT / "compose.yaml").read_text()
+TEXT = (REPOSITORY / "compose.yaml").read_text()
 SERVICES = yaml.safe_load(TEXT)["services"]
 SECRET = "correct-horse"
 
@@ -47,7 +47,7 @@ def test_no_password_has_a_default() -> None:
 
 
 def test_every_variable_is_documented() -> None:
-    documented = (ROOT / "docs" / "team-setup.md").read_text()
+    documented = (REPOSITORY / "docs" / "team-setup.md").read_text()
     assert not [name for name in re.findall(r"\$\{(\w+)", TEXT) if f"`{name}`" not in documented]
 
 

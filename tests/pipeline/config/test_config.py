@@ -11,7 +11,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 import yaml
-from conftest import tiny_policy
+from tiny_policies import tiny_policy
 
 from gradus.pipeline.common import yaml_text
 from gradus.pipeline.common.errors import UserError

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import doctest
 import json
-import random
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +11,9 @@ from shutil import rmtree
 
 import pytest
 import torch
+from paths import REPOSITORY
 from pydantic import ValidationError
+from small_pipeline import STAGE_CONFIGS, Notes, launch, pipeline, write_task
 from transformers import AutoModelForCausalLM
 
 import gradus.stages
@@ -20,8 +21,6 @@ from gradus.pipeline.common import yaml_text
 from gradus.pipeline.common.errors import StageFailed, UserError
 from gradus.pipeline.common.files import read_json
 from gradus.pipeline.common.observer import Observer
-from gradus.pipeline.config import PipelineConfig
-from gradus.pipeline.config.pipeline import pipeline_model
 from gradus.pipeline.execution.prepare import prepare
 from gradus.pipeline.execution.stage import run_stage
 from gradus.pipeline.execution.summary import finish
@@ -34,65 +33,10 @@ from gradus.pipeline.training.evaluation import Evaluation
 from gradus.pipeline.training.signals import frozen_copy
 from gradus.stages import discover
 
-STAGE_CONFIGS = [stage.config for stage in discover().values()]
 SUMMARY_STAGE_KEYS = {
     "name", "variant", "steps", "accuracy_before", "accuracy_after", "interval", "rollouts", "tokens", "seconds",
     "checkpoint", "mlflow_run_id",
 }  # fmt: skip
-
-
-def write_task(folder: Path, rows: int = 60) -> None:
-    rng = random.Random(0)
-    seen = {(rng.randint(0, 40), rng.randint(0, 40)) for _ in range(3 * rows)}
-    lines = [
-        {"question": f"{a} + {b} =", "answer": str(a + b), "solution": f"{a}+{b}={a + b}; answer: {a + b}"}
-        for a, b in sorted(seen)[:rows]
-    ]
-    (folder / "task.jsonl").write_text("\n".join(map(json.dumps, lines)))
-
-
-def pipeline(stages: list[dict], configs=STAGE_CONFIGS, **options) -> PipelineConfig:
-    small = {"steps": 2, "prompts_per_step": 3, "warmup": 0, "kl_every": 1}
-    architecture = {"model_type": "llama", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
-    raw = {
-        "name": "tiny",
-        "policy": {
-            "architecture": {**architecture, "num_attention_heads": 2, "num_key_value_heads": 2},
-            "device": "cpu",
-        },
-        "task": {
-            "source": "file",
-            "path": "task.jsonl",
-            "heldout": 12,
-            "validation": 6,
-            "demonstrations": "column",
-            "columns": {"demonstration": "solution"},
-        },
-        "rewards": [{"reward": "exact_answer"}, {"reward": "equation_steps", "weight": 0.5}],
-        "sampling": {"max_tokens": 10},
-        "tracking": {"histogram_every": 1},
-        "stages": [{**small, **stage} for stage in stages],
-        **options,
-    }
-    return pipeline_model(configs).model_validate(raw)
-
-
-def launch(folder: Path, config: PipelineConfig, name="run", observer=None, configs=STAGE_CONFIGS) -> RunFolder:
-    if not (folder / "task.jsonl").exists():
-        write_task(folder)
-    run = RunFolder.create(folder / "runs", config, name, folder / "tiny.yaml", configs)
-    observer = observer or Observer()
-    parent = prepare(run, observer)["checkpoint"]
-    for index, stage in enumerate(run.config.stages):
-        parent = run_stage(run, index, parent, discover()[stage.stage], observer)["checkpoint"]
-    return run
-
-
-class Notes(Observer):
-    """Collects what a user is told."""
-
-    def __init__(self, notes: list[str]):
-        self.note = notes.append
 
 
 EVERY_STAGE = [
@@ -400,7 +344,7 @@ STAGE = Stage("mine", "an algorithm nobody has seen", MineConfig, weigh, lambda 
 
 
 def test_the_documented_algorithm_is_one_file_and_one_yaml(tmp_path, monkeypatch):
-    text = (Path(__file__).parents[1] / "docs" / "own-stage.md").read_text()
+    text = (REPOSITORY / "docs" / "own-stage.md").read_text()
     code, options = (text.split(f"```{kind}\n")[1].split("```")[0] for kind in ("python", "yaml"))
     (tmp_path / "rloo.py").write_text(code)
     monkeypatch.setattr(gradus.stages, "__path__", [*gradus.stages.__path__, str(tmp_path)])

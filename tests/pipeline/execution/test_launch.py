@@ -14,10 +14,11 @@ import psutil
 import pytest
 import torch
 from faults import largest_file
+from killed_runs import KILL, TERM, run_lives
+from paths import HELPERS, search_path
 from pydantic import ValidationError
 from safetensors.torch import load_file
-from test_execution import STAGE_CONFIGS, launch, pipeline, write_task
-from test_resume import KILL, TERM, run_lives
+from small_pipeline import STAGE_CONFIGS, launch, pipeline, write_task
 
 from gradus.pipeline.common import yaml_text
 from gradus.pipeline.common.errors import StageFailed, UserError
@@ -32,7 +33,6 @@ from gradus.pipeline.runs.same_outcome import CLOCKS
 from gradus.pipeline.tracking.journal import metric_history
 from gradus.pipeline.training.learner.shards import read_shards, write_shards
 
-TESTS = Path(__file__).resolve().parent
 STAGES = [
     {"stage": "sft", "score": "mean", "token_budget": 40},
     {"stage": "dapo", "group_size": 3, "variant": "paper", "refills": 1, "prompts_per_step": 5},
@@ -98,10 +98,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunFolder]:
     for name, wanted in ranked.items():
         found[name] = RunFolder.create(folder / "runs", wanted, name, folder / "c", STAGE_CONFIGS)
         prepare(found[name], Observer())
-    path = os.pathsep.join([str(TESTS.parent / "src"), str(TESTS)])
+    path = search_path(HELPERS)
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr=localhost"]
-    command += ["--nproc-per-node=2", str(TESTS / "two_ranks.py"), str(folder), *ranked]
+    command += ["--nproc-per-node=2", str(HELPERS / "two_ranks.py"), str(folder), *ranked]
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=250)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     return found

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_execution import STAGE_CONFIGS, pipeline, write_task
-from test_tracking_processes import TRAINER, exists, script, wait_for
+from child_scripts import TRAINER, exists, script, wait_for
+from paths import SOURCES
+from small_pipeline import STAGE_CONFIGS, pipeline, write_task
 from tracking_runs import client, log_steps, new_run, new_stage, steps_of
 from tracking_runs import empty_store as empty_store  # the fixtures
 from tracking_runs import runs_folder as runs_folder
@@ -242,7 +243,7 @@ def uploading(run: Path) -> bool:
 def test_an_old_uploader_in_its_last_pass_does_not_end_what_a_new_launch_has_begun(runs: Path) -> None:
     run = new_run(runs)
     with file_lock(runs / "mlflow.db.lock"):  # the uploader waits for it to open the store
-        with script(TRAINER.format(run=str(run), tests=str(Path(__file__).parent.parent))) as trainer:
+        with script(TRAINER.format(run=str(run), tests=str(SOURCES))) as trainer:
             assert trainer.stdout is not None
             old = int(trainer.stdout.readline())
             wait_for(lambda: uploading(run))

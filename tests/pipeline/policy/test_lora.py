@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import tiny_policy
-from test_execution import STAGE_CONFIGS, launch, pipeline, write_task
-from test_resume import assert_same, run_lives
+from adapted_policies import adapted, stir
+from killed_runs import assert_same, run_lives
+from small_pipeline import STAGE_CONFIGS, launch, pipeline, write_task
+from tiny_policies import tiny_policy
 from transformers import AutoModelForCausalLM
 
 from gradus.pipeline.common import yaml_text
@@ -19,7 +20,7 @@ from gradus.pipeline.config.policy import LoraConfig
 from gradus.pipeline.policy.forward.logprobs import batch_logprobs
 from gradus.pipeline.policy.loading import load_policy
 from gradus.pipeline.policy.lora import ADAPTER, add_adapters, merged_state
-from gradus.pipeline.policy.policy import Policy, parameters
+from gradus.pipeline.policy.policy import parameters
 from gradus.pipeline.rollouts.builtin import DrawKey, sample
 from gradus.pipeline.rollouts.builtin.decoder import Decoder
 from gradus.pipeline.runs.checkpoint import verified_record
@@ -28,22 +29,7 @@ from gradus.pipeline.training.learner.learner import Learner
 from gradus.pipeline.training.signals import frozen_copy
 from gradus.pipeline.types import Prompt
 
-LORA = LoraConfig(rank=4, alpha=8)
 GEMMA_LAYERS = ["sliding_attention", "full_attention"]
-
-
-def stir(policy: Policy) -> None:
-    """Adapters that change something, as after some training."""
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for value in parameters(policy).values():
-            value.add_(torch.randn(value.shape, generator=generator) * 0.1)
-
-
-def adapted(**architecture: Any) -> Policy:
-    policy = tiny_policy(**architecture)
-    policy.adapters = add_adapters(policy.model, LORA, seed=0)
-    return policy
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from conftest import TEXTS, tiny_policy
+from tiny_policies import TEXTS, tiny_policy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gradus.pipeline.common.errors import UserError

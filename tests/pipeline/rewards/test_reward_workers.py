@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from paths import search_path
 
 from gradus.pipeline.common.errors import UserError
 from gradus.pipeline.config import RewardConfig
@@ -180,8 +181,7 @@ def test_workers_die_with_a_parent_that_is_killed(judge: Callable[..., RewardSui
             """
         )
     )
-    root = Path(__file__).parent.parent
-    environment = {**os.environ, "PYTHONPATH": str(root / "src")}
+    environment = {**os.environ, "PYTHONPATH": search_path()}
     trainer = subprocess.Popen([sys.executable, "trainer.py"], env=environment)
     try:
         until = time.monotonic() + 20

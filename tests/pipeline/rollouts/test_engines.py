@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import TEXTS, tiny_policy
-from test_sampler import ARCHITECTURES, DRAW, make_endings_likely, policy_with
+from sampled_models import ARCHITECTURES, DRAW, make_endings_likely, policy_with
+from tiny_policies import TEXTS, tiny_policy
 
 from gradus.pipeline.config import PolicyConfig, SamplingConfig
 from gradus.pipeline.policy.creation import create_policy

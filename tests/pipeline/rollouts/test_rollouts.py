@@ -17,10 +17,10 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import tiny_policy
+from adapted_policies import adapted, stir
 from pydantic import ValidationError
-from test_execution import launch, pipeline
-from test_lora import adapted, stir
+from small_pipeline import launch, pipeline
+from tiny_policies import tiny_policy
 from torch import Tensor
 
 from gradus.pipeline.common.errors import StageFailed, UserError

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import tiny_policy
+from gsm8k_rows import loaded
+from paths import HELPERS
 from safetensors.torch import load_file, save_file
-from test_execution import launch, pipeline
-from test_gsm8k import loaded
+from small_pipeline import launch, pipeline
+from tiny_policies import tiny_policy
 from vllm_models import SIZES, architectures
 from vllm_servers import Server, environment, missing, serving, vllm_python
 
@@ -198,7 +199,7 @@ def test_gsm8k_qwen(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", architectures())
 def test_in_the_training_process(kind: str, tmp_path: Path) -> None:
     """Grouped, tied and sliding-window attention, and adapters; before and after an update."""
-    command = [str(vllm_python()), str(Path(__file__).with_name("vllm_local.py")), str(tmp_path), kind]
+    command = [str(vllm_python()), str(HELPERS / "vllm_local.py"), str(tmp_path), kind]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from faults import Faults, Killed, largest_file
-from test_execution import STAGE_CONFIGS, pipeline, write_task
+from small_pipeline import STAGE_CONFIGS, pipeline, write_task
 
 from gradus.flows.order import run_plain
 from gradus.pipeline.common.errors import StageFailed

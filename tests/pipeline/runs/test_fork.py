@@ -8,8 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from test_cli import quiet_process  # noqa: F401
-from test_cli_resume import DONE, Chain, chain, flip, table, trained_chain, untracked  # noqa: F401
+from trained_chain import DONE, Chain, flip, table
 
 from gradus.flows.open_run import begin_anew
 from gradus.pipeline.common import locks

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import random
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from test_execution import STAGE_CONFIGS, pipeline
+from killed_runs import INT, KILL, TERM, assert_same, run_lives
+from small_pipeline import pipeline
 
 from gradus.pipeline.common import yaml_text
 from gradus.pipeline.runs.checkpoint import checkpoints_in
 from gradus.pipeline.runs.run_folder import RunFolder
-from gradus.pipeline.runs.same_outcome import outcome_differences
 from gradus.pipeline.tracking.journal import metric_history
 
-TESTS = Path(__file__).resolve().parent
 STEPS = 6
 STAGES = [
     {"stage": "sft", "eval_every": 2, "handover": "best"},
@@ -36,20 +31,6 @@ PAPER = [
 STAGES += [{**stage, "name": f"{stage['stage']}-paper", "variant": "paper"} for stage in PAPER]
 LABELS = [str(stage.get("name", stage["stage"])) for stage in STAGES]
 PUBLISHED = [label for label in LABELS if label.endswith("-paper")]
-KILL, TERM, INT = int(signal.SIGKILL), int(signal.SIGTERM), int(signal.SIGINT)
-
-
-def run_lives(folder: Path, name: str, *lives: str) -> RunFolder:
-    """The run after these lives, see lives.py."""
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(TESTS.parent / "src"), str(TESTS)]),
-        "OMP_NUM_THREADS": "1",
-    }
-    command = [sys.executable, str(TESTS / "lives.py"), str(folder), name, *lives]
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    return RunFolder(folder / "runs" / name, STAGE_CONFIGS)
 
 
 @pytest.fixture(scope="module")
@@ -67,14 +48,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def undisturbed(folder: Path) -> RunFolder:
     return run_lives(folder, "undisturbed", "-")
-
-
-def assert_same(undisturbed: RunFolder, run: RunFolder) -> None:
-    assert outcome_differences(undisturbed, run) == []
-    assert run.state() == "done"
-    assert not [path for path in run.path.rglob("*") if "attempt" in path.name]
-    leftovers = [path.name for path in run.path.rglob(".*") if not path.name.startswith(".mlflow")]
-    assert not leftovers
 
 
 def test_every_part_of_the_state_matters_here(undisturbed: RunFolder) -> None:

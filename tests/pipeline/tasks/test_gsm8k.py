@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
-from conftest import tiny_policy
+from gsm8k_rows import loaded
 
 from gradus.pipeline.common.observer import Observer
-from gradus.pipeline.config.loading import load_config
 from gradus.pipeline.execution.prepare import prepare
 from gradus.pipeline.execution.stage import run_stage
 from gradus.pipeline.execution.summary import finish
@@ -17,7 +15,6 @@ from gradus.pipeline.runs.run_folder import RunFolder
 from gradus.pipeline.tasks.task import all_prompts, build_task
 from gradus.stages import discover
 
-ROOT = Path(__file__).resolve().parent.parent
 SMALL = ["seed=1", "task.subset=null", "task.heldout=4", "task.validation=8", "sampling.max_tokens=8"]
 BUILT_IN = "rollouts.engine=transformers"
 STAGES = ("sft", "dapo", "gfpo", "srpo")
@@ -29,20 +26,6 @@ def rows(first: int, count: int) -> str:
         worked = f"Ann has {n} pears and finds {n} more.\nThat is {n}+{n} = <<{n}+{n}={2 * n}>>{2 * n}.\n#### {2 * n:,}"
         written.append(json.dumps({"question": f"Ann has {n} pears. She finds as many. How many?", "answer": worked}))
     return "\n".join(written)
-
-
-def loaded(folder: Path, *overridden: str, **architecture):
-    (folder / "set").mkdir()
-    (folder / "set" / "train.jsonl").write_text(rows(600, 40))
-    (folder / "set" / "test.jsonl").write_text(rows(900, 40))
-    policy = tiny_policy(**architecture)
-    policy.model.save_pretrained(folder / "model")
-    policy.tokenizer.save_pretrained(folder / "model")
-    overrides = [f"policy.path={folder / 'model'}", f"task.dataset={folder / 'set'}", *SMALL, *overridden]
-    for stage in STAGES:
-        overrides += [f"stages.{stage}.steps=1", f"stages.{stage}.prompts_per_step=2"]
-    path = str(ROOT / "configs" / "gsm8k-qwen.yaml")
-    return load_config(path, overrides, [stage.config for stage in discover().values()])
 
 
 def test_its_rewards_read_the_answers_of_the_data_set(tmp_path):

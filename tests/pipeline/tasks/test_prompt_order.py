@@ -8,8 +8,8 @@ from typing import Any
 import datasets
 import pytest
 import torch
-from conftest import tiny_policy
-from test_execution import pipeline
+from small_pipeline import pipeline
+from tiny_policies import tiny_policy
 
 from gradus.pipeline.config import PipelineConfig
 from gradus.pipeline.policy.forward.logprobs import batch_logprobs

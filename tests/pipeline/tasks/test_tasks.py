@@ -8,7 +8,6 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
-from pathlib import Path
 
 import datasets
 import numpy as np
@@ -16,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from huggingface_hub import constants
+from paths import REPOSITORY
 from pydantic import TypeAdapter
 
 from gradus.pipeline.common.errors import UserError
@@ -467,7 +467,5 @@ except UserError as error:
     assert "pip install pycosat" in str(error), error
     print("told")
 """
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, cwd=Path(__file__).parent.parent
-    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=REPOSITORY)
     assert done.stdout.strip() == "told", done.stderr

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
@@ -10,10 +9,11 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from child_scripts import TRAINER, exists, script, wait_for
+from paths import SOURCES
 from tracking_runs import client, full_run, log_steps, new_run, new_stage, steps_of
 from tracking_runs import empty_store as empty_store  # the fixtures
 from tracking_runs import runs_folder as runs_folder
@@ -26,20 +26,6 @@ from gradus.pipeline.tracking.ui import serve_ui
 from gradus.pipeline.tracking.uploader import sync_run, sync_runs
 
 DEAD = "http://127.0.0.1:1"
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 120.0) -> None:
-    limit = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < limit, "it did not happen in time"
-        time.sleep(0.05)
-
-
-def exists(pid: int) -> bool:
-    """Whether a process runs (one that has ended but was not collected does not)."""
-    with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    return False
 
 
 def test_a_dead_server_never_holds_training_up_and_sync_delivers_later(runs: Path) -> None:
@@ -95,37 +81,10 @@ def test_two_uploaders_take_turns(runs: Path) -> None:
     assert steps_of(runs, run) == list(range(1, 31))
 
 
-TRAINER = """
-import os, sys, time
-from pathlib import Path
-sys.path.insert(0, {tests!r})
-from gradus.pipeline.tracking.journal import Journal
-from gradus.pipeline.tracking.position import start_uploader
-run = Path({run!r})
-handle = start_uploader(run)
-stage = Journal(run / "stages/01-first/journal.jsonl")
-stage.start("1 first")
-for step in range(1, 6):
-    stage.metrics(step, {{"reward/mean": step / 7}})
-print(handle.process.pid, flush=True)
-time.sleep(600)
-"""
-
-
-@contextlib.contextmanager
-def script(code: str) -> Iterator[subprocess.Popen[str]]:
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
-
-
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
 def test_a_killed_trainer_takes_its_uploader_along_after_a_last_pass(runs: Path) -> None:
     run = new_run(runs)
-    with script(TRAINER.format(run=str(run), tests=str(Path(__file__).parent.parent))) as trainer:
+    with script(TRAINER.format(run=str(run), tests=str(SOURCES))) as trainer:
         assert trainer.stdout is not None
         uploader = int(trainer.stdout.readline())
         assert exists(uploader)
@@ -164,7 +123,7 @@ def answers(url: str) -> bool:
 
 def test_the_ui_serves_the_runs_folder_and_dies_with_its_caller(runs: Path) -> None:
     sync_run(full_run(runs))
-    root = str(Path(__file__).parent.parent)
+    root = str(SOURCES)
     with script(INTERFACE.format(tests=root, runs=str(runs), port="None")) as caller:
         assert caller.stdout is not None
         page = caller.stdout.readline().strip()

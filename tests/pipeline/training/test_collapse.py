@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_execution import Notes, launch, pipeline
-from test_resume import assert_same, run_lives
+from killed_runs import assert_same, run_lives
+from small_pipeline import Notes, launch, pipeline
 
 from gradus.pipeline.common import yaml_text
 from gradus.pipeline.common.errors import StageFailed

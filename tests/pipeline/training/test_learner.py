@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import TEXTS, tiny_policy
-from test_sampler import ARCHITECTURES
+from sampled_models import ARCHITECTURES
+from tiny_policies import TEXTS, tiny_policy
 
 from gradus.pipeline.common.errors import StageFailed
 from gradus.pipeline.config import PolicyConfig, SamplingConfig, StageConfig

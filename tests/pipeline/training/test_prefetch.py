@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import tiny_policy
-from test_execution import pipeline
-from test_resume import INT, KILL, TERM, assert_same, run_lives
+from killed_runs import INT, KILL, TERM, assert_same, run_lives
+from small_pipeline import pipeline
+from tiny_policies import tiny_policy
 
 from gradus.pipeline.common import yaml_text
 from gradus.pipeline.common.errors import StageFailed

@@ -1,0 +1,26 @@
+""""""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from paths import REPOSITORY
+from test_gsm8k import SMALL, STAGES, rows
+from tiny_policies import tiny_policy
+
+from gradus.pipeline.config.loading import load_config
+from gradus.stages import discover
+
+
+def loaded(folder: Path, *overridden: str, **architecture):
+    (folder / "set").mkdir()
+    (folder / "set" / "train.jsonl").write_text(rows(600, 40))
+    (folder / "set" / "test.jsonl").write_text(rows(900, 40))
+    policy = tiny_policy(**architecture)
+    policy.model.save_pretrained(folder / "model")
+    policy.tokenizer.save_pretrained(folder / "model")
+    overrides = [f"policy.path={folder / 'model'}", f"task.dataset={folder / 'set'}", *SMALL, *overridden]
+    for stage in STAGES:
+        overrides += [f"stages.{stage}.steps=1", f"stages.{stage}.prompts_per_step=2"]
+    path = str(REPOSITORY / "configs" / "gsm8k-qwen.yaml")
+    return load_config(path, overrides, [stage.config for stage in discover().values()])

@@ -1,0 +1,71 @@
+""""""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+from gradus.pipeline.common.observer import Observer
+from gradus.pipeline.config import PipelineConfig
+from gradus.pipeline.config.pipeline import pipeline_model
+from gradus.pipeline.execution.prepare import prepare
+from gradus.pipeline.execution.stage import run_stage
+from gradus.pipeline.runs.run_folder import RunFolder
+from gradus.stages import discover
+
+STAGE_CONFIGS = [stage.config for stage in discover().values()]
+
+
+def write_task(folder: Path, rows: int = 60) -> None:
+    rng = random.Random(0)
+    seen = {(rng.randint(0, 40), rng.randint(0, 40)) for _ in range(3 * rows)}
+    lines = [
+        {"question": f"{a} + {b} =", "answer": str(a + b), "solution": f"{a}+{b}={a + b}; answer: {a + b}"}
+        for a, b in sorted(seen)[:rows]
+    ]
+    (folder / "task.jsonl").write_text("\n".join(map(json.dumps, lines)))
+
+
+def pipeline(stages: list[dict], configs=STAGE_CONFIGS, **options) -> PipelineConfig:
+    small = {"steps": 2, "prompts_per_step": 3, "warmup": 0, "kl_every": 1}
+    architecture = {"model_type": "llama", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
+    raw = {
+        "name": "tiny",
+        "policy": {
+            "architecture": {**architecture, "num_attention_heads": 2, "num_key_value_heads": 2},
+            "device": "cpu",
+        },
+        "task": {
+            "source": "file",
+            "path": "task.jsonl",
+            "heldout": 12,
+            "validation": 6,
+            "demonstrations": "column",
+            "columns": {"demonstration": "solution"},
+        },
+        "rewards": [{"reward": "exact_answer"}, {"reward": "equation_steps", "weight": 0.5}],
+        "sampling": {"max_tokens": 10},
+        "tracking": {"histogram_every": 1},
+        "stages": [{**small, **stage} for stage in stages],
+        **options,
+    }
+    return pipeline_model(configs).model_validate(raw)
+
+
+def launch(folder: Path, config: PipelineConfig, name="run", observer=None, configs=STAGE_CONFIGS) -> RunFolder:
+    if not (folder / "task.jsonl").exists():
+        write_task(folder)
+    run = RunFolder.create(folder / "runs", config, name, folder / "tiny.yaml", configs)
+    observer = observer or Observer()
+    parent = prepare(run, observer)["checkpoint"]
+    for index, stage in enumerate(run.config.stages):
+        parent = run_stage(run, index, parent, discover()[stage.stage], observer)["checkpoint"]
+    return run
+
+
+class Notes(Observer):
+    """Collects what a user is told."""
+
+    def __init__(self, notes: list[str]):
+        self.note = notes.append
