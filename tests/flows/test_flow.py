@@ -1,6 +1,6 @@
 """The pipeline as a Prefect flow, against a real server: what is recorded, what is raised, and what survives what.
 
-Most tests rehearse (`rehearsal.py`): run folders, records and the flow are real, only the training is left out.
+Most tests rehearse (`dry_execution.py`): run folders, records and the flow are real, only the training is left out.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A run without training: what an execution does to a run folder, in no time and without torch.
 
-As a script it is a launch of its own: ``python rehearsal.py RUN_DIR SIGNAL``.
+As a script it is a launch of its own: ``python dry_execution.py RUN_DIR SIGNAL``.
 """
 
 from __future__ import annotations

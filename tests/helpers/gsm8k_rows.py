@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from paths import REPOSITORY
-from test_gsm8k import SMALL, STAGES, rows
 from tiny_policies import tiny_policy
 
 from gradus.pipeline.config.loading import load_config
@@ -24,3 +24,17 @@ def loaded(folder: Path, *overridden: str, **architecture):
         overrides += [f"stages.{stage}.steps=1", f"stages.{stage}.prompts_per_step=2"]
     path = str(REPOSITORY / "configs" / "gsm8k-qwen.yaml")
     return load_config(path, overrides, [stage.config for stage in discover().values()])
+
+
+SMALL = ["seed=1", "task.subset=null", "task.heldout=4", "task.validation=8", "sampling.max_tokens=8"]
+
+
+STAGES = ("sft", "dapo", "gfpo", "srpo")
+
+
+def rows(first: int, count: int) -> str:
+    written = []
+    for n in range(first, first + count):
+        worked = f"Ann has {n} pears and finds {n} more.\nThat is {n}+{n} = <<{n}+{n}={2 * n}>>{2 * n}.\n#### {2 * n:,}"
+        written.append(json.dumps({"question": f"Ann has {n} pears. She finds as many. How many?", "answer": worked}))
+    return "\n".join(written)

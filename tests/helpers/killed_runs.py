@@ -1,6 +1,6 @@
 """One run in several lives: each but the last is ended by a signal at a moment of its own.
 
-As a script: ``python lives.py FOLDER NAME LIFE ...`` where a life is ``label:step:share:signal``: once that step of
+As a script: ``python killed_runs.py FOLDER NAME LIFE ...`` where a life is ``label:step:share:signal``: once that step of
 that stage, or a later one, is done, the signal comes after that share of a further step's time; ``-``
 lets a life end in peace.
 Every life is a process of its own, forked from one that has imported everything.

@@ -164,7 +164,7 @@ class Killer(Observer):
 
 
 def live(folder: Path, processes: int, shard: str, life: str) -> RunFolder:
-    """A life of the run, see lives.py, in so many processes."""
+    """A life of the run, see killed_runs.py, in so many processes."""
     described = config(LONG, processes, shard, checkpoints=OFTEN).model_dump(mode="json")
     (folder / "config.yaml").write_text(yaml_text.dump(described))
     return run_lives(folder, "run", life)

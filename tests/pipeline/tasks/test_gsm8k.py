@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
-
-from gsm8k_rows import loaded
+from gsm8k_rows import STAGES, loaded
 
 from gradus.pipeline.common.observer import Observer
 from gradus.pipeline.execution.prepare import prepare
@@ -15,17 +13,7 @@ from gradus.pipeline.runs.run_folder import RunFolder
 from gradus.pipeline.tasks.task import all_prompts, build_task
 from gradus.stages import discover
 
-SMALL = ["seed=1", "task.subset=null", "task.heldout=4", "task.validation=8", "sampling.max_tokens=8"]
 BUILT_IN = "rollouts.engine=transformers"
-STAGES = ("sft", "dapo", "gfpo", "srpo")
-
-
-def rows(first: int, count: int) -> str:
-    written = []
-    for n in range(first, first + count):
-        worked = f"Ann has {n} pears and finds {n} more.\nThat is {n}+{n} = <<{n}+{n}={2 * n}>>{2 * n}.\n#### {2 * n:,}"
-        written.append(json.dumps({"question": f"Ann has {n} pears. She finds as many. How many?", "answer": worked}))
-    return "\n".join(written)
 
 
 def test_its_rewards_read_the_answers_of_the_data_set(tmp_path):
