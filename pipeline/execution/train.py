@@ -1,4 +1,4 @@
-""""""
+"""Train one stage in this process: load the parent's policy, train, evaluate, and return the success record."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from gradus.pipeline.common.ranks import ALONE, Ranks
 from gradus.pipeline.policy.devices import use_threads
 from gradus.pipeline.policy.loading import load_policy
 from gradus.pipeline.policy.lora import add_adapters
+from gradus.pipeline.policy.policy import Policy
 from gradus.pipeline.rewards import RewardSuite
 from gradus.pipeline.rollouts.factory import sampler_for
 from gradus.pipeline.runs.checkpoint import CHECKPOINTS, RESUME, CheckpointRecord, read_record
@@ -28,21 +29,9 @@ from gradus.pipeline.training.metrics import heldout_curves, sample_rows
 from gradus.pipeline.training.trainer import Trainer
 
 
-def reward_suite(run: RunFolder, processes: int = 1) -> RewardSuite:
-    """The run's rewards, their workers ready, for one of so many processes that score; what a reward prints goes to
-    ``rewards.log``."""
-    suite = RewardSuite(run.config.rewards, run.config.reward_workers, run.path / "rewards.log", processes)
-    try:
-        suite.wait_ready()
-    except BaseException:
-        suite.close()
-        raise
-    return suite
-
-
 @dataclass(frozen=True)
 class StageWork:
-    """What one stage works on and from where."""
+    """The inputs of one stage: its run, its parent checkpoint, its data, and the checkpoint to resume from."""
 
     run: RunFolder
     index: int
@@ -52,31 +41,23 @@ class StageWork:
     fingerprint: str
     """Hash of the stage's identity."""
     resume_from: Path | None
-    """Its newest whole checkpoint, or None where it begins."""
+    """The stage's newest undamaged checkpoint; None when the stage starts."""
 
 
 def train(
     work: StageWork, stage: Stage, suite: RewardSuite, journal: Journal, observer: Observer, ranks: Ranks = ALONE
 ) -> dict[str, Any]:
-    """Load, train, evaluate; returns the success record. Of several ranks, which all call it, one writes."""
+    """Train the stage and evaluate it; returns its success record.
+
+    Under torchrun every rank calls this; only the leading rank writes files.
+    """
     run, index, task = work.run, work.index, work.task
     config, parent = run.config.stages[index], work.parent_record.content
     use_threads(run.config.policy, ranks.size)
     started_up()
-    policy = load_policy(work.parent, run.config.policy)
-    if policy.template.digest != work.parent_record.template:
-        raise UserError("the prompt template differs from the one the parent was trained with", where=str(work.parent))
-    if run.config.policy.lora is not None:
-        policy.adapters = add_adapters(policy.model, run.config.policy.lora, run.config.seed + index)
+    policy = _parent_policy(work)
     before = _accuracy_before(run, index, work.parent)
-    tags = {"gradus.stage": config.label, "gradus.algorithm": config.stage, "gradus.variant": config.variant}
-    tags |= {"gradus.parent_checkpoint": parent, "gradus.fingerprint": work.fingerprint}
-    tags |= stage_lineage_tags(run, index) | ({"gradus.processes": str(ranks.size)} if ranks.size > 1 else {})
-    params = flatten(config.model_dump(mode="json")) | {"seed": run.config.seed}
-    journal.start(f"{run.name}: {index + 1} {config.label}", tags, params)  # all that a chart's legend shows
-    if work.resume_from is None:
-        journal_datasets(journal, run)
-        journal.metrics(0, heldout_curves(before))
+    _start_journal(journal, work, before, ranks)
     sampler = sampler_for(run.config, policy, work.parent, run.path, index)
     trainer = Trainer(
         policy, stage, config, run.config, task, suite, journal, observer, folder=run.stage_dir(index),
@@ -118,10 +99,50 @@ def train(
     }
 
 
+def _parent_policy(work: StageWork) -> Policy:
+    """The policy that the stage starts from, with new adapters when LoRA is configured."""
+    run, index = work.run, work.index
+    policy = load_policy(work.parent, run.config.policy)
+    if policy.template.digest != work.parent_record.template:
+        raise UserError("the prompt template differs from the one the parent was trained with", where=str(work.parent))
+    if run.config.policy.lora is not None:
+        policy.adapters = add_adapters(policy.model, run.config.policy.lora, run.config.seed + index)
+    return policy
+
+
+def _start_journal(journal: Journal, work: StageWork, before: dict[str, Any], ranks: Ranks) -> None:
+    """Open the stage's journal; a stage that starts also records its data and the parent's accuracy."""
+    run, index = work.run, work.index
+    config = run.config.stages[index]
+    tags = {"gradus.stage": config.label, "gradus.algorithm": config.stage, "gradus.variant": config.variant}
+    tags |= {"gradus.parent_checkpoint": work.parent_record.content, "gradus.fingerprint": work.fingerprint}
+    tags |= stage_lineage_tags(run, index) | ({"gradus.processes": str(ranks.size)} if ranks.size > 1 else {})
+    params = flatten(config.model_dump(mode="json")) | {"seed": run.config.seed}
+    journal.start(f"{run.name}: {index + 1} {config.label}", tags, params)  # a chart's legend shows the name alone
+    if work.resume_from is None:
+        journal_datasets(journal, run)
+        journal.metrics(0, heldout_curves(before))
+
+
 def _accuracy_before(run: RunFolder, index: int, parent: Path) -> dict[str, Any]:
-    """Accuracy of the parent, measured when it was made."""
+    """The parent's held-out accuracy, which was measured when the parent was made."""
     if index == 0:
         return run.start() or {}
     result = run.result(index - 1)
     assert result is not None and result["checkpoint"] == str(parent), "a stage starts from the stage before it"
     return {"accuracy": result["accuracy_after"], "interval": result["interval"]}
+
+
+def reward_suite(run: RunFolder, processes: int = 1) -> RewardSuite:
+    """The run's rewards, with their workers started.
+
+    ``processes`` is the number of processes that score at the same time and share the machine. What a reward prints
+    goes to ``rewards.log`` in the run folder.
+    """
+    suite = RewardSuite(run.config.rewards, run.config.reward_workers, run.path / "rewards.log", processes)
+    try:
+        suite.wait_ready()
+    except BaseException:
+        suite.close()
+        raise
+    return suite
