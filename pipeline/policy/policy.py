@@ -136,3 +136,8 @@ def copied(policy: Policy) -> PreTrainedModel:
     """The model a second time; weights that never change are shared."""
     shared = {id(value): value for value in policy.model.parameters() if not value.requires_grad}
     return copy.deepcopy(policy.model, shared if policy.adapters is not None else None)
+
+
+def frozen_copy(policy: Policy) -> Policy:
+    """The policy as it is now, apart from the one that trains; costs what trains of it a second time in memory."""
+    return Policy(copied(policy).requires_grad_(False), policy.tokenizer, policy.template, policy.adapters)

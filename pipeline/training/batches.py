@@ -20,14 +20,14 @@ from gradus.pipeline.types import Prompt, Rollouts, State
 
 
 @dataclass
-class Source:
+class Batches:
     """Gives scored batches."""
 
     metrics: dict[str, float] = field(default_factory=dict, init=False)
     """Seconds, errors and whatever else is to be told of the last batch."""
     failures: dict[str, str] = field(default_factory=dict, init=False)
     """label of a reward -> what its first failure so far said."""
-    cost: Cost = field(default_factory=lambda: Cost(), init=False)
+    cost: SamplingCost = field(default_factory=lambda: SamplingCost(), init=False)
     """Of the last batch."""
 
     def batch(self, step: int) -> Rollouts:
@@ -50,24 +50,24 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Cost:
+class SamplingCost:
     """What a batch took, groups that were dropped included."""
 
     rollouts: int = 0
     tokens: int = 0
 
     @classmethod
-    def of(cls, parts: list[Rollouts]) -> Cost:
+    def of(cls, parts: list[Rollouts]) -> SamplingCost:
         """Completions and their tokens."""
         return cls(sum(p.truncated_PK.numel() for p in parts), sum(int(p.mask_PKT.sum()) for p in parts))
 
 
-class GivenUp(Exception):
+class BatchNotNeeded(Exception):
     """Nobody wants the batch that is being sampled."""
 
 
 @dataclass
-class SampledGroups(Source):
+class SampledBatches(Batches):
     """K completions a prompt, sampled from a policy and scored."""
 
     policy: Policy
@@ -105,7 +105,7 @@ class SampledGroups(Source):
                 missing -= len(useful)
             if not (self.refills and missing):
                 break
-        self.metrics, self.cost = metrics | self.schedule.metrics, Cost.of(drawn)
+        self.metrics, self.cost = metrics | self.schedule.metrics, SamplingCost.of(drawn)
         if not self.refills:
             return drawn[0]
         self.metrics |= _refilled(drawn, size - missing)
@@ -128,7 +128,7 @@ class SampledGroups(Source):
         for _, _, failures in reversed(parts):
             self.failures = failures | self.failures
         rollouts = regathered([rollouts for rollouts, _, _ in parts])
-        self.cost = Cost.of([rollouts])
+        self.cost = SamplingCost.of([rollouts])
         return rollouts
 
     def _of(
@@ -142,7 +142,7 @@ class SampledGroups(Source):
 
             def on_group(index: int, texts: list[str]) -> None:
                 if self.given_up:
-                    raise GivenUp
+                    raise BatchNotNeeded
                 scoring.add(prompts[index], texts)
 
             rollouts = self.sampler(
@@ -182,7 +182,7 @@ def _refilled(drawn: list[Rollouts], kept: int) -> dict[str, float]:
 
 
 @dataclass
-class Demonstrations(Source):
+class DemonstrationBatches(Batches):
     """One worked completion a prompt, written by the task."""
 
     policy: Policy
@@ -192,7 +192,7 @@ class Demonstrations(Source):
     def batch(self, step: int) -> Rollouts:
         """Tokenise the demonstrations."""
         rollouts = unscored(demonstrated(self.policy, self.schedule.take(self.stage.prompts_per_step)))
-        self.cost = Cost.of([rollouts])
+        self.cost = SamplingCost.of([rollouts])
         return rollouts
 
     def state(self) -> State:

@@ -1,6 +1,6 @@
 """When a stage ends before its steps are done: the rules of ``until`` and the collapse guard, with all they remember.
 
-Nothing here acts. The trainer tells what it measures and gets an :class:`Event` where something is to be done. What is
+Nothing here acts. The trainer tells what it measures and gets an :class:`RuleEvent` where something is to be done. What is
 remembered is plain data, so that a stage that goes on after an interruption decides as it would have without.
 """
 
@@ -22,7 +22,7 @@ SERIES = {"reward": "reward/mean", "entropy": "policy/entropy", "uniform": "grou
 
 
 @dataclass(frozen=True)
-class Event:
+class RuleEvent:
     """Something that a rule brought about."""
 
     step: int
@@ -56,7 +56,7 @@ class EndRules:
         self.series: dict[str, list[list[float]]] = {name: [] for name in (*SERIES, "accuracy")}
         """(step, value) of what was measured last, oldest first."""
 
-    def after_step(self, step: int, metrics: Mapping[str, float], spent: Mapping[str, float]) -> Event | None:
+    def after_step(self, step: int, metrics: Mapping[str, float], spent: Mapping[str, float]) -> RuleEvent | None:
         """The step is done; ``spent`` has the stage's rollouts, tokens and seconds so far."""
         for name, metric in SERIES.items():
             if metric in metrics:
@@ -65,9 +65,9 @@ class EndRules:
         told = self._budget(spent) or self._entropy() or self._uniform()
         if not told and plateau is not None and plateau.of == "reward":
             told = self._plateau(plateau)
-        return Event(step, told[0], "end", told[1]) if told else None
+        return RuleEvent(step, told[0], "end", told[1]) if told else None
 
-    def after_evaluation(self, step: int, correct: list[float]) -> Event | None:
+    def after_evaluation(self, step: int, correct: list[float]) -> RuleEvent | None:
         """The validation prompts were answered: 1 for each right one, 0 for the others."""
         count, right = len(correct), int(sum(correct))
         self._remember("accuracy", step, right / count)
@@ -76,10 +76,10 @@ class EndRules:
             if low >= self.until.accuracy:
                 measured = f"validation accuracy {right / count:.3f} ({right:,} of {count:,} prompts)"
                 goal = f"its lower bound {low:.3f} has reached {self.until.accuracy:g}"
-                return Event(step, "accuracy", "end", f"{measured}: {goal}")
+                return RuleEvent(step, "accuracy", "end", f"{measured}: {goal}")
         plateau = self.until.plateau
         told = self._plateau(plateau) if plateau is not None and plateau.of == "accuracy" else None
-        return Event(step, told[0], "end", told[1]) if told else None
+        return RuleEvent(step, told[0], "end", told[1]) if told else None
 
     def forget(self) -> None:
         """The policy is another one now: what was measured before says nothing of it."""
@@ -135,7 +135,7 @@ class CollapseGuard:
         self.guard, self.level = guard, guard.level(config.steps, config.eval_every)
         self.below, self.slowed = 0, 0
 
-    def compare(self, step: int, best: Best, now: list[float], last: bool) -> Event | None:
+    def compare(self, step: int, best: Best, now: list[float], last: bool) -> RuleEvent | None:
         """A new measurement; ``last`` where there will be no other to wait for."""
         paired = self.guard.watch == "accuracy"
         chance = paired_drop(best.sample, now) if paired else mean_drop(best.sample, now)
@@ -148,7 +148,7 @@ class CollapseGuard:
         reason = f"{measured} (p = {chance:.1g}, significant below {self.level:.1g}{often})"
         action, outcome = self._action(best, last)
         self.below = 0
-        return Event(step, "guard", action, f"{reason}: {outcome}")
+        return RuleEvent(step, "guard", action, f"{reason}: {outcome}")
 
     def _action(self, best: Best, last: bool) -> tuple[Any, str]:
         back, factor = f"back to step {best.step}", self.guard.factor
@@ -161,11 +161,11 @@ class CollapseGuard:
         return "roll back", f"{back}, which is handed over{spent}"
 
 
-class Switches:
+class EarlyStopping:
     """All that may end a stage early, or take it back."""
 
     def __init__(self, config: StageConfig):
-        self.config, self.events = config, list[Event]()
+        self.config, self.events = config, list[RuleEvent]()
         self.rules = EndRules(config.until or Until())
         self.guard = CollapseGuard(config.guard, config) if config.guard is not None else None
         self.by_reward = config.guard is not None and config.guard.watch == "reward"
@@ -182,7 +182,7 @@ class Switches:
 
     def after_step(
         self, step: int, metrics: Mapping[str, float], spent: Mapping[str, float], last: bool
-    ) -> Event | None:
+    ) -> RuleEvent | None:
         """The step is done; ``last`` where there will be no other."""
         event = self.rules.after_step(step, metrics, spent)
         if not self.by_reward or self.guard is None:
@@ -194,28 +194,28 @@ class Switches:
         self.block, self.candidate = [], step
         return self._compare(step, began or 0, now, last or event is not None) or event
 
-    def after_evaluation(self, step: int, correct: list[float], last: bool) -> Event | None:
+    def after_evaluation(self, step: int, correct: list[float], last: bool) -> RuleEvent | None:
         """The validation prompts were answered: 1 for each right one, 0 for the others."""
         event = self.rules.after_evaluation(step, correct)
         if not self.keeps_best or self.by_reward:
             return event
         return self._compare(step, step, correct, last or event is not None) or event
 
-    def _compare(self, step: int, checkpoint: int, now: list[float], last: bool) -> Event | None:
+    def _compare(self, step: int, checkpoint: int, now: list[float], last: bool) -> RuleEvent | None:
         """A measurement of the policy of a checkpoint: a new best, or one to compare with it."""
         assert self.best is not None
         if sum(now) / len(now) > self.best.value:
             self.best = Best(checkpoint, now)
         return self.guard.compare(step, self.best, now, last) if self.guard is not None else None
 
-    def happened(self, event: Event) -> None:
+    def happened(self, event: RuleEvent) -> None:
         """The event is a fact."""
         self.events.append(event)
         if event.action == "slower":
             self.rules.forget()
             self.block, self.candidate = [], event.step if self.by_reward else None
 
-    def stopped(self, event: Event, best: Path) -> str:
+    def stopped(self, event: RuleEvent, best: Path) -> str:
         """What a stage says that the guard has stopped; ``best`` is the checkpoint that it keeps."""
         label = self.config.label
         slower = f"`gradus fork RUN --from {label} --set stages.{label}.lr={self.config.lr / 3:.1g}`"
@@ -229,7 +229,7 @@ class Switches:
         return {step for step in steps if step is not None}
 
     @property
-    def end(self) -> Event | None:
+    def end(self) -> RuleEvent | None:
         """The event that ended the stage."""
         return self.events[-1] if self.events and self.events[-1].action != "slower" else None
 
@@ -251,7 +251,7 @@ class Switches:
 
     def restore(self, state: State) -> None:
         """Go on from :meth:`state`."""
-        self.events = [Event(**event) for event in state["events"]]
+        self.events = [RuleEvent(**event) for event in state["events"]]
         self.rules.series = state["series"]
         self.best = Best(**state["best"]) if state["best"] else None
         self.block, self.candidate = state["block"], state["candidate"]

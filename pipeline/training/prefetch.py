@@ -13,18 +13,18 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 
 from gradus.pipeline.policy.policy import Policy, copy_parameters, parameters
-from gradus.pipeline.training.batches import SampledGroups, Source
+from gradus.pipeline.training.batches import SampledBatches, Batches
 from gradus.pipeline.types import Rollouts, State
 
 
-class OneAhead(Source):
+class PrefetchedBatches(Batches):
     """Groups that were sampled by the policy as it was before the update that ran meanwhile: one step stale.
 
     The first batch is the policy's own. A resume samples the batch that was under way again, with the weights that it
     was being sampled with.
     """
 
-    def __init__(self, groups: SampledGroups, policy: Policy):
+    def __init__(self, groups: SampledBatches, policy: Policy):
         """``groups`` samples from a copy of ``policy``, which this object alone changes."""
         super().__init__()
         self.groups, self.policy = groups, policy

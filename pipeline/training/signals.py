@@ -13,19 +13,14 @@ from torch import Tensor
 from gradus.pipeline.common.ranks import ALONE, Ranks
 from gradus.pipeline.config import SamplingConfig, StageConfig
 from gradus.pipeline.policy.forward.logprobs import batch_logprobs
-from gradus.pipeline.policy.policy import Policy, copied, copy_parameters, parameters
+from gradus.pipeline.policy.policy import Policy, copy_parameters, frozen_copy, parameters
 from gradus.pipeline.rewards.ranking import order_PKK
 from gradus.pipeline.stage import Needs, Signals
-from gradus.pipeline.training.batches import Cost, SampledGroups
+from gradus.pipeline.training.batches import SamplingCost, SampledBatches
 from gradus.pipeline.training.learner.critics import PromptCritic, TokenCritic
 from gradus.pipeline.training.learner.groups import groups_of
 from gradus.pipeline.training.learner.losses import spread_PK
 from gradus.pipeline.types import Rollouts, State
-
-
-def frozen_copy(policy: Policy) -> Policy:
-    """The policy as it is now, apart from the one that trains; costs what trains of it a second time in memory."""
-    return Policy(copied(policy).requires_grad_(False), policy.tokenizer, policy.template, policy.adapters)
 
 
 class Difficulty:
@@ -59,7 +54,7 @@ class SignalProvider:
         config: StageConfig,
         policy: Policy,
         sampling: SamplingConfig,
-        groups_from: Callable[[Policy], SampledGroups],
+        groups_from: Callable[[Policy], SampledBatches],
         ranks: Ranks = ALONE,
     ):
         self.needs, self.config, self.policy, self.ranks = needs, config, policy, ranks
@@ -72,7 +67,7 @@ class SignalProvider:
         self.token_critic = TokenCritic(policy, needs.critic, config) if needs.critic and kind == "token" else None
         self.difficulty = Difficulty() if needs.difficulty else None
         self.metrics: dict[str, float] = {}
-        self.cost = Cost()
+        self.cost = SamplingCost()
         """Of what was sampled for the last batch's signals."""
 
     def begin(self, step: int) -> None:
@@ -113,7 +108,7 @@ class SignalProvider:
     def of(self, rollouts: Rollouts, step: int) -> Callable[[int, list[int]], Signals]:
         """The signals of some groups of a batch at an update of a number: what depends on the policy is taken anew."""
         assert rollouts.rewards_PK is not None and rollouts.valid_PK is not None
-        self.metrics, self.cost = {}, Cost()
+        self.metrics, self.cost = {}, SamplingCost()
         fixed = Signals(
             rewards_PK=rollouts.rewards_PK,
             lengths_PK=rollouts.lengths_PK,

@@ -19,7 +19,7 @@ from gradus.pipeline.config import PipelineConfig, StageConfig
 from gradus.pipeline.policy.devices import autocasts
 from gradus.pipeline.policy.forward.logprobs import batch_logprobs
 from gradus.pipeline.policy.loading import load_policy
-from gradus.pipeline.policy.policy import Policy, copy_parameters, parameters
+from gradus.pipeline.policy.policy import Policy, copy_parameters, frozen_copy, parameters
 from gradus.pipeline.rewards import RewardSuite
 from gradus.pipeline.rollouts.sampler import BUILT_IN, Sampler
 from gradus.pipeline.runs.checkpoint import CHECKPOINTS, RESUME, damaged_files, prune, read_record, save_checkpoint
@@ -27,17 +27,17 @@ from gradus.pipeline.stage import Stage
 from gradus.pipeline.tasks.prompt_order import HistoryResampling, PromptStream, Schedule
 from gradus.pipeline.tasks.task import TaskData, all_prompts
 from gradus.pipeline.tracking.journal import Journal
-from gradus.pipeline.training.batches import Demonstrations, SampledGroups, Source, sampling_of
-from gradus.pipeline.training.early_stopping import Event, Switches
+from gradus.pipeline.training.batches import DemonstrationBatches, SampledBatches, Batches, sampling_of
+from gradus.pipeline.training.early_stopping import EarlyStopping, RuleEvent
 from gradus.pipeline.training.evaluation import evaluate
 from gradus.pipeline.training.learner.learner import Learner, Weigh
 from gradus.pipeline.training.learner.losses import kl_estimate
 from gradus.pipeline.training.learner.shards import SHARDS, write_shards
 from gradus.pipeline.training.learner.state_files import read_state, spread_tensors, write_state
 from gradus.pipeline.training.metrics import advantage_metrics, rollout_metrics
-from gradus.pipeline.training.prefetch import OneAhead
+from gradus.pipeline.training.prefetch import PrefetchedBatches
 from gradus.pipeline.training.progress import Progress, StepLog, Timer
-from gradus.pipeline.training.signals import SignalProvider, frozen_copy
+from gradus.pipeline.training.signals import SignalProvider
 from gradus.pipeline.types import Rollouts, State
 
 
@@ -77,17 +77,17 @@ class Trainer:
         sampling = sampling_of(self.pipeline, self.config)
         stream = PromptStream(self.task.train, self.pipeline.seed, self.config.label)
         self.schedule = HistoryResampling(stream) if self.needs.resample else Schedule(stream)
-        self.source: Source
+        self.source: Batches
         if self.needs.completions == "demonstrations":
-            self.source = Demonstrations(self.policy, self.schedule, self.config)
+            self.source = DemonstrationBatches(self.policy, self.schedule, self.config)
         else:
             groups = self._groups(frozen_copy(self.policy) if self.config.async_ else self.policy)
             groups.want_states = self.needs.critic is not None and self.needs.critic.kind == "prompt"
             groups.refills = self.needs.refills
-            self.source = OneAhead(groups, self.policy) if self.config.async_ else groups
+            self.source = PrefetchedBatches(groups, self.policy) if self.config.async_ else groups
         self.temperature = sampling.temperature
         self.signals, self.learner = self._parts()
-        self.switches = Switches(self.config)
+        self.switches = EarlyStopping(self.config)
         measures_kl = self.config.kl_every > 0 and self.needs.completions == "policy"
         self.start = frozen_copy(self.policy) if measures_kl else None
         self.timer, self.began = Timer(self.pipeline.checkpoints), time.perf_counter()
@@ -102,9 +102,9 @@ class Trainer:
             if "critic" in self.config.carry:
                 self.signals.take_critic(self.carried["signals"])
 
-    def _groups(self, policy: Policy, salt: str = "", rewards_only: bool = False) -> SampledGroups:
+    def _groups(self, policy: Policy, salt: str = "", rewards_only: bool = False) -> SampledBatches:
         options = {"ranks": self.ranks, "sampler": self.sampler, "rewards_only": rewards_only}
-        return SampledGroups(policy, self.schedule, self.suite, self.pipeline, self.config, salt, **options)
+        return SampledBatches(policy, self.schedule, self.suite, self.pipeline, self.config, salt, **options)
 
     def _parts(self) -> tuple[SignalProvider, Learner]:
         """What learns, around the policy of the stage's start; nothing of it has begun."""
@@ -192,7 +192,7 @@ class Trainer:
         if step in self.switches.kept or event is not None:
             self._save()
 
-    def _act(self, event: Event) -> None:
+    def _act(self, event: RuleEvent) -> None:
         """Tell of an event, and go back where it says so and the stage goes on."""
         self.switches.happened(event)
         self.journal.metrics(event.step, {f"switch/{event.rule}": 1.0})

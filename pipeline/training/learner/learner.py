@@ -29,7 +29,7 @@ from gradus.pipeline.stage import Needs
 from gradus.pipeline.training.learner.groups import groups_of
 from gradus.pipeline.training.learner.losses import importance_weights, token_weights, weighted_likelihood
 from gradus.pipeline.training.learner.optimizer_state import optimizer_state, restore_optimizer
-from gradus.pipeline.training.learner.replicas import trainee
+from gradus.pipeline.training.learner.replicas import trained_copy
 from gradus.pipeline.types import Rollouts, State
 
 Weigh = Callable[[int, list[int]], Tensor]
@@ -68,7 +68,7 @@ class Learner:
         ranks: Ranks = ALONE,
     ):
         self.policy, self.config, self.temperature, self.ranks = policy, config, temperature, ranks
-        self.trainee = trainee(policy, ranks)
+        self.trainee = trained_copy(policy, ranks)
         self.autocast, self.likelihood = autocast, needs.likelihood if needs else 0.0
         self.idle = needs.critic.warmup if needs and needs.critic else 0
         """First steps in which the policy stays as it is."""

@@ -27,7 +27,7 @@ BUCKET = 2**24
 """Numbers that are summed in one message."""
 
 
-class Replicated:
+class ReplicatedPolicy:
     """Every rank trains the whole policy on rows of its own; gradients are summed, so that all stay alike."""
 
     def __init__(self, policy: Policy, ranks: Ranks):
@@ -73,7 +73,7 @@ class Replicated:
         """The policy's weights have been replaced."""
 
 
-class Sharded(Replicated):
+class ShardedPolicy(ReplicatedPolicy):
     """A copy of the policy whose blocks are spread over the ranks."""
 
     def __init__(self, policy: Policy, ranks: Ranks):
@@ -186,6 +186,6 @@ def laid_out(whole: Tensor, like: Any) -> Tensor:
     return distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None)
 
 
-def trainee(policy: Policy, ranks: Ranks) -> Replicated:
+def trained_copy(policy: Policy, ranks: Ranks) -> ReplicatedPolicy:
     """What to train of a policy."""
-    return Sharded(policy, ranks) if ranks.shard and ranks.size > 1 else Replicated(policy, ranks)
+    return ShardedPolicy(policy, ranks) if ranks.shard and ranks.size > 1 else ReplicatedPolicy(policy, ranks)

@@ -24,13 +24,13 @@ from gradus.pipeline.common.observer import Observer
 from gradus.pipeline.execution.prepare import prepare
 from gradus.pipeline.execution.stage import run_stage
 from gradus.pipeline.execution.summary import finish
+from gradus.pipeline.policy.policy import frozen_copy
 from gradus.pipeline.runs.checkpoint import checkpoints_in, damaged_files, read_record
 from gradus.pipeline.runs.plan import plan
 from gradus.pipeline.runs.run_folder import RunFolder
 from gradus.pipeline.stage import Signals
 from gradus.pipeline.tracking.journal import metric_history, read_events
 from gradus.pipeline.training.evaluation import Evaluation
-from gradus.pipeline.training.signals import frozen_copy
 from gradus.stages import discover
 
 SUMMARY_STAGE_KEYS = {

@@ -20,13 +20,12 @@ from gradus.pipeline.config.policy import LoraConfig
 from gradus.pipeline.policy.forward.logprobs import batch_logprobs
 from gradus.pipeline.policy.loading import load_policy
 from gradus.pipeline.policy.lora import ADAPTER, add_adapters, merged_state
-from gradus.pipeline.policy.policy import parameters
+from gradus.pipeline.policy.policy import frozen_copy, parameters
 from gradus.pipeline.rollouts.builtin import DrawKey, sample
 from gradus.pipeline.rollouts.builtin.decoder import Decoder
 from gradus.pipeline.runs.checkpoint import verified_record
 from gradus.pipeline.runs.run_folder import RunFolder
 from gradus.pipeline.training.learner.learner import Learner
-from gradus.pipeline.training.signals import frozen_copy
 from gradus.pipeline.types import Prompt
 
 GEMMA_LAYERS = ["sliding_attention", "full_attention"]

@@ -26,7 +26,7 @@ from torch import Tensor
 from gradus.pipeline.common.errors import StageFailed, UserError
 from gradus.pipeline.config import PipelineConfig, SamplingConfig, StageConfig
 from gradus.pipeline.config.compute import RolloutConfig
-from gradus.pipeline.policy.policy import Policy
+from gradus.pipeline.policy.policy import Policy, frozen_copy
 from gradus.pipeline.rollouts import factory
 from gradus.pipeline.rollouts.builtin import DrawKey, sample
 from gradus.pipeline.rollouts.external import EngineSampler
@@ -37,7 +37,6 @@ from gradus.pipeline.rollouts.weights import pushed_weights, weights_digest
 from gradus.pipeline.tracking.journal import metric_history
 from gradus.pipeline.training.learner.learner import Learner
 from gradus.pipeline.training.learner.losses import importance_weights
-from gradus.pipeline.training.signals import frozen_copy
 from gradus.pipeline.types import Prompt, Rollouts
 
 OPTIONS = SamplingConfig(max_tokens=8, temperature=0.7)

@@ -18,7 +18,7 @@ from gradus.pipeline.rewards import RewardSuite
 from gradus.pipeline.rollouts.builtin import DrawKey, sample
 from gradus.pipeline.stage import Critic, Needs
 from gradus.pipeline.tasks.prompt_order import HistoryResampling, PromptStream, Schedule
-from gradus.pipeline.training.batches import SampledGroups
+from gradus.pipeline.training.batches import SampledBatches
 from gradus.pipeline.training.learner.critics import TokenCritic
 from gradus.pipeline.training.learner.groups import groups_of, joined, uniform_groups
 from gradus.pipeline.training.learner.learner import Learner, Weigh
@@ -97,8 +97,8 @@ def config() -> PipelineConfig:
     return pipeline(stages, rewards=GRADED, evaluation={"threshold": 0.9})
 
 
-def groups(config: PipelineConfig, policy: Policy, refills: int) -> SampledGroups:
-    source = SampledGroups(
+def groups(config: PipelineConfig, policy: Policy, refills: int) -> SampledBatches:
+    source = SampledBatches(
         policy, Schedule(stream_of(50)), RewardSuite(config.rewards), config, config.stages[0], refills=refills
     )
     return source

@@ -10,7 +10,7 @@ import pytest
 from gradus.pipeline.config import StageConfig
 from gradus.pipeline.statistics.intervals import gain_bounds, mean_bounds, share_bounds, widened
 from gradus.pipeline.statistics.significance import alarm_level, mean_drop, paired_drop
-from gradus.pipeline.training.early_stopping import Switches
+from gradus.pipeline.training.early_stopping import EarlyStopping
 
 RTOL = 1e-5
 
@@ -82,7 +82,7 @@ def stage(steps: int = 300, **options: object) -> StageConfig:
 
 def ended(config: StageConfig, rule: str, chance: numpy.random.Generator, curve, until: int | None = None) -> bool:
     """Whether the rule ends a stage whose steps measure ``curve(step) -> (metrics, correct)``."""
-    switches = Switches(config)
+    switches = EarlyStopping(config)
     if switches.keeps_best:
         switches.begin([] if switches.by_reward else curve(0, chance)[1])
     spent = {"rollouts": 0, "tokens": 0, "seconds": 0}

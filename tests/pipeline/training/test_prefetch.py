@@ -18,16 +18,16 @@ from gradus.pipeline.common import yaml_text
 from gradus.pipeline.common.errors import StageFailed
 from gradus.pipeline.config import PipelineConfig, StageConfig
 from gradus.pipeline.policy.forward.logprobs import batch_logprobs
-from gradus.pipeline.policy.policy import Policy
+from gradus.pipeline.policy.policy import Policy, frozen_copy
 from gradus.pipeline.rewards import RewardSuite
 from gradus.pipeline.rollouts import sampler
 from gradus.pipeline.runs.run_folder import RunFolder
 from gradus.pipeline.stage import Needs
 from gradus.pipeline.tasks.prompt_order import Schedule
 from gradus.pipeline.tracking.journal import metric_history
-from gradus.pipeline.training.batches import GivenUp, SampledGroups
-from gradus.pipeline.training.prefetch import OneAhead
-from gradus.pipeline.training.signals import SignalProvider, frozen_copy
+from gradus.pipeline.training.batches import BatchNotNeeded, SampledBatches
+from gradus.pipeline.training.prefetch import PrefetchedBatches
+from gradus.pipeline.training.signals import SignalProvider
 from gradus.pipeline.types import Prompt, Rollouts
 
 STEPS = 6
@@ -44,9 +44,9 @@ class Stream:
         return self.prompts[:size]
 
 
-def groups_of(policy: Policy, prompts: list[Prompt], suite: RewardSuite) -> SampledGroups:
+def groups_of(policy: Policy, prompts: list[Prompt], suite: RewardSuite) -> SampledBatches:
     stream: Any = Stream(prompts)
-    return SampledGroups(policy, Schedule(stream), suite, CONFIG, CONFIG.stages[0])
+    return SampledBatches(policy, Schedule(stream), suite, CONFIG, CONFIG.stages[0])
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def test_each_batch_is_of_the_policy_before_the_running_update(
     policy: Policy, prompts: list[Prompt], suite: RewardSuite
 ) -> None:
     """Step n trains on what the policy of n - 2 updates sampled, the first on its own; none is sampled in vain."""
-    ahead = OneAhead(groups_of(frozen_copy(policy), prompts, suite), policy)
+    ahead = PrefetchedBatches(groups_of(frozen_copy(policy), prompts, suite), policy)
     weights, found = [frozen_copy(policy)], []
     for step in (1, 2, 3):
         found.append(ahead.batch(step))
@@ -96,18 +96,18 @@ def test_the_next_batch_is_sampled_while_this_one_trains(
         return rollouts
 
     groups.batch = batch  # type: ignore[method-assign]
-    ahead = OneAhead(groups, policy)
+    ahead = PrefetchedBatches(groups, policy)
     ahead.batch(1)
     assert done.wait(60), "nobody has asked for the second batch"
     ahead.close()
 
 
 def test_a_resume_samples_the_batch_under_way_again(policy: Policy, prompts: list[Prompt], suite: RewardSuite) -> None:
-    ahead = OneAhead(groups_of(frozen_copy(policy), prompts, suite), policy)
+    ahead = PrefetchedBatches(groups_of(frozen_copy(policy), prompts, suite), policy)
     ahead.batch(1)
     nudge(policy)
     state = ahead.state()
-    resumed = OneAhead(groups_of(frozen_copy(tiny_policy(seed=9)), prompts, suite), policy)
+    resumed = PrefetchedBatches(groups_of(frozen_copy(tiny_policy(seed=9)), prompts, suite), policy)
     resumed.restore({**state, "weights": {name: value.clone() for name, value in state["weights"].items()}}, 2)
     wanted, found = ahead.batch(2), resumed.batch(2)
     assert same(found, wanted) and found.staleness == wanted.staleness == 1
@@ -121,7 +121,7 @@ def test_what_goes_wrong_is_raised_where_the_batch_is_asked_for(
     def fail(*_: Any) -> None:
         raise StageFailed("the process for rewards can't start")
 
-    ahead = OneAhead(groups_of(frozen_copy(policy), prompts, suite), policy)
+    ahead = PrefetchedBatches(groups_of(frozen_copy(policy), prompts, suite), policy)
     monkeypatch.setattr(sampler, "sample", fail)
     with pytest.raises(StageFailed, match="can't start"):
         ahead.batch(1)
@@ -133,7 +133,7 @@ def test_sampling_that_nobody_wants_ends_at_the_next_group(
 ) -> None:
     groups = groups_of(policy, prompts, suite)
     groups.given_up = True
-    with pytest.raises(GivenUp):
+    with pytest.raises(BatchNotNeeded):
         groups.batch(1)
 
 
