@@ -1,102 +1,187 @@
-"""The house: which way imports point, who may import what, and that files stay short enough to read."""
+"""The architecture: which package may import which, and how large a folder, a file, a function and a class may be.
+
+The checks are those of ``helpers/house.py``; a made-up tree proves that each of them notices what it is for.
+"""
 
 from __future__ import annotations
 
-import ast
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from house import (
+    CHECKS,
+    HEADER,
+    Check,
+    House,
+    Module,
+    circle_offenders,
+    docstring_offenders,
+    name_offenders,
+    root_offenders,
+    row_offenders,
+    size_offenders,
+    stages_of,
+    upward_offenders,
+)
 from paths import REPOSITORY
 
 from gradus.stages import discover
 
-LAYERS = ("pipeline", "stages", "flows")
-"""From the bottom: a layer imports those before it, never those after."""
-LONGEST = 320
-"""Lines that a file may have; 300 is the aim."""
-
-FILES = sorted(path for layer in LAYERS for path in (REPOSITORY / layer).rglob("*.py"))
-
-
-def name_of(path: Path) -> str:
-    return str(path.relative_to(REPOSITORY))
-
-
-def imports(path: Path) -> Iterator[str]:
-    """Every module that a file imports, wherever in it, as an absolute dotted name."""
-    package = path.relative_to(REPOSITORY).parts[:-1]
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            base = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
-            module = ".".join(filter(None, (base, node.module)))
-            yield from (f"{module}.{alias.name}" for alias in node.names)
-        elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("importlib.import_module", "__import__"):
-            yield from (str(argument.value) for argument in node.args[:1] if isinstance(argument, ast.Constant))
-
-
-@pytest.mark.parametrize("path", FILES, ids=name_of)
-def test_imports_point_one_way(path: Path) -> None:
-    layer = path.relative_to(REPOSITORY).parts[0]
-    above = LAYERS[LAYERS.index(layer) + 1 :]
-    for module in imports(path):
-        assert module.split(".")[0] not in above, f"{name_of(path)} imports {module}"
-        assert not module.startswith("tests"), f"{name_of(path)} imports {module}"
+ANSWERS_AT_ONCE = [
+    "flows.cli",
+    "flows.cli.runs",
+    "flows.cli.advise",
+    "flows.launch",
+    "flows.orchestrator.access",
+    "flows.screen.status",
+    "flows.screen.options",
+    "flows.screen.progress",
+    "flows.screen.plan",
+    "flows.screen.tables",
+    "flows.screen.sizes",
+    "pipeline.config.loading",
+    "pipeline.execution.preflight",
+    "pipeline.rewards",
+    "pipeline.tasks.task",
+    "pipeline.runs.run_folder",
+    "pipeline.runs.fork",
+    "pipeline.runs.verify",
+    "pipeline.tracking.journal",
+    "pipeline.tracking.position",
+    "pipeline.tracking.access",
+    "stages",
+]
+"""What help, checks and status import, and what must therefore import nothing of the following."""
+SLOW = ["torch", "transformers", "prefect", "mlflow", "datasets", "numpy", "pandas", "reasoning_gym"]
 
 
-@pytest.mark.parametrize("path", sorted((REPOSITORY / "stages").glob("[!_]*.py")), ids=name_of)
-def test_stages_do_not_know_each_other(path: Path) -> None:
-    assert not [module for module in imports(path) if module.split(".")[0] in ("stages", "flows")]
-    assert len(path.read_text().splitlines()) < 120, f"{name_of(path)}: a stage is one short file"
+@pytest.fixture(scope="module")
+def house() -> House:
+    return House(REPOSITORY)
 
 
-def test_each_backend_is_imported_in_its_own_place() -> None:
-    users = {
-        backend: {name_of(p) for p in FILES if any(m.split(".")[0] == backend for m in imports(p))}
-        for backend in ("mlflow", "prefect")
-    }
-    assert users["mlflow"] == {"pipeline/tracking/uploader.py"}
-    assert users["prefect"] and all(name.startswith("flows/") for name in users["prefect"])
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_the_house_has_no_offender(house: House, check: Check) -> None:
+    offenders = list(check(house))
+    assert not offenders, "\n" + "\n".join(offenders)
 
 
-@pytest.mark.parametrize("path", sorted((REPOSITORY / "pipeline").rglob("*.py")), ids=name_of)
-def test_the_core_knows_no_algorithm_by_name(path: Path) -> None:
-    tree = ast.parse(path.read_text())
-    documentation = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
-    texts = [n for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
-    words = re.compile(rf"\b({'|'.join(map(re.escape, discover()))})\b")
-    named = [f"line {n.lineno}: {n.value!r}" for n in texts if id(n) not in documentation and words.search(n.value)]
-    assert not named, f"{name_of(path)} names an algorithm: {named}"
+def test_every_stage_is_one_file_named_after_it(house: House) -> None:
+    """The check of algorithms' names relies on it."""
+    assert {f"stages.{name}" for name in discover()} == set(stages_of(house))
 
 
-def test_files_stay_short() -> None:
-    lengths = {name_of(path): len(path.read_text().splitlines()) for path in FILES}
-    assert not {name: length for name, length in lengths.items() if length > LONGEST}
+def test_the_project_has_one_import_name() -> None:
+    """Whatever is imported in the checkout, or shown to users, is imported as ``gradus.``."""
+    other = re.compile(r"^\s*(?:from|import) (?:pipeline|stages|flows)\b|-m (?:pipeline|stages|flows)\.", re.MULTILINE)
+    found = []
+    for folder in ("pipeline", "stages", "flows", "src", "tests", "benchmarks", "examples", "docs", "deploy"):
+        for path in sorted((REPOSITORY / folder).rglob("*")):
+            if path.suffix == ".py":
+                tops = {name.split(".")[0] for name in Module(f"{folder}.{path.stem}", path).imports()}
+                found += [f"{path} imports {name}" for name in sorted(tops & {"pipeline", "stages", "flows"})]
+            elif path.suffix in (".md", ".yaml", ".json") or path.name == "Dockerfile":
+                found += [f"{path}: {match[0].strip()}" for match in other.finditer(path.read_text())]
+    assert not found, "\n" + "\n".join(found)
 
 
 def test_what_answers_at_once_imports_nothing_slow() -> None:
     """Help, checks and status would take seconds otherwise."""
-    light = [
-        "gradus.flows.cli", "gradus.flows.launch", "gradus.flows.screen.status", "gradus.flows.screen.options", "gradus.flows.screen.progress", "gradus.flows.screen.plan", "gradus.flows.screen.tables",
-        "gradus.pipeline.config.loading",
-        "gradus.pipeline.execution.preflight", "gradus.pipeline.rewards", "gradus.pipeline.tasks.task", "gradus.pipeline.runs.run_folder", "gradus.pipeline.tracking.journal",
-        "gradus.pipeline.tracking.position", "gradus.pipeline.tracking.access", "gradus.pipeline.runs.fork", "gradus.pipeline.runs.verify",
-        "gradus.flows.cli.runs", "gradus.flows.cli.advise", "gradus.flows.orchestrator.access", "gradus.flows.screen.sizes", "gradus.stages",
-    ]  # fmt: skip
-    slow = ["torch", "transformers", "prefect", "mlflow", "datasets", "numpy", "pandas", "reasoning_gym"]
     code = f"""
 import importlib, sys
-for module in {light}:
-    importlib.import_module(module)
-    found = [name for name in {slow} if name in sys.modules]
+for module in {ANSWERS_AT_ONCE}:
+    importlib.import_module(f"gradus.{{module}}")
+    found = [name for name in {SLOW} if name in sys.modules]
     assert not found, f"{{module}} imports {{found}}"
 import gradus.stages
 gradus.stages.discover()
 assert "torch" not in sys.modules, "a stage imports torch"
 """
     subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=True, timeout=60)
+
+
+SAYS = '"""A package. Gives: all. Must not know: anything."""\n'
+TABLE = f"""# Architecture
+
+{HEADER}
+|---|---|---|---|---|
+| 1 | `pipeline.common` | a | b | c |
+| 2 | `pipeline.types` | a | b | c |
+| 2 | `pipeline.tasks` | a | b | c |
+| 3 | `stages` | a | b | c |
+| 4 | `flows.compare.plan` | a | b | c |
+| 5 | `flows` | a | b | c |
+| 6 | `gradus` | a | b | c |
+"""
+TREE = {
+    "docs/architecture.md": TABLE,
+    "src/gradus/__init__.py": SAYS + "__version__ = '1'\n",
+    "src/gradus/__main__.py": "from gradus.flows.order import all_of\n",
+    "pipeline/__init__.py": SAYS,
+    "pipeline/types.py": "from gradus.pipeline.common import files\n",
+    "pipeline/common/__init__.py": SAYS,
+    "pipeline/common/files.py": "import os\nfrom gradus import __version__\n",
+    "pipeline/common/deep/__init__.py": SAYS,
+    "pipeline/common/deep/locks.py": "from ..files import os\nNAMES = 'fast food'\n",
+    "pipeline/tasks/__init__.py": SAYS + "from .task import read\n",
+    "pipeline/tasks/task.py": "import gradus.pipeline.common.deep.locks as read\n",
+    "stages/__init__.py": SAYS,
+    "stages/sft.py": "from gradus.pipeline.tasks import read\n",
+    "stages/dapo.py": "import torch\n",
+    "flows/__init__.py": SAYS,
+    "flows/order.py": "from .compare.plan import arms as all_of\nimport prefect\n",
+    "flows/compare/__init__.py": SAYS,
+    "flows/compare/plan/__init__.py": SAYS,
+    "flows/compare/plan/arms.py": "from gradus.pipeline.types import files\n",
+}
+"""A small checkout without an offender."""
+FAULTS = {
+    "upward": (upward_offenders, {"pipeline/common/files.py": "def f():\n    from gradus.pipeline import types\n"}),
+    "upward, for types only": (
+        upward_offenders,
+        {"pipeline/types.py": "if TYPE_CHECKING:\n    from gradus.flows.order import X\n"},
+    ),
+    "sideways": (upward_offenders, {"pipeline/types.py": "import gradus.pipeline.tasks.task\n"}),
+    "relative": (upward_offenders, {"pipeline/common/files.py": "from ..tasks.task import read\n"}),
+    "by name": (upward_offenders, {"stages/sft.py": "importlib.import_module('gradus.flows.order')\n"}),
+    "another name": (upward_offenders, {"flows/order.py": "import pipeline.types\n"}),
+    "circle": (
+        circle_offenders,
+        {"pipeline/common/files.py": "import gradus.pipeline.common.deep.locks\n"},
+    ),
+    "16 modules": (size_offenders, {f"pipeline/tasks/m{number}.py": "" for number in range(15)}),
+    "9 modules in pipeline/": (size_offenders, {f"pipeline/m{number}.py": "" for number in range(8)}),
+    "301 lines": (size_offenders, {"flows/order.py": "\n" * 301}),
+    "a stage of 121 lines": (size_offenders, {"stages/sft.py": "\n" * 121}),
+    "61 lines": (size_offenders, {"flows/order.py": "async def f():\n" + "    pass\n" * 60}),
+    "13 methods": (size_offenders, {"flows/order.py": "class A:\n" + "    def f(self): ...\n" * 13}),
+    "no row": (row_offenders, {"pipeline/new.py": ""}),
+    "no row below flows": (row_offenders, {"flows/new/__init__.py": SAYS, "flows/new/module.py": ""}),
+    "code in a folder of packages": (row_offenders, {"flows/compare/__init__.py": SAYS + "import os\n"}),
+    "row without modules": (row_offenders, {"docs/architecture.md": TABLE + "| 1 | `pipeline.old` | a | b | c |\n"}),
+    "root": (root_offenders, {"src/gradus/__init__.py": SAYS + "import os\n"}),
+    "no docstring": (docstring_offenders, {"flows/compare/__init__.py": '"""Gives: all."""\n'}),
+    "no __init__": (docstring_offenders, {"pipeline/common/new/module.py": ""}),
+    "mlflow": (name_offenders, {"flows/order.py": "def f():\n    import mlflow.client\n"}),
+    "prefect": (name_offenders, {"pipeline/types.py": "from prefect import flow\n"}),
+    "stages know each other": (name_offenders, {"stages/sft.py": "from gradus.stages.dapo import STAGE\n"}),
+    "algorithm": (name_offenders, {"pipeline/types.py": "if name == 'dapo': ...\n"}),
+}
+
+
+def build(folder: Path, files: dict[str, str]) -> House:
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    return House(folder)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_each_fault_is_noticed(tmp_path: Path, fault: str) -> None:
+    sound = build(tmp_path, TREE)
+    assert [found for check in CHECKS for found in check(sound)] == []
+    check, files = FAULTS[fault]
+    assert len(list(check(build(tmp_path, files)))) == 1
