@@ -65,9 +65,9 @@ class EngineSampler(Sampler):
         group_size: int,
         options: SamplingConfig,
         draw: DrawKey | None,
-        want_states: bool = False,
+        return_prompt_states: bool = False,
         on_group: OnGroup | None = None,
-        texts_only: bool = False,
+        without_logprobs: bool = False,
     ) -> Rollouts:
         """K completions of each prompt, within :meth:`weights_of`."""
         encoded = [policy.encode_prompt(prompt.question) for prompt in prompts]
@@ -85,9 +85,9 @@ class EngineSampler(Sampler):
         rows = [found[index] for index in range(len(prompts))]
         rollouts = _rollouts(prompts, encoded, rows, [texts[p] for p in range(len(prompts))], policy.template.pad_id)
         self.metrics = dict(self._pushed)
-        if not texts_only:
+        if not without_logprobs:
             rollouts = self._read(policy, rollouts, options.temperature)
-        if want_states:
+        if return_prompt_states:
             rollouts = replace(
                 rollouts, prompt_states_PD=_states(policy, encoded, rollouts.tokens_PKT, self.token_budget)
             )

@@ -35,13 +35,15 @@ class Sampler:
         group_size: int,
         options: SamplingConfig,
         draw: DrawKey | None,
-        want_states: bool = False,
+        return_prompt_states: bool = False,
         on_group: OnGroup | None = None,
-        texts_only: bool = False,
+        without_logprobs: bool = False,
     ) -> Rollouts:
-        """K completions of each prompt, see :func:`gradus.pipeline.rollouts.builtin.sample`. With ``texts_only`` the numbers of the
-        tokens need not be right."""
-        return sample(policy, prompts, group_size, options, draw, want_states, on_group)
+        """Sample K completions of each prompt; see :func:`gradus.pipeline.rollouts.builtin.sample`.
+
+        ``without_logprobs``: the caller uses the texts alone, so log-probabilities and entropies may be wrong.
+        """
+        return sample(policy, prompts, group_size, options, draw, return_prompt_states, on_group)
 
 
 BUILT_IN = Sampler()

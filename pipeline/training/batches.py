@@ -77,7 +77,7 @@ class SampledBatches(Batches):
     stage: StageConfig
     salt: str = ""
     """Sets the draws of a second source apart from those of the first, for the same prompts and step."""
-    want_states: bool = False
+    return_prompt_states: bool = False
     """Record the hidden state at each prompt's end."""
     refills: int = 0
     """How often a batch's uniform groups are replaced by groups of further prompts; 0 keeps them."""
@@ -146,7 +146,7 @@ class SampledBatches(Batches):
                 scoring.add(prompts[index], texts)
 
             rollouts = self.sampler(
-                self.policy, prompts, size, options, draw, self.want_states, on_group, self.rewards_only
+                self.policy, prompts, size, options, draw, self.return_prompt_states, on_group, self.rewards_only
             )
             scores = scoring.join(prompts, rollouts.texts)
         metrics = {

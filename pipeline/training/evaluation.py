@@ -118,7 +118,7 @@ def _greedy(
         def on_group(index: int, group: list[str]) -> None:
             scoring.add(part[index], group)
 
-        return sampler(policy, part, 1, options, None, on_group=on_group, texts_only=True).texts
+        return sampler(policy, part, 1, options, None, on_group=on_group, without_logprobs=True).texts
 
     fit = policy.device.type == "cpu" and processes * PARTS * torch.get_num_threads() <= usable_cores()
     with ThreadPoolExecutor(PARTS if fit else 1, thread_name_prefix="evaluation") as threads:

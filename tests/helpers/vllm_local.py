@@ -45,7 +45,7 @@ def main() -> None:
         with sampler.weights_of(policy):
             found = sampler(policy, prompts(), 4, options, draw)
             again = sampler(policy, prompts()[::-1], 4, options, draw)
-            greedy = sampler(policy, prompts(), 1, options, None, texts_only=True)
+            greedy = sampler(policy, prompts(), 1, options, None, without_logprobs=True)
         assert found.engine_logprobs_PKT is not None
         differences = (found.rollout_logprobs_PKT - found.engine_logprobs_PKT)[found.mask_PKT].abs()
         lasts = found.tokens_PKT.gather(-1, (found.lengths_PK - 1)[..., None])[..., 0]

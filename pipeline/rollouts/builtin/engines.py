@@ -1,7 +1,8 @@
-"""Who computes the next token's logits: the lean decoder, transformers with its cache, or transformers without one.
+"""The engines that compute the next token's logits, and the choice between them.
 
-The choice is made by trying, once a model: the lean decoder where it gives the model's own logits, else transformers'
-cache where that does, else no cache. Every engine grows rows; only the lean one lets rows join while others grow.
+There are three: the lean decoder, transformers with its cache, and transformers without a cache. The choice is made
+once for each model, by trying: the first one, in this order, that reproduces the model's own logits. Only the lean
+engine can add rows while other rows are still growing.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ TOLERANCE = {torch.float32: 1e-4}
 """Largest departure from the model's own logits, relative to their norm; 0.05 in types that round earlier."""
 
 
-class Engine(Protocol):
+class LogitsEngine(Protocol):
     """Rows that grow, one completion each."""
 
     refills: bool
@@ -53,8 +54,9 @@ class TransformersEngine:
 
     refills = False
 
-    def __init__(self, policy: Policy, group_size: int, cached: bool = True, want_states: bool = False):
-        self.policy, self.group_size, self.cached, self.want_states = policy, group_size, cached, want_states
+    def __init__(self, policy: Policy, group_size: int, cached: bool = True, return_prompt_states: bool = False):
+        self.policy, self.group_size, self.cached = policy, group_size, cached
+        self.return_prompt_states = return_prompt_states
         self.ids = self.mask = torch.zeros(0, 0, dtype=torch.long)
         self.cache: DynamicCache | None = None
 
@@ -66,12 +68,12 @@ class TransformersEngine:
         """Begin with these prompts; rows that grew before are forgotten."""
         self.ids, self.mask = left_pad(prompts, self.policy.template.pad_id, self.policy.device)
         self.cache = DynamicCache(config=self.policy.model.config) if self.cached else None
-        output = self._forward(self.ids, hidden=self.want_states)
+        output = self._forward(self.ids, hidden=self.return_prompt_states)
         if self.group_size > 1:
             self.ids, self.mask = (x.repeat_interleave(self.group_size, 0) for x in (self.ids, self.mask))
             if self.cache is not None:
                 self.cache.batch_repeat_interleave(self.group_size)
-        states = output.hidden_states[-1][:, -1] if self.want_states else None
+        states = output.hidden_states[-1][:, -1] if self.return_prompt_states else None
         return output.logits[:, -1], states
 
     def step(self, tokens: Tensor) -> Tensor:
@@ -99,14 +101,14 @@ class TransformersEngine:
 
 
 def engine_of(
-    policy: Policy, prompts: list[list[int]], group_size: int, max_tokens: int, want_states: bool = False
-) -> Engine:
+    policy: Policy, prompts: list[list[int]], group_size: int, max_tokens: int, return_prompt_states: bool = False
+) -> LogitsEngine:
     """The fastest engine that gives this model's own logits, ready for its weights as they are now."""
     if policy.decoder is None:
         policy.decoder = _choose(policy)
     if isinstance(policy.decoder, Decoder):
         return LeanEngine(policy.decoder, prompts, group_size, max_tokens)
-    return TransformersEngine(policy, group_size, policy.decoder, want_states)
+    return TransformersEngine(policy, group_size, policy.decoder, return_prompt_states)
 
 
 @torch.no_grad()
@@ -131,7 +133,7 @@ def _choose(policy: Policy) -> Decoder | bool:
     return False
 
 
-def _reproduces(policy: Policy, prompts: list[list[int]], make: Callable[[], Engine]) -> bool:
+def _reproduces(policy: Policy, prompts: list[list[int]], make: Callable[[], LogitsEngine]) -> bool:
     """Whether an engine's logits are those of the whole model on the same tokens, when rows grow and leave."""
     engine, reference = make(), TransformersEngine(policy, 1, cached=False)
     texts = [prompt for prompt in prompts for _ in range(2)]

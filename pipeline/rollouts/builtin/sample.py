@@ -18,7 +18,7 @@ from torch import Tensor
 from gradus.pipeline.config import SamplingConfig
 from gradus.pipeline.policy.policy import Policy
 from gradus.pipeline.rollouts.builtin.draw import DrawKey, draw_tokens
-from gradus.pipeline.rollouts.builtin.engines import Engine, engine_of
+from gradus.pipeline.rollouts.builtin.engines import LogitsEngine, engine_of
 from gradus.pipeline.types import Prompt, Rollouts
 
 COMPACT_AT = 0.8
@@ -32,7 +32,7 @@ def sample(
     group_size: int,
     options: SamplingConfig,
     draw: DrawKey | None,
-    want_states: bool = False,
+    return_prompt_states: bool = False,
     on_group: Callable[[int, list[str]], None] | None = None,
 ) -> Rollouts:
     """K completions of each prompt under the policy as it is now; greedy where ``draw`` is None.
@@ -46,7 +46,7 @@ def sample(
     if draw is not None:
         streams = [draw.uniforms(prompt.id, k, options.max_tokens) for prompt in prompts for k in range(group_size)]
         uniforms = torch.from_numpy(np.stack(streams)).to(policy.device)
-    engine = engine_of(policy, encoded, group_size, options.max_tokens, want_states)
+    engine = engine_of(policy, encoded, group_size, options.max_tokens, return_prompt_states)
     groups = _Groups(policy, encoded, group_size, options, uniforms, on_group)
     groups.grow(engine)
     return groups.rollouts(prompts)
@@ -78,7 +78,7 @@ class _Groups:
         self.record: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
         """A step's output rows, positions, log-probabilities and entropies."""
 
-    def grow(self, engine: Engine) -> None:
+    def grow(self, engine: LogitsEngine) -> None:
         """Until every row of every prompt has ended."""
         waiting = deque(sorted(range(len(self.encoded)), key=lambda p: (len(self.encoded[p]), p)))
         device, width = self.policy.device, self.options.max_tokens
@@ -111,7 +111,7 @@ class _Groups:
                     engine.keep(kept)
             logits = engine.step(token) if alive else None
 
-    def _next(self, waiting: deque[int], engine: Engine) -> list[int]:
+    def _next(self, waiting: deque[int], engine: LogitsEngine) -> list[int]:
         """Prompts that fit beside what grows; at least one where nothing does.
 
         Where groups grow, half of the room must be free: every admission moves the whole cache.
@@ -129,7 +129,7 @@ class _Groups:
             taken.append(waiting.popleft())
         return taken
 
-    def _admit(self, engine: Engine, taken: list[int]) -> tuple[Tensor, Tensor]:
+    def _admit(self, engine: LogitsEngine, taken: list[int]) -> tuple[Tensor, Tensor]:
         """Logits of the first token of each new row, and its output row."""
         first, states = engine.admit([self.encoded[p] for p in taken])
         for place, p in enumerate(taken):

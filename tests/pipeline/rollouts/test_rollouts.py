@@ -116,14 +116,14 @@ def test_a_batch_has_the_form_and_the_numbers_of_the_built_in_sampler(
     policy = tiny_policy(**architecture)
     told: dict[int, list[str]] = {}
     sampler = sampler_with(CopyEngine(policy))
-    found = drawn(sampler, policy, prompts, want_states=True, on_group=told.__setitem__)
+    found = drawn(sampler, policy, prompts, return_prompt_states=True, on_group=told.__setitem__)
     assert [told[p] for p in range(len(prompts))] == found.texts
     assert found.engine_logprobs_PKT is not None and found.entropy_PKT is not None
     torch.testing.assert_close(found.rollout_logprobs_PKT, found.engine_logprobs_PKT, rtol=0, atol=1e-5)
     # The same tokens by the built-in sampler, prompt by prompt with the engine's own seeds.
     for p, prompt in enumerate(prompts):
         key, alone = DrawKey(DRAW.number(prompt.id), "engine", 0), replace(prompt, id="any")
-        same = sample(policy, [alone], 3, OPTIONS, key, want_states=True)
+        same = sample(policy, [alone], 3, OPTIONS, key, return_prompt_states=True)
         width = same.tokens_PKT.shape[-1]
         assert same.entropy_PKT is not None and same.prompt_states_PD is not None
         assert found.prompt_states_PD is not None
@@ -138,10 +138,10 @@ def test_a_batch_has_the_form_and_the_numbers_of_the_built_in_sampler(
 
 def test_texts_alone_need_no_pass_of_the_policy(policy: Policy, prompts: list[Prompt]) -> None:
     sampler = sampler_with(CopyEngine(policy, moved=0.5))  # its numbers would be refused
-    found = drawn(sampler, policy, prompts, texts_only=True)
+    found = drawn(sampler, policy, prompts, without_logprobs=True)
     assert found.entropy_PKT is None and found.engine_logprobs_PKT is None and "time/read" not in sampler.metrics
     with sampler.weights_of(policy):
-        greedy = sampler(policy, prompts, 1, OPTIONS, None, texts_only=True)
+        greedy = sampler(policy, prompts, 1, OPTIONS, None, without_logprobs=True)
     assert greedy.texts == sample(engine_policy(sampler), prompts, 1, OPTIONS, None).texts
 
 

@@ -101,7 +101,7 @@ def test_truncated_means_that_no_end_was_drawn(policy, prompts):
 
 
 def test_prompt_states_are_the_last_hidden_state_of_each_prompt(policy, prompts):
-    rollouts = sample(policy, prompts, 2, OPTIONS, DRAW, want_states=True)
+    rollouts = sample(policy, prompts, 2, OPTIONS, DRAW, return_prompt_states=True)
     for p, tokens in enumerate(rollouts.prompt_tokens):
         output = policy.model(torch.tensor([tokens]), output_hidden_states=True)
         torch.testing.assert_close(rollouts.prompt_states_PD[p], output.hidden_states[-1][0, -1], rtol=1e-4, atol=1e-5)
