@@ -26,6 +26,7 @@ from gradus.pipeline.tracking.journal import Journal
 from gradus.pipeline.training.evaluation import evaluate
 from gradus.pipeline.training.learner.state_files import read_state
 from gradus.pipeline.training.metrics import heldout_curves, sample_rows
+from gradus.pipeline.training.setup import Setup
 from gradus.pipeline.training.trainer import Trainer
 
 
@@ -59,17 +60,18 @@ def train(
     before = _accuracy_before(run, index, work.parent)
     _start_journal(journal, work, before, ranks)
     sampler = sampler_for(run.config, policy, work.parent, run.path, index)
-    trainer = Trainer(
+    setup = Setup(
         policy, stage, config, run.config, task, suite, journal, observer, folder=run.stage_dir(index),
         parent_folder=work.parent, parent=parent, fingerprint=work.fingerprint, resume_from=work.resume_from,
         carried=read_state(work.parent / RESUME) if config.carry else None, ranks=ranks, sampler=sampler,
     )  # fmt: skip
+    trainer = Trainer(setup)
     checkpoint = trainer.train()
-    after = evaluate(trainer.policy, all_prompts(task, "heldout"), suite, run.config, ranks, sampler)
+    after = evaluate(policy, all_prompts(task, "heldout"), suite, run.config, ranks, sampler)
     progress = trainer.progress
     journal.metrics(progress.step, heldout_curves(after.record()) | {"time/evaluate": after.seconds})
     tags = {"gradus.accuracy_before": f"{before['accuracy']:.4f}", "gradus.accuracy_after": f"{after.accuracy:.4f}"}
-    end = trainer.switches.end
+    end = trainer.stopping.end
     journal.tags(tags | {"gradus.ended_by": end.rule if end is not None else "steps"})
     journal.table("samples", progress.step, sample_rows(after, run.config))
     journal.model(f"{run.name}-{config.label}", checkpoint, progress.step, {"heldout/accuracy": after.accuracy})
@@ -86,7 +88,7 @@ def train(
         "interval": list(after.interval),
         "rollouts": progress.rollouts,
         "tokens": progress.tokens,
-        "seconds": round(trainer.seconds, 3),
+        "seconds": round(progress.seconds, 3),
         "checkpoint": f"{CHECKPOINTS}/{checkpoint.name}",
         "algorithm": config.stage,
         "parent": parent,
@@ -95,7 +97,7 @@ def train(
         "content": read_record(checkpoint).content,
         "prompts": after.prompts,
         "verifier_errors": after.errors,
-        "events": [asdict(event) for event in trainer.switches.events],
+        "events": [asdict(event) for event in trainer.stopping.events],
     }
 
 

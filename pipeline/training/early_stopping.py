@@ -208,19 +208,12 @@ class EarlyStopping:
             self.best = Best(checkpoint, now)
         return self.guard.compare(step, self.best, now, last) if self.guard is not None else None
 
-    def happened(self, event: RuleEvent) -> None:
-        """The event is a fact."""
+    def record(self, event: RuleEvent) -> None:
+        """Record an event and reset the rules that it invalidates."""
         self.events.append(event)
         if event.action == "slower":
             self.rules.forget()
             self.block, self.candidate = [], event.step if self.by_reward else None
-
-    def stopped(self, event: RuleEvent, best: Path) -> str:
-        """What a stage says that the guard has stopped; ``best`` is the checkpoint that it keeps."""
-        label = self.config.label
-        slower = f"`gradus fork RUN --from {label} --set stages.{label}.lr={self.config.lr / 3:.1g}`"
-        again = f"{slower} tries a smaller learning rate, guard.then=hand_over makes do with that checkpoint"
-        return f"the guard stopped it: at step {event.step} {event.reason} and is kept in {best}. {again}"
 
     @property
     def kept(self) -> set[int]:
@@ -257,3 +250,11 @@ class EarlyStopping:
         self.block, self.candidate = state["block"], state["candidate"]
         if self.guard is not None:
             self.guard.below, self.guard.slowed = state["below"], state["slowed"]
+
+
+def stopped_by_guard(config: StageConfig, event: RuleEvent, best: Path) -> str:
+    """The message of a stage that the guard has stopped; ``best`` is the checkpoint that it keeps."""
+    label = config.label
+    slower = f"`gradus fork RUN --from {label} --set stages.{label}.lr={config.lr / 3:.1g}`"
+    again = f"{slower} tries a smaller learning rate, guard.then=hand_over makes do with that checkpoint"
+    return f"the guard stopped it: at step {event.step} {event.reason} and is kept in {best}. {again}"

@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 
 from gradus.pipeline.policy.policy import Policy, copy_parameters, parameters
-from gradus.pipeline.training.batches import SampledBatches, Batches
+from gradus.pipeline.training.batches import Batches, SampledBatches
 from gradus.pipeline.types import Rollouts, State
 
 

@@ -1,73 +1,106 @@
-"""How far a stage has come, what it tells of each step, and when it writes its next checkpoint."""
+"""How far a stage has come, and the log of each step: curves, costs, progress and the first failures of rewards."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from torch import Tensor
 
-from gradus.pipeline.common.observer import Observer
-from gradus.pipeline.config import PipelineConfig, StageConfig
-from gradus.pipeline.config.pipeline import CheckpointConfig
-from gradus.pipeline.tracking.journal import Journal
-from gradus.pipeline.training.metrics import finite
+from gradus.pipeline.policy.forward.logprobs import batch_logprobs
+from gradus.pipeline.policy.policy import frozen_copy
+from gradus.pipeline.training.batches import Batches
+from gradus.pipeline.training.learner.losses import kl_estimate
+from gradus.pipeline.training.metrics import advantage_metrics, finite, rollout_metrics
+from gradus.pipeline.training.setup import Setup
+from gradus.pipeline.training.signals import SignalProvider
+from gradus.pipeline.types import Rollouts, State
 
-WRITING_SHARE = 0.05
-"""Largest share of a stage's time that checkpoints by the clock may take."""
 
-
-@dataclass
 class Progress:
-    """How far a stage has come; what a resume starts from."""
+    """How far a stage has come; a resume starts from it."""
 
-    step: int = 0
-    """Steps done."""
-    rollouts: int = 0
-    """Completions trained on or sampled so far, those of a reference policy included."""
-    tokens: int = 0
-    """Their completion tokens."""
-    seconds: float = 0.0
-    """Training time behind the last checkpoint."""
+    def __init__(self, step: int = 0, rollouts: int = 0, tokens: int = 0, seconds: float = 0.0):
+        self.step = step
+        """Steps done."""
+        self.rollouts = rollouts
+        """Completions trained on or sampled so far, those of a reference policy included."""
+        self.tokens = tokens
+        """Tokens of these completions."""
+        self._seconds_before, self._began = seconds, time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """Training time so far, including that before a resume."""
+        return self._seconds_before + time.perf_counter() - self._began
+
+    @property
+    def spent(self) -> dict[str, float]:
+        """What budgets are compared with."""
+        return {"rollouts": self.rollouts, "tokens": self.tokens, "seconds": self.seconds}
+
+    def state(self) -> State:
+        """All of it, as plain values: the arguments of the constructor."""
+        return {"step": self.step, **self.spent}
 
 
 class StepLog:
-    """Curves to the journal, progress and first failures to the observer."""
+    """Writes curves to the journal, and shows progress and the first failure of each reward."""
 
-    def __init__(self, journal: Journal, observer: Observer, config: StageConfig, pipeline: PipelineConfig):
-        self.journal, self.observer, self.config = journal, observer, config
-        self.histogram_every = pipeline.tracking.histogram_every
-        self._told: set[str] = set()
+    def __init__(self, setup: Setup):
+        self.setup, self.config = setup, setup.config
+        measures_kl = self.config.kl_every > 0 and setup.needs.completions == "policy"
+        self.start = frozen_copy(setup.policy) if measures_kl else None
+        """The policy of the stage's start, which the KL divergence is measured to."""
+        self._shown: set[str] = set()
+        self._began = 0.0
+
+    def begin(self) -> None:
+        """A step begins."""
+        self._began = time.perf_counter()
 
     def step(
-        self, step: int, metrics: dict[str, float], weights: Tensor, failures: Mapping[str, str]
+        self,
+        progress: Progress,
+        rollouts: Rollouts,
+        weights: Tensor,
+        metrics: dict[str, float],
+        batches: Batches,
+        signals: SignalProvider,
     ) -> dict[str, float]:
-        """Tell of a step; ``failures`` are what rewards failed with first, by label. Returns the metrics as told."""
-        self.journal.metrics(step, metrics)
-        if self.histogram_every and step % self.histogram_every == 0:
-            self.journal.histogram(step, "advantage", weights.flatten().tolist())
-        for label in failures.keys() - self._told:
-            self._told.add(label)
-            told = f"the reward {label} failed on a completion, which therefore gets no weight: {failures[label]}"
-            self.observer.note(told)
-        told_metrics = finite(metrics)
-        self.observer.step_done(self.config.label, step, self.config.steps, told_metrics)
-        return told_metrics
+        """Add the step's costs to ``progress`` and log it. Returns all metrics that are finite."""
+        step, costs = progress.step, (batches.cost, signals.cost)
+        progress.rollouts += sum(cost.rollouts for cost in costs)
+        tokens = sum(cost.tokens for cost in costs)
+        progress.tokens += tokens
+        metrics |= rollout_metrics(rollouts) | advantage_metrics(weights) | batches.metrics | signals.metrics
+        if self.start is not None and step % self.config.kl_every == 0:
+            metrics["policy/kl_to_start"] = self._kl_to_start(rollouts)
+        metrics |= {"progress/rollouts": progress.rollouts, "progress/tokens": progress.tokens}
+        metrics["time/stage"], metrics["time/step"] = progress.seconds, time.perf_counter() - self._began
+        metrics["throughput/tokens_per_second"] = tokens / metrics["time/step"]
+        self._write(step, metrics, weights)
+        self._show_failures(batches.failures)
+        shown = finite(metrics)
+        self.setup.observer.step_done(self.config.label, step, self.config.steps, shown)
+        return shown
 
+    def _kl_to_start(self, rollouts: Rollouts) -> float:
+        """KL divergence of the policy from that of the stage's start, in nats a token."""
+        assert self.start is not None
+        options = (self.setup.sampling.temperature, self.config.token_budget, self.setup.ranks)
+        reference = batch_logprobs(self.start, rollouts, *options)
+        return kl_estimate(rollouts.rollout_logprobs_PKT, reference, rollouts.mask_PKT)
 
-class Timer:
-    """When the next checkpoint is due: by steps, or by the clock but never for more than a small share of the time."""
+    def _write(self, step: int, metrics: dict[str, float], weights: Tensor) -> None:
+        every = self.setup.pipeline.tracking.histogram_every
+        self.setup.journal.metrics(step, metrics)
+        if every and step % every == 0:
+            self.setup.journal.histogram(step, "advantage", weights.flatten().tolist())
 
-    def __init__(self, config: CheckpointConfig):
-        self.config, self.cost, self.since = config, 0.0, time.perf_counter()
-
-    def due(self, step: int) -> bool:
-        """Whether a checkpoint should be written after this step."""
-        if self.config.every_steps is not None:
-            return step % self.config.every_steps == 0
-        return time.perf_counter() - self.since >= max(self.config.every_seconds, self.cost / WRITING_SHARE)
-
-    def wrote(self, seconds: float) -> None:
-        """One was written, and took this long."""
-        self.cost, self.since = seconds, time.perf_counter()
+    def _show_failures(self, failures: Mapping[str, str]) -> None:
+        """``failures``: label of a reward -> the message of its first failure."""
+        for label in failures.keys() - self._shown:
+            self._shown.add(label)
+            what = f"the reward {label} failed on a completion, which therefore gets no weight"
+            self.setup.observer.note(f"{what}: {failures[label]}")

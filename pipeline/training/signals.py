@@ -16,7 +16,7 @@ from gradus.pipeline.policy.forward.logprobs import batch_logprobs
 from gradus.pipeline.policy.policy import Policy, copy_parameters, frozen_copy, parameters
 from gradus.pipeline.rewards.ranking import order_PKK
 from gradus.pipeline.stage import Needs, Signals
-from gradus.pipeline.training.batches import SamplingCost, SampledBatches
+from gradus.pipeline.training.batches import SampledBatches, SamplingCost
 from gradus.pipeline.training.learner.critics import PromptCritic, TokenCritic
 from gradus.pipeline.training.learner.groups import groups_of
 from gradus.pipeline.training.learner.losses import spread_PK

@@ -1,0 +1,81 @@
+"""What a stage trains with, and the batches and the schedule that follow from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from gradus.pipeline.common.observer import Observer
+from gradus.pipeline.common.ranks import ALONE, Ranks
+from gradus.pipeline.config import PipelineConfig, SamplingConfig, StageConfig
+from gradus.pipeline.policy.policy import Policy, frozen_copy
+from gradus.pipeline.rewards import RewardSuite
+from gradus.pipeline.rollouts.sampler import BUILT_IN, Sampler
+from gradus.pipeline.stage import Needs, Stage
+from gradus.pipeline.tasks.prompt_order import HistoryResampling, PromptStream, Schedule
+from gradus.pipeline.tasks.task import TaskData
+from gradus.pipeline.tracking.journal import Journal
+from gradus.pipeline.training.batches import Batches, DemonstrationBatches, SampledBatches, sampling_of
+from gradus.pipeline.training.prefetch import PrefetchedBatches
+from gradus.pipeline.types import State
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Everything that the training of one stage is given. The policy is trained in place."""
+
+    policy: Policy
+    """The parent's policy."""
+    stage: Stage
+    config: StageConfig
+    pipeline: PipelineConfig
+    task: TaskData
+    suite: RewardSuite
+    journal: Journal
+    observer: Observer
+    folder: Path
+    """The stage's folder; checkpoints lie in it."""
+    parent_folder: Path
+    """The checkpoint that the policy came from."""
+    parent: str
+    """The content hash of that checkpoint."""
+    fingerprint: str
+    """Hash of the stage's identity, written into each checkpoint."""
+    carried: State | None = None
+    """The parent's state, from which a stage that begins takes over what ``config.carry`` names."""
+    resume_from: Path | None = None
+    """A whole checkpoint of this stage to resume from; None where the stage begins."""
+    ranks: Ranks = ALONE
+    """The processes that train the stage together."""
+    sampler: Sampler = BUILT_IN
+    """The engine that generates completions."""
+
+    @cached_property
+    def needs(self) -> Needs:
+        """What the stage declares that it needs, under these options."""
+        return self.stage.needs(self.config)
+
+    @property
+    def sampling(self) -> SamplingConfig:
+        """The stage's own sampling options, or the pipeline's."""
+        return sampling_of(self.pipeline, self.config)
+
+    def schedule(self) -> Schedule:
+        """The order in which prompts are trained on, at its beginning."""
+        stream = PromptStream(self.task.train, self.pipeline.seed, self.config.label)
+        return HistoryResampling(stream) if self.needs.resample else Schedule(stream)
+
+    def batches(self, schedule: Schedule) -> Batches:
+        """The batches of the stage: demonstrations, or groups sampled in step or one step ahead."""
+        if self.needs.completions == "demonstrations":
+            return DemonstrationBatches(self.policy, schedule, self.config)
+        sampled = self.sampled(schedule, frozen_copy(self.policy) if self.config.async_ else self.policy)
+        sampled.return_prompt_states = self.needs.critic is not None and self.needs.critic.kind == "prompt"
+        sampled.refills = self.needs.refills
+        return PrefetchedBatches(sampled, self.policy) if self.config.async_ else sampled
+
+    def sampled(self, schedule: Schedule, policy: Policy, salt: str = "", rewards_only: bool = False) -> SampledBatches:
+        """Groups that ``policy`` samples; ``salt`` sets its draws apart from those of another policy."""
+        options = {"ranks": self.ranks, "sampler": self.sampler, "rewards_only": rewards_only}
+        return SampledBatches(policy, schedule, self.suite, self.pipeline, self.config, salt, **options)
