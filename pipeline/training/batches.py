@@ -1,4 +1,4 @@
-"""Where a stage's batches come from: groups that a policy samples, or the task's demonstrations. One interface."""
+"""The batches that a stage trains on: groups that a policy samples and rewards score, or the task's demonstrations."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from gradus.pipeline.types import Prompt, Rollouts, State
 
 @dataclass
 class Batches:
-    """Gives scored batches."""
+    """Base class: produces one scored batch per step."""
 
     metrics: dict[str, float] = field(default_factory=dict, init=False)
-    """Seconds, errors and whatever else is to be told of the last batch."""
+    """Metrics of the last batch: seconds, errors of rewards and what the subclass adds."""
     failures: dict[str, str] = field(default_factory=dict, init=False)
-    """label of a reward -> what its first failure so far said."""
+    """label of a reward -> the message of its first failure so far."""
     cost: SamplingCost = field(default_factory=lambda: SamplingCost(), init=False)
-    """Of the last batch."""
+    """The cost of the last batch."""
 
     def batch(self, step: int) -> Rollouts:
         """The next batch, of step ``step``: a function of the run's seed, the stage, the step, the policy and what
@@ -40,35 +40,35 @@ class Batches:
         return {}
 
     def restore(self, state: State, step: int) -> None:
-        """Go on from :meth:`state`, ``step`` being the next."""
+        """Continue from :meth:`state`; ``step`` is the next step."""
 
     def drop(self, step: int) -> None:
-        """Forget a batch that is under way: the policy is another one now. ``step`` is the next."""
+        """Discard a batch that is being sampled, because the policy was rolled back. ``step`` is the next step."""
 
     def close(self) -> None:
-        """Stop whatever goes on in the background."""
+        """Stop sampling in the background."""
 
 
 @dataclass(frozen=True)
 class SamplingCost:
-    """What a batch took, groups that were dropped included."""
+    """Completions and tokens that were sampled for a batch, including groups that were dropped."""
 
     rollouts: int = 0
     tokens: int = 0
 
     @classmethod
     def of(cls, parts: list[Rollouts]) -> SamplingCost:
-        """Completions and their tokens."""
+        """Count the completions of these batches and their tokens."""
         return cls(sum(p.truncated_PK.numel() for p in parts), sum(int(p.mask_PKT.sum()) for p in parts))
 
 
 class BatchNotNeeded(Exception):
-    """Nobody wants the batch that is being sampled."""
+    """Raised in the sampling thread when its batch is no longer needed (roll-back or shutdown)."""
 
 
 @dataclass
 class SampledBatches(Batches):
-    """K completions a prompt, sampled from a policy and scored."""
+    """K completions of each prompt, sampled from a policy and scored."""
 
     policy: Policy
     schedule: Schedule
@@ -76,22 +76,22 @@ class SampledBatches(Batches):
     pipeline: PipelineConfig
     stage: StageConfig
     salt: str = ""
-    """Sets the draws of a second source apart from those of the first, for the same prompts and step."""
+    """Part of the sampling key: gives a second policy other random draws for the same prompts and step."""
     return_prompt_states: bool = False
     """Record the hidden state at each prompt's end."""
     refills: int = 0
-    """How often a batch's uniform groups are replaced by groups of further prompts; 0 keeps them."""
+    """How many times uniform groups are replaced by groups of further prompts; 0 keeps them."""
     ranks: Ranks = ALONE
-    """Who the prompts are shared out to."""
+    """The processes that share the prompts."""
     sampler: Sampler = BUILT_IN
-    """Who completes prompts."""
+    """The engine that generates completions."""
     rewards_only: bool = False
-    """Whether nothing but the rewards is wanted of a batch."""
-    given_up: bool = False
+    """Whether only the rewards of a batch are needed."""
+    cancelled: bool = False
     """Set by another thread to end the sampling at the next group."""
 
     def batch(self, step: int) -> Rollouts:
-        """Sample and score the scheduled prompts, and further ones in the place of uniform groups where asked for."""
+        """Sample and score the scheduled prompts; with ``refills``, further prompts replace uniform groups."""
         size, drawn, kept = self.stage.prompts_per_step, list[Rollouts](), list[Rollouts]()
         metrics, missing = dict[str, float](), size
         for attempt in range(self.refills + 1):
@@ -109,21 +109,22 @@ class SampledBatches(Batches):
         if not self.refills:
             return drawn[0]
         self.metrics |= _refilled(drawn, size - missing)
-        # With nothing to compare anywhere the step has no group that teaches; it goes by with one that does not.
+        # If every group is uniform, the step keeps one of them, which gives no gradient.
         return joined(kept) if missing < size else groups_of(drawn[0], [0])
 
     def of(self, prompts: list[Prompt], step: int, more_salt: str = "") -> Rollouts:
-        """Groups of these prompts, each rank's share sampled and scored by it and given to all.
+        """Groups of these prompts. Each rank samples and scores its share, and all ranks receive the whole.
 
-        ``time/reward`` is what scoring added, ``time/reward_hidden`` what it did meanwhile; of ranks, the longest.
+        ``time/reward`` is the time that scoring added, ``time/reward_hidden`` the time that it ran beside sampling;
+        with several ranks each is the longest.
         """
         share = self.ranks.share(prompts)
         with self.sampler.weights_of(self.policy, self.ranks):
             found = self.ranks.gathered(self._of(share, step, more_salt) if share else None)
         parts = [part for part in found if part is not None]
-        told, self.metrics = [metrics for _, metrics, _ in parts], {}
-        for name in told[0]:
-            values = [metrics[name] for metrics in told]
+        by_rank, self.metrics = [metrics for _, metrics, _ in parts], {}
+        for name in by_rank[0]:
+            values = [metrics[name] for metrics in by_rank]
             self.metrics[name] = max(values) if name.startswith("time/") else sum(values)
         for _, _, failures in reversed(parts):
             self.failures = failures | self.failures
@@ -134,14 +135,14 @@ class SampledBatches(Batches):
     def _of(
         self, prompts: list[Prompt], step: int, more_salt: str
     ) -> tuple[Rollouts, dict[str, float], dict[str, str]]:
-        """Groups of this rank's prompts, what sampling and scoring took, and what rewards failed with first."""
+        """Groups of this rank's prompts, the metrics of sampling and scoring, and the first failure of each reward."""
         began = time.perf_counter()
         draw = DrawKey(self.pipeline.seed, self.stage.label + self.salt + more_salt, step)
         size, options = self.stage.group_size, sampling_of(self.pipeline, self.stage)
         with self.suite.begin() as scoring:
 
             def on_group(index: int, texts: list[str]) -> None:
-                if self.given_up:
+                if self.cancelled:
                     raise BatchNotNeeded
                 scoring.add(prompts[index], texts)
 
@@ -168,7 +169,7 @@ class SampledBatches(Batches):
 
 
 def _refilled(drawn: list[Rollouts], kept: int) -> dict[str, float]:
-    """What refilling cost; reward and uniform share are told of everything that was drawn, not of what was chosen."""
+    """Metrics of refilling. Reward and uniform share describe all groups that were sampled, not only those kept."""
     everything = joined(drawn)
     assert everything.rewards_PK is not None
     groups = len(everything.prompts)
@@ -183,7 +184,7 @@ def _refilled(drawn: list[Rollouts], kept: int) -> dict[str, float]:
 
 @dataclass
 class DemonstrationBatches(Batches):
-    """One worked completion a prompt, written by the task."""
+    """One demonstration of each prompt, written by the task."""
 
     policy: Policy
     schedule: Schedule

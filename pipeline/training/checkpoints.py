@@ -1,4 +1,4 @@
-"""The checkpoints of a stage in training: when one is due, how all ranks write it, and the way back to an earlier one."""
+"""The checkpoints of a stage that trains: when one is due, how all ranks write it, and how an earlier one is found."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""When a stage ends before its steps are done: the rules of ``until`` and the collapse guard, with all they remember.
+"""Ending a stage before its last step: the rules of ``until`` and the collapse guard, with all that they remember.
 
-Nothing here acts. The trainer tells what it measures and gets an :class:`RuleEvent` where something is to be done. What is
-remembered is plain data, so that a stage that goes on after an interruption decides as it would have without.
+Nothing here acts. The trainer passes in what it measures and gets a :class:`RuleEvent` where something is to be done.
+The memory is plain data, so that a resumed stage decides as it would have without the interruption.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from gradus.pipeline.statistics.significance import mean_drop, paired_drop
 from gradus.pipeline.types import State
 
 SERIES = {"reward": "reward/mean", "entropy": "policy/entropy", "uniform": "group/uniform_share"}
-"""What is remembered of each step, and the metric that it is."""
+"""name of a series that is remembered -> the metric that it holds."""
 
 
 @dataclass(frozen=True)
 class RuleEvent:
-    """Something that a rule brought about."""
+    """The decision of a rule."""
 
     step: int
     rule: str
@@ -49,7 +49,7 @@ class Best:
 
 
 class EndRules:
-    """The rules of ``until``, over the newest measurements."""
+    """The rules of ``until``, applied to the newest measurements."""
 
     def __init__(self, until: Until):
         self.until = until
@@ -62,10 +62,10 @@ class EndRules:
             if metric in metrics:
                 self._remember(name, step, metrics[metric])
         plateau = self.until.plateau
-        told = self._budget(spent) or self._entropy() or self._uniform()
-        if not told and plateau is not None and plateau.of == "reward":
-            told = self._plateau(plateau)
-        return RuleEvent(step, told[0], "end", told[1]) if told else None
+        decided = self._budget(spent) or self._entropy() or self._uniform()
+        if not decided and plateau is not None and plateau.of == "reward":
+            decided = self._plateau(plateau)
+        return RuleEvent(step, decided[0], "end", decided[1]) if decided else None
 
     def after_evaluation(self, step: int, correct: list[float]) -> RuleEvent | None:
         """The validation prompts were answered: 1 for each right one, 0 for the others."""
@@ -78,11 +78,11 @@ class EndRules:
                 goal = f"its lower bound {low:.3f} has reached {self.until.accuracy:g}"
                 return RuleEvent(step, "accuracy", "end", f"{measured}: {goal}")
         plateau = self.until.plateau
-        told = self._plateau(plateau) if plateau is not None and plateau.of == "accuracy" else None
-        return RuleEvent(step, told[0], "end", told[1]) if told else None
+        decided = self._plateau(plateau) if plateau is not None and plateau.of == "accuracy" else None
+        return RuleEvent(step, decided[0], "end", decided[1]) if decided else None
 
     def forget(self) -> None:
-        """The policy is another one now: what was measured before says nothing of it."""
+        """Forget all measurements, because the policy was replaced."""
         self.series = {name: [] for name in self.series}
 
     def _remember(self, name: str, step: int, value: float) -> None:
@@ -129,7 +129,7 @@ class EndRules:
 
 
 class CollapseGuard:
-    """Compares each measurement with the best, and counts how many in a row are significantly below it."""
+    """Compares each measurement with the best one and counts how many in a row are significantly below it."""
 
     def __init__(self, guard: Guard, config: StageConfig):
         self.guard, self.level = guard, guard.level(config.steps, config.eval_every)
@@ -162,7 +162,7 @@ class CollapseGuard:
 
 
 class EarlyStopping:
-    """All that may end a stage early, or take it back."""
+    """Everything that may end a stage early or roll it back."""
 
     def __init__(self, config: StageConfig):
         self.config, self.events = config, list[RuleEvent]()
@@ -228,7 +228,7 @@ class EarlyStopping:
 
     @property
     def rate_factor(self) -> float:
-        """What the learning rate is multiplied by."""
+        """The factor on the learning rate."""
         return self.guard.guard.factor**self.guard.slowed if self.guard is not None else 1.0
 
     def handed_over(self, last: int) -> int:
@@ -237,13 +237,13 @@ class EarlyStopping:
         return self.best.step if goes_back and self.best is not None else last
 
     def state(self) -> State:
-        """All that is remembered."""
+        """Everything that is remembered."""
         state: State = {"events": [asdict(event) for event in self.events], "series": self.rules.series}
         state |= {"best": asdict(self.best) if self.best else None, "block": self.block, "candidate": self.candidate}
         return state | ({"below": self.guard.below, "slowed": self.guard.slowed} if self.guard else {})
 
     def restore(self, state: State) -> None:
-        """Go on from :meth:`state`."""
+        """Continue from :meth:`state`."""
         self.events = [RuleEvent(**event) for event in state["events"]]
         self.rules.series = state["series"]
         self.best = Best(**state["best"]) if state["best"] else None

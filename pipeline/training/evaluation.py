@@ -23,7 +23,7 @@ PARTS = 2
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was measured on a set of prompts."""
+    """The result of an evaluation on a set of prompts."""
 
     accuracy: float
     """Share of prompts whose completion is correct."""
@@ -45,7 +45,7 @@ class Evaluation:
         return {prompt.id: one > 0 for (prompt, _), one in zip(self.answers, self.correct, strict=True)}
 
     def record(self) -> dict[str, object]:
-        """As it is stored in a checkpoint's record."""
+        """The part that is stored in a checkpoint's record."""
         return {"accuracy": self.accuracy, "interval": list(self.interval), "prompts": self.prompts}
 
 
@@ -66,7 +66,7 @@ def evaluate(
     ranks: Ranks = ALONE,
     sampler: Sampler = BUILT_IN,
 ) -> Evaluation:
-    """Accuracy of the policy on ``prompts``, each rank's share answered by it, by the pipeline's accuracy reward."""
+    """Accuracy of the policy on ``prompts`` by the pipeline's accuracy reward. Each rank answers its share."""
     began, accuracy_reward = time.perf_counter(), pipeline.accuracy_reward
     share = ranks.share(prompts)
     with sampler.weights_of(policy, ranks):
@@ -96,7 +96,7 @@ def _answered(
     processes: int,
     sampler: Sampler,
 ) -> tuple[list[list[str]], Scores]:
-    """One completion a prompt, and its scores."""
+    """One completion of each prompt, with its scores."""
     with suite.begin() as scoring:
         texts = _greedy(policy, prompts, pipeline.sampling, scoring, processes, sampler)
         return texts, scoring.join(prompts, texts)
@@ -105,11 +105,12 @@ def _answered(
 def _greedy(
     policy: Policy, prompts: list[Prompt], options: SamplingConfig, scoring: Scoring, processes: int, sampler: Sampler
 ) -> list[list[str]]:
-    """One greedy completion a prompt, as P lists of one text; isolated rewards score them meanwhile.
+    """One greedy completion of each prompt, as P lists of one text; isolated rewards score them at the same time.
 
-    Always in the same parts, so that nothing depends on whether two threads share them or one takes both. Two do where
-    there are cores for them: PyTorch lets go of the interpreter inside its operations, and on 2 cores two threads of
-    one core each take about 0.6 of the time of one, while two intra-operation threads gained nothing on a small model.
+    The prompts are always cut into the same parts, so that nothing depends on whether two threads share them or one
+    takes both. Two threads are used where there are cores for them: PyTorch releases the interpreter lock inside its
+    operations, and on 2 cores two threads of one core each took about 0.6 of the time of one, while two
+    intra-operation threads gained nothing on a small model.
     """
     parts = [prompts[n::PARTS] for n in range(min(PARTS, len(prompts)))]
     policy.encode_prompt(prompts[0].question)  # a tokenizer may change itself the first time, with one thread only

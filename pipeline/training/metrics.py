@@ -1,4 +1,4 @@
-"""What a step looked like, as numbers: the same names in every stage, so that stages overlay in one chart."""
+"""Metrics of a step and of an evaluation. Every stage uses the same names, so that its curves share one chart."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gradus.pipeline.types import Rollouts
 
 
 def rollout_metrics(rollouts: Rollouts) -> dict[str, float]:
-    """Lengths always; rewards, spread of groups and entropy where the batch was sampled and scored.
+    """Lengths; also rewards, their spread within groups and entropy where the batch was sampled and scored.
 
     Entropy is in nats a token, averaged over all tokens of the batch; a group is uniform where its rewards are equal.
     """

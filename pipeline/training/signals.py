@@ -1,4 +1,4 @@
-"""Provides what a stage declared it needs: orders, scores, a reference policy, a critic; never asks who needs it."""
+"""The signals that a stage declares it needs: rankings, scores, a reference policy, a critic. It names no stage."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from gradus.pipeline.types import Rollouts, State
 
 
 class Difficulty:
-    """How hard a prompt is among those met so far, by its group's mean reward.
+    """The difficulty of a prompt among those seen so far, by the mean reward of its group.
 
     Source: the running quantiles of GFPO's adaptive difficulty (arXiv 2508.09726), kept exactly.
     """
@@ -33,7 +33,7 @@ class Difficulty:
         self.means = torch.zeros(0)
 
     def of(self, rewards_PK: Tensor) -> Tensor:
-        """Share of all groups so far, these included, with a higher mean reward; equal ones count half.
+        """Share of all groups so far, including these, with a higher mean reward; equal ones count half.
 
         Shapes: [P, K] -> float32 [P].
         """
@@ -68,7 +68,7 @@ class SignalProvider:
         self.difficulty = Difficulty() if needs.difficulty else None
         self.metrics: dict[str, float] = {}
         self.cost = SamplingCost()
-        """Of what was sampled for the last batch's signals."""
+        """The cost of what was sampled for the signals of the last batch."""
 
     def begin(self, step: int) -> None:
         """Refresh the reference where the stage's declared interval has passed."""
@@ -82,7 +82,7 @@ class SignalProvider:
         return step == 1 or (every > 0 and (step - 1) % every == 0)
 
     def state(self) -> State:
-        """The critic, the history, and the reference policy once it is another than the stage's start."""
+        """The critic, the history, and the reference policy once it differs from the stage's start."""
         critic = self.prompt_critic or self.token_critic
         state: State = {"critic": critic.state() if critic is not None else None}
         if self.reference is not None and self.refreshed:
@@ -92,7 +92,7 @@ class SignalProvider:
         return state
 
     def restore(self, state: State) -> None:
-        """Go on from :meth:`state`."""
+        """Continue from :meth:`state`."""
         self.take_critic(state)
         if self.reference is not None and "reference" in state:
             copy_parameters(state["reference"], self.reference)
@@ -106,7 +106,10 @@ class SignalProvider:
             critic.restore(state["critic"])
 
     def of(self, rollouts: Rollouts, step: int) -> Callable[[int, list[int]], Signals]:
-        """The signals of some groups of a batch at an update of a number: what depends on the policy is taken anew."""
+        """The signals of a batch, as a function of the number of an update and of some groups.
+
+        What depends on the policy is computed again at each update.
+        """
         assert rollouts.rewards_PK is not None and rollouts.valid_PK is not None
         self.metrics, self.cost = {}, SamplingCost()
         fixed = Signals(
@@ -147,7 +150,7 @@ class SignalProvider:
         return order_PKK(keys, rollouts.rewards_PK, rollouts.components, lengths_PK, rollouts.valid_PK)
 
     def _values(self, rollouts: Rollouts) -> dict[str, Tensor]:
-        """The critic's values before this batch trains it; then it does."""
+        """The critic's values; they are taken before this batch trains the critic."""
         assert rollouts.rewards_PK is not None
         values: dict[str, Tensor] = {}
         if self.prompt_critic is not None:

@@ -118,7 +118,7 @@ class Trainer:
             self._save()
 
     def _validate(self) -> list[float]:
-        """1 for each validation prompt that is answered correctly, 0 for others. Held-out prompts are not among them."""
+        """1 for each validation prompt that is answered correctly, 0 for others. None of them is a held-out prompt."""
         setup, prompts = self.setup, all_prompts(self.setup.task, "validation")
         evaluation = evaluate(setup.policy, prompts, setup.suite, setup.pipeline, setup.ranks, setup.sampler)
         setup.journal.metrics(self.progress.step, {"validation/accuracy": evaluation.accuracy})

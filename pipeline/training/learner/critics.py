@@ -1,7 +1,7 @@
-"""What is expected of a prompt, or of a completion so far: value functions, trained by squared error on the rewards.
+"""Value functions: the expected reward of a prompt, or of a completion so far, trained by squared error.
 
-They learn from what the policy samples and never move it. Both start at the first batch's mean reward, so that the
-first baselines are not far off.
+They learn from what the policy samples and never change it. Both start at the mean reward of the first batch, so that
+the first baselines are not far off.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ def value_loss(values: Tensor, old: Tensor, returns: Tensor, clip: float | None)
 
 
 def explained_variance(values: Tensor, returns: Tensor) -> float:
-    """1 - Var(returns - values) / Var(returns): 1 where the critic knows all, 0 where it knows the mean only."""
+    """1 - Var(returns - values) / Var(returns): 1 for a perfect critic, 0 for one that knows only the mean."""
     spread = returns.var(unbiased=False).clamp(min=1e-8)
     return float(1 - (returns - values).var(unbiased=False) / spread)
 
 
 class PromptCritic:
-    """V(x), what a prompt usually scores: a linear head on the policy's hidden state at the prompt's last token.
+    """V(x), the expected reward of a prompt: a linear head on the policy's hidden state at the prompt's last token.
 
     Its slope starts at zero. The states are detached: training the critic never moves the policy.
     """
@@ -89,14 +89,14 @@ class PromptCritic:
         }
 
     def restore(self, state: State) -> None:
-        """Go on from :meth:`state`."""
+        """Continue from :meth:`state`."""
         self.head.load_state_dict(state["head"])
         restore_optimizer(self.optimizer, self.head, state["optimizer"])
         self.fresh = state["fresh"]
 
 
 class TokenCritic:
-    """V(x, y before t), what a completion will score, before each of its tokens: a network of its own.
+    """V(x, y before t), the expected reward of a completion before each of its tokens: a network of its own.
 
     It begins as a copy of the policy with a linear head of zeros on its hidden states. Its targets are the Monte-Carlo
     returns, which are the reward everywhere: lambda = 1 without discount, the critic's half of VAPO's decoupled GAE.
@@ -175,7 +175,7 @@ class TokenCritic:
 
     @torch.no_grad()
     def restore(self, state: State) -> None:
-        """Go on from :meth:`state`."""
+        """Continue from :meth:`state`."""
         for name, parameter in self._trained().items():
             parameter.copy_(state["weights"][name])
         restore_optimizer(self.optimizer, self.module, state["optimizer"])

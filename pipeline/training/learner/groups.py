@@ -1,4 +1,4 @@
-"""Batches cut into groups and put together again."""
+"""Selecting groups of a batch and joining batches."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def joined(parts: list[Rollouts]) -> Rollouts:
 
 
 def regathered(parts: list[Rollouts]) -> Rollouts:
-    """One batch of what ranks have made of their shares of its prompts, in the prompts' order."""
+    """One batch from the ranks' shares of it, in the order of the prompts."""
     if len(parts) == 1:
         return parts[0]
     ends = accumulate(len(part.prompts) for part in parts)
@@ -36,7 +36,7 @@ def regathered(parts: list[Rollouts]) -> Rollouts:
 
 
 def uniform_groups(rollouts: Rollouts) -> Tensor:
-    """True on groups whose scored completions are all correct or all wrong: a comparison has nothing to tell.
+    """True on groups whose scored completions are all correct or all wrong, so that comparing them gives no signal.
 
     Shapes: -> bool [P]. Edge: a completion that could not be scored counts as neither.
     """

@@ -1,4 +1,4 @@
-""""""
+"""The optimizer's state by parameter name, as it is written to checkpoints and restored from them."""
 
 from __future__ import annotations
 

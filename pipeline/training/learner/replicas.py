@@ -1,9 +1,9 @@
-"""What the learner trains: the policy itself, its gradients added up over the ranks, or a copy spread over them.
+"""The model that the learner trains: the policy itself on every rank, or a copy that is sharded over the ranks.
 
-Spread (FSDP2), every block's weights, gradients and moments are cut along their first dimension, a part a rank; a
+With FSDP2 the weights, gradients and moments of every block are cut along their first dimension, one part per rank; a
 block is whole only while it is computed. Embeddings, the last norm and the head stay whole on every rank: the head is
-taken in pieces (:mod:`gradus.pipeline.policy.forward.lm_head`) and is often the embedding itself, and blocks are the bulk of a large model.
-Whatever samples or measures sees the ordinary policy, which is brought up to date after each update.
+taken in pieces (:mod:`gradus.pipeline.policy.forward.lm_head`) and is often the embedding itself, and blocks are the
+bulk of a large model. Sampling and evaluation use the ordinary policy, which is updated after each optimizer step.
 """
 
 from __future__ import annotations

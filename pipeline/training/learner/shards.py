@@ -1,8 +1,8 @@
 """Tensors that are spread over ranks, on disk: each rank writes its part, and any number of ranks can read them.
 
-``torch.distributed.checkpoint`` notes in each part which piece of which tensor it is, so that they are read back whole
-by one process, or cut anew by another number of them. The parts are safetensors files: its usual ones are pickles,
-which could run any code when they are read.
+``torch.distributed.checkpoint`` records in each part which piece of which tensor it is, so that one process reads them
+back whole, and another number of processes cuts them again. The parts are safetensors files, because its usual
+pickles could run any code when they are read.
 """
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ def write_shards(folder: Path, tensors: dict[str, Tensor], ranks: Ranks) -> bool
             distributed.save(dict(tensors), storage_writer=writer(str(folder), save_distributed=True))
     except (CheckpointException, OSError) as error:
         failures = error.failures if isinstance(error, CheckpointException) else {ranks.rank: (error, None)}
-        told = "; ".join(f"rank {rank}: {cause}" for rank, (cause, _) in failures.items())
+        causes = "; ".join(f"rank {rank}: {cause}" for rank, (cause, _) in failures.items())
         raise StageFailed(
-            f"a checkpoint's shards could not be written to {folder}, perhaps because the disk is full ({told}). "
+            f"a checkpoint's shards could not be written to {folder}, perhaps because the disk is full ({causes}). "
             "Earlier checkpoints are whole; resume the run once there is room"
         ) from error
     return True

@@ -1,8 +1,8 @@
-"""What a stage must know to go on as if nothing had happened, as files: tensors as safetensors, the rest as JSON.
+"""The state of a stage that an exact resume needs, as files: tensors as safetensors, everything else as JSON.
 
-The parts of a trainer describe themselves as nested mappings of tensors and plain values; here they become two files
-and come back the same, bit for bit. Random numbers need no state: draws, prompts and learning rates are functions of
-the step. Tensors that are spread over ranks are in :mod:`gradus.pipeline.training.learner.shards`.
+The parts of a trainer describe their state as nested mappings of tensors and plain values; here these become two files
+and are read back bit for bit. Random numbers need no state: draws, prompts and learning rates are functions of the
+step. Tensors that are spread over ranks are in :mod:`gradus.pipeline.training.learner.shards`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def write_state(folder: Path, state: State) -> None:
 
 
 def read_state(folder: Path) -> State:
-    """What :func:`write_state` was given, on the CPU; of tensors that were spread over ranks, where they are."""
+    """The state that :func:`write_state` wrote, on the CPU; a tensor that was spread over ranks is a ``Stored``."""
     state = read_json(folder / VALUES)
     found: State = {**load_file(folder / TENSORS), **stored_in(folder / SHARDS)}
     for path, tensor in found.items():
@@ -44,7 +44,7 @@ def read_state(folder: Path) -> State:
 
 
 def spread_tensors(state: State) -> dict[str, Tensor]:
-    """What of a state is spread over ranks, under the path of its keys."""
+    """The tensors of a state that are spread over ranks, by the path of their keys."""
     tensors: dict[str, Tensor] = {}
     _without_tensors(state, "", tensors)
     return {path: tensor for path, tensor in tensors.items() if is_spread(tensor)}

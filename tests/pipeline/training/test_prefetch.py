@@ -132,7 +132,7 @@ def test_sampling_that_nobody_wants_ends_at_the_next_group(
     policy: Policy, prompts: list[Prompt], suite: RewardSuite
 ) -> None:
     groups = groups_of(policy, prompts, suite)
-    groups.given_up = True
+    groups.cancelled = True
     with pytest.raises(BatchNotNeeded):
         groups.batch(1)
 
