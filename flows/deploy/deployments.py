@@ -26,8 +26,7 @@ from pydantic import ValidationError
 from gradus.flows.orchestrator.around_flow import flow_settings
 from gradus.flows.orchestrator.flow_record import TAG
 from gradus.flows.staged import FLOW, deployed_pipeline
-from gradus.pipeline.common.errors import UserError
-from gradus.pipeline.config.explain import did_you_mean
+from gradus.pipeline.common.errors import UserError, did_you_mean
 from gradus.pipeline.config.loading import LoadedConfig
 
 POOL_TYPES = ("process", "docker", "kubernetes")
@@ -119,7 +118,7 @@ def job_variables(pool: WorkPool, given: Mapping[str, Any]) -> dict[str, Any]:
     """The job variables of a deployment on this pool: the command, and what is given. Raises: UserError."""
     known = check_job_variables(pool, given)
     if pool.type == "process":
-        return {"command": shlex.join([sys.executable, "-m", "gradus", "deployed"]), **given}
+        return {"command": shlex.join([sys.executable, "-P", "-m", "gradus", "deployed"]), **given}
     if "image" not in given and not known.get("image", {}).get("default"):
         raise UserError(
             f"the {pool.type} pool {pool.name!r} does not know which image to run",

@@ -1,4 +1,8 @@
-"""The two kinds of failure a user is told about in words instead of a traceback."""
+"""The two kinds of failure that are reported in words instead of a traceback, and hints at the word that was meant."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
 
 
 class UserError(ValueError):
@@ -27,3 +31,21 @@ class UserError(ValueError):
 
 class StageFailed(RuntimeError):
     """A stage could not go on (for example: too many non-finite updates in a row); the command line exits with 1."""
+
+
+def closest(word: str, known: Iterable[str]) -> str:
+    """A question that proposes the closest of the known words; empty where none is close.
+
+    >>> closest("dappo", ["dapo", "gfpo"]), closest("xyz", ["dapo", "gfpo"])
+    ('did you mean `dapo`?', '')
+    """
+    import difflib  # takes milliseconds, and only mistakes need it
+
+    near = difflib.get_close_matches(word, sorted(known), n=1, cutoff=0.6)
+    return f"did you mean `{near[0]}`?" if near else ""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """:func:`closest`, or a list of the known words; empty where there are none."""
+    names = sorted(known)
+    return closest(word, names) or (f"use one of: {', '.join(names)}" if names else "")

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from gradus.pipeline.common.errors import UserError
+from gradus.pipeline.common.errors import UserError, closest, did_you_mean
 from gradus.pipeline.common.yaml_text import Document, Path
 from gradus.pipeline.config.options import Options, fields_of
+from gradus.pipeline.config.outside import FORM, published_names
 
 _EXPECTED = {
     "int_type": "a whole number",
@@ -92,14 +92,6 @@ def label_of(entry: Any) -> str | None:
     return label.rpartition(":")[2] if isinstance(label, str) and label else None
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """A sentence that proposes the nearest of the known words, or lists them."""
-    names = sorted(known)
-    near = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
-    listed = f"one of: {', '.join(names)}"
-    return f"did you mean `{near[0]}`?" if near else f"use {listed}" if names else ""
-
-
 def combined(problems: Sequence[UserError], file: str) -> UserError:
     """Several problems as one message."""
     if len(problems) == 1:
@@ -149,7 +141,11 @@ def _explain_one(path: Path, found: list[Any], data: Any, model: type[BaseModel]
     if kind == "union_tag_invalid":
         word, tags = str(context["tag"]), str(context["expected_tags"]).replace("'", "").split(", ")
         what = context["discriminator"].strip("'")
-        return UserError(f"unknown {what} `{word}`", where=where, expected=_one_of(tags), fix=did_you_mean(word, tags))
+        expected, fix = _one_of(tags), did_you_mean(word, tags)
+        if what == "stage":
+            tags = list(dict.fromkeys([*tags, *published_names()]))
+            expected, fix = f"{_one_of(tags)}, or one of your own as {FORM}", did_you_mean(word, tags)
+        return UserError(f"unknown {what} `{word}`", where=where, expected=expected, fix=fix)
     if kind == "union_tag_not_found":
         tag = context["discriminator"].strip("'")
         return UserError(
@@ -163,8 +159,7 @@ def _explain_one(path: Path, found: list[Any], data: Any, model: type[BaseModel]
         return UserError(f"`{name}` has the wrong number of entries", where=where, got=got, expected=expected)
     if kind == "literal_error":
         choices = list(dict.fromkeys(choice for each in found for choice in _choices(each)))
-        near = did_you_mean(str(finding["input"]), choices)
-        fix = near if near.startswith("did") else _default(path, data, model)
+        fix = closest(str(finding["input"]), choices) or _default(path, data, model)
         return UserError(
             f"`{name}` has a value it cannot have", where=where, got=got, expected=_one_of(choices), fix=fix
         )

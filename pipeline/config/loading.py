@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import copy
-import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 from pydantic import ValidationError
 
-from gradus.pipeline.common import yaml_text
+from gradus.pipeline.common import user_code, yaml_text
 from gradus.pipeline.common.addresses import refuse_secret
-from gradus.pipeline.common.errors import UserError
+from gradus.pipeline.common.errors import UserError, did_you_mean
 from gradus.pipeline.config import explain
-from gradus.pipeline.config.explain import Origin, did_you_mean, label_of, show
-from gradus.pipeline.config.pipeline import PipelineConfig, StageConfig, pipeline_model
+from gradus.pipeline.config.explain import Origin, label_of, show
+from gradus.pipeline.config.outside import published_names
+from gradus.pipeline.config.pipeline import PipelineConfig, StageConfig, model_for, pipeline_model
 from gradus.pipeline.config.task import FileTask, HubTask, Task
 
 PACKAGED = Path(__file__).parents[2] / "configs"
@@ -58,27 +59,31 @@ def find_config(source: str) -> Path:
     raise UserError(f"there is no configuration called `{source}`", fix=did_you_mean(source, known))
 
 
-def load_config(source: str, overrides: list[str], stage_configs: list[type[StageConfig]]) -> LoadedConfig:
+def load_config(
+    source: str, overrides: list[str], stage_configs: Sequence[type[StageConfig]], code_dir: Path | None = None
+) -> LoadedConfig:
     """Read, override and check a configuration.
 
     ``overrides`` are ``key=value`` with dotted keys, as ``--set`` gives them; an entry of a list goes by its index
     or, for stages and rewards, by its label. Relative paths become absolute: they start from the configuration file's
-    folder or, where that holds nothing of the name, from the current one.
+    folder or, where that holds nothing of the name, from the current one. Stages and rewards of the user's own are
+    looked for in ``code_dir``, by default that same folder, then in the current one and the Python environment.
     Raises: UserError that names every problem at once.
     """
     path = find_config(source)
+    user_code.look_in(code_dir or path.parent)
     shown = _shown(path)
     document = yaml_text.parse(_read(path), shown)
     if not isinstance(document.data, dict):
         expected = "options as `key: value` lines"
         raise UserError("this is no configuration", where=shown, got=show(document.data), expected=expected)
-    model = _model(tuple(stage_configs))
     data, overridden = copy.deepcopy(document.data), {}
     for override in overrides:
         overridden[apply_override(override, data)] = override
     origin = Origin(shown, yaml_text.Document(_labelled(data), document.lines), overridden)
     tracking = data.get("tracking")
     refuse_secret(tracking.get("uri") if isinstance(tracking, dict) else None, f"{shown}, tracking.uri")
+    model = model_for(data, stage_configs, shown, origin.where)
     try:
         config = model.model_validate(data)
     except ValidationError as error:
@@ -92,16 +97,15 @@ def dump_config(config: PipelineConfig) -> str:
     return yaml_text.dump(config.model_dump(mode="json"))
 
 
-def schema(stage_configs: list[type[StageConfig]]) -> dict[str, Any]:
-    """JSON schema of a configuration file, for editors."""
+def schema(stage_configs: Sequence[type[StageConfig]]) -> dict[str, Any]:
+    """JSON schema of a configuration file, for editors. It leaves the options of stages from outside open."""
     described = pipeline_model(stage_configs).model_json_schema()
+    built_in = described["properties"]["stages"]["items"]
+    names = [{"pattern": "^[^:]+:[^:]+$"}, {"enum": published_names()}]
+    stage = {"type": "string", "anyOf": names, "description": "A stage from outside: package.module:STAGE."}
+    outside = {"type": "object", "properties": {"stage": stage}, "required": ["stage", "steps"]}
+    described["properties"]["stages"]["items"] = {"anyOf": [built_in, outside]}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **described, "title": "gradus pipeline"}
-
-
-@functools.cache
-def _model(stage_configs: tuple[type[StageConfig], ...]) -> type[PipelineConfig]:
-    """One model for one set of stages, so that equal configurations compare equal."""
-    return pipeline_model(list(stage_configs))
 
 
 def _read(path: Path) -> str:

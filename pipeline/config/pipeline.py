@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import functools
 import operator
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 from pydantic import Field, create_model, model_validator
 
+from gradus.pipeline.common.yaml_text import Path
 from gradus.pipeline.config.checks import check_switching
 from gradus.pipeline.config.compute import LaunchConfig, RolloutConfig
 from gradus.pipeline.config.options import RUNTIME, Name, Options
+from gradus.pipeline.config.explain import combined
+from gradus.pipeline.config.outside import default_label, option_classes
 from gradus.pipeline.config.policy import PolicyConfig
 from gradus.pipeline.config.stage import SamplingConfig, StageConfig
 from gradus.pipeline.config.task import Task
@@ -113,7 +117,7 @@ class PipelineConfig(Options):
         stages, taken = [], {s.get("name") for s in raw["stages"] if isinstance(s, dict)}
         for entry in raw["stages"]:
             if isinstance(entry, dict) and entry.get("name") is None and isinstance(entry.get("stage"), str):
-                base, n = entry["stage"], 1
+                base, n = default_label(entry["stage"]), 1
                 name = base
                 while name in taken:
                     n += 1
@@ -159,9 +163,27 @@ class PipelineConfig(Options):
         return self.evaluation.reward or self.rewards[0].label
 
 
-def pipeline_model(stage_configs: list[type[StageConfig]]) -> type[PipelineConfig]:
+def pipeline_model(stage_configs: Sequence[type[StageConfig]]) -> type[PipelineConfig]:
     """The pipeline with these stages' own options: what a YAML file is validated against, and its JSON schema."""
     union = functools.reduce(operator.or_, stage_configs)
     entry = Annotated[union, Field(discriminator="stage")] if len(stage_configs) > 1 else union
     field = (Annotated[list[entry], Field(min_length=1)], Field(description="The stages, in order."))  # type: ignore[valid-type]
     return create_model("Pipeline", __base__=PipelineConfig, __doc__=PipelineConfig.__doc__, stages=field)
+
+
+_cached_model = functools.cache(pipeline_model)
+
+
+def model_for(
+    data: Any, stage_configs: Sequence[type[StageConfig]], file: str, where: Callable[[Path], str] | None = None
+) -> type[PipelineConfig]:
+    """The pipeline with the options of these stages and of those from outside that the raw data names.
+
+    Equal stages give one and the same model, so that equal configurations compare equal. ``where`` says where the value
+    at a path stands. Raises: UserError that names every stage that cannot be found.
+    """
+    where = where or (lambda path: f"{file}, {'.'.join(map(str, path))}")
+    outside, problems = option_classes(data, stage_configs, where)
+    if problems:
+        raise combined(problems, file)
+    return _cached_model((*stage_configs, *outside))

@@ -38,8 +38,10 @@ class StageConfig(Options):
     }
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
     """variant -> the options that it sets unless they are given."""
+    reference: ClassVar[str | None] = None
+    """``package.module:STAGE`` where the stage is not one of the package's own."""
     stage: str
-    """The algorithm (``gradus stages`` lists them)."""
+    """The algorithm (``gradus stages`` lists them), or one of your own as ``package.module:STAGE``."""
     name: Name | None = None
     """Folder and display name; default: the algorithm's name, numbered where it repeats."""
     variant: Literal["manual", "paper"] = "manual"

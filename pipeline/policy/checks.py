@@ -7,9 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from gradus.pipeline.common.errors import UserError
+from gradus.pipeline.common.errors import UserError, did_you_mean
 from gradus.pipeline.config import PolicyConfig
-from gradus.pipeline.config.explain import did_you_mean
 from gradus.pipeline.policy.architectures import architecture_options, causal_model_types
 
 HUB_TIME_LIMIT = 5.0

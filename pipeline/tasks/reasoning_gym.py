@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import importlib.machinery
 import importlib.util
 import io
@@ -13,10 +12,10 @@ import random
 import subprocess
 import sys
 import types
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
-from gradus.pipeline.common.errors import UserError
+from gradus.pipeline.common.errors import UserError, did_you_mean
 from gradus.pipeline.config.task import ReasoningGymTask
 from gradus.pipeline.tasks.arithmetic import SOLVABLE, solvable, work_out
 from gradus.pipeline.tasks.metadata import BATCH, Batch, as_text, encode
@@ -25,13 +24,6 @@ HASH_ORDERED = frozenset(
     {"isomorphic_strings", "knight_swap", "polynomial_multiplication", "ransom_note", "word_ladder"}
 )
 """Generators whose problems depend on the order of Python's sets, which differs from process to process."""
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """The advice for an unknown name: the one probably meant, or all of them."""
-    names = sorted(known)
-    close = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
-    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(names)}"
 
 
 PICTURES = ("matplotlib.animation", "matplotlib.collections", "matplotlib.pyplot", "mpl_toolkits.mplot3d")
@@ -83,7 +75,7 @@ def gym_dataset(name: str, params: dict[str, Any], size: int = 1, seed: int = 0)
         from reasoning_gym.factory import DATASETS
 
     if name not in DATASETS:
-        fix = nearest(name, DATASETS)
+        fix = did_you_mean(name, DATASETS)
         raise UserError(f"reasoning_gym has no data set {name!r}", where="task.dataset", got=name, fix=fix)
     dataset_class, config_class = DATASETS[name]
     known = [key for key in config_class.__dataclass_fields__ if key not in ("size", "seed")]
@@ -92,7 +84,7 @@ def gym_dataset(name: str, params: dict[str, Any], size: int = 1, seed: int = 0)
         if key in ("size", "seed"):
             raise UserError(f"{key} is not set here", where=where, got=params[key], fix=f"set task.{key}")
         if key not in known:
-            raise UserError(f"{name} has no option {key!r}", where=where, got=key, fix=nearest(key, known))
+            raise UserError(f"{name} has no option {key!r}", where=where, got=key, fix=did_you_mean(key, known))
     options = dict(params)
     if name == "composite":
         options["datasets"] = _parts(params.get("datasets"))
@@ -172,6 +164,7 @@ def read_gym(task: ReasoningGymTask, notes: list[str]) -> Iterator[Batch]:
     environment = {**os.environ, "PYTHONHASHSEED": "0", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     command = [
         sys.executable,
+        "-P",
         "-c",
         "from gradus.pipeline.tasks.reasoning_gym import _generate_to_stdout as run; run()",
     ]

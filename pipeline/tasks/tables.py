@@ -13,10 +13,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from gradus.pipeline.common.errors import UserError
+from gradus.pipeline.common.errors import UserError, did_you_mean
 from gradus.pipeline.config.task import Columns
 from gradus.pipeline.tasks.metadata import BATCH, Batch, as_text, encode
-from gradus.pipeline.tasks.reasoning_gym import nearest
 
 FORMATS = (".jsonl", ".json", ".parquet", ".csv")
 """Endings of the files that can be read."""
@@ -88,7 +87,7 @@ def check_file(path: Path, columns: Columns, rows: int, where: str) -> None:
             where=where,
             got=str(path),
             expected="a file of prompts; a relative path starts at the configuration's folder",
-            fix=nearest(path.name, siblings) if siblings else "correct the path",
+            fix=did_you_mean(path.name, siblings) if siblings else "correct the path",
         )
     if path.suffix.lower() == ".parquet":
         parquet = _parquet(path, where)

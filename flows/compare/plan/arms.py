@@ -18,9 +18,9 @@ from typing import Any
 
 from gradus.flows.compare.plan.budget import MANY, Budget, rollouts_a_step, shared_out
 from gradus.pipeline.common import yaml_text
-from gradus.pipeline.common.errors import UserError
+from gradus.pipeline.common.errors import UserError, did_you_mean
 from gradus.pipeline.config import PipelineConfig, StageConfig
-from gradus.pipeline.config.explain import Origin, did_you_mean, explain
+from gradus.pipeline.config.explain import Origin, explain
 from gradus.pipeline.config.loading import find_config, load_config, packaged_configs
 from gradus.pipeline.config.options import NAME_PATTERN, differences, identity
 from gradus.pipeline.config.pipeline import pipeline_model

@@ -291,8 +291,8 @@ def test_a_batch_larger_than_the_task_goes_round(built):
 @pytest.mark.parametrize(
     ("task", "where", "says"),
     [
-        (gym("chain_sun"), "task.dataset", "did you mean 'chain_sum'"),
-        (gym(params={"min_term": 2}), "task.params.min_term", "did you mean 'min_terms'"),
+        (gym("chain_sun"), "task.dataset", "did you mean `chain_sum`"),
+        (gym(params={"min_term": 2}), "task.params.min_term", "did you mean `min_terms`"),
         (gym(params={"size": 9}), "task.params.size", "set task.size"),
         (gym(params={"min_terms": 7}), "task.params", "max_terms must be >= min_terms"),
         (gym(params={"min_terms": "two"}), "task.params", "refuses"),
@@ -304,10 +304,10 @@ def test_a_batch_larger_than_the_task_goes_round(built):
             "reference answer is right",
         ),
         (gym("composite"), "task.params.datasets", "parts"),
-        (gym("composite", params={"datasets": [{"name": "gdc"}]}), "task.params.datasets", "did you mean 'gcd'"),
+        (gym("composite", params={"datasets": [{"name": "gdc"}]}), "task.params.datasets", "did you mean `gcd`"),
         (gym("gcd", demonstrations="solver"), "task.demonstrations", "cannot solve gcd"),
         (gym(demonstrations="column"), "task.demonstrations", "no column"),
-        (file("gone.jsonl"), "task.path", "did you mean 'good.jsonl'"),
+        (file("gone.jsonl"), "task.path", "did you mean `good.jsonl`"),
         (file("good.txt"), "task.path", ".jsonl, .json, .parquet, .csv"),
         (file("good.jsonl", heldout_path="gone"), "task.heldout_path", "no such file"),
         (file("good.jsonl", heldout=20), "task.path", "at least 21"),
