@@ -29,7 +29,7 @@ import os, sys, time
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from gradus.pipeline.tracking.journal import Journal
-from gradus.pipeline.tracking.position import start_uploader
+from gradus.pipeline.tracking.client import start_uploader
 run = Path({run!r})
 handle = start_uploader(run)
 stage = Journal(run / "stages/01-first/journal.jsonl")

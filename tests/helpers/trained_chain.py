@@ -1,4 +1,4 @@
-""""""
+"""A complete run of three stages, made once a session, that tests copy, stop, damage and fork by the command."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from paths import search_path
 
 from gradus.pipeline.runs.checkpoint import checkpoints_in
 from gradus.pipeline.runs.run_folder import RunFolder
-from gradus.pipeline.tracking import position
+from gradus.pipeline.tracking import client
 from gradus.pipeline.tracking.client import UploaderHandle
 from gradus.stages import discover
 
@@ -81,14 +81,14 @@ class Chain(Gradus):
 @pytest.fixture(autouse=True)
 def untracked(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     """Launches in this process keep their curves for later: importing MLflow takes longer than training."""
-    monkeypatch.setattr(position, "start_uploader", lambda path: UploaderHandle(path, None, ""))
+    monkeypatch.setattr(client, "start_uploader", lambda path: UploaderHandle(path, None, ""))
 
 
 @pytest.fixture(scope="session")
 def trained_chain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     chain = Chain(tmp_path_factory.mktemp("chain"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(position, "start_uploader", lambda path: UploaderHandle(path, None, ""))
+        patch.setattr(client, "start_uploader", lambda path: UploaderHandle(path, None, ""))
         chain.tell("run", str(chain.config))
     return chain.folder
 

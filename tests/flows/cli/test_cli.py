@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 from command_line import Gradus
+from command_line import gradus as gradus  # the fixtures
+from command_line import quiet_process as quiet_process
 from rich.console import Console
 from typer.testing import CliRunner
 
