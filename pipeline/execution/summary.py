@@ -1,4 +1,4 @@
-""""""
+"""The summary of a run, written when every stage is done."""
 
 from __future__ import annotations
 
@@ -6,9 +6,26 @@ from typing import Any
 
 from gradus.pipeline.common.files import write_json
 from gradus.pipeline.runs.description import description
-from gradus.pipeline.runs.run_folder import SUMMARY_FILE, SUMMARY_KEYS, RunFolder
+from gradus.pipeline.runs.run_folder import SUMMARY_FILE, RunFolder
 from gradus.pipeline.tracking.journal import Journal
 from gradus.pipeline.tracking.position import read_run_ids
+
+STAGE_KEYS = [
+    "name",
+    "variant",
+    "steps",
+    "accuracy_before",
+    "accuracy_after",
+    "interval",
+    "rollouts",
+    "tokens",
+    "seconds",
+    "checkpoint",
+    "mlflow_run_id",
+    "events",
+    "algorithm",
+]
+"""The parts of a stage's success record that the summary has, in its order."""
 
 
 def finish(run: RunFolder) -> dict[str, Any]:
@@ -20,7 +37,7 @@ def finish(run: RunFolder) -> dict[str, Any]:
     for index, result in enumerate(results):
         tracked = ids.get(run.stage_dir(index).name)
         entry: dict[str, Any] = {"mlflow_run_id": tracked, "events": [], **(result or {})}
-        stages.append({key: entry[key] for key in SUMMARY_KEYS} | {"algorithm": entry["algorithm"]})
+        stages.append({key: entry[key] for key in STAGE_KEYS})
     summary = {
         "name": run.name,
         "seed": run.config.seed,

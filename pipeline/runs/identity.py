@@ -1,16 +1,15 @@
-"""What each stage of a run is, what may be reused of it, and why. Reads small files only; no torch.
+"""The identity of a stage: everything that its result depends on. Reads small files only; no torch.
 
-A stage's identity is what its result depends on: its options, the seed, how completions are scored, sampled and judged,
-the contents of the parent checkpoint and of the data, and the code that interprets all of these. It is written to the
-stage's folder when the stage begins. What merely says how to compute (device, threads, budgets, tracking) is no part
-of it; see :data:`gradus.pipeline.config.options.RUNTIME`.
+It consists of the stage's options, the seed, how completions are sampled, scored and judged, the contents of the parent
+checkpoint and of the data, and the code that interprets all of these. It is written to the stage's folder when the
+stage starts. Options that only say how to compute (device, threads, budgets, tracking) are no part of it; see
+:data:`gradus.pipeline.config.options.RUNTIME`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -18,11 +17,13 @@ from typing import Any
 from gradus.pipeline.common.files import read_json, write_json
 from gradus.pipeline.config import PipelineConfig, StageConfig
 from gradus.pipeline.config.options import differences, identity
+from gradus.pipeline.config.outside import source_of
 from gradus.pipeline.rewards.user_functions import source_file
 from gradus.pipeline.runs.checkpoint import CheckpointRecord
 from gradus.pipeline.runs.run_folder import FAILURE_FILE, RunFolder
 
 STAGE_FILE = "stage.json"
+"""In a stage's folder: the identity that the stage was started with."""
 CODE = (
     "advantages.py",
     "policy",
@@ -36,11 +37,16 @@ CODE = (
 )
 """The packages and modules of the core that a stage's result depends on."""
 LIBRARIES = ("torch", "transformers", "tokenizers")
+"""The libraries whose versions a stage's result depends on."""
 
 
-def fingerprint(*parts: Any) -> str:
-    """Hash of plain values: equal exactly where they are equal."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+def stage_identity(
+    config: PipelineConfig, index: int, parent: CheckpointRecord, data: dict[str, str]
+) -> dict[str, Any]:
+    """Everything that a stage's result depends on; ``data`` are the content hashes of the data."""
+    stage = config.stages[index]
+    made_of = {"config": wanted(config, index), "parent": parent.content, "data": data}
+    return made_of | ({"state": parent.state} if stage.carry else {}) | {"code": code_version(config, stage)}
 
 
 def wanted(config: PipelineConfig, index: int) -> dict[str, Any]:
@@ -54,52 +60,26 @@ def code_version(config: PipelineConfig, stage: StageConfig) -> dict[str, str]:
     """package, file or library -> short hash or version, of all the code that a stage's result depends on."""
     core = Path(__file__).parents[1]
     paths = {_module_name(name): core / name for name in CODE}
-    paths[f"stages/{stage.stage}"] = Path(inspect.getfile(type(stage)))
+    paths[f"stages/{stage.stage}"] = source_of(type(stage))
     paths |= {reward.reward: path for reward in config.rewards if (path := source_file(reward.reward)) is not None}
     hashes = {name: _source_hash(path) for name, path in paths.items()}
     return hashes | {name: importlib.metadata.version(name) for name in LIBRARIES}
 
 
-def _module_name(path: str) -> str:
-    return "gradus.pipeline." + path.removesuffix(".py").replace("/", ".")
-
-
-def _source_hash(path: Path) -> str:
-    """Short hash of a module, or of every module of a package with its place in it."""
-    digest = hashlib.sha256()
-    for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
-        digest.update(f"{file.relative_to(path)}\n".encode() + file.read_bytes())
-    return digest.hexdigest()[:8]
-
-
-def code_changes(known: dict[str, str], now: dict[str, str]) -> list[str]:
-    """How the code of a stage's beginning differs from today's.
-
-    Runs that began before whole packages were hashed recorded single files, which cannot be compared: one line says so.
-    """
-    if not known.keys() & {_module_name(name) for name in CODE}:
-        return ["gradus: an earlier version -> this one"]
-    return differences(known, now)
-
-
-def stage_identity(
-    config: PipelineConfig, index: int, parent: CheckpointRecord, data: dict[str, str]
-) -> dict[str, Any]:
-    """Everything that a stage's result depends on; ``data`` are content hashes."""
-    stage = config.stages[index]
-    made_of = {"config": wanted(config, index), "parent": parent.content, "data": data}
-    return made_of | ({"state": parent.state} if stage.carry else {}) | {"code": code_version(config, stage)}
+def fingerprint(*parts: Any) -> str:
+    """Hash of plain values; equal values have equal hashes."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def begin_stage(run: RunFolder, index: int, wanted_identity: dict[str, Any]) -> Path:
-    """The folder to train in: what an interrupted attempt at the same thing left, or a new one.
+    """The folder to train in: that of an interrupted attempt with the same identity, or a new one.
 
-    What belongs to another parent, configuration or data is kept as a numbered attempt. Other code goes on, so that an
-    upgrade costs no work; :func:`plan` and the run tell of it.
+    An attempt with another parent, configuration or data is kept as a numbered attempt. An attempt with other code is
+    continued, so that an upgrade costs no work; :func:`gradus.pipeline.runs.plan.plan` reports it.
     """
     folder = run.stage_dir(index)
     known = read_json(folder / STAGE_FILE)
-    if known is not None and not _drift(known, wanted_identity):
+    if known is not None and not identity_changes(known, wanted_identity):
         (folder / FAILURE_FILE).unlink(missing_ok=True)
     else:
         if folder.exists() and any(folder.iterdir()):
@@ -108,9 +88,9 @@ def begin_stage(run: RunFolder, index: int, wanted_identity: dict[str, Any]) -> 
     return folder
 
 
-def _drift(known: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """What a stage was begun with and is not asked for any more, code apart."""
-    changes = _config_drift(known["config"], now["config"])
+def identity_changes(known: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """How two identities of a stage differ, code apart, one ``key: old -> new`` a line."""
+    changes = config_changes(known["config"], now["config"])
     if known["parent"] != now["parent"]:
         changes.append(f"parent checkpoint: {known['parent']} -> {now['parent']}")
     if known.get("state") != now.get("state"):
@@ -118,9 +98,37 @@ def _drift(known: dict[str, Any], now: dict[str, Any]) -> list[str]:
     return changes + [f"data.{change}" for change in differences(known["data"], now["data"])]
 
 
-def _config_drift(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Changes between two of what :func:`wanted` gives; the stage's own options go by its label."""
+def config_changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """How two results of :func:`wanted` differ; the keys of the stage's own options start with its label."""
     label = new["stage"].get("name") or new["stage"]["stage"]
     shared = [key for key in new if key != "stage"]
     changes = differences(old["stage"], new["stage"], label)
     return changes + [line for key in shared for line in differences(old.get(key), new[key], key)]
+
+
+def code_changes(known: dict[str, str], now: dict[str, str]) -> list[str]:
+    """How the code that a stage was started with differs from today's, one ``key: old -> new`` a line.
+
+    Earlier versions recorded the hashes of single files, which cannot be compared with those of packages; one line
+    then says that the code is another one.
+    """
+    if not known.keys() & {_module_name(name) for name in CODE}:
+        return ["gradus: an earlier version -> this one"]
+    return differences(known, now)
+
+
+def _module_name(path: str) -> str:
+    """The import name of an entry of :data:`CODE`.
+
+    >>> _module_name("tasks/prompt_order.py")
+    'gradus.pipeline.tasks.prompt_order'
+    """
+    return "gradus.pipeline." + path.removesuffix(".py").replace("/", ".")
+
+
+def _source_hash(path: Path) -> str:
+    """Short hash of a module, or of all modules of a package with their paths in it."""
+    digest = hashlib.sha256()
+    for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
+        digest.update(f"{file.relative_to(path)}\n".encode() + file.read_bytes())
+    return digest.hexdigest()[:8]

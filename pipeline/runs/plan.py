@@ -1,4 +1,4 @@
-""""""
+"""The plan of a launch: whether each stage is reused, resumed or run, and why. Reads small files only; no torch."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from gradus.pipeline.config.options import differences, identity
 from gradus.pipeline.runs.checkpoint import CheckpointRecord, checkpoints_in, read_record, step_of
 from gradus.pipeline.runs.identity import (
     STAGE_FILE,
-    _config_drift,
-    _drift,
     code_changes,
     code_version,
+    config_changes,
+    identity_changes,
     stage_identity,
     wanted,
 )
@@ -25,26 +25,26 @@ from gradus.pipeline.runs.run_folder import RunFolder
 
 @dataclass(frozen=True)
 class StagePlan:
-    """What a launch would do about one stage, and why."""
+    """What a launch would do with one stage, and why."""
 
     label: str
     steps: int
-    """Steps that the configuration asks for."""
+    """The steps that the configuration asks for."""
     action: Literal["reuse", "resume", "run"]
     step: int = 0
-    """Steps that are done already."""
+    """The steps that are already done."""
     why: str = ""
     changes: tuple[str, ...] = ()
-    """What drifted, ``key: old -> new``; the stage's own options go by its label."""
+    """What changed since the stage was started, ``key: old -> new``; keys of its own options start with its label."""
     code: tuple[str, ...] = ()
-    """Code that changed since the stage began; what is done is kept all the same."""
+    """The code that changed since the stage was started. It does not undo what is done."""
 
 
-def plan(run: RunFolder | None, config: PipelineConfig, anew: int | None = None) -> list[StagePlan]:
-    """What a launch with this configuration would do about every stage of ``run``; without a run, of a new one.
+def plan(run: RunFolder | None, config: PipelineConfig, restart_from: int | None = None) -> list[StagePlan]:
+    """What a launch with this configuration would do with every stage of ``run``, or of a new run.
 
-    From stage ``anew`` on everything is to begin again. Reads records only: damage is found when a checkpoint is used,
-    or by ``gradus verify``.
+    ``restart_from``: the index of the first stage that is to start again, as every later one then does. Only records
+    are read: damage is found when a checkpoint is used, or by ``gradus verify``.
     """
     if run is None:
         return [StagePlan(stage.label, stage.steps, "run", why="new run") for stage in config.stages]
@@ -62,14 +62,14 @@ def plan(run: RunFolder | None, config: PipelineConfig, anew: int | None = None)
     for index, stage in enumerate(config.stages):
         here = known[: index + 1] == labels[: index + 1]
         drift = tuple(_asked(run, config, index, changed)) if here else ()
-        if anew is not None and index >= anew:
-            plans.append(StagePlan(stage.label, stage.steps, "run", why=_begun_again(run, index)))
+        if restart_from is not None and index >= restart_from:
+            plans.append(StagePlan(stage.label, stage.steps, "run", why=_why_again(run, index)))
         elif waiting:
             plans.append(StagePlan(stage.label, stage.steps, "run", why=waiting, changes=drift))
         elif not here or parent is None:
             plans.append(StagePlan(stage.label, stage.steps, "run", why="the run has no such stage here"))
         else:
-            plans.append(_plan_stage(run, config, index, parent, drift, anew))
+            plans.append(_plan_stage(run, config, index, parent, drift, restart_from))
         if plans[-1].action == "reuse":
             parent = run.result(index)
         elif not waiting:
@@ -77,29 +77,29 @@ def plan(run: RunFolder | None, config: PipelineConfig, anew: int | None = None)
     return plans
 
 
+def made_again(run: RunFolder, index: int, planned: StagePlan) -> StagePlan:
+    """The plan of a finished stage whose checkpoint is damaged.
+
+    It is resumed from the checkpoint before that one, or starts again where there is none.
+    """
+    result = run.result(index) or {}
+    step = _newest_step(run.stage_dir(index), result["parent"], step_of(Path(result["checkpoint"])))
+    return replace(planned, action="run" if step is None else "resume", step=step or 0)
+
+
 def _asked(run: RunFolder, config: PipelineConfig, index: int, names: list[str]) -> list[str]:
-    """How what is asked of a stage, and of the pipeline's parts of these names, differs from what the run asks for."""
+    """How a configuration differs from the run's in one stage and in the parts of the pipeline that ``names`` gives."""
     pairs = [(name, identity(getattr(run.config, name)), identity(getattr(config, name))) for name in names]
     common = [line for name, old, new in pairs for line in differences(old, new, name)]
-    own = _config_drift(wanted(run.config, index), wanted(config, index))
+    own = config_changes(wanted(run.config, index), wanted(config, index))
     return common + [line for line in own if line not in common]
 
 
-def _record(made: dict[str, Any] | None) -> CheckpointRecord | None:
-    """The record of a success record's checkpoint; None where there is none that can be read."""
-    try:
-        return read_record(Path(made["checkpoint"])) if made else None
-    except UserError:
-        return None
-
-
-def _begun_again(run: RunFolder, index: int) -> str:
-    """Why a stage is trained although it was: as asked, or because one before it is."""
+def _why_again(run: RunFolder, index: int) -> str:
+    """Why a stage that ``restart_from`` covers is run."""
     if not run.stage_dir(index).exists():
         return "not begun"
-    earlier = run.attempts(index)
-    number = int(earlier[-1].suffix.removeprefix(".attempt-")) + 1 if earlier else 1
-    return f"anew, as asked; what is there is kept as attempt {number}"
+    return f"again, as asked; what is there is kept as attempt {run.next_attempt(index)}"
 
 
 def _plan_stage(
@@ -108,21 +108,21 @@ def _plan_stage(
     index: int,
     parent: dict[str, Any],
     drift: tuple[str, ...],
-    anew: int | None,
+    restart_from: int | None,
 ) -> StagePlan:
-    """One stage whose parent is there; ``drift`` is how the configuration differs from the run's."""
+    """The plan of a stage whose parent is available; ``drift``: how the configuration differs from the run's."""
     stage, folder, result = config.stages[index], run.stage_dir(index), run.result(index)
     known, record = read_json(folder / STAGE_FILE), _record(parent)
     if known and result is None and record is not None:
         data = (read_json(run.data_dir / "data.json") or {}).get("hashes", {})
-        drift = tuple(_drift(known, stage_identity(config, index, record, data)))
+        drift = tuple(identity_changes(known, stage_identity(config, index, record, data)))
     code = tuple(code_changes(known["code"], code_version(config, stage))) if known and not drift else ()
 
     def planned(action: Literal["reuse", "resume", "run"], why: str, step: int = 0) -> StagePlan:
         return StagePlan(stage.label, stage.steps, action, step, why, drift, code if action != "run" else ())
 
     if result is not None and not drift:
-        following = index + 1 < len(run.config.stages) and index + 1 != anew and run.result(index + 1)
+        following = index + 1 < len(run.config.stages) and index + 1 != restart_from and run.result(index + 1)
         if not following and _record(result) is None:
             return made_again(run, index, planned("run", f"its checkpoint is gone or damaged: {result['checkpoint']}"))
         if result["parent"] != parent["content"]:
@@ -140,15 +140,19 @@ def _plan_stage(
     return planned("run", why) if step is None else planned("resume", why, step)
 
 
-def made_again(run: RunFolder, index: int, planned: StagePlan) -> StagePlan:
-    """The plan of a finished stage whose checkpoint is damaged: it goes on from the one before that, or begins anew."""
-    result = run.result(index) or {}
-    step = _newest_step(run.stage_dir(index), result["parent"], step_of(Path(result["checkpoint"])))
-    return replace(planned, action="run" if step is None else "resume", step=step or 0)
-
-
 def _newest_step(stage_dir: Path, parent: str, before: int | None = None) -> int | None:
-    """The step of the newest checkpoint that the stage can go on from, as far as records tell; one below ``before``."""
+    """The step of the newest checkpoint that the stage can resume from, judged by the records alone.
+
+    ``before``: only checkpoints of earlier steps count.
+    """
     known = checkpoints_in(stage_dir)
     found = ((step, _record({"checkpoint": path})) for step, path in known if before is None or step < before)
     return next((step for step, record in found if record and record.parent == parent and record.resumable), None)
+
+
+def _record(made: dict[str, Any] | None) -> CheckpointRecord | None:
+    """The record of a success record's checkpoint; None where it cannot be read."""
+    try:
+        return read_record(Path(made["checkpoint"])) if made else None
+    except UserError:
+        return None

@@ -1,4 +1,4 @@
-"""Whether two runs did the same, bit for bit: what a resume promises, as a list of everything that differs."""
+"""Whether two runs have the same outcome, bit for bit, as a resumed run and an undisturbed one must."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from gradus.pipeline.runs.run_folder import RunFolder
 from gradus.pipeline.tracking.journal import iter_events, metric_history
 
 CLOCKS = ("time/", "throughput/")
-"""Metrics that measure time; they differ between any two runs."""
+"""Prefixes of the metrics that measure time, which differ between any two runs."""
 
 
 def outcome_differences(one: RunFolder, two: RunFolder) -> list[str]:
     """What differs between the results of two runs: final weights and optimizer states as bytes, records, curves.
 
-    Times are left out. Also told are curves that contradict themselves: a step repeated with another value.
+    Times are ignored. A curve that contradicts itself, because a step was repeated with another value, is listed too.
     """
     starts = [Path((run.start() or {"checkpoint": run.path / "start"})["checkpoint"]) for run in (one, two)]
     found = _file_differences("start", *starts)
@@ -30,7 +30,11 @@ def outcome_differences(one: RunFolder, two: RunFolder) -> list[str]:
         kept = [
             {k: v for k, v in r.items() if k not in ("seconds", "checkpoint", "mlflow_run_id")} for r in results if r
         ]
-        found += [f"{stage.label}: {k}: {kept[0].get(k)} and {kept[1].get(k)}" for k in kept[0] if kept[0] != kept[1]]
+        found += [
+            f"{stage.label}: {k}: {kept[0].get(k)} and {kept[1].get(k)}"
+            for k in kept[0]
+            if kept[0][k] != kept[1].get(k)
+        ]
         found += _file_differences(stage.label, *(Path(result["checkpoint"]) for result in results if result))
         journals = [run.stage_dir(index) / "journal.jsonl" for run in (one, two)]
         found += _curve_differences(stage.label, *journals)
@@ -38,7 +42,7 @@ def outcome_differences(one: RunFolder, two: RunFolder) -> list[str]:
 
 
 def _file_differences(label: str, one: Path, two: Path) -> list[str]:
-    """Files of two checkpoints, resume state included, that are not the same bytes."""
+    """The files of two checkpoints, with their resume state, whose bytes differ."""
     found = []
     names = sorted({*read_record(one).files, *read_record(two).files})
     clock = f"{RESUME}/state.json"
@@ -66,7 +70,7 @@ def _curve_differences(label: str, one: Path, two: Path) -> list[str]:
 
 
 def contradictions(journal: Path) -> list[str]:
-    """Points that a journal gives twice with different values, times left out."""
+    """The points that a journal has twice with different values; times are ignored."""
     history, found = metric_history(journal), []
     for event, _ in iter_events(journal):
         if event is not None and event["kind"] == "metrics":

@@ -1,4 +1,4 @@
-"""Whether everything a run has on the disk is as it was written: every checkpoint and the data, by their hashes."""
+"""Verification of a run: whether its data and its checkpoints are as they were written, by their hashes."""
 
 from __future__ import annotations
 
@@ -11,30 +11,52 @@ from typing import Any
 from gradus.pipeline.common.errors import UserError
 from gradus.pipeline.common.files import read_json, sha256
 from gradus.pipeline.runs.checkpoint import checkpoints_in, content_of, damaged_files, step_of
-from gradus.pipeline.runs.run_folder import RESULT_FILE, RunFolder
+from gradus.pipeline.runs.run_folder import RunFolder
 
 DATA_FILE = "data.json"
+"""In the data folder: the hash of every file."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at."""
+    """The result of one check."""
 
     what: str
-    """In words: ``start``, a stage's label, ``data``."""
+    """What was checked: ``start``, a stage's label, ``data: SPLIT``."""
     path: Path
     step: int | None = None
     bytes: int = 0
     damage: str = ""
-    """What is missing or altered; empty where all is as it was written."""
+    """What is missing or altered; empty where nothing is."""
     remedy: str = ""
     """What to do about the damage."""
     leftover: bool = False
-    """A temporary file or folder of a process that is gone: no damage."""
+    """It is a temporary file or folder of a process that has ended, which is no damage."""
+
+
+def verify(run: RunFolder) -> Iterator[Finding]:
+    """Check the data, the start, and every checkpoint of the stages and of their earlier attempts, in that order."""
+    yield from _data(run)
+    start = run.start()
+    if start is not None:
+        yield _start(run, start)
+    for index, stage in enumerate(run.config.stages):
+        yield from _stage(run, index)
+        for folder in run.attempts(index):
+            label = f"{stage.label}, attempt {folder.suffix.removeprefix('.attempt-')}"
+            remedy = f"only a fork may still need it; otherwise {folder.name} may be removed"
+            for step, path in checkpoints_in(folder):
+                yield Finding(label, path, step, _size(path), damage(path), remedy)
+    for path in sorted(run.path.rglob(".*")):
+        if not path.name.startswith(".mlflow"):
+            yield Finding("left by a process that ended", path, None, _size(path), leftover=True)
 
 
 def damage(checkpoint: Path, for_resume: bool = True) -> str:
-    """What is wrong with a checkpoint, in a few words, or nothing."""
+    """What is wrong with a checkpoint, in a few words; empty where nothing is.
+
+    ``for_resume``: also look at the files that only a resume of its stage needs.
+    """
     if not checkpoint.is_dir():
         return "missing"
     try:
@@ -47,29 +69,17 @@ def damage(checkpoint: Path, for_resume: bool = True) -> str:
     return "; ".join(parts)
 
 
-def verify(run: RunFolder) -> Iterator[Finding]:
-    """Look at the data, the start, every stage's checkpoints and those of numbered attempts, one after the other."""
-    yield from _data(run)
-    start = run.start()
-    if start is not None:
-        yield _start(run, start)
-    for index, stage in enumerate(run.config.stages):
-        yield from _stage(run, index)
-        for folder in run.attempts(index):
-            label = f"{stage.label}, attempt {folder.suffix.removeprefix('.attempt-')}"
-            remedy = f"only a fork may still need it; else it may be removed, with all of {folder.name}"
-            for step, path in checkpoints_in(folder):
-                yield Finding(label, path, step, _size(path), damage(path), remedy)
-    for path in sorted(run.path.rglob(".*")):
-        if not path.name.startswith(".mlflow"):
-            yield Finding("left by a process that ended", path, None, _size(path), leftover=True)
+def handover_damage(made: dict[str, Any]) -> str:
+    """What is wrong with the checkpoint that a success record names and the next stage gets; empty where nothing is."""
+    checkpoint = Path(made["checkpoint"])
+    return damage(checkpoint, for_resume=False) or _replaced(checkpoint, made)
 
 
 def _data(run: RunFolder) -> Iterator[Finding]:
-    """The prompts, file by file, where they are ready."""
+    """The files of the data, once they are prepared."""
     owner = run.data_dir.resolve().parent.name
     shared = "" if run.data_dir.resolve().parent == run.path.resolve() else f" (shared with {owner})"
-    remedy = "the data cannot be made again within a run: begin a new one"
+    remedy = "the data cannot be made again within a run: start a new run"
     record: Any = None
     try:
         record = read_json(run.data_dir / DATA_FILE)
@@ -99,38 +109,41 @@ def _start(run: RunFolder, start: dict[str, Any]) -> Finding:
 
 
 def _stage(run: RunFolder, index: int) -> Iterator[Finding]:
-    """The checkpoints of one stage, oldest first; the one that was handed over counts as missing where it is gone."""
+    """The checkpoints of one stage, oldest first, with the one that was handed over even where it no longer exists."""
     label, folder, result = run.config.stages[index].label, run.stage_dir(index), run.result(index)
     handed = Path(result["checkpoint"]) if result else None
     if result is not None and handed is not None and "shared" in result:
         owner = result["shared"]
-        wrong, step = damage(handed) or _other_content(handed, result), step_of(handed)
+        wrong, step = damage(handed) or _replaced(handed, result), step_of(handed)
         yield Finding(f"{label} (shared with {owner})", handed, step, _size(handed), wrong, _ask(owner))
         return
     for step, path in reversed(checkpoints_in(folder)):
         wrong = damage(path)
         if path == handed and result is not None:
-            wrong = wrong or _other_content(path, result)
-        if path.exists():  # a run that is at work removes old ones
+            wrong = wrong or _replaced(path, result)
+        if path.exists():  # a run that is being trained removes old ones
             yield Finding(label, path, step, _size(path), wrong, _remedy(run, index, path, handed))
     if handed is not None and not handed.exists():
         yield Finding(label, handed, step_of(handed), 0, f"missing: {handed.name}", _remedy(run, index, handed, handed))
 
 
-def _other_content(checkpoint: Path, result: dict[str, Any]) -> str:
-    """Whether a whole checkpoint is another one than the stage's result tells of."""
-    return "" if content_of(checkpoint) == result["content"] else f"not the checkpoint that {RESULT_FILE} tells of"
+def _replaced(checkpoint: Path, made: dict[str, Any]) -> str:
+    """Whether an undamaged checkpoint is another one than its success record names."""
+    return "" if content_of(checkpoint) == made["content"] else "another checkpoint is in its place"
 
 
 def _remedy(run: RunFolder, index: int, checkpoint: Path, handed: Path | None) -> str:
-    """What to do about a damaged checkpoint of a run's own stage, which hands over ``handed`` once it is done."""
+    """What to do about a damaged checkpoint of one of the run's own stages.
+
+    ``handed``: the checkpoint that the stage hands over; None before the stage is done.
+    """
     stages, last = run.config.stages, index + 1 == len(run.config.stages)
     if handed is None:
-        return f"`gradus resume {run.name}` goes on from the whole one before it"
+        return f"`gradus resume {run.name}` continues from the undamaged one before it"
     if checkpoint != handed:
         return "nothing needs it any more"
     if not damage(checkpoint, for_resume=False) and (last or not stages[index + 1].carry):
-        return "what it hands over is whole; the state of the finished stage in it is needed no more"
+        return "what it hands over is undamaged; the state of the finished stage in it is no longer needed"
     if last or run.result(index + 1) is None:
         return f"`gradus resume {run.name}` makes it again"
     again = f"`gradus resume {run.name} --from {stages[index + 1].label}` makes it and what follows again"
@@ -142,19 +155,9 @@ def _ask(owner: str) -> str:
 
 
 def _size(path: Path) -> int:
-    """Bytes of a file or of everything in a folder; what is removed meanwhile counts nothing."""
+    """Bytes of a file or of everything in a folder. A file that is removed meanwhile counts as nothing."""
     total = 0
     for file in path.rglob("*") if path.is_dir() else [path]:
         with contextlib.suppress(OSError):
             total += file.stat().st_size if file.is_file() else 0
     return total
-
-
-def handover_damage(made: dict[str, Any]) -> str:
-    """What is wrong with the checkpoint that a success record tells of and that is to be handed over, or nothing."""
-    checkpoint = Path(made["checkpoint"])
-    try:
-        altered = ", ".join(damaged_files(checkpoint, for_resume=False))
-    except UserError as error:
-        return error.what
-    return altered or ("" if content_of(checkpoint) == made["content"] else "another one is in its place")

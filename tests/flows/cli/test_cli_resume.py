@@ -16,8 +16,13 @@ from typing import Any
 
 import pytest
 from command_line import Gradus
+from command_line import gradus as gradus  # the fixtures
+from command_line import quiet_process as quiet_process
 from rich.console import Console
 from trained_chain import DONE, PATHED, Chain, flip, table
+from trained_chain import chain as chain  # the fixtures
+from trained_chain import trained_chain as trained_chain
+from trained_chain import untracked as untracked
 
 from gradus.flows import launch
 from gradus.pipeline.common import locks
@@ -25,7 +30,7 @@ from gradus.pipeline.common.errors import StageFailed
 from gradus.pipeline.common.observer import Observer
 from gradus.pipeline.runs.checkpoint import checkpoints_in
 from gradus.pipeline.runs.run_folder import RunFolder
-from gradus.pipeline.tracking import position
+from gradus.pipeline.tracking import client
 from gradus.pipeline.tracking.client import UploaderHandle
 
 # --- plan -------------------------------------------------------------------------------------------------------------
@@ -155,10 +160,10 @@ def test_resume_goes_on_to_the_same_result(chain: Chain) -> None:
 def test_from_a_stage_keeps_what_was_there_as_numbered_attempts(chain: Chain) -> None:
     undisturbed = chain.contents()
     said = chain.tell("resume", "chain", "--from", "dapo")
-    assert ["dapo", "2", "run", "anew, as asked; what is there is kept as attempt 1"] in table(said)
+    assert ["dapo", "2", "run", "again, as asked; what is there is kept as attempt 1"] in table(said)
     assert "stage sft is done already" in said and "dapo: stage 2 of 3, 2 steps\n" in said
     said = chain.tell("resume", "chain", "--from", "gfpo")
-    assert ["gfpo", "2", "run", "anew, as asked; what is there is kept as attempt 2"] in table(said)
+    assert ["gfpo", "2", "run", "again, as asked; what is there is kept as attempt 2"] in table(said)
     attempts = [[path.name for path in chain.run().attempts(index)] for index in range(3)]
     assert attempts == [[], ["02-dapo.attempt-1"], ["03-gfpo.attempt-1", "03-gfpo.attempt-2"]]
     assert chain.contents() == undisturbed
@@ -366,7 +371,7 @@ def test_mlflow_is_not_imported_beside_what_the_first_step_waits_for(
             assert started == [chain.run().path]
         raise StageFailed("enough")
 
-    monkeypatch.setattr(position, "start_uploader", start)
+    monkeypatch.setattr(client, "start_uploader", start)
     with pytest.raises(StageFailed, match="enough"):
         launch.launch(chain.run(), engine, Console(quiet=True))
     assert started == [chain.run().path], "what was journalled is delivered, however early a launch ends"

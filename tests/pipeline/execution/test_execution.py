@@ -193,7 +193,7 @@ def test_a_damaged_result_is_made_again_the_same(tmp_path, handover):
     first, notes = run.result(0), []
     flip(Path(first["checkpoint"]) / "model.safetensors")
     again = launch(tmp_path, config, observer=Notes(notes)).result(0)
-    assert "the result of stage sft is damaged (model.safetensors); it is made again" in notes
+    assert "the result of stage sft is damaged (altered: model.safetensors); it is made again" in notes
     assert not damaged_files(Path(again["checkpoint"]))
     assert {**again, "seconds": 0} == {**first, "seconds": 0}
 

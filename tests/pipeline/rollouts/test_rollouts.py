@@ -348,7 +348,7 @@ def refusal(config: PipelineConfig) -> UserError:
 
 def test_a_server_that_is_not_there_is_told_before_anything_else() -> None:
     error = refusal(wanted(rollouts={"url": "http://127.0.0.1:9"}))
-    assert error.where == "rollouts.url" and "127.0.0.1:9" in str(error.got) and "vllm_serve MODEL" in error.expected
+    assert error.where == "rollouts.url" and "127.0.0.1:9" in str(error.got) and "rollouts.vllm.serve MODEL" in error.expected
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,69 @@
+"""The second layer of a run folder: the records of what is done. Nothing is guessed from the dates of files."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from gradus.pipeline.common.files import read_json
+from gradus.pipeline.runs.checkpoint import CHECKPOINTS, content_of
+from gradus.pipeline.runs.run_paths import RunPaths, attempts_beside
+
+START_FILE = "start.json"
+"""What was measured of the policy before any stage."""
+SUMMARY_FILE = "summary.json"
+"""The summary of a complete run."""
+RESULT_FILE = "result.json"
+"""In a stage's folder: its success record."""
+FAILURE_FILE = "failure.json"
+"""In a stage's folder: why it failed."""
+HELDOUT_FILE = "heldout.json"
+"""In a stage's folder: which held-out prompts its result answers correctly, by their ids."""
+
+
+class RunRecords(RunPaths):
+    """What a run has done, read from its records."""
+
+    def start(self) -> dict[str, Any] | None:
+        """The record of the policy before any stage, with the checkpoint's absolute path; None before it is written."""
+        start = read_json(self.path / START_FILE)
+        return start and start | {"checkpoint": str(_found(self.path / start["checkpoint"], start))}
+
+    def result(self, index: int) -> dict[str, Any] | None:
+        """A stage's success record, with the checkpoint's absolute path; None before it is written."""
+        folder = self.stage_dir(index)
+        result = read_json(folder / RESULT_FILE)
+        return result and result | {"checkpoint": str(_found(folder / result["checkpoint"], result))}
+
+    def heldout(self, index: int) -> dict[str, bool] | None:
+        """id of a held-out prompt -> whether the stage's result answers it correctly; None before the stage is done.
+
+        A fork has no such record for the stages that it shares; the run that owns the stage has it.
+        """
+        found = read_json(self.stage_dir(index) / HELDOUT_FILE) if self.result(index) else None
+        return found and found["correct"]
+
+    def failure(self, index: int) -> dict[str, Any] | None:
+        """A stage's failure record; None where it has not failed, or succeeded later."""
+        return None if self.result(index) else read_json(self.stage_dir(index) / FAILURE_FILE)
+
+    def summary(self) -> dict[str, Any] | None:
+        """The summary of a complete run, with the paths where the checkpoints are now; None before it is complete."""
+        summary = read_json(self.path / SUMMARY_FILE)
+        for index, stage in enumerate(summary["stages"] if summary else ()):
+            stage["checkpoint"] = (self.result(index) or stage)["checkpoint"]
+        return summary
+
+
+def _found(path: Path, result: dict[str, Any]) -> Path:
+    """Where the checkpoint of a success record is now.
+
+    The origin of a fork may have set aside the stage that made it, and trained that stage again.
+    """
+    path = Path(os.path.normpath(path))
+    in_place = content_of(path) == result.get("content") if "shared" in result else path.is_dir()
+    if in_place or "content" not in result:
+        return path
+    candidates = [folder / CHECKPOINTS / path.name for folder in attempts_beside(path.parent.parent)]
+    return next((each for each in candidates if content_of(each) == result["content"]), path)
