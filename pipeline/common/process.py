@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import gc
 import os
+import site
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -72,9 +73,19 @@ ENVIRONMENT = {
 
 def child_environment() -> dict[str, str]:
     """This process's environment, quiet MLflow added, and this package importable wherever it runs from."""
-    root = str(Path(gradus.__file__).parents[1])
-    path = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH", "")) if p)
-    return {**ENVIRONMENT, **os.environ, "PYTHONPATH": path}
+    return {**ENVIRONMENT, **os.environ, **search_path()}
+
+
+def search_path() -> dict[str, str]:
+    """PYTHONPATH for a child process that imports this package; nothing where it finds the package without it.
+
+    A folder of installed packages is not named: it would come before the standard library, and before the packages of
+    another Python that a descendant may start.
+    """
+    root, given = str(Path(gradus.__file__).absolute().parents[1]), os.environ.get("PYTHONPATH", "")
+    if root in (*site.getsitepackages(), site.getusersitepackages(), *given.split(os.pathsep)):
+        return {}
+    return {"PYTHONPATH": os.pathsep.join(filter(None, (root, given)))}
 
 
 def process_start(pid: int) -> str | None:

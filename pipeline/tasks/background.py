@@ -23,7 +23,7 @@ _under_way: dict[Path, subprocess.Popen[bytes]] = {}
 def data_ahead(task: Any, base_dir: Path, folder: Path) -> Iterator[None]:
     """Make the task's folder beside whatever happens in this block; nothing is left running at its end."""
     request = {"task": task.model_dump(mode="json"), "base_dir": str(base_dir), "folder": str(folder)}
-    command = [sys.executable, "-c", f"import json, sys; sys.path[:] = json.loads(sys.argv[1]); {BOOTSTRAP}"]
+    command = [sys.executable, "-P", "-c", f"import json, sys; sys.path[:] = json.loads(sys.argv[1]); {BOOTSTRAP}"]
     null = subprocess.DEVNULL
     process = subprocess.Popen(
         [*command, json.dumps(sys.path)], stdin=subprocess.PIPE, stdout=null, stderr=null, start_new_session=True

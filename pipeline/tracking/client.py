@@ -55,7 +55,7 @@ def start_uploader(run_dir: str | Path) -> UploaderHandle:
     uri = ""
     try:
         uri, _ = tracking_options(run_dir)
-        module = [sys.executable, "-m", "gradus.pipeline.tracking.uploader"]
+        module = [sys.executable, "-P", "-m", "gradus.pipeline.tracking.uploader"]
         with open(run_dir / "tracking.log", "ab") as log:
             process = subprocess.Popen(
                 [*module, str(run_dir), "--follow", "--parent-pid", str(os.getpid())],

@@ -52,6 +52,7 @@ def serve_ui(
         process = subprocess.Popen(
             [
                 sys.executable,
+                "-P",
                 "-m",
                 "gradus.pipeline.tracking.ui",
                 str(os.getpid()),
@@ -100,7 +101,7 @@ def _store_lock_path(uri: str, runs_dir: Path) -> Path:
 def _server_command(uri: str, runs_dir: Path, host: str, port: int) -> list[str]:
     store = ["--backend-store-uri", uri, "--default-artifact-root", (runs_dir / "mlartifacts").as_uri()]
     address = ["--host", host, "--port", str(port), "--workers", "1"]
-    return [sys.executable, "-m", "mlflow", "server", *store, *address]
+    return [sys.executable, "-P", "-m", "mlflow", "server", *store, *address]
 
 
 def _free_port(host: str, wanted: int | None) -> int:

