@@ -1,4 +1,4 @@
-"""Try a checkpoint: sample from it, or measure it again. Behind ``gradus sample`` and ``gradus eval``."""
+"""Use a checkpoint without training: sample from it, or measure it again (``gradus sample`` and ``gradus eval``)."""
 
 from __future__ import annotations
 
@@ -19,10 +19,7 @@ from gradus.pipeline.types import Prompt
 
 
 def find_run(path: Path, stage_configs: list) -> RunFolder:
-    """The run that a run folder is, or that a checkpoint lies in.
-
-    Raises: UserError where neither is the case.
-    """
+    """The run whose folder, or one of whose checkpoints, ``path`` is. Raises: UserError where there is none."""
     for folder in (path.absolute(), *path.absolute().parents):
         if (folder / RUN_FILE).is_file():
             return RunFolder(folder, stage_configs)
@@ -35,7 +32,7 @@ def find_run(path: Path, stage_configs: list) -> RunFolder:
 
 
 def latest_checkpoint(run: RunFolder) -> Path:
-    """The checkpoint of the last stage that is done, or the policy before any stage."""
+    """The checkpoint of the last stage that is done, or the policy before any stage. Raises: UserError without one."""
     done = [result for result in map(run.result, range(len(run.config.stages))) if result]
     folder = Path((done[-1] if done else run.start() or {}).get("checkpoint", run.path / "start"))
     if not (folder / RECORD_FILE).is_file():
@@ -44,7 +41,7 @@ def latest_checkpoint(run: RunFolder) -> Path:
 
 
 def evaluate_checkpoint(path: Path, stage_configs: list) -> dict[str, Any]:
-    """Held-out accuracy of a run's latest checkpoint, or of the checkpoint that ``path`` is."""
+    """The held-out accuracy of a run's latest checkpoint, or of one checkpoint; ``path`` is the folder of either."""
     run = find_run(path, stage_configs)
     checkpoint = latest_checkpoint(run) if (path / RUN_FILE).is_file() else path
     record = verified_record(checkpoint)
@@ -62,12 +59,12 @@ def evaluate_checkpoint(path: Path, stage_configs: list) -> dict[str, Any]:
 
 
 def sample_checkpoint(path: Path, question: str, count: int, options: SamplingConfig, seed: int = 0) -> list[str]:
-    """``count`` completions of one question."""
+    """``count`` completions of one question, drawn with the seed."""
     policy = _any_policy(path)
     prompt = Prompt(id="prompt", question=question, answer="")
     return sample(policy, [prompt], count, options, DrawKey(seed, "sample", 0)).texts[0]
 
 
 def _any_policy(path: Path) -> Policy:
-    """A checkpoint, or any folder or Hub id that holds a causal language model."""
+    """The policy of a checkpoint, or of any folder or Hub id with a causal language model."""
     return load_policy(path, PolicyConfig(path=str(path)))

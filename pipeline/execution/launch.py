@@ -1,8 +1,8 @@
-"""A stage in several processes: torchrun is started, watched and told of signals; what the ranks tell is passed on.
+"""Train a stage in several processes: start torchrun, watch it, and pass signals to the ranks and their reports on.
 
-Each rank holds a connection to this process (:mod:`gradus.pipeline.execution.rank_process`). Progress, the result and errors come
-through it, and its end ends the rank, so that none outlives the launch. Everything else that the processes write goes
-to ``torchrun.log`` in the stage's folder.
+Each rank is connected to this process (:mod:`gradus.pipeline.execution.rank_process`). It sends progress, the result
+and errors, and it ends when the connection does, so that no rank outlives the launch. Everything else that the
+processes write goes to ``torchrun.log`` in the stage's folder.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from gradus.pipeline.runs.run_folder import RunFolder
 from gradus.pipeline.stage import Stage
 
 LOG = "torchrun.log"
-PATIENCE = 20.0
-"""Seconds that the ranks get to end once the first has told how its work ended."""
+END_TIMEOUT_SECONDS = 20.0
+"""How long the other ranks may take to end once the first one has reported how its work ended."""
 
 Message = dict[str, Any]
 
@@ -40,14 +40,14 @@ Message = dict[str, Any]
 def launched(run: RunFolder, index: int, stage: Stage, where: dict[str, Any], observer: Observer) -> dict[str, Any]:
     """Train a stage in ``launch.processes`` processes; returns its success record.
 
-    ``where`` it starts and goes on from is passed to the ranks as it is.
+    ``where``: the parent checkpoint and the checkpoint to resume from, which are passed to the ranks unchanged.
 
-    Raises: what the ranks failed with; StageFailed where one of them died; Interrupted after a signal.
+    Raises: the error that the ranks failed with; StageFailed where one of them died; Interrupted after a signal.
     """
     check_devices(run.config)
     gc.collect()
     if torch.cuda.is_available():
-        torch.cuda.empty_cache()  # what measured the policy before any stage is in the way of rank 0
+        torch.cuda.empty_cache()  # the memory in which the policy was measured is needed by rank 0
     spec = {"run": str(run.path), "index": index, "stage": _address(stage), **where}
     spec["configs"] = [f"{config.__module__}:{config.__qualname__}" for config in run.stage_configs]
     log = run.stage_dir(index) / LOG
@@ -57,7 +57,7 @@ def launched(run: RunFolder, index: int, stage: Stage, where: dict[str, Any], ob
 
 
 def _address(stage: Stage) -> str:
-    """Where another process finds a stage: ``module:name``. Raises: UserError where no module holds it."""
+    """Where another process can import a stage from: ``module:name``. Raises: UserError where no module holds it."""
     module = sys.modules[stage.config.__module__]
     for name, value in vars(module).items():
         if value is stage:
@@ -71,19 +71,19 @@ def _address(stage: Stage) -> str:
 
 
 class _Launch:
-    """torchrun with its processes: a context manager that leaves none of them behind."""
+    """torchrun and its processes: a context manager that leaves none of them running."""
 
     def __init__(self, count: int, spec: dict[str, Any], log: Path, observer: Observer):
         self.count, self.log, self.observer = count, log, observer
         self.result: dict[str, Any] | None = None
         self.errors: list[Message] = []
-        """What ranks failed with, in the order in which they told it."""
+        """The errors that ranks failed with, in the order of their reports."""
         self.deaths: list[Message] = []
-        """What torchrun says of processes that ended before their time."""
+        """The processes that died, as torchrun reports them."""
         self.left: int | None = None
-        """The signal after which the ranks left in good order."""
+        """The signal after which the ranks stopped as requested."""
         self._pids: dict[int, int] = {}
-        self._told: int | None = None
+        self._signalled: int | None = None
         self._deadline = float("inf")
         with contextlib.ExitStack() as held:
             folder = held.enter_context(tempfile.TemporaryDirectory(prefix="gradus-"))
@@ -97,7 +97,7 @@ class _Launch:
             self._held = held.pop_all()
 
     def _start(self, spec: dict[str, Any]) -> subprocess.Popen[bytes]:
-        """In a session of its own: the terminal's Ctrl-C is ours to pass on."""
+        """Start torchrun in a session of its own, so that Ctrl-C reaches this process alone, which passes it on."""
         # The same modules as here, and nothing from a folder that merely happens to be the current one.
         path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
         torchrun = [sys.executable, "-m", "gradus.pipeline.execution.torchrun", spec["address"]]
@@ -120,24 +120,24 @@ class _Launch:
         self._held.close()
 
     def watch(self) -> None:
-        """Until torchrun has ended: pass on what the ranks tell, and a signal to rank 0, on which all agree.
+        """Until torchrun has ended, pass on the reports of the ranks, and a signal to rank 0, which all ranks follow.
 
-        Raises: Interrupted after a second signal, or one that comes before there is anything to finish.
+        Raises: Interrupted after a second signal, or after one that comes before there is any step to finish.
         """
         while self._torchrun.poll() is None and time.monotonic() < self._deadline:
-            self._hear(0.2)
+            self._receive(0.2)
             number = interruption.waiting()
-            if number is not None and self._told is None:
+            if number is not None and self._signalled is None:
                 if 0 not in self._pids:
                     interruption.leave_if_requested()
-                self._told = number
+                self._signalled = number
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(self._pids[0], number)
-        while self._hear(0.5 if len(self._selector.get_map()) > 1 else 0.0):
+        while self._receive(0.5 if len(self._selector.get_map()) > 1 else 0.0):
             pass
 
-    def _hear(self, seconds: float) -> bool:
-        """Take in what comes within this time; whether anything did."""
+    def _receive(self, seconds: float) -> bool:
+        """Receive messages for at most this time; returns whether any connection was ready."""
         ready = self._selector.select(seconds)
         for key, _ in ready:
             if key.fileobj is self._server:
@@ -176,14 +176,14 @@ class _Launch:
                 self.left = message["number"]
             else:
                 self.errors.append(message)
-            self._deadline = min(self._deadline, time.monotonic() + PATIENCE)
+            self._deadline = min(self._deadline, time.monotonic() + END_TIMEOUT_SECONDS)
 
     def outcome(self) -> dict[str, Any]:
-        """The success record. Raises: what went wrong, the first cause of it."""
+        """The success record. Raises: the first cause of the failure."""
         if self.result is not None:
             return self.result
-        if self._told is not None and self.left is not None:
-            raise interruption.Interrupted(self._told)
+        if self._signalled is not None and self.left is not None:
+            raise interruption.Interrupted(self._signalled)
         meant = [error for error in self.errors if error["type"] in _MEANT]
         killed = [death for death in self.deaths if death["exitcode"] < 0]
         # torchrun ends the others with SIGTERM once one has died.
@@ -198,27 +198,27 @@ class _Launch:
             raise StageFailed(f"rank {killed[0]['rank']} of {self.count} {by}; {written}")
         if self.errors:
             error = self.errors[0]
-            told = f"{error['type']}: {error['text'].strip().splitlines()[0]}"
-            raise StageFailed(f"rank {error['rank']} of {self.count} failed: {told}; {written}")
-        if self.left is not None:  # somebody else has sent it a signal, as torchrun does where another rank has failed
+            reason = f"{error['type']}: {error['text'].strip().splitlines()[0]}"
+            raise StageFailed(f"rank {error['rank']} of {self.count} failed: {reason}; {written}")
+        if self.left is not None:  # a signal from another process, such as torchrun's after a rank has failed
             raise interruption.Interrupted(self.left)
         raise StageFailed(f"torchrun ended with exit code {self._torchrun.returncode} and no result; {written}")
 
     def _end(self) -> None:
-        """End whatever is left: a rank ends as soon as its connection does, or finds nobody to connect to."""
+        """End the processes that are left: a rank ends when its connection does, or when it cannot connect."""
         for key in list(self._selector.get_map().values()):
             self._drop(key)
         self._torchrun.terminate()
         try:
-            self._torchrun.wait(PATIENCE)
+            self._torchrun.wait(END_TIMEOUT_SECONDS)
         except subprocess.TimeoutExpired:
             self._torchrun.kill()
             self._torchrun.wait()
 
 
 _MEANT: dict[str, Any] = {
-    "UserError": lambda told: UserError(**told["fields"]),
-    "StageFailed": lambda told: StageFailed(told["text"]),
-    "OSError": lambda told: OSError(told["errno"], told["text"]),
+    "UserError": lambda error: UserError(**error["fields"]),
+    "StageFailed": lambda error: StageFailed(error["text"]),
+    "OSError": lambda error: OSError(error["errno"], error["text"]),
 }
-"""Errors that are the user's or the disk's, which keep their kind."""
+"""Errors whose type is kept: those that the user or the disk has caused."""

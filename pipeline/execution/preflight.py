@@ -1,7 +1,7 @@
-"""Everything that can be known before compute is spent, checked without importing torch or transformers.
+"""Checks before compute is spent, made without importing torch or transformers.
 
-What only the model itself can tell (its size in memory, its tokenizer) shows when it is loaded: the first thing that
-a run does.
+What only the model itself can show (its size in memory, its tokenizer) is found when it is loaded, which a run does
+first.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from gradus.pipeline.policy.checks import check_policy
 from gradus.pipeline.stage import Stage
 
 SPARE_BYTES = 200_000_000
-"""Disk space that a run needs besides its checkpoints."""
+"""Bytes of disk space that a run needs besides its checkpoints."""
 
 
 def preflight(
     config: PipelineConfig, base_dir: Path, stages: dict[str, Stage], runs_dir: Path | None = None, file: str = ""
 ) -> None:
-    """Check a configuration against the world. Raises: UserError with every problem found.
+    """Check a configuration against the files, packages and servers it names. Raises: UserError with every problem.
 
-    ``file`` is the configuration's, for the messages. ``runs_dir`` is where the run's folder will be made; without it,
-    nothing about the disk is checked.
+    ``file``: the path of the configuration, for the messages. ``runs_dir``: where the run's folder will be made;
+    without it the disk is not checked.
     """
     from gradus.pipeline.rewards import check_rewards
     from gradus.pipeline.rollouts.vllm.checks import check_rollouts
@@ -61,7 +61,7 @@ def preflight(
 
 
 def _placed(problem: UserError, file: str) -> UserError:
-    """The problem with the file before its key, where the key is one of the configuration's."""
+    """The problem, with the name of the file before a key of the configuration."""
     if not file or problem.where.split(".")[0] not in PipelineConfig.model_fields:
         return problem
     where = f"{file}, {problem.where}"
@@ -69,7 +69,10 @@ def _placed(problem: UserError, file: str) -> UserError:
 
 
 def _check_stage(config: PipelineConfig, stage: StageConfig, stages: dict[str, Stage]) -> None:
-    """What a stage needs is there: demonstrations, the rewards that its ranking names, a sampler to overlap with."""
+    """A stage has what it needs: demonstrations, the rewards that its ranking names, and sampling where it needs it.
+
+    Raises: UserError.
+    """
     from gradus.pipeline.rewards.ranking import check_keys
 
     needs = stages[stage.stage].needs(stage)
@@ -104,7 +107,7 @@ def _check_stage(config: PipelineConfig, stage: StageConfig, stages: dict[str, S
 
 
 def _check_carry(before: StageConfig, stage: StageConfig, stages: dict[str, Stage]) -> None:
-    """A critic can be carried over only from a stage that has one to a stage that wants one."""
+    """A critic is carried over only between two stages with critics of one kind. Raises: UserError."""
     critics = [stages[each.stage].needs(each).critic for each in (before, stage)]
     lacking = [each.label for each, critic in zip((before, stage), critics, strict=True) if critic is None]
     kinds = {critic.kind for critic in critics if critic is not None}
@@ -121,7 +124,7 @@ def _check_carry(before: StageConfig, stage: StageConfig, stages: dict[str, Stag
 
 
 def _check_lengths(config: PipelineConfig) -> None:
-    """A new model's positions must hold at least the longest completion."""
+    """A new model has more positions than the longest completion has tokens. Raises: UserError."""
     positions = (config.policy.architecture or {}).get("max_position_embeddings")
     longest = max(option.max_tokens for option in config.samplings)
     if isinstance(positions, int) and positions <= longest:
@@ -135,7 +138,7 @@ def _check_lengths(config: PipelineConfig) -> None:
 
 
 def check_runs_folder(runs_dir: Path, checkpoint_bytes: int = 0) -> None:
-    """The runs folder can be written and has room for the checkpoints. Raises: UserError."""
+    """The runs folder is writable and has room for the checkpoints. Raises: UserError."""
     refuse_url(runs_dir)
     existing = next(folder for folder in (runs_dir.absolute(), *runs_dir.absolute().parents) if folder.exists())
     if not existing.is_dir():
@@ -155,7 +158,7 @@ def check_runs_folder(runs_dir: Path, checkpoint_bytes: int = 0) -> None:
 
 
 def refuse_url(runs_dir: Path) -> None:
-    """Runs need what a file system gives and an object store does not. Raises: UserError."""
+    """Runs need a file system, with atomic renames and locks; an object store has neither. Raises: UserError."""
     if re.match(r"[a-z][a-z0-9+.-]+:/", str(runs_dir)):
         raise UserError(
             "runs cannot lie in an object store",
@@ -167,10 +170,10 @@ def refuse_url(runs_dir: Path) -> None:
 
 
 def _checkpoint_bytes(config: PipelineConfig) -> int:
-    """What the checkpoints of a local policy will take; 0 where its size is not known.
+    """Bytes that the checkpoints of a local policy will take; 0 where its size is not known.
 
-    One for the start and, for each stage, those that are kept, with Adam's two moments of each weight; and one more
-    while it is written.
+    These are the starting policy, the kept checkpoints of each stage, each with Adam's two moments of every weight, and
+    one more while it is written.
     """
     folder = Path(config.policy.path or "")
     if config.policy.path is None or not folder.is_dir():

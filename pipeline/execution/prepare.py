@@ -1,4 +1,4 @@
-""""""
+"""Prepare a run: build the task's data and the policy before any stage, and measure that policy."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from gradus.pipeline.training.evaluation import evaluate
 
 
 def prepare(run: RunFolder, observer: Observer) -> dict[str, Any]:
-    """Build the task's data and the policy before any stage, and measure that policy; what is already there is reused.
+    """Build the task's data and the starting policy, and measure that policy; what exists and is undamaged is reused.
 
     Returns ``{"checkpoint": path, "accuracy": share, "interval": [low, high], "seconds": s, "reused": bool}``.
     """
@@ -38,7 +38,7 @@ def prepare(run: RunFolder, observer: Observer) -> dict[str, Any]:
     if known is None or not reused:
         known = _prepare(run, observer)
     elif run.summary() is None:
-        open_parent_journal(run, known["policy"])  # the run goes on, or begins as a fork
+        open_parent_journal(run, known["policy"])  # a resumed run, or a new fork
     shown = "{model_type}, {parameters:,} parameters, {dtype} on {device}, {attention} attention, template {template}"
     observer.note("policy: " + shown.format(**known["policy"]))
     observer.prepared(known["accuracy"], tuple(known["interval"]))
@@ -69,7 +69,7 @@ def _prepare(run: RunFolder, observer: Observer) -> dict[str, Any]:
 
 
 def _still_good(run: RunFolder, known: dict[str, Any], observer: Observer) -> bool:
-    """Whether the policy before any stage is whole, or no longer needed because the first stage is done."""
+    """Whether the starting policy can be reused: it is undamaged, shared, or no longer needed by the first stage."""
     if run.result(0) is not None or run.origin is not None:
         return True
     damaged = handover_damage(known)
@@ -79,7 +79,7 @@ def _still_good(run: RunFolder, known: dict[str, Any], observer: Observer) -> bo
 
 
 def starting_policy(config: PipelineConfig, task: TaskData, base_dir: Path) -> Policy:
-    """From scratch, from a folder (relative to the configuration file), or from the Hub."""
+    """The policy before any stage: a new one, or one from a folder (relative to the configuration) or from the Hub."""
     if config.policy.path is None:
         return create_policy(config.policy, texts(task), config.seed)
     local = base_dir / config.policy.path

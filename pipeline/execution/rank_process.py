@@ -1,7 +1,8 @@
-"""One of the processes that train a stage: ``python -m gradus.pipeline.execution.rank_process SPEC``, started by torchrun.
+"""One of the processes that train a stage, started by torchrun.
 
-SPEC is JSON: the run folder, the stage's index, where it starts and goes on from, and the address of the launch that
-wants to hear of it (:mod:`gradus.pipeline.execution.launch`).
+``python -m gradus.pipeline.execution.rank_process SPEC``: SPEC is JSON. It has the run folder, the stage's index, its
+parent checkpoint, the checkpoint to resume from, and the address of the launch that gets the reports
+(:mod:`gradus.pipeline.execution.launch`).
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from gradus.pipeline.common.observer import Observer
 
 
 class Line(Observer):
-    """The connection to the launch: what happens is told through it, and its end is this process's end."""
+    """The connection to the launch. It carries the reports of this process, which ends when the connection does."""
 
     def __init__(self, address: str, rank: int):
         self._rank, self._sending = rank, threading.Lock()
@@ -34,12 +35,12 @@ class Line(Observer):
         self.send("hello", rank=rank, pid=os.getpid())
 
     def send(self, kind: str, **fields: Any) -> None:
-        """One message, as a line of JSON."""
+        """Send one message, as a line of JSON."""
         with self._sending:
             self._socket.sendall(json.dumps({"kind": kind, **fields}).encode() + b"\n")
 
     def _end_with_the_launch(self) -> None:
-        """Nothing is ever sent to this process: what can be read is the end."""
+        """The launch never sends anything, so whatever can be read is the end of the connection."""
         try:
             self._socket.recv(1)
         finally:
@@ -52,7 +53,7 @@ class Line(Observer):
         self.send("note", text=text)
 
     def failed(self, error: BaseException) -> None:
-        """Tell of an error, so that the launch can raise it again."""
+        """Report an error, so that the launch can raise it again."""
         fields: dict[str, Any] = {"type": type(error).__name__, "text": str(error).strip() or repr(error)}
         if isinstance(error, UserError):
             names = ("what", "where", "got", "expected", "fix")
@@ -63,7 +64,7 @@ class Line(Observer):
 
 
 def main() -> None:
-    """Train, and tell how it ended; the exit status is for torchrun, which ends the others where it is not 0."""
+    """Train, and report how it ended. An exit status other than 0 makes torchrun end the other ranks."""
     spec, rank = json.loads(sys.argv[1]), int(os.environ["RANK"])
     line = Line(spec["address"], rank)
     try:
@@ -71,7 +72,7 @@ def main() -> None:
             with interruption.handled():
                 line.send("result", result=_train(spec, line))
         else:
-            _train(spec, Observer())  # a signal ends it at once: whatever is kept, rank 0 keeps
+            _train(spec, Observer())  # a signal ends it at once: only rank 0 writes files
     except Interrupted as ending:
         if rank == 0:
             line.send("left", number=ending.number)
@@ -83,14 +84,14 @@ def main() -> None:
 
 
 def _exit(status: int) -> None:
-    """At once: nothing is left to do, and other ranks may be gone that an orderly end would wait for."""
+    """End at once: an orderly end might wait for other ranks that have already ended."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
 
 
 def _train(spec: dict[str, Any], observer: Observer) -> dict[str, Any]:
-    """This rank's part of the stage; returns the success record."""
+    """Train this rank's part of the stage; returns the success record."""
     from gradus.pipeline.common.files import read_json
     from gradus.pipeline.common.ranks import join
     from gradus.pipeline.execution.train import StageWork, reward_suite, train
@@ -115,7 +116,7 @@ def _train(spec: dict[str, Any], observer: Observer) -> dict[str, Any]:
 
 
 def _found(address: str) -> Any:
-    """What ``module:name`` is."""
+    """The object at ``module:name``."""
     module, _, name = address.partition(":")
     return getattr(importlib.import_module(module), name)
 

@@ -1,4 +1,4 @@
-"""What an orchestrator calls: prepare a run, train a stage, write the summary. Paths and plain data go in and out."""
+"""Run one stage of a pipeline: reuse its result, resume it, or train it, here or in several processes."""
 
 from __future__ import annotations
 
@@ -13,18 +13,9 @@ from gradus.pipeline.common.files import write_json
 from gradus.pipeline.common.observer import Observer
 from gradus.pipeline.execution.launch import launched
 from gradus.pipeline.execution.train import StageWork, reward_suite, train
-from gradus.pipeline.runs.checkpoint import (
-    discard_from,
-    newest_whole,
-    read_record,
-    verified_record,
-)
+from gradus.pipeline.runs.checkpoint import discard_from, newest_whole, read_record, verified_record
 from gradus.pipeline.runs.identity import begin_stage, fingerprint, stage_identity
-from gradus.pipeline.runs.run_folder import (
-    FAILURE_FILE,
-    RESULT_FILE,
-    RunFolder,
-)
+from gradus.pipeline.runs.run_folder import FAILURE_FILE, RESULT_FILE, RunFolder
 from gradus.pipeline.runs.verify import handover_damage
 from gradus.pipeline.stage import Stage
 from gradus.pipeline.tasks.task import load_task
@@ -32,11 +23,11 @@ from gradus.pipeline.tracking.journal import Journal
 
 
 def run_stage(run: RunFolder, index: int, parent: str, stage: Stage, observer: Observer) -> dict[str, Any]:
-    """Train stage ``index`` from the checkpoint ``parent`` and return its success record, or the one it already has.
+    """Train stage ``index`` from the checkpoint ``parent``; returns its success record, or the one that it already has.
 
-    The record is written last: a stage that was interrupted has none, and goes on from its newest whole checkpoint.
+    The record is written last: an interrupted stage has none, and is resumed from its newest undamaged checkpoint.
 
-    Raises: StageFailed, UserError, Interrupted; a failure's reason is also written to the stage's folder.
+    Raises: StageFailed, UserError, Interrupted; the reason of a failure is also written to the stage's folder.
     """
     config, total = run.config.stages[index], len(run.config.stages)
     if _done(run, index, observer):
@@ -62,7 +53,7 @@ def run_stage(run: RunFolder, index: int, parent: str, stage: Stage, observer: O
         killed = isinstance(error, KeyboardInterrupt | SystemExit)
         if not killed:
             line = str(error).splitlines()[0] if str(error) else repr(error)
-            with contextlib.suppress(OSError):  # a full disk may be the very reason
+            with contextlib.suppress(OSError):  # the failure may be a full disk
                 write_json(folder / FAILURE_FILE, {"error": line, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
         for journal in journals:
             journal.end("KILLED" if killed else "FAILED")
@@ -75,7 +66,11 @@ def run_stage(run: RunFolder, index: int, parent: str, stage: Stage, observer: O
 
 
 def _done(run: RunFolder, index: int, observer: Observer) -> bool:
-    """Whether the stage has a result from what is before it now, whose checkpoint is whole where it is still needed."""
+    """Whether the stage has a result that can be reused.
+
+    It must come from today's parent, and its checkpoint must be undamaged where it is still needed. A result from
+    another parent is set aside; a damaged one is removed, so that it is made again.
+    """
     done, before = run.result(index), run.result(index - 1) if index else run.start()
     if done is None:
         return False

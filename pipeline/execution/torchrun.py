@@ -1,6 +1,7 @@
-"""torchrun, which also tells a launch how its processes died: ``python -m gradus.pipeline.execution.torchrun ADDRESS ARGUMENT ...``.
+"""torchrun that also reports to a launch how its processes died.
 
-The arguments are torchrun's own. What it prints of a failure is made for people; here the same is told as data.
+``python -m gradus.pipeline.execution.torchrun ADDRESS ARGUMENT ...``: the arguments after the launch's address are
+torchrun's own. torchrun prints failures for people; the launch gets them as data.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 
 def main() -> None:
-    """Exit status 1 where a process failed."""
+    """Run torchrun; the exit status is 1 where a process failed."""
     address, *arguments = sys.argv[1:]
     try:
         run.run(run.parse_args(arguments))
