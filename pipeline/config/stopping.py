@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from gradus.pipeline.config.options import Options
-from gradus.pipeline.statistics.significance import alarm_level
+from gradus.pipeline.statistics.drops import alarm_level
 
 if TYPE_CHECKING:
     pass

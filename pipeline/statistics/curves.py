@@ -1,4 +1,4 @@
-""""""
+"""What is read off a training curve: its height on a grid, its smoothed form, when it reaches a target, its drops."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from collections.abc import Sequence
 import numpy as np
 
 Curve = Sequence[Sequence[float]]
-"""Points (x, y), x not falling; the first one is the start."""
+"""Points (x, y) in ascending order of x; the first one is the start."""
 
 
 def on_grid(curve: Curve, grid: Sequence[float]) -> list[float]:
-    """The curve's height at these places, straight lines between its points; beyond the ends it stays level."""
+    """The curve's height at the grid's places, by linear interpolation; constant beyond the ends."""
     return np.interp(grid, [point[0] for point in curve], [point[1] for point in curve]).tolist()
 
 
 def smooth(curve: Curve, window: int = 3) -> list[list[float]]:
-    """A centred running mean over ``window`` points, over fewer at the ends: single evaluations are noisy.
+    """A centred running mean over ``window`` points (fewer at the ends), because single evaluations are noisy.
 
     >>> smooth([(0, 0.0), (1, 3.0), (2, 0.0)])
     [[0, 1.5], [1, 1.0], [2, 1.5]]
@@ -28,7 +28,7 @@ def smooth(curve: Curve, window: int = 3) -> list[list[float]]:
 
 
 def crossing(curve: Curve, target: float) -> float | None:
-    """Where the curve first reaches ``target``, on the straight line between two points; None where it never does.
+    """The first x at which the interpolated curve reaches ``target``; None where it never does.
 
     >>> crossing([(0, 0.4), (100, 0.6), (200, 0.5)], 0.5)
     50.0
@@ -42,9 +42,9 @@ def crossing(curve: Curve, target: float) -> float | None:
 
 
 def early_gain(curve: Curve, until: float) -> float:
-    """Mean height above the start from the start to ``until``: the area under the gain, divided by the width.
+    """Mean height above the start, from the start to ``until``: the area under the gain, divided by the width.
 
-    Edge: a curve that ends before stays level.
+    Edge: a curve that ends before ``until`` is continued at its last height.
 
     >>> early_gain([(0, 0.5), (100, 0.7)], 100)
     0.1
@@ -55,7 +55,7 @@ def early_gain(curve: Curve, until: float) -> float:
 
 
 def worst_drop(curve: Curve, window: int = 3) -> float:
-    """The deepest fall of the smoothed curve below the highest point before it; 0 for one that only rises.
+    """The deepest drop of the smoothed curve below the highest point before it; 0 for a curve that only rises.
 
     >>> worst_drop([(0, 0.5), (1, 0.9), (2, 0.6), (3, 0.8)], window=1)
     0.3

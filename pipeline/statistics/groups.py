@@ -1,7 +1,7 @@
-"""Statistics of groups of completions, as plain functions: shares with intervals over prompts, pass@k, variances.
+"""Statistics of groups of completions: shares with intervals over prompts, pass@k, and parts of the variance.
 
-Prompts are the units of every interval: the completions of one prompt resemble each other, so that P x K of them tell
-less than as many independent ones would.
+Prompts are the units of every interval: the completions of one prompt resemble each other, so P x K of them carry less
+information than as many independent completions would.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, variance
 
-Z = 1.959964
-"""Half width of a 95 % interval in standard errors."""
+from gradus.pipeline.statistics.intervals import share_bounds
 
 
 @dataclass(frozen=True)
@@ -25,7 +24,7 @@ class Estimate:
 
 
 def pass_at_k(total: int, correct: int, k: int) -> float:
-    """Probability that k completions drawn without replacement from ``total`` hold a correct one.
+    """Probability that k completions drawn without replacement from ``total`` contain a correct one.
 
         1 - C(total - correct, k) / C(total, k)
 
@@ -44,7 +43,8 @@ def alike(sizes: Sequence[int], k: int) -> float:
         sum over classes of C(size, k) / C(total, k)
 
     the unbiased estimate of the sum of p^k: how often a group of k is uniform. With the classes right and wrong it is
-    the share of all-right and all-wrong groups; with classes of equal keys, of groups that a ranking cannot order.
+    the share of all-right and all-wrong groups; with classes of equal keys, the share of groups that a ranking cannot
+    order.
 
     >>> alike([3, 1], 2)  # 3 of the 6 pairs are both right, none both wrong
     0.5
@@ -57,10 +57,11 @@ def alike(sizes: Sequence[int], k: int) -> float:
 def share(numerators: Sequence[float], denominators: Sequence[float]) -> Estimate | None:
     """The ratio sum(numerators) / sum(denominators), between 0 and 1, with an interval over the prompts.
 
-    The standard error is the delete-one-prompt jackknife's. The interval is Wilson's with as many trials as would give
-    that error, and at least one for each prompt that counts: so it has a width where every prompt says the same.
+    The standard error is that of the delete-one-prompt jackknife. The interval is Wilson's, with the number of trials
+    that would give that error, and at least one trial for each prompt with a denominator above 0: so the interval has
+    a width even where all prompts agree.
 
-    Shapes: a number a prompt each. Edge: None where the denominators are all 0; a ratio above 1 counts as 1.
+    Shapes: one number per prompt in each. Edge: None where all denominators are 0; a ratio above 1 counts as 1.
     Source: Efron and Stein 1981 (jackknife); Wilson 1927; Korn and Graubard 1998 (effective number of trials).
 
     >>> share([1, 0, 1, 1], [1, 1, 1, 1])
@@ -74,30 +75,18 @@ def share(numerators: Sequence[float], denominators: Sequence[float]) -> Estimat
     left_out = [(above - a) / (below - b) for a, b in pairs if below - b > 0]
     error2 = (count - 1) / count * sum((x - fmean(left_out)) ** 2 for x in left_out) if len(left_out) == count else 0.0
     trials = max(float(count), value * (1 - value) / error2) if error2 > 0 else float(count)
-    low, high = wilson(value, trials)
+    low, high = share_bounds(value * trials, trials)
     return Estimate(value, round(low, 4), round(high, 4))
 
 
-def wilson(value: float, trials: float) -> tuple[float, float]:
-    """95 % interval of a share seen in this many trials, which need not be whole. Source: Wilson 1927.
-
-    >>> [round(bound, 4) for bound in wilson(0.8, 10)]
-    [0.4902, 0.9433]
-    """
-    z2 = Z * Z
-    centre = (value + z2 / (2 * trials)) / (1 + z2 / trials)
-    half = Z * math.sqrt(value * (1 - value) / trials + z2 / (4 * trials**2)) / (1 + z2 / trials)
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
 def variance_parts(groups: Sequence[Sequence[float]]) -> tuple[float, float]:
-    """Variance within and between the groups, as one-way analysis of variance estimates them.
+    """Variance within and between the groups, by one-way analysis of variance.
 
         within  = weighted mean of the groups' unbiased variances, by their degrees of freedom
         between = variance of the groups' means - within * mean(1 / size), at least 0
 
-    The subtraction takes away what the means differ by chance alone. Source: Searle, Casella, McCulloch 1992, ch. 3
-    (method of moments, unweighted means).
+    The subtraction removes the part by which the means differ by chance alone.
+    Source: Searle, Casella, McCulloch 1992, ch. 3 (method of moments, unweighted means).
 
     >>> variance_parts([[1.0, 0.0], [1.0, 1.0]])  # 0.5 and 0; means 0.5 and 1, 0.125 - 0.25 / 2
     (0.25, 0.0)
@@ -114,7 +103,7 @@ def variance_parts(groups: Sequence[Sequence[float]]) -> tuple[float, float]:
 
 
 def success_histogram(counts: Sequence[tuple[int, int]]) -> list[int]:
-    """Prompts by their share of right completions: none, up to 1/4, 1/2, 3/4, below 1, all.
+    """Numbers of prompts by their share of correct completions: none, up to 1/4, up to 1/2, up to 3/4, below 1, all.
 
     >>> success_histogram([(0, 8), (1, 8), (2, 8), (3, 8), (7, 8), (8, 8)])
     [1, 2, 1, 0, 1, 1]

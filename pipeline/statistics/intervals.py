@@ -1,8 +1,7 @@
-"""The statistics that decide when a stage ends or has collapsed: pure functions of what was measured.
+"""Confidence intervals of shares, means and slopes.
 
-A rule never goes by one noisy point. It takes an interval and acts once the whole of it, on the side that counts, is
-beyond what the rule names. ``errors`` says how many standard errors wide that side is; where the error itself is
-estimated from few measurements, Student's t keeps the confidence what it would be for many.
+``errors`` is the half width of an interval in standard errors. Where the standard error itself is estimated from few
+measurements, :func:`widened` replaces ``errors`` by the quantile of Student's t with the same confidence.
 """
 
 from __future__ import annotations
@@ -10,47 +9,42 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+Z = 1.959964
+"""Half width of a 95 % interval in standard errors."""
+
 Bounds = tuple[float, float]
 """Lower and upper end."""
 
 
-def share_bounds(successes: int, total: int, errors: float) -> Bounds:
-    """Wilson's interval of a share, ``errors`` standard errors to each side.
+def share_bounds(successes: float, trials: float, errors: float = Z) -> Bounds:
+    """Wilson's interval of a share, ``errors`` standard errors to each side; by default the 95 % interval.
 
-    Unlike the normal interval it stays inside [0, 1] and has a width at 0 and 1.
-    Source: E. B. Wilson (1927).
+    Unlike the normal interval it stays inside [0, 1] and has a width at 0 and 1. The number of trials need not be
+    whole (an effective number of trials).
+    Edge: without any trial, the whole range. Source: E. B. Wilson (1927).
 
     >>> [round(bound, 4) for bound in share_bounds(150, 300, 1.645)]
     [0.4527, 0.5473]
+    >>> [round(bound, 4) for bound in share_bounds(8, 10)]
+    [0.4902, 0.9433]
     """
-    if not total:
+    if not trials:
         return 0.0, 1.0
-    share, z2 = successes / total, errors * errors / total
+    share, z2 = successes / trials, errors * errors / trials
     centre = (share + z2 / 2) / (1 + z2)
-    half = errors * math.sqrt(share * (1 - share) / total + z2 / (4 * total)) / (1 + z2)
+    half = errors * math.sqrt(share * (1 - share) / trials + z2 / (4 * trials)) / (1 + z2)
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def widened(errors: float, freedom: int) -> float:
-    """The number of estimated standard errors with the confidence of ``errors`` known ones (Student's t).
-
-    >>> round(widened(1.645, 6), 3), round(widened(1.645, 10_000), 3)
-    (1.943, 1.645)
-    """
-    from scipy.special import ndtr, stdtrit
-
-    return float(stdtrit(freedom, ndtr(errors)))
-
-
 def mean_bounds(values: Sequence[float], errors: float) -> Bounds:
-    """Interval of the mean of independent measurements, by their own spread.
+    """Interval of the mean of independent measurements, from their own spread.
 
-    Edge: measurements that are all equal have no spread and so a bound without width.
+    Edge: measurements that are all equal have no spread, so their interval has no width.
 
     >>> [round(bound, 3) for bound in mean_bounds([1.0, 2.0, 3.0], 1.645)]
     [0.314, 3.686]
     """
-    mean, error, freedom = _mean(values)
+    mean, error, freedom = mean_and_error(values)
     half = widened(errors, freedom) * error
     return mean - half, mean + half
 
@@ -59,7 +53,8 @@ def gain_bounds(steps: Sequence[float], values: Sequence[float], errors: float) 
     """What the least-squares line through the points gains from the first step to the last, with its bounds.
 
     gain = b (x_n - x_1), b = sum (x - mean x)(y - mean y) / sum (x - mean x)^2, and the error of b from the spread
-    around the line with n - 2 degrees of freedom. A curve that still bends is a worse line, so its bounds are wider.
+    around the line with n - 2 degrees of freedom. A line fits a curve that still bends less well, so its bounds are
+    wider.
 
     Shapes: n steps and n values, n >= 3. Units: of the values. Returns (gain, low, high).
 
@@ -77,8 +72,19 @@ def gain_bounds(steps: Sequence[float], values: Sequence[float], errors: float) 
     return slope * span, slope * span - half, slope * span + half
 
 
-def _mean(values: Sequence[float]) -> tuple[float, float, int]:
-    """Mean, standard error and degrees of freedom. Shapes: at least two values."""
+def widened(errors: float, freedom: int) -> float:
+    """The number of estimated standard errors with the confidence of ``errors`` known ones (Student's t).
+
+    >>> round(widened(1.645, 6), 3), round(widened(1.645, 10_000), 3)
+    (1.943, 1.645)
+    """
+    from scipy.special import ndtr, stdtrit
+
+    return float(stdtrit(freedom, ndtr(errors)))
+
+
+def mean_and_error(values: Sequence[float]) -> tuple[float, float, int]:
+    """Mean, its standard error, and the degrees of freedom of that error. Shapes: at least two values."""
     count = len(values)
     mean = sum(values) / count
     spread = sum((value - mean) ** 2 for value in values) / (count - 1)

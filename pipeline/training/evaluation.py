@@ -49,15 +49,6 @@ class Evaluation:
         return {"accuracy": self.accuracy, "interval": list(self.interval), "prompts": self.prompts}
 
 
-def wilson_interval(correct: int, total: int) -> tuple[float, float]:
-    """95 % interval of a share (Wilson's).
-
-    >>> [round(bound, 4) for bound in wilson_interval(8, 10)]
-    [0.4902, 0.9433]
-    """
-    return share_bounds(correct, total, 1.959964)
-
-
 def evaluate(
     policy: Policy,
     prompts: list[Prompt],
@@ -78,7 +69,7 @@ def evaluate(
     correct = [float(value >= pipeline.evaluation.threshold) for value in values]  # NaN, a failed verifier, is not
     return Evaluation(
         accuracy=sum(correct) / len(prompts),
-        interval=wilson_interval(int(sum(correct)), len(prompts)),
+        interval=share_bounds(int(sum(correct)), len(prompts)),
         prompts=len(prompts),
         errors=sum(scores.errors.get(accuracy_reward, 0) for _, scores in parts),
         seconds=time.perf_counter() - began,

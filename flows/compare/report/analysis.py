@@ -13,7 +13,7 @@ from gradus.flows.compare.measures import Measures
 from gradus.flows.compare.plan.arms import STAGED
 from gradus.flows.compare.report.claims import EARLY_SHARE, MARGIN, Facts, judge
 from gradus.pipeline.statistics.curves import crossing, early_gain, smooth, worst_drop
-from gradus.pipeline.statistics.significance import Estimate, holm, over_prompts, over_seeds, paired
+from gradus.pipeline.statistics.significance import MeanEstimate, holm, over_prompts, over_seeds, paired
 
 NEAR_BEST = 0.9
 """Share of the best gain whose first reaching measures speed."""
@@ -100,7 +100,7 @@ def _pairs(facts: Facts, arms: Sequence[str]) -> list[dict[str, Any]]:
     """The paired difference of every two arms, those against the staged one first; Holm over all of them."""
     ordered = sorted(combinations(arms, 2), key=lambda pair: STAGED not in pair)
     pairs = [(b, a) if b == STAGED else (a, b) for a, b in ordered]
-    found: list[tuple[str, str, Estimate, int]] = []
+    found: list[tuple[str, str, MeanEstimate, int]] = []
     for a, b in pairs:
         answers = facts.answers([a, b])
         if answers is not None:

@@ -13,7 +13,15 @@ from typing import Any
 import numpy as np
 
 from gradus.flows.compare.plan.arms import STAGED
-from gradus.pipeline.statistics.significance import Estimate, Verdict, all_of, best_of_all, over_seeds, paired, verdict
+from gradus.pipeline.statistics.significance import (
+    MeanEstimate,
+    Verdict,
+    all_of,
+    best_of_all,
+    over_seeds,
+    paired,
+    verdict,
+)
 
 MARGIN = 0.01
 """Least difference in accuracy that is worth a claim: one point in a hundred."""
@@ -42,7 +50,7 @@ class Facts:
         absent = [each for each in SINGLE if each not in self.correct]
         return [f"{', '.join(absent)} not compared"] if absent else []
 
-    def above_others(self, measure: Mapping[str, Mapping[int, float]], arm: str) -> Estimate | None:
+    def above_others(self, measure: Mapping[str, Mapping[int, float]], arm: str) -> MeanEstimate | None:
         """An arm's measure minus the mean of the others', over the seeds that all have; None without others."""
         others = self.others(arm)
         if arm not in measure or not others:
@@ -63,7 +71,7 @@ class Facts:
         rows = [[[self.correct[arm][seed][each] for each in ids] for seed in seeds] for arm in arms]
         return np.array(rows, dtype=float) if ids else None
 
-    def final(self, arm: str, against: Sequence[str]) -> Estimate | None:
+    def final(self, arm: str, against: Sequence[str]) -> MeanEstimate | None:
         """An arm's final accuracy minus the mean of the others', paired by seed and prompt."""
         found = self.answers([arm, *against]) if against else None
         return None if found is None else paired(found[0] - found[1:].mean(0))
@@ -89,10 +97,10 @@ def judge(facts: Facts) -> list[Claim]:
     rest = f"Supported if the whole 95 % interval over seeds is above 0, not supported if it is below {share}."
     pairs = "paired over seeds and prompts"
 
-    def more(measure: Mapping[str, Mapping[int, float]], arm: str, sign: float = 1.0) -> Estimate | None:
+    def more(measure: Mapping[str, Mapping[int, float]], arm: str, sign: float = 1.0) -> MeanEstimate | None:
         return _times(facts.above_others(measure, arm), sign)
 
-    def gains_less(arm: str) -> Estimate | None:
+    def gains_less(arm: str) -> MeanEstimate | None:
         return _times(facts.final(arm, facts.others(arm)), -1.0)
 
     return [
@@ -137,7 +145,7 @@ def judge(facts: Facts) -> list[Claim]:
     ]
 
 
-def _claim(facts: Facts, text: str, rule: str, parts: dict[str, Estimate | None]) -> Claim:
+def _claim(facts: Facts, text: str, rule: str, parts: dict[str, MeanEstimate | None]) -> Claim:
     """Whether each part's difference is above zero, where all single arms were compared."""
     known = {name: each for name, each in parts.items() if each is not None}
     told = "; ".join([*(f"difference {shown(each)}" for each in known.values()), *facts.missing()])
@@ -160,19 +168,19 @@ def _best(text: str, facts: Facts, arm: str, pairs: str) -> Claim:
     return Claim(text, rule, result, told, {other: asdict(each) for other, each in known.items()})
 
 
-def _times(estimate: Estimate | None, sign: float) -> Estimate | None:
+def _times(estimate: MeanEstimate | None, sign: float) -> MeanEstimate | None:
     """An estimate of the same difference, taken the other way round where ``sign`` is -1."""
     if estimate is None or sign > 0:
         return estimate
     low = None if estimate.high is None else -estimate.high
     high = None if estimate.low is None else -estimate.low
-    return Estimate(-estimate.mean, low, high, estimate.p, estimate.df)
+    return MeanEstimate(-estimate.mean, low, high, estimate.p, estimate.df)
 
 
-def shown(estimate: Estimate) -> str:
+def shown(estimate: MeanEstimate) -> str:
     """``+0.031 (-0.004 to 0.066)``; without an interval only the mean.
 
-    >>> shown(Estimate(0.0312, -0.0041, 0.0662)), shown(Estimate(-0.02, None, None))
+    >>> shown(MeanEstimate(0.0312, -0.0041, 0.0662)), shown(MeanEstimate(-0.02, None, None))
     ('+0.031 (-0.004 to 0.066)', '-0.020 (one seed: no interval)')
     """
     if estimate.low is None or estimate.high is None:

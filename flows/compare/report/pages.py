@@ -9,7 +9,7 @@ from typing import Any
 from gradus.flows.compare.report.claims import EARLY_SHARE, shown
 from gradus.flows.compare.report.figures import for_page
 from gradus.flows.screen.text import duration
-from gradus.pipeline.statistics.significance import Estimate
+from gradus.pipeline.statistics.significance import MeanEstimate
 
 Table = tuple[list[str], list[list[str]]]
 """Header and rows."""
@@ -81,7 +81,7 @@ def table_of_pairs(analysis: Mapping[str, Any]) -> Table:
     """A row a pair."""
     rows = []
     for pair in analysis["pairs"]:
-        difference = shown(Estimate(pair["mean"], pair["low"], pair["high"]))
+        difference = shown(MeanEstimate(pair["mean"], pair["low"], pair["high"]))
         p = [_number(pair[key], ".3f") for key in ("p", "p_holm")]
         rows.append([f"{pair['a']} minus {pair['b']}", difference, *p, _number(pair["df"], ".1f"), str(pair["seeds"])])
     return ["pair", "difference (95 % interval)", "p", "p (Holm)", "degrees of freedom", "seeds"], rows

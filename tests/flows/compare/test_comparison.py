@@ -12,7 +12,7 @@ from gradus.flows.compare.report.analysis import analyse
 from gradus.flows.compare.report.claims import SINGLE, Facts, judge
 from gradus.pipeline.statistics.curves import crossing, early_gain, smooth, worst_drop
 from gradus.pipeline.statistics.significance import (
-    Estimate,
+    MeanEstimate,
     all_of,
     best_of_all,
     holm,
@@ -27,7 +27,7 @@ def test_over_seeds_by_hand() -> None:
     found = over_seeds([0.6, 0.7, 0.8])  # sd 0.1, standard error 0.1 / sqrt(3) = 0.0577350, t(0.975, 2) = 4.3026527
     assert found.mean == pytest.approx(0.7)
     assert [found.low, found.high] == pytest.approx([0.7 - 0.24841377, 0.7 + 0.24841377], rel=1e-6)
-    assert over_seeds([0.6]) == Estimate(0.6, None, None)
+    assert over_seeds([0.6]) == MeanEstimate(0.6, None, None)
 
 
 def test_over_prompts_by_hand() -> None:
@@ -55,7 +55,7 @@ def test_seeds_that_differ_alone_give_the_t_test_over_seeds() -> None:
 
 
 def test_the_paired_test_has_nothing_to_say_of_one_seed_and_of_no_difference() -> None:
-    assert paired(np.array([[1, 0, -1]])) == Estimate(0.0, None, None)
+    assert paired(np.array([[1, 0, -1]])) == MeanEstimate(0.0, None, None)
     found = paired(np.zeros((3, 5)))
     assert (found.mean, found.low, found.high, found.p) == (0.0, 0.0, 0.0, 1.0)
 
@@ -99,16 +99,16 @@ def test_what_is_read_off_a_curve_by_hand() -> None:
 
 
 def test_verdicts() -> None:
-    assert verdict(Estimate(0.03, 0.001, 0.06), 0.01) == "supported"
-    assert verdict(Estimate(-0.03, -0.06, 0.009), 0.01) == "not supported"
-    assert verdict(Estimate(0.03, -0.001, 0.06), 0.01) == "undecided"
-    assert verdict(Estimate(0.03, None, None), 0.01) == "undecided"
-    above, open_ = Estimate(0.05, 0.02, 0.08, p=0.001), Estimate(0.02, -0.01, 0.05, p=0.2)
-    below = Estimate(-0.05, -0.08, -0.02, p=0.001)
+    assert verdict(MeanEstimate(0.03, 0.001, 0.06), 0.01) == "supported"
+    assert verdict(MeanEstimate(-0.03, -0.06, 0.009), 0.01) == "not supported"
+    assert verdict(MeanEstimate(0.03, -0.001, 0.06), 0.01) == "undecided"
+    assert verdict(MeanEstimate(0.03, None, None), 0.01) == "undecided"
+    above, open_ = MeanEstimate(0.05, 0.02, 0.08, p=0.001), MeanEstimate(0.02, -0.01, 0.05, p=0.2)
+    below = MeanEstimate(-0.05, -0.08, -0.02, p=0.001)
     assert best_of_all([above, above], 0.01) == "supported"
     assert best_of_all([above, open_], 0.01) == "undecided"
     assert best_of_all([above, below], 0.01) == "not supported"
-    barely = Estimate(0.05, 0.001, 0.099, p=0.03)  # each by itself, but not both: Holm makes it 0.06
+    barely = MeanEstimate(0.05, 0.001, 0.099, p=0.03)  # each by itself, but not both: Holm makes it 0.06
     assert best_of_all([barely, barely], 0.01) == "undecided"
     assert best_of_all([], 0.01) == "undecided"
     assert all_of(["supported", "undecided"]) == "undecided"
