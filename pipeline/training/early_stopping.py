@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 from gradus.pipeline.config import StageConfig
 from gradus.pipeline.config.stopping import Guard, Plateau, Until
-from gradus.pipeline.statistics.intervals import gain_bounds, mean_bounds, share_bounds
 from gradus.pipeline.statistics.drops import mean_drop, paired_drop
+from gradus.pipeline.statistics.intervals import gain_bounds, mean_bounds, share_bounds
 from gradus.pipeline.types import State
 
 SERIES = {"reward": "reward/mean", "entropy": "policy/entropy", "uniform": "group/uniform_share"}
