@@ -1,14 +1,14 @@
-"""Configurations on disk: reading one YAML, overriding single options, checking the whole, writing it back."""
+"""Configurations from a YAML file or from Python: overriding single options, checking the whole, writing it back."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, cast
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from gradus.pipeline.common import user_code, yaml_text
 from gradus.pipeline.common.addresses import refuse_secret
@@ -21,6 +21,8 @@ from gradus.pipeline.config.task import FileTask, HubTask, Task
 
 PACKAGED = Path(__file__).parents[2] / "configs"
 """Folder of the configurations that are installed with the package."""
+IN_PYTHON = "<configuration>"
+"""The name, in messages and records, of the file of a configuration that was made in Python."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class LoadedConfig:
 
     config: PipelineConfig
     path: Path
-    """The file that was read, absolute."""
+    """The file that was read, absolute; ``<configuration>`` in the current folder, where it was made in Python."""
     base_dir: Path
     """The folder that the file's relative paths start from; in ``config`` they are absolute already."""
 
@@ -77,10 +79,61 @@ def load_config(
     if not isinstance(document.data, dict):
         expected = "options as `key: value` lines"
         raise UserError("this is no configuration", where=shown, got=show(document.data), expected=expected)
+    return LoadedConfig(_checked(document, Origin, shown, overrides, stage_configs, path.parent), path, path.parent)
+
+
+def config_of_data(
+    data: Mapping[str, Any] | PipelineConfig, overrides: Sequence[str], stage_configs: Sequence[type[StageConfig]]
+) -> LoadedConfig:
+    """Override and check a configuration that was made in Python: a mapping like a file's content, or a typed one.
+
+    It means what the same file in the current folder would mean: relative paths start there, and stages and rewards of
+    the user's own are looked for there. Raises: UserError that names every problem at once.
+    """
+    folder = Path.cwd()
+    user_code.look_in(folder)
+    plain = plain_data(data)
+    if not isinstance(plain, dict):
+        raise UserError("this is no configuration", got=show(plain), expected="a mapping of options")
+    document = yaml_text.Document(plain, {})
+    return LoadedConfig(
+        _checked(document, _DataOrigin, IN_PYTHON, overrides, stage_configs, folder), folder / IN_PYTHON, folder
+    )
+
+
+def plain_data(value: Any) -> Any:
+    """Options made in Python as a file would hold them; what was left out of a typed one stays left out."""
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json", exclude_unset=True)
+    if isinstance(value, Mapping):
+        return {key: plain_data(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain_data(each) for each in value]
+    return str(value) if isinstance(value, PurePath) else value
+
+
+class _DataOrigin(Origin):
+    """Where the values of a configuration came from that has no lines."""
+
+    def where(self, path: yaml_text.Path) -> str:
+        """The key of the value at this path, or the ``--set`` that gave it."""
+        found = super().where(path)
+        return f"{found}, {self.key(path)}" if found == self.file and path else found
+
+
+def _checked(
+    document: yaml_text.Document,
+    origin_class: type[Origin],
+    shown: str,
+    overrides: Sequence[str],
+    stage_configs: Sequence[type[StageConfig]],
+    folder: Path,
+) -> PipelineConfig:
+    """The typed configuration that a document of options and the overrides make. Raises: UserError."""
     data, overridden = copy.deepcopy(document.data), {}
     for override in overrides:
         overridden[apply_override(override, data)] = override
-    origin = Origin(shown, yaml_text.Document(_labelled(data), document.lines), overridden)
+    origin = origin_class(shown, yaml_text.Document(_labelled(data), document.lines), overridden)
     tracking = data.get("tracking")
     refuse_secret(tracking.get("uri") if isinstance(tracking, dict) else None, f"{shown}, tracking.uri")
     model = model_for(data, stage_configs, shown, origin.where)
@@ -89,7 +142,7 @@ def load_config(
     except ValidationError as error:
         raise explain.explain(error, _labelled(data), model, origin) from None
     _refuse_coerced(_labelled(data), config.model_dump(mode="json"), origin)
-    return LoadedConfig(_with_absolute_paths(config, path.parent), path, path.parent)
+    return _with_absolute_paths(config, folder)
 
 
 def dump_config(config: PipelineConfig) -> str:
