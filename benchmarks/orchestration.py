@@ -51,7 +51,7 @@ class Idle:
 
 def launch(engine: str, folder: Path) -> None:
     """One launch, in this process."""
-    from gradus.flows.order import Execution, Work, run_plain
+    from gradus.flows.order import Execution, PipelineWork, run_plain
     from gradus.pipeline.common.observer import Observer
     from gradus.pipeline.config.pipeline import pipeline_model
     from gradus.pipeline.runs.run_folder import RunFolder
@@ -78,7 +78,7 @@ def launch(engine: str, folder: Path) -> None:
         run_engine = run_staged
 
     idle = Idle()
-    run_engine(run.path, Observer(), Work(run, stages, Execution(idle.prepare, idle.run_stage, idle.finish)))
+    run_engine(run.path, Observer(), PipelineWork(run, stages, Execution(idle.prepare, idle.run_stage, idle.finish)))
 
 
 def timed(engine: str, folder: Path, environment: dict[str, str]) -> float:

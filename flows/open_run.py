@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +18,16 @@ from gradus.pipeline.runs.run_folder import RUN_FILE, SUMMARY_FILE, RunFolder
 from gradus.pipeline.stage import Stage
 
 
-def load(source: str, overrides: list[str] | None) -> tuple[Any, dict[str, Any]]:
-    """A checked configuration, and the known stages by name."""
+def load(source: str, overrides: list[str] | None, code_dir: Path | None = None) -> tuple[Any, dict[str, Any]]:
+    """A checked configuration, and the known stages by name; see :func:`load_config` for ``code_dir``."""
     from gradus.pipeline.config.loading import load_config
     from gradus.stages import discover
 
     found = discover()
-    return load_config(source, overrides or [], [stage.config for stage in found.values()]), found
+    return load_config(source, overrides or [], [stage.config for stage in found.values()], code_dir), found
 
 
-def check_world(loaded: Any, stages: dict[str, Any], runs: Path) -> None:
+def check_world(loaded: Any, stages: Mapping[str, Any], runs: Path) -> None:
     """Everything that can be known before compute is spent."""
     from gradus.pipeline.execution.preflight import preflight
 
@@ -35,7 +35,7 @@ def check_world(loaded: Any, stages: dict[str, Any], runs: Path) -> None:
 
 
 def open_run(
-    loaded: LoadedConfig, runs_dir: Path, name: str | None, stages: dict[str, Stage], say: Callable[[str], None]
+    loaded: LoadedConfig, runs_dir: Path, name: str | None, stages: Mapping[str, Stage], say: Callable[[str], None]
 ) -> RunFolder:
     """The folder to work in: the named run, which continues where it exists, or a new one under the next free name.
 
@@ -102,7 +102,7 @@ def check_anew(run: RunFolder, index: int) -> None:
         )
 
 
-def begin_anew(run: RunFolder, index: int) -> None:
+def restart_from(run: RunFolder, index: int) -> None:
     """Set aside stage ``index`` and all after it. The caller holds the run's lock. Raises: UserError.
 
     The summary goes first and the stages from the last one on, so that a kill on the way leaves a run that can go on:

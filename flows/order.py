@@ -41,7 +41,7 @@ class Call(Protocol):
 
 
 @dataclass(frozen=True)
-class Work:
+class PipelineWork:
     """One pipeline's work: the run folder, the known stages by name, and who executes them."""
 
     run: RunFolder
@@ -49,7 +49,7 @@ class Work:
     execution: Execution
 
     @classmethod
-    def open(cls, run_dir: Path | str) -> Work:
+    def open(cls, run_dir: Path | str) -> PipelineWork:
         """The real work of a run folder. Imports torch."""
         from gradus.pipeline.execution.prepare import prepare
         from gradus.pipeline.execution.stage import run_stage
@@ -80,7 +80,7 @@ class Work:
             Journal(path).end("KILLED" if stopped else "FAILED")
 
 
-def run_pipeline(work: Work, observer: Observer, call: Call) -> Result:
+def run_pipeline(work: PipelineWork, observer: Observer, call: Call) -> Result:
     """Prepare, then every stage on the checkpoint that the one before hands over; returns the run's summary."""
     run, execution = work.run, work.execution
     try:
@@ -97,13 +97,13 @@ def run_pipeline(work: Work, observer: Observer, call: Call) -> Result:
         raise
 
 
-def run_plain(run_dir: Path | str, observer: Observer, work: Work | None = None) -> Result:
+def run_plain(run_dir: Path | str, observer: Observer, work: PipelineWork | None = None) -> Result:
     """The whole pipeline as plain calls; returns the run's summary. The caller holds the run's lock.
 
     Raises: whatever a stage raised; Interrupted after SIGINT or SIGTERM.
     """
     with interruption.handled(observer.note):
-        return run_pipeline(work or Work.open(run_dir), observer, lambda label, work, parent: work())
+        return run_pipeline(work or PipelineWork.open(run_dir), observer, lambda label, work, parent: work())
 
 
 def failure_line(label: str, error: BaseException) -> str:

@@ -14,7 +14,7 @@ from prefect.states import Completed, Failed, State
 from gradus.flows.orchestrator import server
 from gradus.flows.orchestrator.interrupts import Patience
 from gradus.flows.orchestrator.pages import PrefectView, logger
-from gradus.flows.order import PREPARE, Result, Work, failure_line
+from gradus.flows.order import PREPARE, PipelineWork, Result, failure_line
 from gradus.pipeline.common import interruption
 from gradus.pipeline.common.errors import StageFailed, UserError
 from gradus.pipeline.common.interruption import Interrupted
@@ -27,7 +27,7 @@ class Session:
 
     as_task: Any
     """The Prefect task that runs one piece of work."""
-    work: Work
+    work: PipelineWork
     observer: Observer
     patience: Patience
     flow_run: FlowRun | None = None

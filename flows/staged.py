@@ -24,7 +24,7 @@ from gradus.flows.orchestrator.around_flow import FLUSH_LIMIT, flow_settings, fl
 from gradus.flows.orchestrator.flow_record import TAG, FlowRecord, flow_parameters
 from gradus.flows.orchestrator.interrupts import Patience
 from gradus.flows.orchestrator.pages import PrefectView, logger
-from gradus.flows.order import Result, Work, run_pipeline, run_plain
+from gradus.flows.order import PipelineWork, Result, run_pipeline, run_plain
 from gradus.flows.session import Session, bound, brief, current_session, success_line
 from gradus.pipeline.common import interruption
 from gradus.pipeline.common.interruption import Interrupted
@@ -121,14 +121,14 @@ def _go_through() -> State[Any]:
 
 
 def run_staged(
-    run_dir: Path | str, observer: Observer, work: Work | None = None, flow_run: FlowRun | None = None
+    run_dir: Path | str, observer: Observer, work: PipelineWork | None = None, flow_run: FlowRun | None = None
 ) -> Result:
     """The whole pipeline as a flow, as the given flow run or a new one; returns the run's summary.
 
     The caller holds the run's lock.
     Raises: whatever a stage raised, unchanged; Interrupted after SIGINT or SIGTERM. Prefect's own failures are noted.
     """
-    work = work or Work.open(run_dir)
+    work = work or PipelineWork.open(run_dir)
     session = Session(_stage, work, observer, Patience(observer.note), flow_run)
     with interruption.handled(observer.note):
         try:

@@ -30,7 +30,7 @@ def resume(
 ) -> None:
     """Go on with a run where it stopped, or again from a stage."""
     from gradus.flows import launch
-    from gradus.flows.open_run import begin_anew, check_anew, forget_summary
+    from gradus.flows.open_run import check_anew, forget_summary, restart_from
     from gradus.flows.screen.summary import tell
     from gradus.flows.screen.tables import print_plan
     from gradus.pipeline.runs.plan import made_again
@@ -48,7 +48,7 @@ def resume(
         check_anew(run, index)
 
         def begin() -> None:
-            begin_anew(run, index)
+            restart_from(run, index)
 
     elif run.summary() is not None and all(stage.action == "reuse" for stage in stages):
         damaged = _last_damage(run)
@@ -98,7 +98,7 @@ def plan(
     wanted = parse_hardware(hardware) if hardware is not None else None
     if config is None:
         run, asked = _open(runs, name or ""), list[str]()
-        loaded, stages = load(str(run.path / CONFIG_FILE), overrides)
+        loaded, stages = load(str(run.path / CONFIG_FILE), overrides, run.base_dir)
     else:
         loaded, stages = load(config, overrides)
         asked = ["gradus", "run", config, *(word for each in overrides or () for word in ("--set", each))]
@@ -154,7 +154,7 @@ def fork(
     origin = _open(runs, name)
     index = origin.stage_index(from_stage)
     forking.check_shareable(origin, index)
-    loaded, stages = load(str(origin.path / CONFIG_FILE), overrides)
+    loaded, stages = load(str(origin.path / CONFIG_FILE), overrides, origin.base_dir)
     changes = forking.check_changes(origin, index, loaded.config)
     forking.check_parent(origin, index, loaded.config)
     check_world(LoadedConfig(loaded.config, loaded.path, origin.base_dir), stages, runs)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gradus.flows.orchestrator import server
-from gradus.flows.order import Work
+from gradus.flows.order import PipelineWork
 from gradus.pipeline.common.files import write_json
 from gradus.pipeline.common.observer import Observer
 from gradus.pipeline.runs.run_folder import RESULT_FILE, RunFolder
@@ -66,7 +66,7 @@ def main(run_dir: str, kind: int) -> None:
 
     run = RunFolder(run_dir, [stage.config for stage in discover().values()])
     with run.lock():
-        run_staged(run.path, Observer(), Work(run, discover(), Rehearsal(gfpo=hit)))
+        run_staged(run.path, Observer(), PipelineWork(run, discover(), Rehearsal(gfpo=hit)))
 
 
 if __name__ == "__main__":

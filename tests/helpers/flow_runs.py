@@ -18,7 +18,7 @@ from prefect_home import clean_environment, end_servers
 from small_pipeline import STAGE_CONFIGS, pipeline
 
 from gradus.flows.orchestrator import server
-from gradus.flows.order import Work
+from gradus.flows.order import PipelineWork
 from gradus.pipeline.common.files import read_json
 from gradus.pipeline.common.observer import Observer
 from gradus.pipeline.runs.run_folder import RunFolder
@@ -43,8 +43,8 @@ def open_run(folder: Path, name: str = "run") -> RunFolder:
     return RunFolder.create(folder, config, name, folder / "tiny.yaml", STAGE_CONFIGS)
 
 
-def work(run: RunFolder, execution: Rehearsal) -> Work:
-    return Work(run, discover(), execution)
+def work(run: RunFolder, execution: Rehearsal) -> PipelineWork:
+    return PipelineWork(run, discover(), execution)
 
 
 @pytest.fixture(scope="module")

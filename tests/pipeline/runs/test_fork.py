@@ -14,7 +14,7 @@ from trained_chain import chain as chain
 from trained_chain import trained_chain as trained_chain
 from trained_chain import untracked as untracked
 
-from gradus.flows.open_run import begin_anew
+from gradus.flows.open_run import restart_from
 from gradus.pipeline.common import locks
 from gradus.pipeline.runs import fork as forking
 from gradus.pipeline.runs.checkpoint import read_record
@@ -87,7 +87,7 @@ def test_a_fork_finds_what_its_origin_has_set_aside(chain: Chain) -> None:
     undisturbed = chain.contents()
     origin = chain.run()
     with origin.lock():
-        begin_anew(origin, 0)
+        restart_from(origin, 0)
     said = chain.tell("verify", "chain-fork")
     assert "dapo (shared with chain)" in said and "Everything is as it was written" in said
     chain.tell("resume", "chain-fork")
