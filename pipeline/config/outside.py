@@ -59,7 +59,7 @@ def find_stage(name: str, where: str = "") -> StageLike | None:
         got, fix = f"{reference}, which is of type {type(found).__name__}", "name the Stage object of that module"
         raise UserError(f"`{reference}` is no stage", where=where, got=got, expected=expected, fix=fix)
     if not (isinstance(found.config, type) and issubclass(found.config, StageConfig)):
-        got, expected = f"config={found.config!r}", "config=OptionClass, a subclass of gradus.pipeline.config.StageConfig"
+        got, expected = f"config={found.config!r}", "config=CLASS, a subclass of gradus.pipeline.config.StageConfig"
         raise UserError(f"the stage `{reference}` has no option class", where=where, got=got, expected=expected)
     if not re.fullmatch(NAME_PATTERN, str(found.name)):
         expected = "at most 64 letters, digits, dots, dashes and underscores, a letter or digit first"
@@ -104,7 +104,8 @@ def option_classes(
     """The option classes of the stages from outside that a configuration's raw data names, and what is wrong with
     others; ``where`` says where the value at a path stands.
     """
-    known, found, problems = {tag_of(options) for options in built_in}, dict[str, type[StageConfig]](), list[UserError]()
+    known, problems = {tag_of(options) for options in built_in}, list[UserError]()
+    found: dict[str, type[StageConfig]] = {}
     entries = data.get("stages") if isinstance(data, dict) else None
     for index, entry in enumerate(entries if isinstance(entries, list) else ()):
         name = entry.get("stage") if isinstance(entry, dict) else None

@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from gradus.pipeline.common.errors import UserError
-from gradus.pipeline.rewards.registry import did_you_mean
+from gradus.pipeline.common.errors import UserError, closest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,9 +25,10 @@ def check_keys(keys: Sequence[str], labels: Sequence[str]) -> None:
     for key in keys:
         if key not in known:
             raise UserError(
-                f"unknown ranking key {key!r}" + did_you_mean(key, known),
+                f"unknown ranking key {key!r}",
                 got=key,
                 expected="one of " + ", ".join(known),
+                fix=closest(key, known),
             )
         if key in labels and key in BUILT_IN:
             raise UserError(

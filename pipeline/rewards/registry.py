@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, TypeVar, Union
 
-from gradus.pipeline.common.errors import UserError
+from gradus.pipeline.common.errors import UserError, closest
 
 RewardFunction = Callable[..., float]
 Function = TypeVar("Function", bound=RewardFunction)
@@ -131,10 +131,11 @@ def find(name: str, where: str = "") -> Reward:
     """
     if name not in _REWARDS:
         raise UserError(
-            f"unknown reward {name!r}" + did_you_mean(name, names()),
+            f"unknown reward {name!r}",
             where=where,
+            got=name,
             expected="one of " + ", ".join(names()) + ", or your own function as `package.module:function`",
-            fix="`gradus rewards` describes them",
+            fix=closest(name, names()) or "`gradus rewards` describes them",
         )
     return _REWARDS[name]
 
@@ -146,9 +147,10 @@ def check_options(reward: Reward, options: Mapping[str, Any], where: str = "") -
         place = f"{where}.{key}" if where else key
         if key not in known:
             raise UserError(
-                f"reward {reward.name} has no option {key!r}" + did_you_mean(key, list(known)),
+                f"reward {reward.name} has no option {key!r}",
                 where=place,
                 expected="one of " + ", ".join(known) if known else "no options",
+                fix=closest(key, known),
             )
         if not _fits(value, known[key].annotation):
             raise UserError(
@@ -170,8 +172,8 @@ def check_options(reward: Reward, options: Mapping[str, Any], where: str = "") -
             raise UserError(f"reward {reward.name}: {error}", where=where) from None
 
 
-def describe() -> list[dict[str, str]]:
-    """One row a reward for a table: name, range, options with types and defaults, where it runs, summary."""
+def describe_library() -> list[dict[str, str]]:
+    """One row for each reward of the library: name, origin, range, options with types and defaults, place, summary."""
     rows = []
     for name in names():
         item = _REWARDS[name]
@@ -184,19 +186,10 @@ def describe() -> list[dict[str, str]]:
                 "options": ", ".join(options),
                 "runs": runs if item.isolated else "in process",
                 "summary": item.summary,
+                "from": "gradus",
             }
         )
-    custom = "your own Python function (prompt, completion, **options) -> any finite number"
-    row = {"name": "package.module:function", "range": "any", "options": "its own", "runs": "worker", "summary": custom}
-    return [*rows, row]
-
-
-def did_you_mean(word: str, known: list[str]) -> str:
-    """A hint at the closest known word, or nothing."""
-    import difflib  # costs milliseconds, and only mistakes need it
-
-    close = difflib.get_close_matches(word, known, n=1)
-    return f": did you mean {close[0]!r}?" if close else ""
+    return rows
 
 
 def _fits(value: Any, annotation: Any) -> bool:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from gradus.pipeline.common.errors import UserError
 from gradus.pipeline.common.process import usable_cores
 from gradus.pipeline.rewards.registry import check_options, find
-from gradus.pipeline.rewards.user_functions import check_function
+from gradus.pipeline.rewards.user_functions import check_function, reference_of
 from gradus.pipeline.types import Prompt
 
 if TYPE_CHECKING:
@@ -58,8 +58,9 @@ def check_rewards(rewards: list[RewardConfig], source: str | None = None) -> Non
     """
     for i, config in enumerate(rewards):
         where = f"rewards.{i}"
-        if ":" in config.reward:
-            check_function(config.reward, config.params, where)
+        reference = reference_of(config.reward, where)
+        if reference is not None:
+            check_function(reference, config.params, where)
             continue
         reward = find(config.reward, f"{where}.reward")
         check_options(reward, config.params, f"{where}.params")
@@ -104,16 +105,17 @@ class RewardSuite:
         self._pool: WorkerPool | None = None
         isolated = []
         for config in rewards:
-            reward = None if ":" in config.reward else find(config.reward)
+            reference = reference_of(config.reward)
+            reward = find(config.reward) if reference is None else None
             if reward is None or reward.is_isolated(config.params):
-                isolated.append(config)
+                isolated.append((config, reference or config.reward))
             else:
                 self._direct[config.label] = partial(reward.score, options=config.params)
         if isolated:
             from gradus.pipeline.rewards.workers.pool import IsolatedReward, WorkerPool
 
-            self._isolated = [config.label for config in isolated]
-            wanted = [IsolatedReward(c.label, c.reward, dict(c.params), c.time_limit) for c in isolated]
+            self._isolated = [config.label for config, _ in isolated]
+            wanted = [IsolatedReward(c.label, name, dict(c.params), c.time_limit) for c, name in isolated]
             total = workers or min(MOST_WORKERS, max(1, usable_cores() - 1))
             self._pool = WorkerPool(wanted, max(1, total // shared_by), log)
 

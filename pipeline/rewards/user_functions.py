@@ -1,50 +1,63 @@
-"""Rewards of the user's own: ``package.module:function``, imported from the current directory or the environment.
+"""Rewards from outside the package: ``package.module:function``, or a name that an installed package publishes.
 
-A configuration is checked without running any of the user's code: the module is located on the path, its source read.
+A module is looked for in the configuration's folder, in the current one and in the Python environment. A configuration
+is checked without running any of the user's code: the module is located, and its source is read.
 """
 
 from __future__ import annotations
 
 import ast
-import importlib
-import importlib.util
 import math
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import Any
 
-from gradus.pipeline.common.errors import UserError
-from gradus.pipeline.rewards.registry import Reward, did_you_mean
+from gradus.pipeline.common import user_code
+from gradus.pipeline.common.errors import UserError, closest
+from gradus.pipeline.rewards.registry import Reward, describe_library, names
 
+GROUP = "gradus.rewards"
+"""The entry points by which installed packages publish rewards."""
 FORM = "`package.module:function`"
 
 
-def load_function(name: str) -> Reward:
+def reference_of(name: str, where: str = "") -> str | None:
+    """``package.module:function`` of a reward from outside; None for the library's, and for a name that nobody knows.
+
+    Raises: UserError where several packages publish the name.
+    """
+    if ":" in name:
+        return name
+    return None if name in names() else user_code.published_reference(GROUP, name, where)
+
+
+def load_function(reference: str) -> Reward:
     """Import the user's function, for use in a worker. Raises: whatever the import raises."""
-    module, _, function = name.partition(":")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
-    return Reward(name, getattr(importlib.import_module(module), function), -math.inf, math.inf, isolated=True)
+    return Reward(reference, user_code.import_object(reference), -math.inf, math.inf, isolated=True)
 
 
 def check_function(name: str, options: Mapping[str, Any], where: str = "") -> None:
     """Raise UserError where the module can't be found, or has no such function, or it can't take the options."""
+    _check_signature(name, find_function(name, where), options, where)
+
+
+def find_function(name: str, where: str = "") -> ast.AST | None:
+    """Where the source of its module binds the function; None where the source does not show it.
+
+    Raises: UserError where the module can't be found, or has no such function.
+    """
     module, _, function = name.partition(":")
     if not all(part.isidentifier() for part in [*module.split("."), function]):
         raise UserError(f"{name!r} is not the name of a function", where=where, expected=FORM)
-    spec = _find_module(module)
+    spec = user_code.find_module(module)
     if spec is None:
-        raise UserError(
-            f"the reward {name!r} can't be imported: there is no module {module!r}",
-            where=where,
-            expected=f"{FORM}, importable from {os.getcwd()} or the Python environment",
-            fix="correct the name, or start from the directory that holds the module",
-        )
+        raise user_code.missing_module(f"the reward {name!r} can't be imported", module, FORM, where)
     if spec.origin is None or not spec.origin.endswith(".py"):
-        return  # compiled or built in: there is no source to look at
+        return None  # compiled or built in: there is no source to look at
     try:
         tree = ast.parse(Path(spec.origin).read_bytes())
     except SyntaxError as error:
@@ -54,28 +67,44 @@ def check_function(name: str, options: Mapping[str, Any], where: str = "") -> No
     if function not in bound and not {"*", "__getattr__"} & bound.keys():
         functions = [key for key, node in bound.items() if isinstance(node, ast.FunctionDef)]
         raise UserError(
-            f"{spec.origin} defines no {function!r}" + did_you_mean(function, list(bound)),
+            f"{spec.origin} defines no {function!r}",
             where=where,
             expected="one of " + ", ".join(functions) if functions else FORM,
+            fix=closest(function, bound),
         )
-    _check_signature(name, bound.get(function), options, where)
-
-
-def _find_module(module: str) -> ModuleSpec | None:
-    """Locate a module; unlike importlib.util.find_spec this doesn't import the packages around it."""
-    first, *rest = module.split(".")
-    # The second look finds what is built in or installed as editable.
-    spec = PathFinder.find_spec(first, [os.getcwd(), *sys.path]) or importlib.util.find_spec(first)
-    for part in rest:
-        # By its last name alone: a namespace package would look for its parent among the imported ones.
-        spec = PathFinder.find_spec(part, list(spec.submodule_search_locations or [])) if spec else None
-    return spec
+    return bound.get(function)
 
 
 def source_file(name: str) -> Path | None:
-    """The file of a reward of the user's own; None for the library's, and where there is no source."""
-    spec = _find_module(name.partition(":")[0]) if ":" in name else None
-    return Path(spec.origin) if spec is not None and spec.origin and spec.origin.endswith(".py") else None
+    """The file of a reward from outside; None for the library's, and where there is no source."""
+    reference = reference_of(name)
+    return user_code.source_file(reference) if reference is not None else None
+
+
+def describe() -> list[dict[str, str]]:
+    """One row for each reward of the library and for each that an installed package publishes, and one for your own.
+
+    None of the code from outside is run. A published reward that cannot be used is described by its problem.
+    """
+    rows = describe_library()
+    for point in user_code.published(GROUP):
+        reference = user_code.reference_of(point)
+        row = {"name": point.name, "range": "any", "options": "", "runs": "worker"}
+        row["from"] = f"{reference}, entry point of {user_code.distribution(point)}"
+        try:
+            if point.name in names():
+                raise UserError("a reward of the library has this name", fix="publish it under another name")
+            node = find_function(reference)
+        except UserError as problem:
+            rows.append({**row, "summary": f"cannot be used: {problem.what}"})
+            continue
+        if isinstance(node, ast.FunctionDef):
+            row["options"] = ", ".join(argument.arg for argument in _optional(node))
+        text = ast.get_docstring(node) if isinstance(node, ast.FunctionDef) else None
+        rows.append({**row, "summary": (text or "no description").partition("\n")[0].replace("``", "`")})
+    own = "your own Python function (prompt, completion, **options) -> any finite number"
+    row = {"name": "package.module:function", "range": "any", "options": "its own", "runs": "worker", "summary": own}
+    return [*rows, row | {"from": "beside the configuration, the current folder or the Python environment"}]
 
 
 def _bindings(body: list[ast.stmt]) -> Iterator[tuple[str, ast.AST]]:
@@ -107,13 +136,14 @@ def _check_signature(name: str, node: ast.AST | None, options: Mapping[str, Any]
     positional = [a.arg for a in arguments.posonlyargs + arguments.args]
     if len(positional) < 2 and arguments.vararg is None:
         raise UserError(f"the reward {name!r} must take a prompt and a completion", where=where, expected=expected)
-    named = positional[2:] + [a.arg for a in arguments.kwonlyargs]
+    named = [argument.arg for argument in _optional(node)]
     for key in options:
         if key not in named and arguments.kwarg is None:
             raise UserError(
-                f"the reward {name!r} has no option {key!r}" + did_you_mean(key, named),
+                f"the reward {name!r} has no option {key!r}",
                 where=f"{where}.params.{key}" if where else key,
                 expected="one of " + ", ".join(named) if named else "no options",
+                fix=closest(key, named),
             )
     without_default = positional[2 : len(positional) - len(arguments.defaults)] + [
         a.arg for a, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True) if default is None
@@ -121,3 +151,8 @@ def _check_signature(name: str, node: ast.AST | None, options: Mapping[str, Any]
     missing = [key for key in without_default if key not in options]
     if missing:
         raise UserError(f"the reward {name!r} needs the option {missing[0]!r}", where=where)
+
+
+def _optional(node: ast.FunctionDef) -> list[ast.arg]:
+    """The parameters after the prompt and the completion, which are the reward's options."""
+    return (node.args.posonlyargs + node.args.args)[2:] + node.args.kwonlyargs

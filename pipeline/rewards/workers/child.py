@@ -1,4 +1,4 @@
-"""The process that isolated rewards run in; :mod:`gradus.pipeline.rewards.workers.pool` starts it, feeds it and kills it.
+"""The process that isolated rewards run in; :mod:`gradus.pipeline.rewards.workers.pool` starts, feeds and kills it.
 
 Requests are pickles, preceded by their length, on the standard input it was started with; answers are lines of JSON on
 its standard output. Both are moved out of the way first, so that a reward that prints or reads disturbs nothing, and
@@ -22,6 +22,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
+from gradus.pipeline.common.user_code import look_in
 from gradus.pipeline.rewards import library  # noqa: F401 - registers the rewards
 from gradus.pipeline.rewards.registry import find
 from gradus.pipeline.rewards.user_functions import load_function
@@ -52,8 +53,13 @@ class IsolatedReward:
 Scorer = Callable[[Any, str], float]
 
 
-def main() -> None:
-    """Announce readiness, then answer requests until standard input ends."""
+def main(folders: list[str]) -> None:
+    """Announce readiness, then answer requests until standard input ends.
+
+    ``folders`` are where the user's modules are looked for before the Python environment, in this order.
+    """
+    for folder in reversed(folders):
+        look_in(folder)
     requests = os.fdopen(os.dup(0), "rb")
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     null = os.open(os.devnull, os.O_RDONLY)
@@ -140,5 +146,6 @@ def _die_with_parent(requests: int) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-BOOTSTRAP = f"import json, sys; sys.path[:] = json.loads(sys.argv[1]); from {__name__} import main; main()"
-"""The program for ``python -c`` that becomes a worker; its argument is the module search path as JSON."""
+BOOTSTRAP = f"import json, sys; sys.path[:], own = json.loads(sys.argv[1]); from {__name__} import main; main(own)"
+"""The program for ``python -c`` that becomes a worker; its argument is JSON: the module search path, and the folders
+of the user's modules."""

@@ -1,6 +1,6 @@
-"""The trainer's side of one process for isolated rewards: what it holds, what it answered, when it is replaced.
+"""The trainer's side of one process for isolated rewards: the process itself, and what it holds and has answered.
 
-Only the thread of :mod:`gradus.pipeline.rewards.workers.pool` touches it.
+Only the thread of :mod:`gradus.pipeline.rewards.workers.pool` uses it while it is at work.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import IO, Any, Literal
 
 from gradus.pipeline.common.errors import StageFailed, UserError
+from gradus.pipeline.common.user_code import own_folders
 from gradus.pipeline.rewards.workers.child import BOOTSTRAP, IsolatedReward
 from gradus.pipeline.types import Prompt
 
@@ -43,8 +44,71 @@ Job = tuple[int, Prompt, str]
 """(index of the reward, prompt, completion)."""
 
 
+class Process:
+    """An interpreter of its own that runs :mod:`gradus.pipeline.rewards.workers.child`."""
+
+    def __init__(self, log: IO[bytes] | int):
+        # Popen execs a fresh interpreter: the parent's threads (torch's among them) are never forked. A session of its
+        # own keeps the terminal's Ctrl-C from it and makes it the leader of a group that can be killed as a whole.
+        self.popen = subprocess.Popen(
+            [sys.executable, "-P", "-c", BOOTSTRAP, json.dumps([sys.path, own_folders()])],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            start_new_session=True,
+        )
+
+    @property
+    def answers(self) -> int:
+        """The file descriptor that its answers are read from."""
+        assert self.popen.stdout is not None
+        return self.popen.stdout.fileno()
+
+    def is_running(self) -> bool:
+        """Whether it has not ended yet."""
+        return self.popen.poll() is None
+
+    def write(self, message: Any, deadline: float) -> None:
+        """Send without ever waiting for longer than the deadline: a stopped process must not stop the trainer."""
+        assert self.popen.stdin is not None
+        stdin = self.popen.stdin.fileno()
+        os.set_blocking(stdin, False)
+        body = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
+        rest = memoryview(struct.pack("<Q", len(body)) + body)
+        with selectors.DefaultSelector() as selector:
+            selector.register(stdin, selectors.EVENT_WRITE)
+            while rest:
+                if not selector.select(max(0.0, deadline - time.monotonic())):
+                    return  # overdue() finds it late and replaces it
+                try:
+                    rest = rest[os.write(stdin, rest) :]
+                except BrokenPipeError:
+                    return  # receive() finds its output ended
+
+    def exit_status(self) -> str:
+        """How the process ended, in words."""
+        self.kill_group()  # changes nothing if the process has ended: the kernel keeps how it did
+        code = self.popen.wait()
+        return signal.Signals(-code).name if code < 0 else f"exit code {code}"
+
+    def kill(self) -> None:
+        """End the process and whatever it started."""
+        self.kill_group()
+        self.popen.wait()
+        for stream in (self.popen.stdin, self.popen.stdout):
+            if stream is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    stream.close()
+
+    def kill_group(self) -> None:
+        """Also called while the pool's thread may be writing to the process, so that the write ends."""
+        if self.popen.returncode is None:  # not waited for yet, so its number can't be another's by now
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.popen.pid, signal.SIGKILL)
+
+
 class Worker:
-    """One process: what it holds, what it has answered, until when it must answer next."""
+    """What one process holds, what it has answered, and until when it must answer next."""
 
     def __init__(self, rewards: list[IsolatedReward], log: IO[bytes] | int):
         self.rewards, self.log = rewards, log
@@ -52,26 +116,19 @@ class Worker:
         self.start()
 
     def start(self) -> None:
-        # Popen execs a fresh interpreter: the parent's threads (torch's among them) are never forked. A session of its
-        # own keeps the terminal's Ctrl-C from it and makes it the leader of a group that can be killed as a whole.
-        self.process = subprocess.Popen(
-            [sys.executable, "-P", "-c", BOOTSTRAP, json.dumps(sys.path)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self.log,
-            start_new_session=True,
-        )
+        """Start the process; it imports what its rewards need in the background."""
+        self.process = Process(self.log)
         self.ready = self.ended = False
         self.held: deque[int] = deque()
         self.limits: dict[int, float] = {}
         self.partial = b""
         self.deadline = time.monotonic() + START_LIMIT
-        self._write(self.rewards)
+        self.process.write(self.rewards, self.deadline)
 
-    @property
-    def answers(self) -> int:
-        assert self.process.stdout is not None
-        return self.process.stdout.fileno()
+    def restart(self) -> None:
+        """Replace the process; the new one starts in the background."""
+        self.process.kill()
+        self.start()
 
     @property
     def busy(self) -> bool:
@@ -83,14 +140,14 @@ class Worker:
         self.held = deque(job[0] for job in jobs)
         self.limits = {job[0]: self.rewards[job[1]].time_limit for job in jobs}
         self.deadline = time.monotonic() + self.limits[self.held[0]]
-        self._write(jobs)
+        self.process.write(jobs, self.deadline)
 
     def receive(self) -> dict[int, float | Failure]:
         """ticket -> outcome of what was answered since; notes where the process has ended.
 
         Raises: UserError where it can't start.
         """
-        data = os.read(self.answers, 1 << 16)
+        data = os.read(self.process.answers, 1 << 16)
         if not data:
             self.ended = True
         *lines, self.partial = (self.partial + data).split(b"\n")
@@ -127,56 +184,13 @@ class Worker:
         late = self.busy and looked > self.deadline
         if not self.ended and not late:
             return None
-        status = self._status()
+        status = self.process.exit_status()
         if not self.ready:
             self.deaths += 1
             reason = f"no answer within {START_LIMIT:g} s" if late and not self.ended else status
             if self.deaths >= STARTS:
                 raise StageFailed(f"the process for rewards can't start: {reason}")
         limit = self.limits[self.held[0]] if self.held else START_LIMIT
-        if not self.ended or self.process.returncode == -signal.SIGXCPU:
+        if not self.ended or self.process.popen.returncode == -signal.SIGXCPU:
             return Failure("timeout", f"no score within {limit:g} s; the worker was killed")
         return Failure("crash", f"the reward ended its worker: {status}")
-
-    def _status(self) -> str:
-        """How the process ended, in words."""
-        self.kill_group()  # changes nothing if the process has ended: the kernel keeps how it did
-        code = self.process.wait()
-        return signal.Signals(-code).name if code < 0 else f"exit code {code}"
-
-    def restart(self) -> None:
-        """Replace the process; the new one starts in the background."""
-        self.kill()
-        self.start()
-
-    def kill(self) -> None:
-        """End the process and whatever it started."""
-        self.kill_group()
-        self.process.wait()
-        for stream in (self.process.stdin, self.process.stdout):
-            if stream is not None:
-                with contextlib.suppress(BrokenPipeError):
-                    stream.close()
-
-    def kill_group(self) -> None:
-        """Also called while the process's own thread may be writing to it, so that the write ends."""
-        if self.process.returncode is None:  # not waited for yet, so its number can't be another's by now
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self.process.pid, signal.SIGKILL)
-
-    def _write(self, message: Any) -> None:
-        """Send without ever waiting for longer than the deadline: a stopped process must not stop the trainer."""
-        assert self.process.stdin is not None
-        stdin = self.process.stdin.fileno()
-        os.set_blocking(stdin, False)
-        body = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
-        rest = memoryview(struct.pack("<Q", len(body)) + body)
-        with selectors.DefaultSelector() as selector:
-            selector.register(stdin, selectors.EVENT_WRITE)
-            while rest:
-                if not selector.select(max(0.0, self.deadline - time.monotonic())):
-                    return  # overdue() finds it late and replaces it
-                try:
-                    rest = rest[os.write(stdin, rest) :]
-                except BrokenPipeError:
-                    return  # receive() finds its output ended

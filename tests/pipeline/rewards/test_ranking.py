@@ -83,7 +83,7 @@ def test_keys_are_checked() -> None:
     labels = ["exact_answer", "equation_steps"]
     check_keys(["reward", "equation_steps", "shorter"], labels)
     check_keys([], labels)
-    with pytest.raises(UserError, match="did you mean 'equation_steps'"):
+    with pytest.raises(UserError, match="did you mean `equation_steps`"):
         check_keys(["equation_step"], labels)
     with pytest.raises(UserError, match="stands twice"):
         check_keys(["reward", "shorter", "reward"], labels)

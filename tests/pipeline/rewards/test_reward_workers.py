@@ -329,7 +329,7 @@ def test_an_answer_in_time_that_is_read_late_is_no_timeout(judge: Callable[..., 
         scoring.add(asked[0], ["ab", "touch", "abc"])
         wait_for(Path("touched"))
         assert suite._pool is not None
-        with suite._pool.changed:  # the thread, and so the reading of answers, stands still
+        with suite._pool.queue.changed:  # the thread, and so the reading of answers, stands still
             time.sleep(1.2)
         assert scored(scoring, asked, [["ab", "touch", "abc"]]) == [[4, 7, 5]]
 
