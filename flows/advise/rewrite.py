@@ -14,7 +14,7 @@ from gradus.pipeline.common.files import write_text
 from gradus.pipeline.config import PipelineConfig
 from gradus.pipeline.config.loading import LoadedConfig, apply_override, dump_config, load_config
 from gradus.pipeline.config.options import fields_of
-from gradus.pipeline.config.pipeline import pipeline_model
+from gradus.pipeline.config.pipeline import model_for
 from gradus.pipeline.execution.preflight import preflight
 from gradus.pipeline.stage import Stage
 
@@ -49,8 +49,9 @@ def advised_config(
     loaded: LoadedConfig, overrides: Sequence[str], advice: Sequence[Advice], stages: Mapping[str, Stage]
 ) -> PipelineConfig:
     """The advised configuration; its relative paths are as they were written."""
-    model = pipeline_model([stage.config for stage in stages.values()])
-    return model.model_validate(advised(loaded, overrides, advice, stages))
+    data = advised(loaded, overrides, advice, stages)
+    model = model_for(data, [stage.config for stage in stages.values()], str(loaded.path))
+    return model.model_validate(data)
 
 
 def apply(data: MutableMapping[str, Any], advice: Sequence[Advice], stages: Mapping[str, Stage]) -> None:
@@ -174,7 +175,7 @@ def write(
         kept = _loaded(text, target, kinds).config == expected.config
     except UserError:
         kept = False
-    preflight(expected.config, target.absolute().parent, dict(stages), None, str(target))
+    preflight(expected.config, target.absolute().parent, stages, None, str(target))
     write_text(target.absolute(), text if kept else header + dump_config(expected.config))
 
 

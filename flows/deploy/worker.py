@@ -92,7 +92,7 @@ def _load(asked: Mapping[str, Any]) -> tuple[LoadedConfig, dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / source.name
         file.write_text(yaml_text.dump(asked["config"]))
-        loaded, stages = load(str(file), None)
+        loaded, stages = load(str(file), None, source.parent)
     return LoadedConfig(loaded.config, source, source.parent), stages
 
 

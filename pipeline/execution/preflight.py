@@ -11,7 +11,7 @@ import itertools
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from gradus.pipeline.common.errors import UserError
@@ -26,7 +26,7 @@ SPARE_BYTES = 200_000_000
 
 
 def preflight(
-    config: PipelineConfig, base_dir: Path, stages: dict[str, Stage], runs_dir: Path | None = None, file: str = ""
+    config: PipelineConfig, base_dir: Path, stages: Mapping[str, Stage], runs_dir: Path | None = None, file: str = ""
 ) -> None:
     """Check a configuration against the files, packages and servers it names. Raises: UserError with every problem.
 
@@ -68,7 +68,7 @@ def _placed(problem: UserError, file: str) -> UserError:
     return UserError(problem.what, where=where, got=problem.got, expected=problem.expected, fix=problem.fix)
 
 
-def _check_stage(config: PipelineConfig, stage: StageConfig, stages: dict[str, Stage]) -> None:
+def _check_stage(config: PipelineConfig, stage: StageConfig, stages: Mapping[str, Stage]) -> None:
     """A stage has what it needs: demonstrations, the rewards that its ranking names, and sampling where it needs it.
 
     Raises: UserError.
@@ -106,7 +106,7 @@ def _check_stage(config: PipelineConfig, stage: StageConfig, stages: dict[str, S
         raise UserError(error.what, where=where, got=error.got, expected=error.expected, fix=error.fix) from None
 
 
-def _check_carry(before: StageConfig, stage: StageConfig, stages: dict[str, Stage]) -> None:
+def _check_carry(before: StageConfig, stage: StageConfig, stages: Mapping[str, Stage]) -> None:
     """A critic is carried over only between two stages with critics of one kind. Raises: UserError."""
     critics = [stages[each.stage].needs(each).critic for each in (before, stage)]
     lacking = [each.label for each, critic in zip((before, stage), critics, strict=True) if critic is None]

@@ -58,7 +58,7 @@ def train(
     started_up()
     policy = _parent_policy(work)
     before = _accuracy_before(run, index, work.parent)
-    _start_journal(journal, work, before, ranks)
+    _start_journal(journal, work, stage, before, ranks)
     sampler = sampler_for(run.config, policy, work.parent, run.path, index)
     setup = Setup(
         policy, stage, config, run.config, task, suite, journal, observer, folder=run.stage_dir(index),
@@ -90,7 +90,7 @@ def train(
         "tokens": progress.tokens,
         "seconds": round(progress.seconds, 3),
         "checkpoint": f"{CHECKPOINTS}/{checkpoint.name}",
-        "algorithm": config.stage,
+        "algorithm": stage.name,
         "parent": parent,
         "carried": ["weights", "tokenizer", "template", *config.carry],
         "fingerprint": work.fingerprint,
@@ -112,11 +112,11 @@ def _parent_policy(work: StageWork) -> Policy:
     return policy
 
 
-def _start_journal(journal: Journal, work: StageWork, before: dict[str, Any], ranks: Ranks) -> None:
+def _start_journal(journal: Journal, work: StageWork, stage: Stage, before: dict[str, Any], ranks: Ranks) -> None:
     """Open the stage's journal; a stage that starts also records its data and the parent's accuracy."""
     run, index = work.run, work.index
     config = run.config.stages[index]
-    tags = {"gradus.stage": config.label, "gradus.algorithm": config.stage, "gradus.variant": config.variant}
+    tags = {"gradus.stage": config.label, "gradus.algorithm": stage.name, "gradus.variant": config.variant}
     tags |= {"gradus.parent_checkpoint": work.parent_record.content, "gradus.fingerprint": work.fingerprint}
     tags |= stage_lineage_tags(run, index) | ({"gradus.processes": str(ranks.size)} if ranks.size > 1 else {})
     params = flatten(config.model_dump(mode="json")) | {"seed": run.config.seed}

@@ -3,7 +3,7 @@
 An arm is written ``SOURCE`` or ``LABEL=SOURCE``, and SOURCE is one of
 
     staged       the configuration's own stages after SFT, in their order
-    gfpo         one algorithm alone (``gradus stages`` lists them), with the options of the configuration's stage of
+    gfpo         one algorithm alone, also ``package.module:STAGE``, with the options of the configuration's stage of
                  that algorithm or, where it has none, with those that all its stages after SFT have in common
     other.yaml   the stages after SFT of another configuration: a file, a packaged one's name, or the name of a run
 """
@@ -23,7 +23,8 @@ from gradus.pipeline.config import PipelineConfig, StageConfig
 from gradus.pipeline.config.explain import Origin, explain
 from gradus.pipeline.config.loading import find_config, load_config, packaged_configs
 from gradus.pipeline.config.options import NAME_PATTERN, differences, identity
-from gradus.pipeline.config.pipeline import pipeline_model
+from gradus.pipeline.config.outside import StageLike, default_label, find_stage
+from gradus.pipeline.config.pipeline import model_for
 from gradus.pipeline.runs.run_folder import CONFIG_FILE, RUN_FILE
 from gradus.pipeline.stage import Stage
 
@@ -94,9 +95,9 @@ class Plan:
         return self.budget.amount if self.budget.unit == "rollouts" else self.rollouts
 
     def _pipeline(self, seed: int, stages: Sequence[StageOptions], arm: Arm | None) -> PipelineConfig:
-        model = pipeline_model([stage.config for stage in self.stages.values()])
         raw = self.config.model_dump(mode="json", exclude={"stages"}) | {"seed": seed, "stages": list(stages)}
         raw |= {"rewards": arm.rewards} if arm is not None and arm.rewards is not None else {}
+        model = model_for(raw, [stage.config for stage in self.stages.values()], str(self.path))
         try:
             return model.model_validate(raw)
         except ValueError as error:
@@ -149,14 +150,12 @@ def split(config: PipelineConfig, stages: Mapping[str, Stage]) -> tuple[list[Sta
             fix=f"put a `stage: {names}` before the others",
         )
     if any(on_demonstrations[count:]):
-        label = config.stages[on_demonstrations.index(True, count)].label
-        raise UserError(
-            "a stage on demonstrations comes after others", where=f"stages.{label}", fix="move it to the start"
-        )
+        where = f"stages.{config.stages[on_demonstrations.index(True, count)].label}"
+        raise UserError("a stage on demonstrations comes after others", where=where, fix="move it to the start")
     return list(config.stages[:count]), list(config.stages[count:])
 
 
-def _teaches(stage: Stage) -> bool:
+def _teaches(stage: StageLike) -> bool:
     with_defaults = stage.config.model_construct(stage=stage.name, steps=1)
     return stage.needs(with_defaults).completions == "demonstrations"
 
@@ -177,16 +176,18 @@ def _arm(text: str, plan: Plan, after: Sequence[StageConfig], given: Sequence[St
     """One entry of ``--arms``. Raises: UserError."""
     label, equals, source = text.partition("=")
     source = source if equals else text
-    label = label if equals else Path(source).stem if source.endswith((".yaml", ".yml")) else Path(source).name
+    named = default_label(source) if ":" in source else Path(source).name
+    label = label if equals else Path(source).stem if source.endswith((".yaml", ".yml")) else named
     if not re.fullmatch(NAME_PATTERN, label) or label in (BASE, ALL):
         expected = "a short name of letters, digits and dashes, neither `base` nor `all`"
         raise UserError("an arm cannot have this label", where="--arms", got=text, expected=expected)
     if source == STAGED:
         return Arm(label, source, tuple(given), _shares(after, plan.stages))
-    if source in plan.stages:
-        if _teaches(plan.stages[source]):
-            what = f"`{source}` is what all arms start from"
-            raise UserError(what, where="--arms", got=text, fix="leave it out; its accuracy is in the report")
+    stage = plan.stages.get(source) or find_stage(source, "--arms")
+    if stage is not None:
+        if _teaches(stage):
+            fix = "leave it out; its accuracy is in the report"
+            raise UserError(f"`{source}` is what all arms start from", where="--arms", got=text, fix=fix)
         same = next((options for options in given if options["stage"] == source), None)
         return Arm(label, source, (same or _in_common(source, given),))
     return _arm_of_config(label, source, plan, runs)
@@ -211,10 +212,9 @@ def _arm_of_config(label: str, source: str, plan: Plan, runs: Path) -> Arm:
     except UserError:
         known = {STAGED, *packaged_configs(), *(name for name, stage in plan.stages.items() if not _teaches(stage))}
         known |= {path.parent.name for path in runs.glob(f"[!.]*/{RUN_FILE}")}
-        expected = "`staged`, an algorithm, a configuration or a run"
-        fix = did_you_mean(source, known)
+        expected, fix = "`staged`, an algorithm, a configuration or a run", did_you_mean(source, known)
         raise UserError(f"unknown arm `{source}`", where="--arms", expected=expected, fix=fix) from None
-    other = load_config(file, [], configs).config
+    other = load_config(file, [], configs, plan.path.parent).config  # in whose folder the arms' runs look for code
     same = ("policy", "task", "sampling", "evaluation")
     ours, theirs = ({key: identity(getattr(config, key)) for key in same} for config in (plan.config, other))
     for config, said in ((plan.config, ours), (other, theirs)):
@@ -264,7 +264,7 @@ def with_changes(arm: Arm) -> list[StageOptions]:
     Raises: UserError.
     """
     stages = [dict(options) for options in arm.stages]
-    names = [stage["stage"] for stage in stages]
+    names = [default_label(stage["stage"]) for stage in stages]
     for change in arm.changes:
         key, _, text = change.partition("=")
         place, dot, rest = key.partition(".")
@@ -273,7 +273,7 @@ def with_changes(arm: Arm) -> list[StageOptions]:
             raise UserError(f"the arm `{arm.label}` has no stage `{place}`", where=where, fix=fix)
         value = yaml_text.parse(text, f"--set-arm {arm.label}.{change}").data
         for stage in stages:
-            if not dot or stage["stage"] == place:
+            if not dot or default_label(stage["stage"]) == place:
                 stage[rest if dot else key] = value
     return stages
 
@@ -282,8 +282,7 @@ def _named(stages: Sequence[StageOptions], taken: set[Any]) -> list[StageOptions
     """A name for each stage that is not one of the shared ones'."""
     named = []
     for stage in stages:
-        base, number = stage["stage"], 1
-        name = base
+        name, number = (base := default_label(stage["stage"])), 1
         while name in taken:
             number += 1
             name = f"{base}-{number}"
