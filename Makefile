@@ -35,7 +35,7 @@ lint: $(VENV)/.installed ## ruff, rules and format
 types: $(VENV)/.installed ## pyrefly
 	@$(BIN)/pyrefly check --python-interpreter-path $(BIN)/python
 
-# vLLM needs versions of its own, and its CPU build imports none of the three that are removed again.
+# vLLM needs versions of its own. Its CPU build does not import the three packages that are removed at the end.
 vllm: ## set up .venv-vllm with vLLM for a CPU, for its tests
 	$(PYTHON) -m venv --clear .venv-vllm
 	.venv-vllm/bin/python -m pip install -qq --disable-pip-version-check torch==2.13.0
