@@ -18,7 +18,7 @@ from gradus.pipeline.common.errors import UserError
 from gradus.pipeline.common.files import read_json
 from gradus.pipeline.config import StageConfig
 from gradus.pipeline.estimates.diagnosis import ordered_groups
-from gradus.pipeline.estimates.stage_cost import Cost, stage_cost
+from gradus.pipeline.estimates.stage_cost import StageCost, stage_cost
 from gradus.pipeline.stage import Stage
 from gradus.pipeline.statistics.groups import Estimate
 from gradus.pipeline.tasks.background import data_ahead, wait_for_data
@@ -54,7 +54,7 @@ class Counsel:
     situation: Situation
     advice: list[Advice]
 
-    def record(self, costs: list[Cost]) -> dict[str, Any]:
+    def record(self, costs: list[StageCost]) -> dict[str, Any]:
         """As plain data."""
         found: dict[str, Any] = dataclasses.asdict(dataclasses.replace(self.probe, groups=[]))
         del found["groups"]
@@ -197,10 +197,10 @@ def _open(loaded: LoadedConfig, subject: Subject, folder: Path) -> tuple[TaskDat
     return task, load_policy(subject.checkpoint, config.policy)
 
 
-def costs(config: PipelineConfig, stages: Mapping[str, Stage], counsel: Counsel) -> list[Cost]:
+def costs(config: PipelineConfig, stages: Mapping[str, Stage], counsel: Counsel) -> list[StageCost]:
     """An estimate for each stage. An untrained policy's lengths are no guide: demonstrations' stand for them."""
     diagnosis, speed = counsel.probe.diagnosis, counsel.probe.speed
-    found: list[Cost] = []
+    found: list[StageCost] = []
     if any(each.topic == "already solved" and each.verdict == "yes" for each in counsel.advice):
         return found  # there is nothing to train
     for each in config.stages:

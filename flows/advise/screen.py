@@ -11,7 +11,7 @@ from gradus.flows.advise.advise import Counsel
 from gradus.flows.advise.rules import Advice, Situation, percent
 from gradus.flows.screen.text import duration, print_table, size_text
 from gradus.pipeline.estimates.diagnosis import Diagnosis
-from gradus.pipeline.estimates.stage_cost import Cost
+from gradus.pipeline.estimates.stage_cost import StageCost
 from gradus.pipeline.statistics.groups import Estimate
 
 WIDEST = 80
@@ -22,7 +22,7 @@ SUCCESS = ("never", "to 1/4", "to 1/2", "to 3/4", "below 1", "always")
 """Prompts by how often they are solved."""
 
 
-def tell(counsel: Counsel, costs: Sequence[Cost], console: Console) -> None:
+def tell(counsel: Counsel, costs: Sequence[StageCost], console: Console) -> None:
     """Everything, from what was probed to what it will cost."""
     diagnosis, speed, policy = counsel.probe.diagnosis, counsel.probe.speed, counsel.probe.policy
     _say(console, f"Probed {counsel.subject.shown}")
@@ -107,7 +107,7 @@ def tell_advice(each: Advice, console: Console) -> None:
             console.print(f"{'':15}{line}", style=style, highlight=False, markup=False, soft_wrap=True)
 
 
-def tell_costs(costs: Sequence[Cost], console: Console) -> None:
+def tell_costs(costs: Sequence[StageCost], console: Console) -> None:
     """A row a stage."""
     rows = []
     for c in costs:

@@ -1,4 +1,4 @@
-"""What a probe says about a policy on a task, from P groups of K scored completions: no tensor, no model."""
+"""The diagnosis of a policy on a task, computed from P groups of K scored completions. No tensors, no model."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ import numpy as np
 from gradus.pipeline.statistics.groups import Estimate, alike, pass_at_k, share, success_histogram, variance_parts
 
 TIE_DIGITS = 9
-"""Scores that agree to this many decimals are equal, as in a ranking."""
+"""Scores that agree to this many decimals count as equal, as in a ranking."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """One prompt's completions. All lists have one entry a completion; NaN where nobody could score it."""
+    """The completions of one prompt. All lists have one entry per completion; NaN where it could not be scored."""
 
     rewards: list[float]
     """Weighted reward."""
     again: list[float]
-    """The same completions' reward, scored a second time."""
+    """The weighted reward of the same completions, scored a second time."""
     correct: list[float]
-    """1 where it counts as correct, else 0."""
+    """1 where the completion counts as correct, else 0."""
     correct_again: list[float]
-    """The same by the second scoring."""
+    """``correct`` by the second scoring."""
     lengths: list[int]
-    """Tokens."""
+    """Tokens of each completion."""
     truncated: list[bool]
-    """Whether max_tokens ended it."""
+    """Whether the completion was cut off at max_tokens."""
     components: dict[str, list[float]] = field(default_factory=dict)
     """label of a reward -> scores."""
 
@@ -44,7 +44,7 @@ class Group:
 
 @dataclass(frozen=True)
 class KeyUse:
-    """What a ranking key does beside the reward."""
+    """How a ranking key relates to the reward."""
 
     key: str
     breaks: Estimate | None
@@ -55,11 +55,11 @@ class KeyUse:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """Everything that the decision rules look at, and what is shown."""
+    """All statistics that the decision rules use or that are shown."""
 
     prompts: int
     samples: int
-    """Completions a prompt."""
+    """Completions per prompt."""
     pass_at: dict[int, Estimate]
     """k -> pass@k."""
     mixed: dict[int, Estimate]
@@ -69,7 +69,7 @@ class Diagnosis:
     all_right: dict[int, Estimate]
     """K -> expected share of groups without a wrong completion."""
     useful: dict[int, Estimate]
-    """K -> expected share of groups whose rewards are not all equal: those that a group's mean teaches anything."""
+    """K -> expected share of groups whose rewards are not all equal; other groups have zero advantage everywhere."""
     ordered: dict[int, Estimate]
     """K -> expected share of groups in which ``ranking`` tells at least two completions apart."""
     success: list[int]
@@ -78,13 +78,13 @@ class Diagnosis:
     within: float
     """Variance of the reward among completions of one prompt, in reward units squared."""
     between: float
-    """Variance among the prompts' expected rewards."""
+    """Variance of the expected reward among prompts."""
     noise: Estimate | None
-    """Share of ``within`` that is the scorer's own noise; None where no group has unequal rewards."""
+    """Share of ``within`` that is noise of the scorer; None where no group has unequal rewards."""
     flips: Estimate
     """Share of completions that count as right by one scoring and as wrong by the other."""
     failed: Estimate
-    """Share of completions that nobody could score."""
+    """Share of completions that could not be scored."""
     ties: Estimate
     """Share of pairs within a group whose rewards are equal."""
     ranking: tuple[str, ...]
@@ -100,12 +100,12 @@ class Diagnosis:
 
 
 def noise_share(groups: Sequence[Group]) -> Estimate | None:
-    """Share of the variance within groups that is the scorer's: it gives one completion two rewards.
+    """Share of the variance within groups that is noise of the scorer, which may give one completion two rewards.
 
         sum over prompts of var(r - r') / 2   over   sum over prompts of (var(r) + var(r')) / 2
 
-    What a completion deserves cancels in r - r', which leaves the noise of two scorings. Noise that a whole group
-    shares, as copies of one text do that are scored once, takes part in neither: a group's mean removes it.
+    The true reward cancels in r - r', which leaves the noise of two scorings. Noise that a whole group shares, as where
+    equal texts are scored once, is in neither sum: the group's mean removes it.
     Edge: None where no group's rewards differ.
     """
     noises, variances = [], []
@@ -118,7 +118,7 @@ def noise_share(groups: Sequence[Group]) -> Estimate | None:
 
 
 def key_use(groups: Sequence[Group], key: str) -> KeyUse:
-    """How a ranking key relates to the reward, over the pairs within each group that both can judge."""
+    """How a ranking key relates to the reward, over the pairs within each group that have both."""
     broken, tied, same, both = [], [], [], []
     for group in groups:
         pairs = np.array([group.rewards, group.key(key)], dtype=float).round(TIE_DIGITS)
@@ -133,7 +133,7 @@ def key_use(groups: Sequence[Group], key: str) -> KeyUse:
 
 
 def classes(group: Group, keys: Sequence[str]) -> list[int]:
-    """Sizes of the classes of completions that are equal in every one of the keys; those without a score are left out.
+    """Sizes of the classes of completions with equal values of all keys; completions without a score are left out.
 
     >>> classes(Group([1, 0, 0], [1, 0, 0], [1, 0, 0], [1, 0, 0], [4, 4, 5], [False] * 3), ["reward"])
     [1, 2]
@@ -146,7 +146,7 @@ def classes(group: Group, keys: Sequence[str]) -> list[int]:
 def diagnose(groups: Sequence[Group], ranking: Sequence[str], max_tokens: int) -> Diagnosis:
     """All statistics of a probe. ``ranking``: the keys that a ranked stage would use, the reward first.
 
-    Every other reward component, and ``shorter``, is looked at as a key as well.
+    Every other reward component and ``shorter`` are examined as keys too.
     Edge: at least one completion must have a score.
     """
     samples = max(len(group.rewards) for group in groups)
@@ -216,7 +216,10 @@ def _by_size(
     chance: Callable[[Sequence[int], int], float],
     size: Callable[[Sequence[int]], int] = len,
 ) -> dict[int, Estimate]:
-    """size -> mean over the prompts of a group's chance; prompts with fewer scored completions are left out."""
+    """size -> mean over the prompts of the chance that a group of this size has the property.
+
+    Prompts with fewer scored completions than that are left out.
+    """
     found = {}
     for k in sizes:
         values = [chance(row, k) for row in rows if size(row) >= k]
@@ -227,7 +230,7 @@ def _by_size(
 
 
 def _only(group: Group, kept: Sequence[bool]) -> Group:
-    """The group without the completions that are not kept, for its keys."""
+    """The group with only the completions that are kept; its second scoring is not."""
     pick = [i for i, keep in enumerate(kept) if keep]
     rewards, lengths = [group.rewards[i] for i in pick], [group.lengths[i] for i in pick]
     components = {label: [values[i] for i in pick] for label, values in group.components.items()}
@@ -243,5 +246,5 @@ def _counts(groups: Sequence[Group]) -> list[int]:
 
 
 def _certain(estimate: Estimate | None) -> Estimate:
-    """A share of which there is always something; nothing at all counts as 0 that could be anything."""
+    """The estimate, or, where there was nothing to count, 0 with the interval from 0 to 1."""
     return estimate or Estimate(0.0, 0.0, 1.0)

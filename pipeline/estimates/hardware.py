@@ -1,7 +1,8 @@
-"""What accelerators can do, as far as a plan needs it, and how one names them: ``8xH100``, ``L4``, ``cpu:24GiB``.
+"""The speed and memory of accelerators, and the notation for them: ``8xH100``, ``L4``, ``cpu:24GiB``.
 
-Figures of accelerators are their makers' data sheets: dense products, no sparsity, the SXM or OAM form where there are
-several, links in one direction. Those of a CPU are of one core, measured on an AMD EPYC with AVX2 (``docs/speed.md``).
+The figures of accelerators come from their makers' data sheets: dense products without sparsity, the SXM or OAM form
+where there are several, links in one direction. Those of a CPU are for one core, measured on an AMD EPYC with AVX2
+(``docs/speed.md``).
 """
 
 from __future__ import annotations
@@ -16,30 +17,30 @@ UNITS = {"GB": 10**9, "GiB": 2**30, "G": 10**9}
 
 @dataclass(frozen=True)
 class Hardware:
-    """One device, and how many of it there are."""
+    """A kind of device, and how many devices there are."""
 
     name: str
     memory: float
-    """Bytes."""
+    """Bytes of each device."""
     narrow: float
-    """Operations a second in bfloat16, accumulated in float32."""
+    """Operations per second in bfloat16, accumulated in float32."""
     wide: float
-    """Operations a second in float32, without TF32, which PyTorch leaves off."""
+    """Operations per second in float32, without TF32, which PyTorch does not use by default."""
     bandwidth: float
-    """Bytes a second from memory."""
+    """Bytes per second from memory."""
     link: float
-    """Bytes a second to the other devices."""
+    """Bytes per second to the other devices."""
     efficiency: float = 0.4
-    """Share of the operations that a training step's products reach; 0.35 to 0.5 is what reports of large runs tell."""
+    """Share of the peak that the products of a training step reach; large runs report 0.35 to 0.5."""
     decoding: float = 0.4
-    """The same of the sampler's products, which have fewer rows; on a CPU 0.47 was measured."""
+    """The same share for the products of the sampler, which have fewer rows; on a CPU 0.47 was measured."""
     operation: float = 6e-6
-    """Seconds that PyTorch takes to start an operation."""
+    """Seconds that PyTorch needs to start an operation."""
     overhead: float = 1.0
-    """What the process or device comes to hold over what is asked for: the C library's heap keeps what was freed in
-    pieces that do not always fit (median of ``benchmarks/sizing.py``). CUDA's allocator has not been measured."""
+    """Memory that the process or device holds, divided by what is asked for: the heap of the C library keeps freed
+    pieces that do not always fit again (median of ``benchmarks/sizing.py``). CUDA's allocator was not measured."""
     cuda: bool = True
-    """Whether operations are started while others run, and the learner's products are bfloat16 by default."""
+    """Whether operations start while others still run, and the learner's products are bfloat16 by default."""
     devices: int = 1
 
     @property
@@ -82,7 +83,7 @@ KNOWN = {
 
 
 def parse_hardware(text: str) -> Hardware:
-    """``[COUNTx]NAME[:MEMORY]``. Raises: UserError where it is not known.
+    """Read ``[COUNTx]NAME[:MEMORY]``. Raises: UserError where the hardware is not known.
 
     >>> parse_hardware("8xh100").shown, parse_hardware("cpu:24GiB").shown
     ('8 x H100 (80.0 GB each)', 'cpu (25.8 GB)')

@@ -1,4 +1,4 @@
-"""Memory that a stage takes on a device, part by part, as a function of the model's size and the stage's options.
+"""The memory that a stage takes on a device, part by part, from the size of the model and the options of the stage.
 
     held        weights, Adam's two moments, further policies (reference, start, one batch ahead, critic), and the
                 products that the sampler fuses
@@ -6,11 +6,12 @@
     evaluating  the same with one completion a prompt
     learning    held + gradients + activations of one pack + logits of one piece
 
-The largest of the last three is the peak. Completions are taken to run to ``max_tokens``, so that it is an upper bound
-where they are shorter. Left out: what Python and the libraries take, and attention scores, which are small beside what
-they are made of. ``benchmarks/sizing.py`` holds all this against measured peaks; ``docs/scaling.md`` has the figures.
+The largest of the last three is the peak. All completions are assumed to have ``max_tokens`` tokens, so the peak is an
+upper bound where they are shorter. The memory of Python and the libraries is left out, and so are attention scores,
+which are small beside queries and keys. ``benchmarks/sizing.py`` compares all this with measured peaks;
+``docs/scaling.md`` has the figures.
 
-No torch here: the limits that the code works within are repeated, and a test holds them to the originals.
+This module does not import torch: it repeats the limits of the code that it describes, and a test keeps them equal.
 """
 
 from __future__ import annotations
@@ -25,25 +26,26 @@ from gradus.pipeline.stage import Needs
 FLOAT = 4
 """Bytes of float32."""
 SHARE_FROM, CACHE_BLOCK = 48, 16
-"""Prompt tokens from which a group's prompt is kept once, and columns that the cache grows by
+"""The length from which a prompt is kept once per group, and the columns by which the cache grows
 (:mod:`gradus.pipeline.rollouts.builtin.lean_engine`)."""
 CELLS, FEWEST = 2**22, 128
-"""Logits of a head's piece, and its rows at least (:mod:`gradus.pipeline.policy.forward.lm_head`)."""
+"""Logits of one piece of the head, and the fewest rows of a piece (:mod:`gradus.pipeline.policy.forward.lm_head`)."""
 PARTS = 2
-"""Parts that an evaluation is sampled in, at once where two threads have cores (:mod:`gradus.pipeline.training.evaluation`)."""
+"""Parts in which an evaluation is sampled, at the same time where two threads have cores
+(:mod:`gradus.pipeline.training.evaluation`)."""
 DRAWING, GREEDY, NUCLEUS = 4, 4, 9
-"""float32 [rows, vocabulary] that exist at once where a token is drawn (logits, probabilities, a finite copy of the
-logits and its product with them), is the most probable one, or is drawn from a top p, which sorts."""
+"""float32 [rows, vocabulary] that exist at the same time when tokens are drawn (logits, probabilities, a finite copy
+of the logits and its product with them), taken greedily, or drawn from a top p, which sorts."""
 
 
 @dataclass(frozen=True)
 class Load:
-    """What one stage asks of one device."""
+    """The work that one stage gives to one device."""
 
     label: str
     steps: int
     prompts: int
-    """P, of a batch."""
+    """P, the prompts of a batch."""
     group: int
     """K; 1 for demonstrations."""
     prompt_tokens: int
@@ -54,12 +56,12 @@ class Load:
     """Whether a frozen reference policy is held."""
     reference_sampled: bool = False
     start: bool = False
-    """Whether the stage's start is held, to measure the distance from it."""
+    """Whether the policy at the start of the stage is held, to measure the distance from it."""
     ahead: bool = False
     """Whether a copy samples the next batch while this one trains."""
     token_critic: bool = False
     passes: float = 0.0
-    """Forward passes a step for log-probabilities of other policies, besides the update's own."""
+    """Forward passes of a step for log-probabilities of other policies, beside those of the updates."""
     updates: int = 1
     """Forward and backward passes of a batch."""
     pack_tokens: int = 16_384
@@ -67,24 +69,24 @@ class Load:
     drawing: int = DRAWING
     weight_bytes: int = FLOAT
     autocast: bool = False
-    """Whether the learner's products are taken in bfloat16."""
+    """Whether the learner computes its products in bfloat16."""
     checkpointing: bool = False
     lora_rank: int = 0
-    """0: the weights themselves train."""
+    """0 where the weights themselves are trained."""
     evaluated: int = 0
     """Prompts of an evaluation."""
     at_once: int = PARTS
-    """Parts of an evaluation that grow at once."""
+    """Parts of an evaluation that are sampled at the same time."""
     external: bool = False
-    """Whether another engine draws, with weights and a cache of its own."""
+    """Whether another engine samples, with its own weights and cache."""
     engine_share: float = 0.0
-    """Share of the device's memory that an engine in the training process takes."""
+    """Share of the device's memory that is reserved for an engine in the training process."""
 
     @classmethod
     def of(
         cls, config: PipelineConfig, stage: StageConfig, needs: Needs, prompt_tokens: int, cuda: bool, devices: int = 1
     ) -> Load:
-        """A stage of a pipeline on one of ``devices``, which share the prompts of a batch."""
+        """The load of a stage on one of ``devices``, which share the prompts of a batch."""
         sampling, policy = stage.sampling or config.sampling, config.policy
         sampled = needs.completions == "policy"
         every = stage.kl_every if sampled else 0
@@ -126,12 +128,12 @@ class Load:
 
     @property
     def tokens(self) -> int:
-        """Tokens of an update's passes: a group's prompt once, and every completion but its last token."""
+        """Tokens in the passes of an update: each prompt once per group, and each completion without its last token."""
         return self.prompts * self.prompt_tokens + self.rows * (self.new_tokens - 1)
 
     @property
     def packs(self) -> int:
-        """Packs that a batch is cut into, at least."""
+        """The smallest number of packs that a batch is cut into."""
         return max(1, math.ceil((self.tokens + self.rows) / self.pack_tokens))
 
     def shares(self, group: int) -> bool:
@@ -139,7 +141,7 @@ class Load:
         return group > 1 and self.prompt_tokens >= SHARE_FROM
 
     def growing(self, prompts: int, group: int) -> int:
-        """Completions that grow at a time, as many whole groups as the cache may hold."""
+        """Completions that grow at the same time: as many whole groups as the cache may hold."""
         held = self.prompt_tokens * (1 if self.shares(group) else group) + group * self.new_tokens
         return group * min(prompts, max(1, self.cache_tokens // held))
 
@@ -150,23 +152,23 @@ class Memory:
 
     weights: float
     moments: float
-    """Adam's."""
+    """Adam's two moments."""
     copies: float
-    """Further policies; a token critic with its moments."""
+    """Further policies, and a token critic with its moments."""
     decoder: float
-    """Fused products of every policy that samples; with several devices the whole weights, gathered."""
+    """Fused weights of every policy that samples; with several devices also the gathered weights."""
     cache: float
-    """Of keys and values as it grows; at least what the sampler fuses anew before it gives up what it had."""
+    """Keys and values at their largest; at least the weights that the sampler fuses before it frees the old ones."""
     drawing: float
     gradients: float
-    """Beside the activations of a pack."""
+    """Gradients that exist beside the activations of a pack."""
     activations: float
     logits: float
-    """Of a piece of the learner's head."""
+    """Logits of one piece of the learner's head."""
     evaluation: float
     """Cache and drawing of an evaluation."""
     overlapped: bool = False
-    """Whether sampling and learning happen at once."""
+    """Whether sampling and learning happen at the same time."""
 
     @property
     def held(self) -> float:
@@ -191,8 +193,11 @@ class Memory:
 
 
 def memory(size: ModelSize, load: Load, devices: int = 1) -> Memory:
-    """What a stage holds on each of ``devices``. With several, what the learner and frozen policies hold is cut into
-    equal shards, layer by layer (FSDP2), and each device samples with the weights gathered whole."""
+    """The memory of a stage on each of ``devices``.
+
+    With several devices the learner and the frozen policies are cut into equal shards, layer by layer (FSDP2), and each
+    device samples with all weights gathered.
+    """
     number = load.weight_bytes
     weights, trained = size.parameters * number, trained_parameters(size, load) * number
     adapted = load.lora_rank > 0
@@ -200,7 +205,7 @@ def memory(size: ModelSize, load: Load, devices: int = 1) -> Memory:
     copies = copy * (load.reference + load.start + load.ahead + load.token_critic) + 2 * trained * load.token_critic
     samplers = 1 + (load.sampled and load.reference_sampled) + load.ahead
     fused = (size.linear if adapted else size.fused) * number
-    own = not load.external  # whether it is the policy itself that draws
+    own = not load.external  # whether the policy itself is sampled from
     gathered = (weights if devices > 1 else 0) + fused * own
     layer = 0 if devices == 1 else 2 * (size.linear // size.layers) * number + size.words * number
     kept, logits = activation_bytes(size, load), _logits_bytes(size, load)
@@ -220,15 +225,15 @@ def memory(size: ModelSize, load: Load, devices: int = 1) -> Memory:
 
 
 def trained_parameters(size: ModelSize, load: Load) -> int:
-    """All of them, or those of the adapters."""
+    """The number of parameters that are trained: all, or those of the adapters."""
     return size.adapters(load.lora_rank) if load.lora_rank else size.parameters
 
 
 def _cache_bytes(size: ModelSize, load: Load, prompts: int, group: int) -> float:
-    """The cache as it grows for the last time, a block at a time: two blocks' old columns are still there. A shared
-    prompt exists once.
+    """The cache at its last growth, which goes block by block: the old columns of two blocks still exist.
 
-    It begins with room for ``CACHE_BLOCK`` columns behind the prompt, and a completion's last token is never read.
+    A shared prompt is held once. The cache starts with room for ``CACHE_BLOCK`` columns after the prompt, and the last
+    token of a completion is never read.
     """
     growing = load.growing(prompts, group)
     own, once = (0, growing // group * load.prompt_tokens) if load.shares(group) else (load.prompt_tokens, 0)
@@ -238,23 +243,24 @@ def _cache_bytes(size: ModelSize, load: Load, prompts: int, group: int) -> float
 
 
 def _evaluation_bytes(size: ModelSize, load: Load) -> float:
-    """Greedy completions of a part of the held-out prompts."""
+    """Memory for the greedy completions of one part of the held-out prompts."""
     part = math.ceil(load.evaluated / PARTS)
     return _cache_bytes(size, load, part, 1) + GREEDY * FLOAT * load.growing(part, 1) * size.vocabulary
 
 
 def activation_bytes(size: ModelSize, load: Load) -> float:
-    """What autograd keeps of one pack for the backward pass.
+    """The memory that autograd keeps of one pack for the backward pass.
 
-    Of a token in a layer: what each norm has scaled, and in other types than float32 its input; what the products take;
-    queries, and attended values before and after they are put in order; keys and values of all that a completion sees,
-    gathered row by row; and gate, activated gate, up and their product. With autocast also the weights in bfloat16.
-    Layers that are computed again keep one vector a token each, and all of one layer.
+    For each token in a layer these are: the scaled input of each norm, and its input too in types other than float32;
+    the inputs of the products; queries, and attended values before and after they are reordered; the keys and values
+    that a completion sees, gathered row by row; and gate, activated gate, up and their product. With autocast, the
+    weights in bfloat16 come on top. With gradient checkpointing, each layer keeps one vector per token, and one layer
+    keeps everything.
     """
     share = min(1.0, load.pack_tokens / (load.tokens + load.rows))
     tokens, completed = load.tokens * share, load.rows * share * (load.new_tokens - 1)
     seen = load.prompts * share * load.prompt_tokens + load.rows * share * (load.prompt_tokens + load.new_tokens - 1)
-    autocast = load.autocast and not load.token_critic  # a token critic learns without
+    autocast = load.autocast and not load.token_critic  # a token critic is trained without autocast
     inner = 2 if autocast else load.weight_bytes
     sandwich, normed = size.model_type in SANDWICH, size.model_type in HEAD_NORMS
     of_stream, of_product = 1 if load.weight_bytes == FLOAT else 2, 1 if inner == FLOAT else 2
@@ -275,11 +281,11 @@ def activation_bytes(size: ModelSize, load: Load) -> float:
 
 
 def _gradient_bytes(size: ModelSize, load: Load, trained: int, beside: float, devices: int) -> float:
-    """Gradients beside ``beside``, the activations of a pack and a piece's logits, at whichever end of the backward
-    pass takes more.
+    """The gradients' part of the peak of the backward pass, which is reached at its start or at its end.
 
-    At its beginning there is the head's, and with several packs those of the packs before. At its end all are there,
-    an embedding that is also the head a second time, and activations are not.
+    ``beside``: the activations of a pack and the logits of a piece. At the start of the pass, the gradient of the head
+    exists, and with several packs all gradients of the packs before. At its end all gradients exist, twice for an
+    embedding that is also the head, but no activations.
     """
     head = 0 if load.lora_rank else size.words * load.weight_bytes
     before = trained / devices if load.packs > 1 else 0.0
@@ -288,6 +294,6 @@ def _gradient_bytes(size: ModelSize, load: Load, trained: int, beside: float, de
 
 
 def _logits_bytes(size: ModelSize, load: Load) -> float:
-    """Logits of a piece twice: themselves, and their exponentials while these are added up."""
+    """The logits of a piece, and their exponentials while they are summed."""
     rows = min(max(FEWEST, CELLS // size.vocabulary), load.rows * load.new_tokens)
     return 2 * FLOAT * rows * size.vocabulary

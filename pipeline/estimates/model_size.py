@@ -1,4 +1,4 @@
-"""How large a model is, from its description alone: no weights are loaded and no torch is imported.
+"""The size of a model, from its description alone: no weights are loaded and torch is not imported.
 
 Shapes come from ``config.json`` (or ``policy.architecture``) and, where an option is left out, from the defaults in
 transformers' source. Where a folder holds safetensors, their headers tell the exact number of parameters.
@@ -19,35 +19,35 @@ from gradus.pipeline.policy.architectures import architecture_defaults
 SANDWICH = ("gemma2", "gemma3", "gemma3_text")
 """Families with norms on both sides of attention and MLP."""
 HEAD_NORMS = ("qwen3", "gemma3", "gemma3_text", "olmo2")
-"""Families that norm queries and keys."""
+"""Families with norms of queries and keys."""
 PLAIN_MLP = ("gpt2", "gpt_neox", "opt", "phi", "bloom", "falcon", "starcoder2")
-"""Families whose MLP is two products; all others have a gate, three products."""
+"""Families whose MLP has two products; all others have a gate, and three products."""
 
 
 @dataclass(frozen=True)
 class ModelSize:
-    """The numbers that memory and time depend on."""
+    """The sizes that memory and time depend on."""
 
     model_type: str
     layers: int
     width: int
-    """D, of the hidden states."""
+    """D, the width of the hidden states."""
     heads: int
     kv_heads: int
     head_dim: int
     inner: int
-    """F, of the MLP."""
+    """F, the width of the MLP."""
     vocabulary: int
     tied: bool
-    """Whether head and embedding are one matrix."""
+    """Whether the head and the embedding are one matrix."""
     query_bias: bool = False
     gated: bool = True
     parameters: int = 0
-    """All of them; 0 until counted."""
+    """The number of all parameters; 0 until it is counted."""
 
     @property
     def linear(self) -> int:
-        """Weights of the layers' products, without embedding and head.
+        """Weights of the products of all layers, without the embedding and the head.
 
         >>> ModelSize("llama", 2, 8, 2, 1, 4, 16, 32, False).linear
         1152
@@ -57,18 +57,18 @@ class ModelSize:
 
     @property
     def fused(self) -> int:
-        """Weights that the sampler's decoder copies: query, key, value, gate and up."""
+        """Weights that the sampler's decoder copies: those of query, key, value, gate and up."""
         turned = self.width * self.head_dim * (self.heads + 2 * self.kv_heads)
         return self.layers * (turned + 2 * self.width * self.inner) if self.gated else 0
 
     @property
     def cache(self) -> int:
-        """Numbers that the key-value cache holds for a token."""
+        """Numbers that the key-value cache holds for each token."""
         return 2 * self.layers * self.kv_heads * self.head_dim
 
     @property
     def words(self) -> int:
-        """Weights of the embedding, which are as many as the head's."""
+        """Weights of the embedding; the head has as many."""
         return self.vocabulary * self.width
 
     def adapters(self, rank: int) -> int:
@@ -83,7 +83,7 @@ class ModelSize:
         return self.layers * rank * sum(map(sum, ends))
 
     def counted(self) -> ModelSize:
-        """With its parameters: embedding, head, products, norms and the biases of queries, keys and values.
+        """The same size with its parameters counted: embedding, head, products, norms, and biases of attention.
 
         >>> ModelSize("llama", 2, 8, 2, 1, 4, 16, 32, False).counted().parameters
         1704
@@ -96,7 +96,7 @@ class ModelSize:
 
 
 def model_size(policy: PolicyConfig) -> ModelSize:
-    """The size of a configuration's policy. Raises: UserError where its description is not on this machine."""
+    """The size of the policy of a configuration. Raises: UserError where its description is not on this machine."""
     if policy.architecture is not None:
         options = {"vocab_size": policy.tokenizer.vocabulary, **policy.architecture}
         return from_options(options, "policy.architecture")
@@ -108,7 +108,7 @@ def model_size(policy: PolicyConfig) -> ModelSize:
 
 
 def _folder(policy: PolicyConfig) -> Path:
-    """Where the model's description is: its folder, or the cache of the Hub."""
+    """The path of the model's description: in its folder, or in the cache of the Hub."""
     path = policy.path or ""
     if (Path(path) / "config.json").is_file():
         return Path(path)
@@ -131,7 +131,7 @@ def _folder(policy: PolicyConfig) -> Path:
 
 
 def from_options(given: dict[str, Any], where: str = "") -> ModelSize:
-    """A model from its configuration's options. Raises: UserError where they do not describe a dense transformer."""
+    """The size from the options of a model. Raises: UserError where they do not describe a dense transformer."""
     kind = str(given.get("model_type", ""))
     defaults, names = architecture_defaults(kind)
     options = {**defaults, **{names.get(name, name): value for name, value in given.items() if value is not None}}
@@ -168,7 +168,7 @@ def from_options(given: dict[str, Any], where: str = "") -> ModelSize:
 
 
 def stored_parameters(folder: Path) -> int:
-    """Parameters in a folder's safetensors, from their headers alone; 0 where there are none.
+    """The number of parameters in the safetensors files of a folder, from their headers; 0 where there are none.
 
     A header is preceded by its length in bytes, a 64-bit little-endian number, and maps names to types and shapes.
     """

@@ -1,4 +1,4 @@
-"""Looks at a policy on a task without training it: samples groups, scores them twice, and times one learner step."""
+"""Measure a policy on a task without training it: sample groups, score them twice, and time a step of the learner."""
 
 from __future__ import annotations
 
@@ -29,45 +29,45 @@ from gradus.pipeline.training.learner.learner import Learner
 from gradus.pipeline.types import Prompt, Rollouts
 
 LABEL = "probe"
-"""Whose prompts and draws these are: no stage's, so that a probe sees other draws than any stage will."""
+"""The label for prompts and draws; it is no stage's, so that a probe has other draws than any stage."""
 DEMONSTRATIONS = 256
-"""Demonstrations that are counted for their mean length."""
+"""The number of demonstrations whose mean length is taken."""
 
 
 @dataclass(frozen=True)
 class Speed:
-    """What was measured on this machine, of this policy; what the estimates of cost are made from."""
+    """The speed and memory measured for this policy on this machine, from which costs are estimated."""
 
     sample_tokens_per_second: float
-    """Completion tokens that the sampler draws, at batches of a stage's size."""
+    """Completion tokens that the sampler draws in batches of the size of a stage's."""
     score_seconds: float
     """Seconds that scoring adds for one completion."""
     update_tokens_per_second: float
-    """Completion tokens that a forward, a backward and the optimizer's step take in, rows of zero weight left out."""
+    """Completion tokens that an update processes: forward, backward and the optimizer's step."""
     update_seconds: float
-    """Seconds of the step that was timed."""
+    """Seconds of one step of the learner."""
     peak_bytes: int
-    """Memory at its highest: of this process on a CPU, of the device elsewhere; with one copy of the weights beside
-    the trained ones, their gradients and both of Adam's moments."""
+    """Peak memory, of this process on a CPU and of the device elsewhere. It includes one copy of the weights beside the
+    trained ones, their gradients and both of Adam's moments."""
     weight_bytes: int
-    """The weights once."""
+    """One copy of the weights."""
     demonstration_tokens: float | None
     """Mean length of the task's demonstrations; None where it has none."""
 
 
 @dataclass(frozen=True)
 class Probe:
-    """A probe's result."""
+    """The result of a probe."""
 
     diagnosis: Diagnosis
     groups: list[Group]
-    """What it was found in."""
+    """The scored completions that the diagnosis was made from."""
     speed: Speed
     policy: dict[str, object]
-    """As :meth:`gradus.pipeline.policy.policy.Policy.describe` says it."""
+    """The result of :meth:`gradus.pipeline.policy.policy.Policy.describe`."""
     seconds: float
     failures: dict[str, str]
-    """label of a reward -> what its first failure said."""
+    """label of a reward -> the message of its first failure."""
 
 
 def probe(
@@ -136,7 +136,7 @@ def _sampled(
     start: int,
     on_group: Callable[[], None],
 ) -> tuple[Rollouts, Scores, float]:
-    """One batch with its scores, and the seconds that sampling took; isolated rewards score meanwhile."""
+    """One batch, its scores, and the seconds that sampling took; isolated rewards score during sampling."""
     began = time.perf_counter()
     with suite.begin() as scoring:
 
@@ -150,7 +150,7 @@ def _sampled(
 
 
 def _groups(scored: Rollouts, again: Rollouts, config: PipelineConfig) -> list[Group]:
-    """Rollouts as plain numbers."""
+    """The rollouts as plain numbers."""
     rewards, rewards_again = _rewards(scored), _rewards(again)
     correct, correct_again = _correct(scored, config), _correct(again, config)
     lengths, truncated = scored.lengths_PK.tolist(), scored.truncated_PK.tolist()
@@ -171,16 +171,16 @@ def _rewards(scored: Rollouts) -> list[list[float]]:
 
 
 def _correct(scored: Rollouts, config: PipelineConfig) -> list[list[float]]:
-    """1 and 0 by the reward that decides, NaN where it failed."""
+    """1 or 0 by the reward that decides on accuracy, NaN where it failed."""
     values = scored.components[config.accuracy_reward]
     return torch.where(values.isnan(), values, (values >= config.evaluation.threshold).to(values.dtype)).tolist()
 
 
 def _timed_update(policy: Policy, batch: Rollouts, stage: StageConfig, config: PipelineConfig) -> tuple[float, int]:
-    """Seconds of one step of the real learner on a copy of the policy, and the completion tokens it took in.
+    """Seconds of one step of the real learner on a copy of the policy, and the completion tokens of that step.
 
-    Every row has a weight, 1 and -1 in turn, so that none is left out. The first of three steps, which also makes
-    Adam's moments, does not count; the other two are averaged.
+    The weights of the rows are 1 and -1 in turn, so that no row is left out. The first of three steps, which also
+    creates Adam's moments, does not count; the other two are averaged.
     """
     model = copy.deepcopy(policy.model).requires_grad_(True)
     trained = Policy(model, policy.tokenizer, policy.template)

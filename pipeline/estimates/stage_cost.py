@@ -1,4 +1,4 @@
-"""What a stage will cost, from what a probe measured. Pure arithmetic, and a model of the work rather than the work."""
+"""The cost of a stage, computed from the measurements of a probe. Pure arithmetic: a model of the work."""
 
 from __future__ import annotations
 
@@ -13,43 +13,44 @@ if TYPE_CHECKING:
 
 OPTIMIZER_COPIES = 3
 """Gradients and both of Adam's moments, each as large as the weights."""
-
 PREDICTION = 1 / 3
-"""Of an update's time, a forward pass alone."""
+"""Share of an update's time that a forward pass alone takes."""
 
 
 @dataclass(frozen=True)
-class Cost:
-    """One stage's estimate."""
+class StageCost:
+    """The estimated cost of one stage."""
 
     label: str
     steps: int
     step_seconds: float
     rollouts: int
-    """Completions in a step, those of a reference policy included."""
+    """Completions of a step, with those of a reference policy."""
     useful: float | None
-    """Expected share of groups that have weights; None where it is not known."""
+    """Expected share of groups with weights other than zero; None where it is not known."""
     memory_bytes: int
-    """Of the training process, or of its device."""
+    """Peak memory of the training process, or of its device."""
 
     @property
     def seconds(self) -> float:
-        """All steps."""
+        """The time of all steps."""
         return self.steps * self.step_seconds
 
 
-def stage_cost(config: StageConfig, needs: Needs, speed: Speed, length: float, useful: float | None) -> Cost:
-    """Time and memory of a stage.
+def stage_cost(config: StageConfig, needs: Needs, speed: Speed, length: float, useful: float | None) -> StageCost:
+    """Estimate the time and the memory of a stage.
 
         step = n * length / sampling speed + n * scoring + updates * trained tokens / learning speed
 
-    where n counts P * K completions, twice where a reference policy is sampled as well, and 1 / ``useful`` times,
-    within what is allowed, where uniform groups are replaced. Otherwise completions of groups that weigh zero are not
-    trained on: 1 - ``useful`` of them. A token's critic is a second learner with a pass more. Memory is the probe's
-    peak, which held the weights twice beside gradients and moments, plus every further copy that the stage keeps.
+    where n is P * K completions; twice as many where a reference policy is sampled too, and 1 / ``useful`` times as
+    many, up to the limit on refills, where uniform groups are replaced. Where they are not replaced, the share
+    1 - ``useful`` of completions, whose groups have zero weight, is not trained on. A token critic counts as a second
+    learner with one more forward pass. Memory is the peak of the probe, which held the weights twice beside gradients
+    and moments, plus every further copy that the stage keeps.
 
-    ``length``: mean tokens of a completion. ``useful``: share of groups that have weights; None: unknown, all count.
-    Departure: left out are evaluations, checkpoints and the passes for KL or a log-ratio: some 5 to 10 % of a run.
+    ``length``: mean tokens of a completion. ``useful``: share of groups with weights other than zero; where it is not
+    known (None), all groups count.
+    Departure: evaluations, checkpoints and the passes for KL or a log-ratio, some 5 to 10 % of a run, are left out.
     """
     completions = config.prompts_per_step * config.group_size
     demonstrated = needs.completions == "demonstrations"
@@ -66,4 +67,4 @@ def stage_cost(config: StageConfig, needs: Needs, speed: Speed, length: float, u
     copies = needs.reference + measures_kl + bool(config.async_)
     copies += (1 + OPTIMIZER_COPIES) * has_network
     memory = speed.peak_bytes + (copies - 1) * speed.weight_bytes
-    return Cost(config.label, config.steps, seconds, round(sampled * rounds) or completions, useful, memory)
+    return StageCost(config.label, config.steps, seconds, round(sampled * rounds) or completions, useful, memory)

@@ -1,4 +1,4 @@
-"""Time that a training step takes, from the work it is and what the hardware can do: an estimate, no measurement.
+"""An estimate of the time of a training step, from its work and the speed of the hardware; it is no measurement.
 
     sampling   reading the prompts, then a decoding step a token, which computes 2 operations a weight and row, and
                reads every weight and the cache: the longer one counts, or starting the operations where that is longer
@@ -6,7 +6,7 @@
                attention beside that; then Adam reads four numbers a parameter and writes three
 
 Products run at ``Hardware.efficiency`` of the peak (``decoding`` in the sampler), memory at ``READING`` of its
-bandwidth. Rewards, evaluations and checkpoints are left out: they depend on the task and on how often one wants them.
+bandwidth. Rewards, evaluations and checkpoints are left out: they depend on the task and on the options.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from gradus.pipeline.estimates.memory import FLOAT, Load, trained_parameters
 from gradus.pipeline.estimates.model_size import ModelSize
 
 READING = 0.7
-"""Share of the memory's bandwidth that is reached."""
+"""The share of the memory's bandwidth that is reached."""
 DECODING, LEARNING = 25, 120
-"""Operations that PyTorch starts for a layer, in a decoding step and in a forward and backward pass."""
+"""Operations that PyTorch starts for each layer, in a decoding step and in a forward and backward pass."""
 DRAWING = 8
-"""Times that a float32 [rows, vocabulary] is read or written while tokens are drawn."""
+"""How often a float32 [rows, vocabulary] is read or written while tokens are drawn."""
 ADAM = 7
-"""Numbers a parameter that the optimizer reads or writes."""
+"""Numbers per parameter that the optimizer reads or writes."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """Something that takes time in a step."""
+    """One part of the time of a step."""
 
     phase: str
     """``sampling`` or ``learning``."""
@@ -40,7 +40,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Pace:
-    """A step's time, in parts."""
+    """The time of a step, in parts."""
 
     parts: tuple[Part, ...]
 
@@ -50,17 +50,17 @@ class Pace:
 
     @property
     def seconds(self) -> float:
-        """Of a step, one phase after the other."""
+        """Seconds of a step, with one phase after the other."""
         return sum(part.seconds for part in self.parts)
 
     @property
     def largest(self) -> Part:
-        """Where most of the time goes."""
+        """The part that takes the most time."""
         return max(self.parts, key=lambda part: part.seconds)
 
 
 def pace(size: ModelSize, load: Load, hardware: Hardware) -> Pace:
-    """A step of one stage; ``load`` is what each device has to do, all at the same time."""
+    """The time of a step of one stage; ``load`` is the work of each device, and all work at the same time."""
     parts = [*_learning(size, load, hardware)]
     if load.sampled:
         parts += _sampling(size, load, hardware)
@@ -68,12 +68,12 @@ def pace(size: ModelSize, load: Load, hardware: Hardware) -> Pace:
 
 
 def _products(hardware: Hardware, narrow: bool) -> float:
-    """Operations a second that a training step reaches."""
+    """Operations per second that a training step reaches."""
     return hardware.efficiency * (hardware.narrow if narrow else hardware.wide)
 
 
 def _sampling(size: ModelSize, load: Load, hardware: Hardware) -> list[Part]:
-    """In the weights' own type, or on a GPU the engine's; a reference policy that is sampled costs the same again."""
+    """Sampling, in the type of the weights, or of the engine on a GPU; a sampled reference policy doubles the cost."""
     number = 2 if load.external and hardware.cuda else load.weight_bytes
     peak = hardware.narrow if number < FLOAT else hardware.wide
     speed, reading = hardware.decoding * peak, READING * hardware.bandwidth
@@ -105,7 +105,7 @@ def _sampling(size: ModelSize, load: Load, hardware: Hardware) -> list[Part]:
 
 
 def _learning(size: ModelSize, load: Load, hardware: Hardware) -> list[Part]:
-    """Updates and passes for log-probabilities; sharded weights are gathered while others are computed with."""
+    """Updates and passes for log-probabilities; sharded weights are gathered while other layers are computed."""
     stored_narrow = load.weight_bytes < FLOAT
     speed, uncast = _products(hardware, load.autocast or stored_narrow), _products(hardware, stored_narrow)
     trained = trained_parameters(size, load)
