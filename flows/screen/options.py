@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from gradus.pipeline.config.options import Options, fields_of
@@ -66,10 +67,21 @@ def _value(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
+def describe_stage(name: str, origin: str, stage: Any, problem: str, common: type[BaseModel]) -> dict[str, Any]:
+    """A stage as plain data, without the options that all stages have; one that cannot be used has its problem."""
+    if stage is None:
+        return {"name": name, "from": origin, "summary": "cannot be used", "options": [], "problem": problem}
+    options = describe_options(stage.config, common)
+    return {"name": name, "from": origin, "summary": stage.summary, "options": options}
+
+
 def tell_options(stages: Sequence[Mapping[str, Any]], common: list[dict[str, str]], console: Console) -> None:
-    """Every stage with its own options, then the options of all."""
+    """Every stage with its origin and its own options, then the options of all."""
     for stage in stages:
-        console.print(f"[bold]{stage['name']}[/bold]  {stage['summary']}", highlight=False)
+        heading = f"[bold]{escape(stage['name'])}[/bold]  {escape(stage['summary'])}"
+        console.print(f"{heading}\n  from: {escape(stage['from'])}", highlight=False)
+        for line in stage.get("problem", "").splitlines():
+            console.print(f"  {escape(line)}", highlight=False)
         if stage["options"]:
             console.print(_table(stage["options"]))
         console.print()

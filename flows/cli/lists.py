@@ -1,0 +1,46 @@
+"""The commands that list what a configuration can name: stages and rewards, and where each comes from."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from gradus.flows.cli.arguments import AsJson
+from gradus.flows.screen.text import console
+
+
+def stages(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[STAGE]...", help="Show these only; one of your own is package.module:STAGE."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the stages, where each comes from, and their options."""
+    from gradus.flows.screen.options import describe_options, describe_stage, tell_options
+    from gradus.pipeline.config import StageConfig
+    from gradus.stages import listing
+
+    common = describe_options(StageConfig)
+    found = [
+        describe_stage(each.name, each.origin, each.stage, each.problem, StageConfig) for each in listing(names or ())
+    ]
+    if as_json:
+        print(json.dumps({"stages": found, "common_options": common}, indent=2))
+    else:
+        tell_options(found, common, console())
+
+
+def rewards(as_json: AsJson = False) -> None:
+    """List the rewards, where each comes from, and their range and options."""
+    from gradus.pipeline.rewards import describe
+
+    rows = describe()
+    if as_json:
+        print(json.dumps(rows, indent=2))
+        return
+    for row in rows:
+        options = f"\n    options: {row['options']}" if row["options"] else ""
+        print(f"{row['name']}  {row['range']}\n    {row['summary']}{options}\n    from: {row['from']}")
