@@ -11,7 +11,6 @@ they have to be in place before (``gradus.flows.orchestrator.settings``). The se
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import signal
@@ -35,6 +34,7 @@ from gradus.flows.orchestrator.settings import (
     use_own_server,
     users_api_url,
 )
+from gradus.pipeline.common.locks import file_lock
 from gradus.pipeline.common.process import process_start
 
 START_LIMIT = 120.0
@@ -224,8 +224,7 @@ def _locked() -> Iterator[None]:
     """Hold the server's record; the lock dies with the process."""
     folder = prefect_home()
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with (folder / "server.lock").open("a") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
+    with file_lock(folder / "server.lock"):
         yield
 
 

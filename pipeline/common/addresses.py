@@ -1,4 +1,4 @@
-""""""
+"""Addresses of services: where MLflow tracks to, passwords kept out of configurations, and the Hub's time limit."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from pathlib import Path
 from urllib.parse import parse_qsl, urlsplit
 
 from gradus.pipeline.common.errors import UserError
+
+HUB_TIMEOUT_SECONDS = 5.0
+"""How long a check waits for an answer from the Hugging Face Hub."""
 
 
 def resolve_uri(config_uri: str | None, runs_dir: str | Path) -> str:
@@ -32,12 +35,12 @@ def resolve_uri(config_uri: str | None, runs_dir: str | Path) -> str:
 
 
 def redacted(uri: str) -> str:
-    """``uri`` without user name and password, fit for a message."""
+    """``uri`` without user name and password, so that a message may show it."""
     return re.sub(r"//[^/?#]*@", "//", uri)
 
 
 def holds_secret(uri: object) -> bool:
-    """Whether an address carries a password or a token, before its host or among its parameters.
+    """Whether an address contains a password or a token, before its host or among its parameters.
 
     >>> [holds_secret(uri) for uri in ("http://ann:x@host", "postgresql://ann@host/db", "http://host", None)]
     [True, False, False, False]
@@ -55,9 +58,9 @@ def holds_secret(uri: object) -> bool:
 
 
 def refuse_secret(uri: object, where: str) -> None:
-    """A configuration is copied into run folders, to MLflow and to terminals: a password has no place there.
+    """Refuse an address with a password: configurations are copied into run folders, to MLflow and to terminals.
 
-    Raises: UserError, which does not repeat it.
+    Raises: UserError, which does not repeat the password.
     """
     if holds_secret(uri):
         raise UserError(

@@ -1,4 +1,4 @@
-"""Writing files so that they are either there, whole, or not there at all."""
+"""Atomic writes: after a crash a file or folder is either complete or absent."""
 
 from __future__ import annotations
 
@@ -11,15 +11,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the folder's own entries durable."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -38,13 +29,8 @@ def write_text(path: Path, text: str) -> None:
     sync_folder(path.parent)
 
 
-def _beside(path: Path) -> Path:
-    """A new hidden name next to ``path``; what has it gets the rights that the user's umask gives, unlike a mkstemp."""
-    return path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-
-
 def write_json(path: Path, value: Any) -> None:
-    """Replace ``path`` atomically with ``value`` as readable JSON; numbers that JSON lacks are refused."""
+    """Replace ``path`` atomically with ``value`` as indented JSON; NaN and infinity raise ValueError."""
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
@@ -64,9 +50,9 @@ def sha256(path: Path) -> str:
 
 @contextmanager
 def folder_in_the_making(final: Path) -> Iterator[Path]:
-    """A temporary folder beside ``final`` that takes its name once the block has ended and every file is durable.
+    """A temporary folder beside ``final``, which is renamed to it when the block ends and every file is durable.
 
-    An earlier folder of that name is replaced; after an error nothing is left behind.
+    An existing folder of that name is replaced. After an error the temporary folder is removed.
     """
     final.parent.mkdir(parents=True, exist_ok=True)
     making = _beside(final)
@@ -88,9 +74,9 @@ def folder_in_the_making(final: Path) -> Iterator[Path]:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what a killed process was in the middle of writing below ``folder``; nobody else may be writing there.
+    """Remove the temporary files that a killed process left below ``folder``; no other process may be writing there.
 
-    Tracking's own files are left to the uploader, which may outlive the process that it served.
+    The uploader's temporary files are kept: it may outlive the process that it served.
     """
     for path in list(folder.rglob(".*")):
         if path.name.startswith(".mlflow"):
@@ -99,3 +85,17 @@ def remove_leftovers(folder: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the folder's entries durable (fsync)."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _beside(path: Path) -> Path:
+    """A new hidden name next to ``path``. Unlike mkstemp's, the file gets the permissions that the umask gives."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}")

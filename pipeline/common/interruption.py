@@ -1,7 +1,8 @@
-"""Leaving in good order: a first SIGTERM or Ctrl-C lets the step in hand be finished and kept, a second ends at once.
+"""Interrupts (SIGINT and SIGTERM): the first lets the current step finish and be saved, the second ends at once.
 
-Signals belong to the process, so this is module state: whoever runs stages wraps them in :func:`handled`, and the loop
-wraps each step in :func:`deferred`. Outside a step there is nothing to finish, and the first signal leaves at once.
+Handlers of signals belong to the process, so this is module state. The code that runs stages wraps them in
+:func:`handled`, and the training loop wraps each step in :func:`deferred`. Outside of a step there is nothing to
+finish, so the first interrupt ends the work at once.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-AGAIN = 0.01
-"""Seconds after which a signal comes again whose exception Python has swallowed."""
+RESEND_SECONDS = 0.01
+"""Delay before an interrupt is sent again whose exception Python has swallowed."""
 
 
 class Interrupted(SystemExit):
-    """A signal ended the work; the exit code is 130 or 143. What was kept before it is whole."""
+    """An interrupt ended the work; the exit code is 130 or 143. Everything that was saved before is complete."""
 
     def __init__(self, number: int):
         super().__init__(128 + number)
@@ -31,7 +32,7 @@ class Interrupted(SystemExit):
 
 class _State:
     requested: int | None = None
-    """The signal that is waiting for the step in hand."""
+    """The interrupt that waits for the end of the current step."""
     deferring = False
 
 
@@ -40,8 +41,8 @@ def _nothing(text: str) -> None:
 
 
 @contextlib.contextmanager
-def handled(tell: Callable[[str], None] = _nothing) -> Iterator[None]:
-    """Answer SIGINT and SIGTERM as described above; ``tell`` gets a line for the user when one has to wait.
+def handled(report: Callable[[str], None] = _nothing) -> Iterator[None]:
+    """Handle interrupts as described above; ``report`` gets a line for the user when one is deferred.
 
     Only the main thread may set handlers; elsewhere this does nothing.
     """
@@ -53,11 +54,11 @@ def handled(tell: Callable[[str], None] = _nothing) -> Iterator[None]:
         if not _State.deferring or _State.requested is not None:
             raise Interrupted(number)
         _State.requested = number
-        tell("finishing this step and writing a checkpoint; the same signal again stops at once")
+        report("finishing this step and writing a checkpoint; the same signal again stops at once")
 
     previous = [signal.signal(number, answer) for number in SIGNALS]
     try:
-        with _insisting():
+        with _resending():
             yield
     finally:
         for number, handler in zip(SIGNALS, previous, strict=True):
@@ -66,16 +67,16 @@ def handled(tell: Callable[[str], None] = _nothing) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _insisting() -> Iterator[None]:
-    """A signal that comes during a destructor or a weak reference's callback is not lost.
+def _resending() -> Iterator[None]:
+    """Do not lose an interrupt that arrives during a destructor or the callback of a weak reference.
 
-    Python drops an exception that leaves one of those, so the signal is sent once more when that is over.
+    Python drops an exception that is raised there, so the interrupt is sent again a moment later.
     """
     others, main = sys.unraisablehook, threading.main_thread()
 
     def hook(unraisable: sys.UnraisableHookArgs) -> None:
         if isinstance(unraisable.exc_value, Interrupted) and main.ident is not None:
-            threading.Timer(AGAIN, signal.pthread_kill, (main.ident, unraisable.exc_value.number)).start()
+            threading.Timer(RESEND_SECONDS, signal.pthread_kill, (main.ident, unraisable.exc_value.number)).start()
         else:
             others(unraisable)
 
@@ -88,7 +89,7 @@ def _insisting() -> Iterator[None]:
 
 @contextlib.contextmanager
 def deferred() -> Iterator[None]:
-    """A first signal waits until the end of this block; :func:`requested` then tells of it."""
+    """Defer the first interrupt until the caller asks for it: :func:`requested`, :func:`leave_if_requested`."""
     _State.deferring = True
     try:
         yield
@@ -97,21 +98,21 @@ def deferred() -> Iterator[None]:
 
 
 def waiting() -> int | None:
-    """The signal that is waiting."""
+    """The interrupt that was deferred, or None."""
     return _State.requested
 
 
 def requested() -> bool:
-    """Whether a signal is waiting."""
+    """Whether an interrupt was deferred."""
     return _State.requested is not None
 
 
 def leave() -> None:
-    """Raises: Interrupted, for the signal that is waiting, or for one that another rank has had."""
+    """Raises: Interrupted, for the interrupt that was deferred here, or else for one that another rank received."""
     raise Interrupted(_State.requested or signal.SIGTERM)
 
 
 def leave_if_requested() -> None:
-    """Raises: Interrupted, where a signal is waiting."""
+    """Raises: Interrupted, where an interrupt was deferred."""
     if requested():
         leave()

@@ -1,4 +1,4 @@
-"""Who is working on a run: a lock that dies with the process that holds it, on whatever way that process ends."""
+"""File locks (``flock``). The kernel releases a lock when its process ends in any way, so a lock is never stale."""
 
 from __future__ import annotations
 
@@ -11,24 +11,32 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from gradus.pipeline.common.errors import UserError
 
 LOCK_FILE = "lock"
 UNKNOWN_HOLDER = {"pid": "?", "host": "?", "since": "?"}
-PATIENCE = 1.0
-"""Seconds to try for: whoever merely looks at the lock holds it for an instant."""
+LOCK_TIMEOUT_SECONDS = 1.0
+"""How long :func:`hold` tries: a process that only looks at the lock holds it for a moment."""
+
+
+@contextlib.contextmanager
+def file_lock(path: Path, wait: bool = True) -> Iterator[bool]:
+    """Lock ``path`` exclusively, creating it if needed; yields whether the lock was obtained (always, when waiting)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as stream:
+        yield _locked(stream, fcntl.LOCK_EX, wait)
 
 
 @contextlib.contextmanager
 def hold(run_path: Path) -> Iterator[None]:
-    """Hold the run for this process. The kernel drops the lock of a dead one, so that no stale lock is ever in the way.
+    """Lock a run's folder for this process, and record who holds it.
 
-    Raises: UserError that says who holds it.
+    Raises: UserError that names the holder, where another process has the lock.
     """
     with (run_path / LOCK_FILE).open("a+") as stream:
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + LOCK_TIMEOUT_SECONDS
         while not _locked(stream, fcntl.LOCK_EX):
             if time.monotonic() > deadline:
                 raise UserError(
@@ -54,7 +62,10 @@ def hold(run_path: Path) -> Iterator[None]:
 
 
 def holder(run_path: Path | str) -> dict[str, Any] | None:
-    """Who is working on the run right now, or None; a record that a dead process left behind does not count."""
+    """The process that holds a run's lock now, as it described itself; None where the lock is free.
+
+    A description that a dead process left in the file does not count.
+    """
     with contextlib.suppress(FileNotFoundError), (Path(run_path) / LOCK_FILE).open("r") as stream:
         if not _locked(stream, fcntl.LOCK_SH):
             try:
@@ -64,23 +75,10 @@ def holder(run_path: Path | str) -> dict[str, Any] | None:
     return None
 
 
-def _locked(stream: Any, kind: int) -> bool:
-    """Whether the lock could be taken; it is released when the stream is closed."""
+def _locked(stream: IO[str], kind: int, wait: bool = False) -> bool:
+    """Whether the lock was obtained; it is released when the stream is closed."""
     try:
-        fcntl.flock(stream, kind | fcntl.LOCK_NB)
+        fcntl.flock(stream, kind | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
         return False
     return True
-
-
-@contextlib.contextmanager
-def file_lock(path: Path, wait: bool = True) -> Iterator[bool]:
-    """Hold ``path`` exclusively; yields whether it was obtained (always, when waiting)."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-            return
-        yield True

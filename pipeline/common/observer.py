@@ -1,4 +1,4 @@
-"""What a run tells whoever watches it: a terminal, an orchestrator, or nobody."""
+"""The interface through which a run reports its progress: to a terminal, to an orchestrator, or to nobody."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from typing import Any
 
 
 class Observer:
-    """Hears about progress; every method may be left as it is. It must return quickly and never raise."""
+    """Receives reports of progress. Override what you need; a method must return quickly and never raise."""
 
     def prepared(self, accuracy: float, interval: tuple[float, float]) -> None:
-        """Data and the untrained policy are ready; its held-out accuracy with a 95 % interval."""
+        """The data and the starting policy are ready; its held-out accuracy with a 95 % interval."""
 
     def stage_started(self, label: str, index: int, total: int, steps: int, done: int) -> None:
-        """Stage ``index`` (from 0) of ``total`` begins, or goes on after ``done`` of its ``steps``."""
+        """Stage ``index`` (from 0) of ``total`` starts, or is resumed after ``done`` of its ``steps``."""
 
     def step_done(self, label: str, step: int, steps: int, metrics: Mapping[str, float]) -> None:
-        """``step`` (from 1) of ``steps`` is done; metrics as they are logged."""
+        """``step`` (from 1) of ``steps`` is done, with the metrics that are logged."""
 
     def stage_finished(self, label: str, result: Mapping[str, Any]) -> None:
-        """A stage is done; its entry of the run's summary."""
+        """A stage is done; ``result`` is its entry in the run's summary."""
 
     def note(self, text: str) -> None:
-        """A line that the user should see."""
+        """A line for the user."""
 
 
 class Observers(Observer):

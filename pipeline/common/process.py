@@ -1,4 +1,8 @@
-"""What a process may use of the machine: cores to share, memory to keep."""
+"""This process and its children: cores, memory, garbage collection, and what a child inherits and how it ends.
+
+A child that must not outlive its parent holds one end of a pipe or socket, and calls :func:`on_hang_up`: the kernel
+closes the other end when the parent ends in any way.
+"""
 
 from __future__ import annotations
 
@@ -6,58 +10,16 @@ import contextlib
 import ctypes
 import gc
 import os
+import select
 import site
 import subprocess
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import gradus
 
-
-def usable_cores() -> int:
-    """Cores that this process may run on, at least one."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def keep_freed_memory() -> None:
-    """Let the C library keep what was freed instead of giving it back: the next step needs it again.
-
-    By default every tensor beyond some 100 kB is new memory whose pages the kernel has to clear; sampling from a model
-    of a million parameters was a quarter slower for it. All threads share one heap: with heaps of their own, what the
-    threads of an evaluation had freed was of no use to a training step, a sixth more memory at the peak.
-    Does nothing where the C library is another than glibc.
-    """
-    trim, top_pad, mmap, heaps = -1, -2, -3, -8  # M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_ARENA_MAX
-    with contextlib.suppress(OSError, AttributeError):
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-        for option, value in ((mmap, 32 << 20), (trim, 2**31 - 1), (top_pad, 64 << 20), (heaps, 1)):
-            mallopt(option, value)
-
-
-@contextlib.contextmanager
-def starting_up() -> Iterator[None]:
-    """No search for garbage until :func:`started_up`, or else the end of this block.
-
-    Importing torch, transformers and Prefect makes a million objects that stay; looking through them over and over
-    took a fifth of the time.
-    """
-    searching = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if searching:
-            gc.enable()
-
-
-def started_up() -> None:
-    """Search for garbage again, but no longer among what there is; outside of :func:`starting_up`, change nothing."""
-    if not gc.isenabled():
-        gc.freeze()
-        gc.enable()
-
-
-ENVIRONMENT = {
+MLFLOW_ENVIRONMENT = {
     "DO_NOT_TRACK": "true",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
@@ -68,19 +30,62 @@ ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
 }
-"""Set before MLflow is imported: it must not phone home, retry for minutes, or talk on our terminal."""
+"""Set before MLflow is imported: no telemetry, no retries for minutes, no output on our terminal."""
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on, at least one."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def keep_freed_memory() -> None:
+    """Make the C library keep freed memory instead of returning it to the kernel: the next step needs it again.
+
+    By default every tensor larger than about 100 kB is new memory whose pages the kernel has to clear, which made
+    sampling from a model of a million parameters a quarter slower. All threads share one heap: with separate heaps, the
+    memory that an evaluation's threads had freed could not serve a training step, and the peak was a sixth higher.
+    Does nothing with a C library other than glibc.
+    """
+    trim, top_pad, mmap, heaps = -1, -2, -3, -8  # M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_ARENA_MAX
+    with contextlib.suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+        for option, value in ((mmap, 32 << 20), (trim, 2**31 - 1), (top_pad, 64 << 20), (heaps, 1)):
+            mallopt(option, value)
+
+
+@contextlib.contextmanager
+def starting_up() -> Iterator[None]:
+    """Disable the garbage collector during start-up: until :func:`started_up`, at the latest until the block ends.
+
+    Importing torch, transformers and Prefect creates a million objects that stay; visiting them again and again took a
+    fifth of the start-up time.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def started_up() -> None:
+    """Enable the garbage collector again, except for the objects that exist now; a no-op if it is enabled."""
+    if not gc.isenabled():
+        gc.freeze()
+        gc.enable()
 
 
 def child_environment() -> dict[str, str]:
-    """This process's environment, quiet MLflow added, and this package importable wherever it runs from."""
-    return {**ENVIRONMENT, **os.environ, **search_path()}
+    """The environment for a child process: this one's, quiet settings for MLflow, and a path to this package."""
+    return {**MLFLOW_ENVIRONMENT, **os.environ, **search_path()}
 
 
 def search_path() -> dict[str, str]:
-    """PYTHONPATH for a child process that imports this package; nothing where it finds the package without it.
+    """PYTHONPATH for a child process that imports this package; empty where it finds the package anyway.
 
-    A folder of installed packages is not named: it would come before the standard library, and before the packages of
-    another Python that a descendant may start.
+    A folder of installed packages is never included: it would precede the standard library, and the packages of another
+    Python that a descendant may start.
     """
     root, given = str(Path(gradus.__file__).absolute().parents[1]), os.environ.get("PYTHONPATH", "")
     if root in (*site.getsitepackages(), site.getusersitepackages(), *given.split(os.pathsep)):
@@ -88,10 +93,25 @@ def search_path() -> dict[str, str]:
     return {"PYTHONPATH": os.pathsep.join(filter(None, (root, given)))}
 
 
-def process_start(pid: int) -> str | None:
-    """When the process with this id began, as an opaque text; None where there is no such process.
+def on_hang_up(descriptor: int, action: Callable[[], object]) -> None:
+    """Call ``action`` in a thread of its own once the other end of a pipe or socket is closed. Nothing is read from it.
 
-    Together with the id it names one process for good, because ids are used again.
+    Unlike PR_SET_PDEATHSIG this does not fire when only the thread ends that started this process.
+    """
+
+    def wait() -> None:
+        poll = select.poll()
+        poll.register(descriptor, 0)  # hang-ups are always reported
+        poll.poll()
+        action()
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def process_start(pid: int) -> str | None:
+    """The start time of a process, as an opaque text; None where there is no such process.
+
+    Ids are reused; an id together with the start time identifies a process for ever.
     """
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

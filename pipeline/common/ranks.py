@@ -1,8 +1,9 @@
-"""The processes that train a stage together, as one of them sees them. One process alone is a group of one.
+"""The processes that train a stage together (ranks), seen from one of them. One process alone is a group of size 1.
 
-Every rank goes through the same steps and takes the same decisions. What is shared out is what costs: prompts are
-sampled and scored by rank, rows are trained on by rank. What comes of it is given to all, so that each rank knows the
-whole batch and everything computed from it is the same everywhere; what clocks and signals say is agreed on.
+Every rank goes through the same steps and takes the same decisions. Only the expensive work is divided: each rank
+samples, scores and trains on its share of the batch. The results are gathered on every rank, so that all of them know
+the whole batch and compute the same from it. What differs between processes, such as clocks and interrupts, is agreed
+on before it decides anything.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ T = TypeVar("T")
 
 
 def interleaved(parts: Sequence[Sequence[T]]) -> list[T]:
-    """What :meth:`Ranks.share` divided, put together again: item i is item i // n of part i % n, of n parts.
+    """The inverse of :meth:`Ranks.share`, from the parts of all n ranks: item i is item i // n of part i % n.
 
     >>> interleaved([[10, 13], [11, 14], [12]])
     [10, 11, 12, 13, 14]
@@ -33,21 +34,21 @@ def interleaved(parts: Sequence[Sequence[T]]) -> list[T]:
 
 @dataclass(frozen=True)
 class Ranks:
-    """One process among ``size``; every method that exchanges something is called by all of them, in one order."""
+    """One process among ``size``. All of them must call the methods that communicate, in the same order."""
 
     rank: int = 0
-    """This process, from 0."""
+    """This process's number, from 0."""
     size: int = 1
     shard: bool = False
-    """Whether the trained weights are spread over the processes."""
+    """Whether the trained weights are sharded over the processes."""
 
     @property
     def leads(self) -> bool:
-        """Whether this process writes checkpoints, curves and results; exactly one does."""
+        """Whether this process writes checkpoints, metrics and results; exactly one does."""
         return self.rank == 0
 
     def share(self, items: list[T]) -> list[T]:
-        """This rank's part, by position: 0, size, 2 * size ... for the first.
+        """This rank's part, by position: items 0, size, 2 * size ... for rank 0.
 
         >>> Ranks(1, 3).share([10, 11, 12, 13, 14])
         [11, 14]
@@ -55,7 +56,7 @@ class Ranks:
         return items[self.rank :: self.size]
 
     def gathered(self, value: T) -> list[T]:
-        """Every rank's value, in the ranks' order; anything that can be pickled."""
+        """Every rank's value, in the order of the ranks; anything that can be pickled."""
         if self.size == 1:
             return [value]
         found: list[Any] = [None] * self.size
@@ -81,11 +82,11 @@ class Ranks:
         return tensor
 
     def meet(self) -> None:
-        """Wait for the others."""
+        """Wait until every rank has called this (a barrier)."""
         self.any(False)
 
     def rounds(self, items: Iterator[T]) -> Iterator[T | None]:
-        """As many as the rank with the most items has; None where this one has run out."""
+        """This rank's items, followed by None until the rank with the most items has no more."""
         item = next(items, None)
         while self.any(item is not None):
             yield item
@@ -96,9 +97,9 @@ ALONE = Ranks()
 
 
 def join(device: str, shard: bool, time_limit: float) -> Ranks:
-    """Become the rank that torchrun's environment names, on ``device`` (``cpu`` or ``cuda``).
+    """Join the process group that torchrun's environment describes, on ``device`` (``cpu`` or ``cuda``).
 
-    On GPUs each rank has the one of its local number. Objects and flags travel between CPUs even then.
+    With GPUs, each rank uses the one of its local rank; objects and flags are still exchanged between CPUs.
     """
     if device == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))

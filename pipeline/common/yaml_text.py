@@ -1,7 +1,7 @@
-"""YAML as a person means it: the plain scalars of YAML 1.2, no tags, no duplicate keys, bounded, with line numbers.
+"""A strict YAML reader: the scalars of YAML 1.2, no tags, no duplicate keys, bounded in size, with line numbers.
 
-PyYAML follows YAML 1.1, where ``1e-4`` is a text, ``on`` is true, ``010`` is eight and ``1:30`` is ninety. Here numbers
-are what they look like, only ``true`` and ``false`` are booleans, and dates stay text.
+PyYAML follows YAML 1.1, where ``1e-4`` is a text, ``on`` is true, ``010`` is eight and ``1:30`` is ninety. Here what
+looks like a number is one, only ``true`` and ``false`` are booleans, and dates remain text.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ _WORDS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Document:
-    """A YAML document and where each of its values stands."""
+    """A YAML document and the line of each value."""
 
     data: Any
     lines: dict[Path, int] = field(default_factory=dict)
-    """Path of a value -> its line, from 1; for a value in a mapping the line of its key."""
+    """Path of a value -> its line, from 1; a value in a mapping has the line of its key."""
 
 
 def scalar(text: str) -> Any:
@@ -55,7 +55,7 @@ def scalar(text: str) -> Any:
 
 
 def parse(text: str, source: str) -> Document:
-    """Read one YAML document. ``source`` is what error messages call it. Raises: UserError."""
+    """Parse one YAML document; ``source`` names it in error messages. Raises: UserError."""
     if len(text) > MAX_CHARACTERS:
         raise UserError(
             "the YAML is too large", where=source, got=f"{len(text):,} characters", expected="at most 1,000,000"
@@ -76,7 +76,7 @@ def parse(text: str, source: str) -> Document:
 
 
 def dump(data: Any) -> str:
-    """YAML text that :func:`parse` reads back as the same data."""
+    """YAML text that :func:`parse` turns back into the same data."""
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
 
 
@@ -89,7 +89,7 @@ def _advice(problem: str) -> str:
 
 
 class _Reader:
-    """Turns PyYAML's nodes into data. Aliases are copied, so the number of values is bounded, not only the text."""
+    """Turns PyYAML's nodes into data. Aliases are copied, so the number of values is limited as well as the text."""
 
     def __init__(self, source: str):
         self.source, self.lines, self.nodes = source, {}, 0
@@ -142,7 +142,7 @@ class _Reader:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes every text that :func:`scalar` would take for something else; writes no aliases."""
+    """Quotes every text that :func:`scalar` would read as another type; writes no aliases."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True

@@ -11,10 +11,11 @@ import json
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from gradus.pipeline.common.process import on_hang_up
 
 _under_way: dict[Path, subprocess.Popen[bytes]] = {}
 
@@ -52,7 +53,7 @@ def wait_for_data(folder: Path) -> None:
 def main() -> None:
     """Make the folder that standard input asks for; die with the process that holds its other end."""
     request = json.loads(sys.stdin.readline())
-    threading.Thread(target=_die_with_parent, daemon=True).start()
+    on_hang_up(sys.stdin.fileno(), lambda: os._exit(1))
     from pydantic import TypeAdapter
 
     from gradus.pipeline.config.task import Task
@@ -60,11 +61,6 @@ def main() -> None:
 
     task = TypeAdapter(Task).validate_python(request["task"])
     make_task(task, Path(request["base_dir"]), Path(request["folder"]))
-
-
-def _die_with_parent() -> None:
-    sys.stdin.read()
-    os._exit(1)
 
 
 BOOTSTRAP = f"from {__name__} import main; main()"

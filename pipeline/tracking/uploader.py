@@ -25,7 +25,7 @@ from typing import Any
 from gradus.pipeline.common.addresses import redacted
 from gradus.pipeline.common.errors import UserError
 from gradus.pipeline.common.locks import file_lock, holder
-from gradus.pipeline.common.process import ENVIRONMENT
+from gradus.pipeline.common.process import MLFLOW_ENVIRONMENT
 from gradus.pipeline.tracking.delivery import RunDelivery, Undeliverable, Unreachable, one_line
 from gradus.pipeline.tracking.journal import journals
 from gradus.pipeline.tracking.position import (
@@ -133,7 +133,7 @@ class Uploader:
 
 
 def _import_mlflow() -> Any:
-    for name, value in ENVIRONMENT.items():
+    for name, value in MLFLOW_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     import mlflow
 

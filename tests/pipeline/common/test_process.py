@@ -1,12 +1,15 @@
-"""When the interpreter searches for garbage."""
+"""Garbage collection during start-up, and children that end with their parent."""
 
 from __future__ import annotations
 
 import gc
+import os
+import socket
+import threading
 
 import pytest
 
-from gradus.pipeline.common.process import started_up, starting_up
+from gradus.pipeline.common.process import on_hang_up, started_up, starting_up
 
 
 def test_no_search_while_starting_up_and_then_not_among_what_there_is() -> None:
@@ -38,3 +41,27 @@ def test_outside_of_it_nothing_changes() -> None:
         assert not gc.isenabled(), "who has turned it off wants it off"
     finally:
         gc.enable()
+
+
+def pipe() -> tuple[int, int]:
+    return os.pipe()
+
+
+def connection() -> tuple[int, int]:
+    here, there = socket.socketpair()
+    return here.detach(), there.detach()
+
+
+@pytest.mark.parametrize("pair", [pipe, connection])
+def test_a_hang_up_is_noticed_and_what_was_written_stays(pair) -> None:
+    ours, theirs = pair()
+    try:
+        ended = threading.Event()
+        on_hang_up(ours, ended.set)
+        os.write(theirs, b"request")
+        assert not ended.wait(0.2), "a message is no hang-up"
+        os.close(theirs)
+        assert ended.wait(10)
+        assert os.read(ours, 100) == b"request"
+    finally:
+        os.close(ours)
