@@ -153,11 +153,10 @@ def dump_config(config: PipelineConfig) -> str:
 def schema(stage_configs: Sequence[type[StageConfig]]) -> dict[str, Any]:
     """JSON schema of a configuration file, for editors. It leaves the options of stages from outside open."""
     described = pipeline_model(stage_configs).model_json_schema()
-    built_in = described["properties"]["stages"]["items"]
     names = [{"pattern": "^[^:]+:[^:]+$"}, {"enum": published_names()}]
     stage = {"type": "string", "anyOf": names, "description": "A stage from outside: package.module:STAGE."}
     outside = {"type": "object", "properties": {"stage": stage}, "required": ["stage", "steps"]}
-    described["properties"]["stages"]["items"] = {"anyOf": [built_in, outside]}
+    described["properties"]["stages"]["items"]["oneOf"].append(outside)
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **described, "title": "gradus pipeline"}
 
 
