@@ -1,5 +1,7 @@
-"""Who completes prompts in training: the sampler in this process, or vLLM, in it or as a server.
+"""Rollouts: the engines that generate completions, in this process (``builtin``), in vLLM, or on a vLLM server.
 
-Whichever it is, a batch has the same form and passes the same check of which weights it was sampled with. The modules
-:mod:`vllm_worker` and :mod:`vllm_serve` also run where vLLM is installed and the rest of this project is not.
+Every engine returns batches of one form, and every batch is checked to come from the weights that are being trained.
+
+Gives: ``Sampler`` and ``sampler_for``, and ``DrawKey`` and ``sample`` of the built-in engine.
+Must not know: rewards, the training loop, or runs. ``vllm.worker`` also runs in vLLM's own processes.
 """

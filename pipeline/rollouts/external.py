@@ -1,10 +1,10 @@
-"""Completions of an engine that is not ours, made like ours: of the weights that train, with the policy's numbers.
+"""Sampling with an external engine, which holds a copy of the weights.
 
-An engine has a copy of the weights. Before a batch the policy's are hashed and pushed unless the engine says that it
-holds them; after the batch it is asked again, so that nothing comes from other weights than those. Then the policy
-reads the completions: its log-probabilities are what training goes by, and their ratio to the engine's, which rounds
-in other places, is what the learner corrects by. A mean difference beyond the tolerance shows weights that are not the
-same, whatever they are called.
+Before a batch the policy's weights are hashed, and pushed unless the engine holds them already. After the batch the
+engine is asked again, so that no completion comes from other weights. The policy then computes its own
+log-probabilities of the completions. Training uses these, and the learner corrects by their ratio to the engine's,
+which are rounded differently. A mean difference beyond the tolerance shows that the weights differ, whatever their
+hash says.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class EngineSampler(Sampler):
     """Samples with an engine that holds a copy of the weights."""
 
     def __init__(self, engine: RolloutEngine, config: RolloutConfig, token_budget: int, autocast: bool):
-        """The policy reads completions as the learner would: so many tokens at a time, in bfloat16 or not."""
+        """``token_budget``, ``autocast``: the learner's, with which the policy computes log-probabilities too."""
         super().__init__()
         self.engine, self.config, self.token_budget, self.autocast = engine, config, token_budget, autocast
         self._turn = threading.RLock()
@@ -43,9 +43,9 @@ class EngineSampler(Sampler):
 
     @contextlib.contextmanager
     def weights_of(self, policy: Policy, ranks: Ranks = ALONE) -> Iterator[None]:
-        """Push the policy's weights where the engine has others, and see that it still has them in the end.
+        """Push the policy's weights where the engine holds others, and check at the end that it still holds them.
 
-        Raises: StageFailed where it has not, UserError where it has another model.
+        Raises: StageFailed where it does not; UserError where it serves another model.
         """
         with self._turn:
             began, wanted = time.perf_counter(), weights_digest(policy)
@@ -69,7 +69,7 @@ class EngineSampler(Sampler):
         on_group: OnGroup | None = None,
         without_logprobs: bool = False,
     ) -> Rollouts:
-        """K completions of each prompt, within :meth:`weights_of`."""
+        """Sample K completions of each prompt, within :meth:`weights_of`."""
         encoded = [policy.encode_prompt(prompt.question) for prompt in prompts]
         seeds = [None if draw is None else draw.number(prompt.id) for prompt in prompts]
         requests = [Request(tokens, group_size, seed) for tokens, seed in zip(encoded, seeds, strict=True)]
@@ -97,13 +97,16 @@ class EngineSampler(Sampler):
         held = self.engine.digest()
         if held != wanted:
             raise StageFailed(
-                f"the engine that completes prompts holds other weights ({held or 'its own'}) than those that were "
-                f"pushed to it ({wanted}): it was started again, or something else pushes weights to it. What was "
-                "sampled meanwhile is not used"
+                f"the rollout engine holds other weights ({held or 'its own'}) than those that were "
+                f"pushed to it ({wanted}): it was restarted, or something else pushes weights to it. What was "
+                "sampled since then is not used"
             )
 
     def _read(self, policy: Policy, rollouts: Rollouts, temperature: float) -> Rollouts:
-        """The rollouts with the policy's own numbers beside the engine's. Raises: StageFailed."""
+        """The rollouts with the policy's log-probabilities and entropies, beside the engine's log-probabilities.
+
+        Raises: StageFailed where they differ by more than the tolerance.
+        """
         began, theirs = time.perf_counter(), rollouts.rollout_logprobs_PKT
         ours, entropy = batch_reading(policy, rollouts, temperature, self.token_budget, autocast=self.autocast)
         difference = float((ours - theirs)[rollouts.mask_PKT].abs().mean())
@@ -120,7 +123,7 @@ class EngineSampler(Sampler):
 def _rollouts(
     prompts: list[Prompt], encoded: list[list[int]], found: list[list[Completion]], texts: list[list[str]], pad: int
 ) -> Rollouts:
-    """What was drawn as one batch; the log-probabilities are the engine's."""
+    """The completions as one batch, with the engine's log-probabilities."""
     longest = max(len(c.tokens) for group in found for c in group)
     lengths = torch.tensor([[len(c.tokens) for c in group] for group in found])
     tokens = [[c.tokens + [pad] * (longest - len(c.tokens)) for c in group] for group in found]

@@ -1,4 +1,4 @@
-"""The sampler that a configuration asks for. An engine is started once a process: stages follow each other in one."""
+"""The sampler that a configuration asks for. An external engine is started once per process, for all its stages."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ from gradus.pipeline.rollouts.sampler import BUILT_IN, RolloutEngine, Sampler
 from gradus.pipeline.rollouts.vllm.checks import logprobs_mode
 
 _ENGINES: dict[str, RolloutEngine] = {}
-"""The one that was started, by what it was started with."""
+"""The engine that was started, under a key of everything that it was started with."""
 
 
 def sampler_for(pipeline: PipelineConfig, policy: Policy, model: Path, run: Path, stage: int | None = None) -> Sampler:
-    """Who completes prompts for a stage, or before any. ``model`` is a folder with a model of the policy's kind; the
-    run's folder is where weights are left for a server."""
+    """The sampler of a stage, or the one for the policy before any stage where ``stage`` is None.
+
+    ``model``: a folder with a model of the policy's kind, from which an engine starts. ``run``: the run folder, where
+    weights are written for a server to read.
+    """
     if not pipeline.rollouts.external:
         return BUILT_IN
     config = pipeline.stages[stage or 0]

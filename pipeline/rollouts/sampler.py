@@ -1,4 +1,4 @@
-"""What completes prompts, as training and evaluation see it, and what an engine that is not ours has to offer."""
+"""The interface for sampling that training and evaluation use, and the one that an external engine implements."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from gradus.pipeline.rollouts.builtin import DrawKey, sample
 from gradus.pipeline.types import Prompt, Rollouts
 
 OnGroup = Callable[[int, list[str]], None]
-"""Hears of a group that has ended: the prompt's index, its K texts."""
+"""Called when all completions of a group have ended, with the index of the prompt and its K texts."""
 
 
 class Sampler:
-    """The built-in sampler: it draws from the very weights that train."""
+    """The built-in sampler, which samples with the weights that are being trained."""
 
     def __init__(self) -> None:
         self.metrics: dict[str, float] = {}
-        """What is to be told of the last batch."""
+        """Metrics of the last batch."""
 
     def weights_of(self, policy: Policy, ranks: Ranks = ALONE) -> contextlib.AbstractContextManager[None]:
-        """A time in which everything that is sampled is of this policy as it is now. Every rank enters it."""
+        """A context in which all samples come from the policy's present weights. Every rank enters it."""
         return contextlib.nullcontext()
 
     def __call__(
@@ -51,34 +51,34 @@ BUILT_IN = Sampler()
 
 @dataclass(frozen=True)
 class Request:
-    """A prompt of which K completions are asked for."""
+    """A prompt, and the number K of completions that are requested."""
 
     tokens: list[int]
     group_size: int
     seed: int | None
-    """Of its draws; None: greedy."""
+    """Sampling seed; None decodes greedily."""
 
 
 @dataclass(frozen=True)
 class Completion:
-    """What an engine drew."""
+    """A completion that an engine has sampled."""
 
     tokens: list[int]
     logprobs: list[float]
-    """One for each token, nats."""
+    """The log-probability of each token, in nats."""
     ended: bool
-    """Whether its last token is one that ends a completion."""
+    """Whether its last token is an end token; otherwise it was cut off."""
 
 
 class RolloutEngine(Protocol):
-    """An engine with weights of its own."""
+    """An external engine, which holds its own copy of the weights."""
 
     def digest(self) -> str:
-        """Of the weights that it holds; empty where they were not pushed."""
+        """The hash of the weights that it holds; empty where none were pushed."""
         ...
 
     def load(self, digest: str, policy: Policy) -> None:
-        """Take the policy's weights, whose digest is given. Raises: StageFailed, UserError."""
+        """Load the policy's weights, whose hash is ``digest``. Raises: StageFailed, UserError."""
         ...
 
     def generate(
@@ -88,5 +88,5 @@ class RolloutEngine(Protocol):
         options: SamplingConfig,
         done: Callable[[int, list[Completion]], None],
     ) -> None:
-        """Complete the prompts; ``done`` gets each group as it ends, by its index. Raises: StageFailed."""
+        """Complete the prompts; ``done`` is called with the index of each group that ends. Raises: StageFailed."""
         ...

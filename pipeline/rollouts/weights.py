@@ -1,4 +1,4 @@
-"""The weights that an engine gets, and a hash of a policy's weights that is quick enough to take before each batch."""
+"""The weights that are pushed to an engine, and a hash of them that is fast enough to compute before each batch."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from gradus.pipeline.policy.lora import merged_state
 from gradus.pipeline.policy.policy import Policy
 
 CHUNK = 2**20
-"""Numbers that are hashed at a time."""
+"""Numbers that are hashed at the same time."""
 INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 STEP = 0x9E3779B97F4A7C15 - 2**64
-"""An odd number, by which a tensor's sum so far is multiplied before the next chunk's is added."""
+"""An odd number, by which the sum so far is multiplied before the sum of the next chunk is added."""
 
 
 def pushed_weights(policy: Policy) -> dict[str, Tensor]:
-    """The weights as a checkpoint has them: adapters merged in, tied ones once."""
+    """The weights as a checkpoint has them: adapters are merged, and tied weights are there once."""
     state = policy.model.state_dict() if policy.adapters is None else merged_state(policy.model)
     names: dict[tuple[int, torch.Size], str] = {}
     for name, value in state.items():
@@ -30,10 +30,11 @@ def pushed_weights(policy: Policy) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def weights_digest(policy: Policy) -> str:
-    """Hash of every parameter's bits, in 16 hexadecimal digits.
+    """Hash of the bits of all parameters, in 16 hexadecimal digits.
 
-    Each number's bits, times a random one of its place, are added up modulo 2**64 where the weights are: one pass at
-    the speed of memory. It tells weights apart that training has changed; it is no defence against an adversary.
+    The bits of each number are multiplied by a random number for its position and added modulo 2**64, on the device of
+    the weights: one pass at the speed of memory. Weights that training has changed have different hashes; the hash is
+    no defence against an adversary.
     """
     named = [*policy.model.named_parameters()]
     sums = torch.stack([_sum(value) for _, value in named]).tolist()
@@ -44,7 +45,7 @@ def weights_digest(policy: Policy) -> str:
 
 
 def _sum(value: Tensor) -> Tensor:
-    """A tensor's hash as int64, on its device."""
+    """The hash of a tensor as int64, on its device."""
     bits, factors = value.detach().reshape(-1).view(INTEGERS[value.element_size()]), _factors(value.device)
     total = torch.zeros((), dtype=torch.int64, device=value.device)
     for begin in range(0, len(bits), CHUNK):

@@ -1,15 +1,15 @@
-"""A lean forward pass for sampling: the blocks of a Llama-like model with their weights fused, and nothing else.
+"""A lean forward pass for sampling: the blocks of a Llama-like model, with fused weights.
 
-transformers spends most of a small model's decoding time between the matrix products: masks, cache objects, norms in
-six passes. Here a block is four products and a few operations in place:
+transformers spends most of the decoding time of a small model between the matrix products: on masks, cache objects, and
+norms in six passes. Here a block is four products and a few operations in place:
 
-* the products of query, key and value are one, and so are gate and up; in float32 a norm's weight is part of the
-  product that follows it;
-* rotary embedding is one complex multiplication, because the rows of the query and key weights are reordered so that
-  the two halves that rotate into each other lie side by side. Products of queries and keys do not notice.
+* query, key and value are one product, and so are gate and up; in float32 the weight of a norm is part of the product
+  that follows it;
+* the rotary embedding is one complex multiplication, because the rows of the query and key weights are reordered so
+  that the two features that rotate into each other are neighbours. This does not change products of queries and keys.
 
-What a model is made of is read from its modules, not from its name, and whether it was understood is *tested*: a
-decoder is only used for a model whose logits it reproduces (:func:`gradus.pipeline.rollouts.builtin.engines.engine_of`).
+The parts of a model are read from its modules, not from its name, and the result is *tested*: a decoder is used only
+for a model whose logits it reproduces (:func:`gradus.pipeline.rollouts.builtin.engines.engine_of`).
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ Attend = Callable[[int, Tensor, Tensor], Tensor]
 ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
 MLP = {"gate_proj", "up_proj", "down_proj"}
 ROPES = {"default", "linear", "llama3", "yarn"}
-"""Rotary embeddings whose angles do not depend on the length of what is being read."""
+"""Rotary embeddings whose angles do not depend on the length of the text."""
 
 
 class Unsupported(Exception):
-    """Why a model is not one that this decoder can run."""
+    """This decoder cannot run a model, for the reason given."""
 
 
 @dataclass
 class Norm:
-    """An RMS norm as a factor a feature; its weight is None where it is part of the product that follows."""
+    """An RMS norm with a factor per feature; the weight is None where it is part of the product that follows."""
 
     weight: Tensor | None
     eps: Tensor
-    """float32 [1], or one a head: adding a number costs twice as much as adding a tensor."""
+    """float32 [1], or one per head. It is a tensor because adding a Python number costs twice as much."""
 
     def __call__(self, x: Tensor) -> Tensor:
         wide = x.float()
@@ -54,7 +54,7 @@ class Norm:
         return (scaled if self.weight is None else scaled.mul_(self.weight)).to(x.dtype)
 
     def apply_to(self, x: Tensor) -> None:
-        """In place."""
+        """Apply the norm in place."""
         if self.weight is None or x.dtype != torch.float32:
             x.copy_(self(x))
         else:
@@ -67,12 +67,12 @@ class Norm:
 
 @dataclass
 class Block:
-    """One block, fused."""
+    """One block with fused weights."""
 
     before_attention: Norm
     qkv: Packed
     head_norm: Norm | None
-    """Of queries and keys together."""
+    """The norm of queries and keys together."""
     out: Packed
     after_attention: Norm | None
     before_mlp: Norm
@@ -85,15 +85,15 @@ class Block:
 
 
 class Decoder:
-    """How one model computes; :meth:`fused` takes over its weights, anew after each update.
+    """The forward pass of one model; :meth:`fused` copies its weights, again after each update.
 
-    Raises: Unsupported where the model is built of other parts.
+    Raises: Unsupported where the model has other parts.
     """
 
     blocks: list[Block]
     final: Norm
     product: Packed
-    """With the head's weight."""
+    """The product with the weight of the head."""
 
     def __init__(self, model: Any):
         self.model, self.base = model, model.base_model
@@ -120,7 +120,7 @@ class Decoder:
 
     @torch.no_grad()
     def fused(self) -> Decoder:
-        """This decoder with the weights as they are now; the memory that they take is free when it goes."""
+        """A copy of this decoder with the present weights, whose memory is freed with the copy."""
         ready = copy.copy(self)
         ready.blocks = [self._fuse(i, layer) for i, layer in enumerate(self.base.layers)]
         ready.final = _norm(self.base.norm)
@@ -129,7 +129,7 @@ class Decoder:
 
     @cached_property
     def _interleaved(self) -> Tensor:
-        """Order of a head's features in which rotating pairs are neighbours."""
+        """The order of a head's features in which rotating pairs are neighbours."""
         half = torch.arange(self.head_dim // 2)
         return torch.stack([half, half + self.head_dim // 2], 1).flatten().to(self.base.norm.weight.device)
 
@@ -151,7 +151,7 @@ class Decoder:
             turned_biases = [turned(p, p.bias) for p, _ in rotated]
             biases = torch.cat([*turned_biases, attention.v_proj.bias])
         gate_up = torch.cat([merged_weight(mlp.gate_proj), merged_weight(mlp.up_proj)])
-        if qkv.dtype == torch.float32:  # elsewhere the product would round differently than the model's own
+        if qkv.dtype == torch.float32:  # in other types the product would be rounded differently from the model's own
             assert before_attention.weight is not None and before_mlp.weight is not None
             qkv, gate_up = qkv * before_attention.weight, gate_up * before_mlp.weight
             before_attention, before_mlp = Norm(None, before_attention.eps), Norm(None, before_mlp.eps)
@@ -171,7 +171,7 @@ class Decoder:
         )
 
     def _head_norm(self, attention: Any) -> Norm:
-        """The norms of queries and of keys as one, a weight a head, in the reordered features."""
+        """The norms of queries and keys as one, with a weight per head, in the order of the reordered features."""
         weights, eps = list[Tensor](), list[Tensor]()
         for module, heads in ((attention.q_norm, self.heads), (attention.k_norm, self.kv_heads)):
             norm = _norm(module)
@@ -181,7 +181,7 @@ class Decoder:
         return Norm(torch.cat(weights), torch.cat(eps))
 
     def angles(self, length: int) -> dict[str, Tensor]:
-        """kind of rotary embedding -> complex64 [length, head_dim / 2]: the turn of each pair at each position."""
+        """kind of rotary embedding -> complex64 [length, head_dim / 2]: the rotation of each pair at each position."""
         positions = torch.arange(length, device=self.base.norm.weight.device)[None]
         like = torch.zeros(1, device=positions.device)
         half, result = self.head_dim // 2, dict[str, Tensor]()
@@ -193,9 +193,9 @@ class Decoder:
         return result
 
     def forward(self, ids: Tensor, angles: dict[str, Tensor], attend: Attend) -> Tensor:
-        """Hidden states behind the last norm; ``angles`` are those of each token.
+        """Hidden states after the last norm; ``angles``: the rotations of each token, by kind.
 
-        Shapes: ids int64 [N], angles complex64 [N, 1, head_dim / 2] a kind -> [N, D].
+        Shapes: ids int64 [N], angles complex64 [N, 1, head_dim / 2] -> [N, D].
         """
         x = self.base.embed_tokens(ids)
         for index, block in enumerate(self.blocks):
@@ -207,7 +207,7 @@ class Decoder:
         return self.final(x)
 
     def _rotated(self, block: Block, qkv: Tensor, angles: Tensor) -> tuple[Tensor, Tensor]:
-        """Queries [N, H, d], and keys and values [N, 2, Hkv, d], normed and rotated where that is due."""
+        """Queries [N, H, d], and keys and values [N, 2, Hkv, d], with their norms and rotations applied."""
         rows, turning = qkv.shape[0], self.heads + self.kv_heads
         heads = qkv.view(rows, turning + self.kv_heads, self.head_dim)
         if block.head_norm is not None:
@@ -220,7 +220,7 @@ class Decoder:
         return heads[:, : self.heads], heads[:, self.heads :].unflatten(1, (2, self.kv_heads))
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Logits of hidden states, in the type of the weights.
+        """The logits of hidden states, in the type of the weights.
 
         Shapes: [N, D] -> [N, V].
         """
@@ -234,14 +234,14 @@ def _added(x: Tensor, inner: Tensor, product: Packed, norm: Norm | None) -> Tens
 
 
 def _norm(module: Any) -> Norm:
-    """The factors of an RMS norm, whether the module stores them or their distance from one."""
+    """The factors of an RMS norm, whether the module stores the factors or their difference from 1."""
     eps = float(getattr(module, "variance_epsilon", getattr(module, "eps", 0.0)))
     ones = module.weight.new_ones(module.weight.shape, dtype=torch.float32)
     return Norm(module(ones).float() * (1 + eps) ** 0.5, ones.new_tensor([eps]))
 
 
 def _check(layer: Any) -> None:
-    """Raises Unsupported where a layer has other parts than the ones that are run here."""
+    """Raises: Unsupported where a layer has other parts than those that are computed here."""
     sandwich = {"pre_feedforward_layernorm", "post_feedforward_layernorm"}
     wanted = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
     parts = {name for name, _ in layer.named_children()}
@@ -259,7 +259,7 @@ def _check(layer: Any) -> None:
 
 
 def _window(attention: Any, config: Any, index: int) -> int | None:
-    """How many positions back a layer sees, its own included; None: all."""
+    """The number of positions that a layer attends to, with its own; None where it is all."""
     kinds = getattr(config, "layer_types", None)
     if kinds is not None and kinds[index] == "full_attention":
         return None
@@ -269,7 +269,7 @@ def _window(attention: Any, config: Any, index: int) -> int | None:
 
 
 def _rope_kind(base: Any, attention: Any, config: Any, index: int) -> str:
-    """The name by which the model asks for a layer's rotary embedding; empty where it has only one."""
+    """The model's name for the rotary embedding of a layer; empty where the model has only one."""
     if "layer_type" not in inspect.signature(base.rotary_emb.forward).parameters:
         return ""
     return str(getattr(attention, "layer_type", None) or config.layer_types[index])

@@ -1,4 +1,4 @@
-"""Drawing a token: counter-based random numbers, and the distribution that they are turned into tokens with."""
+"""Drawing tokens: counter-based random numbers, and the distribution that turns them into tokens."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from gradus.pipeline.config import SamplingConfig
 
 @dataclass(frozen=True)
 class DrawKey:
-    """What the random numbers of a batch depend on besides prompt, sample and position."""
+    """What the random numbers of a batch depend on, beside the prompt, the sample and the position."""
 
     seed: int
     stage: str
     step: int
 
     def uniforms(self, prompt_id: str, index: int, count: int) -> np.ndarray:
-        """``count`` numbers in [0, 1), a counter-based stream of their own for each completion."""
+        """``count`` numbers in [0, 1), from a counter-based stream for this completion."""
         key = np.frombuffer(self._digest(f"{prompt_id}|{index}"), dtype=np.uint64)
         return np.random.Generator(np.random.Philox(key=key)).random(count, dtype=np.float32)
 
     def number(self, prompt_id: str) -> int:
-        """A seed of its own for each prompt, in [0, 2**62), for an engine that has its own streams."""
+        """A seed for this prompt, in [0, 2**62), for an engine with its own random streams."""
         return int.from_bytes(self._digest(prompt_id)[:8], "little") >> 2
 
     def _digest(self, what: str) -> bytes:
@@ -35,7 +35,7 @@ class DrawKey:
 
 
 def draw_tokens(logits_RV: Tensor, uniforms_R: Tensor | None, options: SamplingConfig) -> tuple[Tensor, Tensor, Tensor]:
-    """One token a row by inverting the cumulative distribution at the row's uniform number; greedy without one.
+    """Draw one token per row, by inverting the cumulative distribution at the row's uniform number; greedy without one.
 
     Shapes: [R, V], [R] -> tokens int64 [R], their log-probabilities float32 [R], entropies float32 [R].
     Units: nats, of the temperature-scaled distribution before top-k and top-p: the policy that training sees.
@@ -43,18 +43,18 @@ def draw_tokens(logits_RV: Tensor, uniforms_R: Tensor | None, options: SamplingC
     logits_RV = logits_RV.float()
     if options.temperature != 1.0:
         logits_RV = logits_RV / options.temperature
-    # Every pass over [R, V] counts where the vocabulary is large: the normaliser comes from the largest logit and its
-    # probability, and the entropy is log Z minus the mean logit.
+    # Every pass over [R, V] is expensive where the vocabulary is large. So the normaliser is computed from the largest
+    # logit and its probability, and the entropy is log Z minus the mean logit.
     probs_RV = logits_RV.softmax(-1)
     top_R1, best_R1 = logits_RV.max(-1, keepdim=True)
     log_normaliser_R = (top_R1 - probs_RV.gather(-1, best_R1).log())[:, 0]
-    # Where a logit is -inf its probability is 0, and so is its part of the mean.
+    # Where a logit is -inf, its probability is 0, and so is its contribution to the mean.
     entropy_R = log_normaliser_R - torch.linalg.vecdot(probs_RV, logits_RV.clamp(min=-1e30))
     token_R = best_R1[:, 0]
     if uniforms_R is not None:
         cdf_RV = truncate(probs_RV, options).cumsum(-1)
         drawn_R = torch.searchsorted(cdf_RV, uniforms_R[:, None] * cdf_RV[:, -1:], right=True)[:, 0]
-        # Rounding can put the target at the very end of the distribution; nothing lies beyond it.
+        # Rounding can put the target at the very end of the distribution, behind the last token.
         token_R = torch.where(drawn_R < cdf_RV.shape[-1], drawn_R, token_R)
     return token_R, logits_RV.gather(-1, token_R[:, None])[:, 0] - log_normaliser_R, entropy_R
 

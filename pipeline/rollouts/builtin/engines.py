@@ -23,34 +23,40 @@ from gradus.pipeline.rollouts.builtin.lean_engine import LeanEngine
 PROBE = ([0, 1, 2, 3, 4, 5, 6, 7], [8, 9, 10])
 """Two prompts of different lengths; token ids are taken modulo the vocabulary."""
 TOLERANCE = {torch.float32: 1e-4}
-"""Largest departure from the model's own logits, relative to their norm; 0.05 in types that round earlier."""
+"""The largest relative difference from the model's own logits; 0.05 in types of lower precision."""
 
 
 class LogitsEngine(Protocol):
-    """Rows that grow, one completion each."""
+    """Rows of tokens that grow, one for each completion."""
 
     refills: bool
-    """Whether groups may be admitted while others grow."""
+    """Whether groups can be admitted while others are still growing."""
 
     def held(self, prompt: int, max_tokens: int) -> int:
-        """Tokens that a group with this prompt may come to hold in the cache."""
+        """The most tokens that a group with this prompt can hold in the cache."""
         ...
 
     def admit(self, prompts: list[list[int]]) -> tuple[Tensor, Tensor | None]:
-        """Add a group of rows for each prompt: logits of the first token [P, V], hidden states at their ends [P, D]."""
+        """Add a group of rows for each prompt.
+
+        Shapes: -> logits of the first token [P, V], hidden states at the end of the prompts [P, D] or None.
+        """
         ...
 
     def step(self, tokens: Tensor) -> Tensor:
-        """Give every row its next token, int64 [R]: logits of the one after it [R, V]."""
+        """Append one token to every row.
+
+        Shapes: int64 [R] -> logits of the token after it [R, V].
+        """
         ...
 
     def keep(self, rows: Tensor) -> None:
-        """Drop all rows but these, int64 [R']."""
+        """Drop all rows except these, int64 [R']."""
         ...
 
 
 class TransformersEngine:
-    """The model's own forward pass behind transformers' cache, or over the whole row again and again."""
+    """The model's own forward pass, with transformers' cache, or over the whole row at every step."""
 
     refills = False
 
@@ -61,11 +67,11 @@ class TransformersEngine:
         self.cache: DynamicCache | None = None
 
     def held(self, prompt: int, max_tokens: int) -> int:
-        """Tokens that a group with this prompt may come to hold in the cache."""
+        """The most tokens that a group with this prompt can hold in the cache."""
         return (prompt + max_tokens) * self.group_size
 
     def admit(self, prompts: list[list[int]]) -> tuple[Tensor, Tensor | None]:
-        """Begin with these prompts; rows that grew before are forgotten."""
+        """Start with these prompts; earlier rows are dropped."""
         self.ids, self.mask = left_pad(prompts, self.policy.template.pad_id, self.policy.device)
         self.cache = DynamicCache(config=self.policy.model.config) if self.cached else None
         output = self._forward(self.ids, hidden=self.return_prompt_states)
@@ -77,19 +83,19 @@ class TransformersEngine:
         return output.logits[:, -1], states
 
     def step(self, tokens: Tensor) -> Tensor:
-        """Give every row its next token."""
+        """Append one token to every row."""
         self.mask = torch.cat([self.mask, self.mask.new_ones(len(tokens), 1)], 1)
         self.ids = torch.cat([self.ids, tokens[:, None]], 1)
         return self._forward(tokens[:, None] if self.cached else self.ids).logits[:, -1]
 
     def keep(self, rows: Tensor) -> None:
-        """Drop all rows but these."""
+        """Drop all rows except these."""
         self.ids, self.mask = self.ids[rows], self.mask[rows]
         if self.cache is not None:
             self.cache.batch_select_indices(rows)
 
     def _forward(self, ids: Tensor, hidden: bool = False) -> Any:
-        """One pass over new tokens behind what the cache holds; logits of the last column only, where possible."""
+        """One pass over the tokens that are not in the cache; logits of the last column only, where the model can."""
         inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": self.mask, "use_cache": self.cached}
         if self.cached:
             inputs["past_key_values"] = self.cache
@@ -103,7 +109,7 @@ class TransformersEngine:
 def engine_of(
     policy: Policy, prompts: list[list[int]], group_size: int, max_tokens: int, return_prompt_states: bool = False
 ) -> LogitsEngine:
-    """The fastest engine that gives this model's own logits, ready for its weights as they are now."""
+    """The fastest engine that reproduces this model's own logits, with the model's present weights."""
     if policy.decoder is None:
         policy.decoder = _choose(policy)
     if isinstance(policy.decoder, Decoder):
@@ -113,7 +119,7 @@ def engine_of(
 
 @torch.no_grad()
 def _choose(policy: Policy) -> Decoder | bool:
-    """A decoder that understands the model, or whether transformers' cache works for it."""
+    """A decoder that reproduces the model, or else whether transformers' cache does."""
     embeddings: Any = policy.model.get_input_embeddings()
     vocabulary = int(embeddings.num_embeddings)
     prompts = [[token % vocabulary for token in prompt] for prompt in PROBE]
@@ -134,7 +140,7 @@ def _choose(policy: Policy) -> Decoder | bool:
 
 
 def _reproduces(policy: Policy, prompts: list[list[int]], make: Callable[[], LogitsEngine]) -> bool:
-    """Whether an engine's logits are those of the whole model on the same tokens, when rows grow and leave."""
+    """Whether an engine's logits equal those of the model without a cache, while rows grow and are dropped."""
     engine, reference = make(), TransformersEngine(policy, 1, cached=False)
     texts = [prompt for prompt in prompts for _ in range(2)]
     found = [engine.admit(prompts)[0].repeat_interleave(2, 0)]

@@ -1,11 +1,11 @@
-"""The lean engine: rows of completions around one key-value cache that is written and read in place.
+"""The lean engine: rows of completions that share one key-value cache, which is written and read in place.
 
-All rows end at the same column: a row's newest token is always in the newest column, and a row that started later, or
-has a shorter prompt, merely has empty columns on its left. So every step writes one column of the whole cache, a
-sliding window is a slice, and rows may come and go at any time.
+All rows end at the same column: the newest token of a row is always in the newest column, and a row that started later,
+or has a shorter prompt, has empty columns on its left. So every step writes one column of the whole cache, a sliding
+window is a slice, and rows can be added and dropped at any time.
 
-Where prompts are long, their keys and values are kept once for the whole group and not copied to every row: the
-group's queries meet them in one product, which is also most of the arithmetic that long prompts cost.
+The keys and values of long prompts are kept once for the whole group, not copied to every row. One product then gives
+the scores of all queries of the group, which is most of the arithmetic that long prompts cost.
 """
 
 from __future__ import annotations
@@ -18,33 +18,33 @@ from torch import Tensor
 from gradus.pipeline.rollouts.builtin.decoder import Decoder
 
 BLOCK = 16
-"""Columns by which the cache grows; unused ones between the rows in memory slow down the reading of the others."""
+"""Columns by which the cache grows. Unused columns slow down reading, because they lie between the rows in memory."""
 PREFILL = 4096
-"""Prompt tokens, padding included, that are read in one pass."""
+"""The most prompt tokens, with padding, that one pass processes."""
 SHARE_FROM = 48
-"""Where the longest prompt has this many tokens, prompts are kept once a group; below, the detour costs more."""
+"""The length of the longest prompt from which prompts are kept once per group; below it, copies are faster."""
 
 NONE = torch.zeros(0, dtype=torch.long)
 
 
 @dataclass
 class Shared:
-    """The prompts that rows look back at, each kept once."""
+    """The prompts that rows attend to, each kept once."""
 
     caches: list[Tensor]
-    """Each block's keys and values of S prompts, [2, S, Hkv, L, d]; every prompt ends at the last column."""
+    """Keys and values of S prompts for each block, [2, S, Hkv, L, d]; every prompt ends at the last column."""
     lengths: Tensor
-    """int64 [S]."""
+    """int64 [S]: the tokens of each prompt."""
     slot: Tensor
     """int64 [R]: the prompt that a row belongs to."""
     grid: Tensor
-    """int64 [S * W]: the rows of each prompt, filled up with row 0 to the W of the largest group."""
+    """int64 [S * W]: the rows of each prompt, padded with row 0 to W, the size of the largest group."""
     place: Tensor
-    """int64 [R]: where a row is in the grid."""
+    """int64 [R]: the place of each row in the grid."""
 
     @classmethod
     def of(cls, caches: list[Tensor], lengths: Tensor, slot: Tensor) -> Shared:
-        """Lays rows out by prompt; a prompt without rows leaves."""
+        """Arrange the rows by prompt; prompts without rows are dropped."""
         counts = torch.bincount(slot, minlength=len(lengths))
         if not bool(counts.all()):
             kept = counts.nonzero()[:, 0]
@@ -79,13 +79,13 @@ class Shared:
 
 
 class LeanEngine:
-    """Rows that grow: ``admit`` adds groups, ``step`` gives every row its next token, ``keep`` drops rows."""
+    """Rows that grow: ``admit`` adds groups, ``step`` appends a token to every row, ``keep`` drops rows."""
 
     refills = True
-    """Groups may be admitted while others grow."""
+    """Groups can be admitted while others are still growing."""
 
     def __init__(self, decoder: Decoder, prompts: list[list[int]], group_size: int, max_tokens: int):
-        """``prompts``: all that will be admitted, so that what depends on the longest is decided once."""
+        """``prompts``: all prompts that will be admitted; what depends on the longest is decided here, once."""
         decoder = decoder.fused()
         self.decoder, self.group_size = decoder, group_size
         longest = max(map(len, prompts))
@@ -94,25 +94,25 @@ class LeanEngine:
         fits = not windows or min(windows) >= longest + max_tokens
         self.shares = fits and group_size > 1 and longest >= SHARE_FROM
         self.caches: list[Tensor] = []
-        """Each block's keys and values of R rows, [2, R, Hkv, C, d], of which the first ``column`` columns are used."""
+        """Keys and values of R rows for each block, [2, R, Hkv, C, d]; the first ``column`` columns are in use."""
         self.column = 0
         device = decoder.head.weight.device
         self.used = torch.zeros(0, dtype=torch.long, device=device)
-        """int64 [R]: how many of the used columns are a row's own."""
+        """int64 [R]: the number of columns that a row uses."""
         self.position = torch.zeros(0, dtype=torch.long, device=device)
-        """int64 [R]: the next token's position."""
+        """int64 [R]: the position of the next token."""
         self.shared: Shared | None = None
         self.bias = torch.zeros(0, device=device)
-        """[R, 1, 1, L + C]: 0 where a row has a token, the shared prompt's first, and -inf elsewhere."""
+        """[R, 1, 1, L + C]: 0 where a row has a token, and -inf elsewhere; the shared prompt comes first."""
         self.windowed: dict[int | None, Tensor] = {}
-        """The same as layers with a sliding window see it, for the step that is being computed."""
+        """The bias for each sliding window, during the present step."""
 
     def held(self, prompt: int, max_tokens: int) -> int:
-        """Tokens that a group may come to hold in the cache."""
+        """The most tokens that a group can hold in the cache."""
         return prompt * (1 if self.shares else self.group_size) + max_tokens * self.group_size
 
     def admit(self, prompts: list[list[int]]) -> tuple[Tensor, Tensor]:
-        """Add a group of rows for each prompt, behind the rows there are.
+        """Add a group of rows for each prompt, after the existing rows.
 
         Shapes: -> logits of the first token [P, V], hidden states at the prompts' ends [P, D].
         """
@@ -137,7 +137,7 @@ class LeanEngine:
         return self.decoder.logits(hidden), hidden
 
     def keep(self, rows: Tensor) -> None:
-        """Drop all rows but these.
+        """Drop all rows except these.
 
         Shapes: int64 [R'].
         """
@@ -192,9 +192,11 @@ class LeanEngine:
         return attended.flatten(1)
 
     def _rebuild(self, kept: Tensor, added: list[Tensor] | None = None, slot: Tensor = NONE) -> None:
-        """New caches of the rows ``kept``, and of one for each ``slot`` among the ``added`` ones of a block, without
-        columns that nobody uses, with room to grow. Block by block, so that only one's cache is there twice; ``added``
-        is used up."""
+        """Make new caches without unused columns and with room to grow.
+
+        They hold the rows ``kept``, and a row for each ``slot``, which indexes the rows of ``added``. One block is done
+        after the other, so that only one block's cache exists twice; ``added`` is emptied.
+        """
         old = int(self.used.max()) if len(self.used) else 0
         new = added[0].shape[3] if added is not None else 0
         columns = max(old, new)
@@ -214,7 +216,7 @@ class LeanEngine:
         self.column = columns
 
     def _rebias(self) -> None:
-        """The bias of all columns, as long as no row comes or goes."""
+        """Compute the bias of all columns, which is valid until rows are added or dropped."""
         like, capacity = self.caches[0], self.caches[0].shape[3]
         own = _bias(self.used, self.column, capacity, like)
         if self.shared is not None:
@@ -223,14 +225,14 @@ class LeanEngine:
         self.bias = own
 
     def _prefill(self, prompts: list[list[int]]) -> tuple[Tensor, list[Tensor]]:
-        """Read prompts: hidden states at their ends [P, D], and each block's keys and values [2, P, Hkv, L, d]."""
+        """Process prompts: hidden states at their ends [P, D], and keys and values of each block [2, P, Hkv, L, d]."""
         passes = [self._read(part) for part in _passes(prompts)]
         read = [caches for _, caches in passes]
         caches = [_below([of_pass.pop(0) for of_pass in read]) for _ in self.decoder.blocks]
         return torch.cat([hidden for hidden, _ in passes]), caches
 
     def _read(self, prompts: list[list[int]]) -> tuple[Tensor, list[Tensor]]:
-        """One pass over prompts, padded on the left by their own first token."""
+        """One pass over prompts, padded on the left with their own first token."""
         decoder, device = self.decoder, self.position.device
         longest = max(map(len, prompts))
         ids = torch.tensor([[p[0]] * (longest - len(p)) + p for p in prompts], device=device)
@@ -247,7 +249,7 @@ class LeanEngine:
             caches.append(cache)
             window = decoder.windows[index]
             seen = (back >= 0) if window is None else (back >= 0) & (back < window)
-            # Padding sees itself, so that it stays finite; nobody else sees it.
+            # Padding attends to itself, so that it stays finite; no other token attends to it.
             mask = seen & real[:, None, None] | (back == 0)
             queries = queries.unflatten(0, (len(prompts), longest)).transpose(1, 2)
             keys, values = cache.repeat_interleave(decoder.heads // decoder.kv_heads, 2)
@@ -265,7 +267,7 @@ class LeanEngine:
 
 
 def _passes(prompts: list[list[int]]) -> list[list[list[int]]]:
-    """Prompts in order, cut so that a pass with its padding holds at most PREFILL tokens, or one prompt."""
+    """The prompts in order, cut into passes of one prompt or of at most PREFILL tokens with padding."""
     passes: list[list[list[int]]] = []
     for prompt in prompts:
         part = [*passes[-1], prompt] if passes else [prompt]
@@ -277,7 +279,7 @@ def _passes(prompts: list[list[int]]) -> list[list[list[int]]]:
 
 
 def _below(parts: list[Tensor]) -> Tensor:
-    """Rows of several caches as one, all ending at the last column.
+    """Join the rows of several caches, so that all end at the last column.
 
     Shapes: each [2, R, Hkv, L, d] -> [2, sum of R, Hkv, largest L, d].
     """

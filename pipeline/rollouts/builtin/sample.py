@@ -1,8 +1,8 @@
-"""Groups of completions: each prompt is read once, and its K completions grow side by side.
+"""Sample groups of completions: each prompt is processed once, and its K completions grow side by side.
 
-The random draw of a token depends only on (seed, stage, step, prompt id, sample index, position), never on which rows
-share a batch, so that a batch split differently, or a run resumed, draws the same tokens. Log-probabilities and
-entropies are recorded while sampling; no second pass is needed for them.
+The random number for a token depends only on (seed, stage, step, prompt id, sample index, position), never on which
+rows share a batch. So a batch that is split differently, or sampled by a resumed run, has the same tokens.
+Log-probabilities and entropies are recorded during sampling; no second pass is needed for them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from gradus.pipeline.rollouts.builtin.engines import LogitsEngine, engine_of
 from gradus.pipeline.types import Prompt, Rollouts
 
 COMPACT_AT = 0.8
-"""Finished rows leave once this share of the batch or less is still growing; moving the cache has a price too."""
+"""Finished rows are dropped once at most this share of the rows is still growing, because dropping moves the cache."""
 
 
 @torch.no_grad()
@@ -35,11 +35,11 @@ def sample(
     return_prompt_states: bool = False,
     on_group: Callable[[int, list[str]], None] | None = None,
 ) -> Rollouts:
-    """K completions of each prompt under the policy as it is now; greedy where ``draw`` is None.
+    """Sample K completions of each prompt with the policy's present weights; greedy where ``draw`` is None.
 
-    Prompts are taken up shortest first, as many at a time as ``options.token_budget`` lets the cache hold, and others
-    follow as soon as groups have ended. ``on_group`` hears of each group that has ended (the prompt's index, its K
-    texts) while others still grow.
+    Prompts are started shortest first, as many as ``options.token_budget`` lets the cache hold, and further ones as
+    soon as groups have ended. ``on_group`` is called for each group that has ended (the prompt's index, its K texts)
+    while others are still growing. ``return_prompt_states``: also return the hidden state at the end of each prompt.
     """
     encoded = [policy.encode_prompt(p.question) for p in prompts]
     uniforms = None
@@ -54,8 +54,10 @@ def sample(
 
 @dataclass
 class _Groups:
-    """All completions of one call. Output row p * K + k is completion k of prompt p; one more row takes what rows write
-    that have ended and not left yet."""
+    """All completions of one call. Output row p * K + k is completion k of prompt p.
+
+    One more output row takes the tokens of rows that have ended and are not dropped yet.
+    """
 
     policy: Policy
     encoded: list[list[int]]
@@ -66,20 +68,20 @@ class _Groups:
     states: dict[int, Tensor] = field(default_factory=dict)
     texts: dict[int, list[str]] = field(default_factory=dict)
     open: dict[int, int] = field(default_factory=dict)
-    """Prompts that have begun -> completions of theirs that still grow."""
+    """Prompt that was started -> the number of its completions that are still growing."""
 
     def __post_init__(self) -> None:
-        self.nowhere = len(self.encoded) * self.group_size
+        self.spare = len(self.encoded) * self.group_size
         width, device = self.options.max_tokens, self.policy.device
-        self.tokens = torch.full((self.nowhere + 1, width), self.policy.template.pad_id, device=device)
-        self.lengths = torch.zeros(self.nowhere + 1, dtype=torch.long, device=device)
-        self.ended = torch.zeros(self.nowhere + 1, dtype=torch.bool, device=device)
+        self.tokens = torch.full((self.spare + 1, width), self.policy.template.pad_id, device=device)
+        self.lengths = torch.zeros(self.spare + 1, dtype=torch.long, device=device)
+        self.ended = torch.zeros(self.spare + 1, dtype=torch.bool, device=device)
         self.ends = torch.tensor(self.policy.template.eos_ids, device=device)
         self.record: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
-        """A step's output rows, positions, log-probabilities and entropies."""
+        """The output rows, positions, log-probabilities and entropies of each step."""
 
     def grow(self, engine: LogitsEngine) -> None:
-        """Until every row of every prompt has ended."""
+        """Run until every row of every prompt has ended."""
         waiting = deque(sorted(range(len(self.encoded)), key=lambda p: (len(self.encoded[p]), p)))
         device, width = self.policy.device, self.options.max_tokens
         row = torch.zeros(0, dtype=torch.long, device=device)  # the output row of each of the engine's rows
@@ -93,16 +95,16 @@ class _Groups:
                 row, count = torch.cat([row, rows]), torch.cat([count, torch.zeros_like(rows)])
                 alive += len(rows)
             assert logits is not None
-            drawn = None if self.uniforms is None else self.uniforms[row.clamp(max=self.nowhere - 1), count]
+            drawn = None if self.uniforms is None else self.uniforms[row.clamp(max=self.spare - 1), count]
             token, logprob, entropy = draw_tokens(logits, drawn, self.options)
             self.tokens[row, count] = token
             self.record.append((row, count, logprob, entropy))
             count = count + 1
             ended = (token[:, None] == self.ends).any(-1)
-            finished = (ended | (count == width)) & (row != self.nowhere)
+            finished = (ended | (count == width)) & (row != self.spare)
             if bool(finished.any()):
                 row = self._finish(row, count, ended, finished)
-                kept = (row != self.nowhere).nonzero()[:, 0]
+                kept = (row != self.spare).nonzero()[:, 0]
                 alive = len(kept)
                 if not alive and not waiting:
                     return
@@ -112,9 +114,9 @@ class _Groups:
             logits = engine.step(token) if alive else None
 
     def _next(self, waiting: deque[int], engine: LogitsEngine) -> list[int]:
-        """Prompts that fit beside what grows; at least one where nothing does.
+        """The prompts that fit into the cache beside the growing groups; at least one where no group is growing.
 
-        Where groups grow, half of the room must be free: every admission moves the whole cache.
+        While groups are growing, half of the cache must be free, because every admission moves the whole cache.
         """
         width, budget = self.options.max_tokens, self.options.token_budget
         held = sum(engine.held(len(self.encoded[p]), width) for p, growing in self.open.items() if growing)
@@ -130,7 +132,7 @@ class _Groups:
         return taken
 
     def _admit(self, engine: LogitsEngine, taken: list[int]) -> tuple[Tensor, Tensor]:
-        """Logits of the first token of each new row, and its output row."""
+        """The logits of the first token of each new row, and the output rows."""
         first, states = engine.admit([self.encoded[p] for p in taken])
         for place, p in enumerate(taken):
             self.open[p] = self.group_size
@@ -141,7 +143,7 @@ class _Groups:
         return first.repeat_interleave(self.group_size, 0), rows
 
     def _finish(self, row: Tensor, count: Tensor, ended: Tensor, finished: Tensor) -> Tensor:
-        """Note the rows that have just finished, tell of groups that have, and send the rows nowhere."""
+        """Record the rows that have just finished, report the groups that have, and send the rows to the spare row."""
         done = row[finished]
         self.lengths[done] = count[finished]
         self.ended[done] = ended[finished]
@@ -153,10 +155,10 @@ class _Groups:
                 self.texts[p] = [self.policy.decode(tokens[:length]) for tokens, length in written]
                 if self.on_group is not None:
                     self.on_group(p, self.texts[p])
-        return torch.where(finished, self.nowhere, row)
+        return torch.where(finished, self.spare, row)
 
     def rollouts(self, prompts: list[Prompt]) -> Rollouts:
-        """Everything in the prompts' order, cut to the longest completion, on the CPU."""
+        """All completions in the order of the prompts, cut to the longest one, on the CPU."""
         shape = (len(self.encoded), self.group_size, -1)
         lengths_PK = self.lengths[:-1].view(shape[:2]).cpu()
         longest = int(lengths_PK.max())

@@ -1,4 +1,4 @@
-"""Before any compute: is the engine that shall complete prompts there, and can it do what is asked? No torch."""
+"""Checks before a launch: the rollout engine is available and fits the configuration. Does not import torch."""
 
 from __future__ import annotations
 
@@ -8,16 +8,18 @@ from gradus.pipeline.common.addresses import holds_secret
 from gradus.pipeline.common.errors import UserError
 from gradus.pipeline.config import PipelineConfig
 
-ANSWER_WITHIN = 10.0
-"""Seconds for the server to say what it is."""
+ANSWER_TIMEOUT_SECONDS = 10.0
+"""How long the server may take to report its state."""
 SERVE = "python -m gradus.pipeline.rollouts.vllm.serve MODEL"
 
 
 def logprobs_mode(config: PipelineConfig) -> str:
-    """What vLLM's log-probabilities have to be of: of the scaled distribution, and before top-k and top-p, to be those
-    that training goes by. vLLM has both at once only where one of them changes nothing.
+    """The value of vLLM's ``--logprobs-mode`` with which its log-probabilities are those that training uses.
 
-    Raises: UserError where both do.
+    Training uses the distribution after the temperature and before top-k and top-p. vLLM can report it only where the
+    temperature is 1, or where top-k and top-p are off.
+
+    Raises: UserError where neither is the case.
     """
     cut = any(s.top_k > 0 or s.top_p < 1 for s in config.samplings)
     scaled = [s.temperature for s in config.samplings if s.temperature != 1.0]
@@ -33,7 +35,7 @@ def logprobs_mode(config: PipelineConfig) -> str:
 
 
 def check_rollouts(config: PipelineConfig) -> None:
-    """The engine is there and fits the configuration. Raises: UserError."""
+    """The engine is available and fits the configuration. Raises: UserError."""
     if not config.rollouts.external:
         return
     mode = logprobs_mode(config)
@@ -56,11 +58,7 @@ def _check_installed() -> None:
 
 
 def _check_server(config: PipelineConfig, mode: str) -> None:
-    from gradus.pipeline.rollouts.vllm.http import (  # imports httpx, which most launches need not
-        KEY,
-        Client,
-        ServerProblem,
-    )
+    from gradus.pipeline.rollouts.vllm.http import KEY, Client, ServerProblem  # imports httpx, which few launches need
 
     url = config.rollouts.url
     if holds_secret(url):
@@ -71,7 +69,7 @@ def _check_server(config: PipelineConfig, mode: str) -> None:
             expected="the address alone, such as http://HOST:8000",
             fix=f"set {KEY} to the server's API key",
         )
-    client = Client(url, ANSWER_WITHIN, 1)
+    client = Client(url, ANSWER_TIMEOUT_SECONDS, 1)
     try:
         state = client.state(patient=False)
     except ServerProblem as problem:
@@ -80,14 +78,14 @@ def _check_server(config: PipelineConfig, mode: str) -> None:
             where="rollouts.url",
             got=f"{url}: {problem}",
             expected=f"a server that was started by `{SERVE}`",
-            fix="start it, or correct the address",
+            fix="start it with that command, or correct the address",
         ) from None
     finally:
         client.close()
     plain = all(s.temperature == 1.0 and not s.top_k and s.top_p == 1 for s in config.samplings)
     if state["logprobs_mode"] != mode and not plain:
         raise UserError(
-            "the vLLM server's log-probabilities are not those that training goes by",
+            "the vLLM server's log-probabilities are not those that training uses",
             where="rollouts.url",
             got=f"{url}: --logprobs-mode {state['logprobs_mode']}",
             expected=f"{mode}, with this temperature, top_k and top_p",

@@ -1,4 +1,4 @@
-"""Requests to a vLLM server, and what it says about itself; no torch, so that a launch can ask before anything else."""
+"""Requests to a vLLM server. Does not import torch, so that a launch can check the server first."""
 
 from __future__ import annotations
 
@@ -10,38 +10,39 @@ import httpx
 
 KEY = "GRADUS_ROLLOUT_KEY"
 """Environment variable with the server's API key, where it has one."""
-PAUSE = 1.0
-"""Seconds before a request is made again that found nobody, or a server that is busy."""
+PAUSE_SECONDS = 1.0
+"""Time before a request is repeated that reached no server, or a busy one."""
 BUSY = (408, 429, 502, 503, 504)
+"""Status codes after which a request is repeated."""
 
 
 class ServerProblem(Exception):
-    """What a server answered, or that it did not."""
+    """A server refused a request, or did not answer it; the text says which."""
 
 
 class Client:
-    """One server. Threads may share it."""
+    """A connection to one server, which threads can share."""
 
     def __init__(self, url: str, time_limit: float, at_a_time: int = 256):
         self.url, self.time_limit = url.rstrip("/"), time_limit
         key = os.environ.get(KEY)
         limits = httpx.Limits(max_connections=at_a_time, max_keepalive_connections=at_a_time)
         headers = {"Authorization": f"Bearer {key}"} if key else {}
-        # A proxy of the environment's is for the world outside, and a server for rollouts is not there.
+        # A proxy from the environment is for outside addresses; a server for rollouts is in the local network.
         self._http = httpx.Client(
             base_url=self.url, timeout=time_limit, limits=limits, headers=headers, trust_env=False
         )
 
     def get(self, path: str) -> Any:
-        """The answer to a question. Raises: ServerProblem."""
+        """The answer to a GET request. Raises: ServerProblem."""
         return self._asked("GET", path, None, patient=True)
 
     def post(self, path: str, content: dict[str, Any], patient: bool = True) -> Any:
-        """The answer to a request. Raises: ServerProblem."""
+        """The answer to a POST request. Raises: ServerProblem."""
         return self._asked("POST", path, content, patient)
 
     def _asked(self, method: str, path: str, content: dict[str, Any] | None, patient: bool) -> Any:
-        """The answer to a request, which is made again while the server is gone or busy, for as long as the time limit.
+        """The answer to a request. A patient one is repeated while the server is away or busy, up to the time limit.
 
         Raises: ServerProblem.
         """
@@ -54,36 +55,36 @@ class Client:
                 problem = f"it answers {answer.status_code}"
             except httpx.HTTPError as error:
                 problem = str(error) or type(error).__name__
-            if time.monotonic() + PAUSE > deadline:
+            if time.monotonic() + PAUSE_SECONDS > deadline:
                 raise ServerProblem(problem)
-            time.sleep(PAUSE)
+            time.sleep(PAUSE_SECONDS)
         if answer.is_error:
             raise ServerProblem(f"it answers {answer.status_code}: {_said(answer)}")
         try:
             return answer.json()
         except ValueError:
-            raise ServerProblem("its answer is no JSON; it is no vLLM server") from None
+            raise ServerProblem("its answer is not JSON; it is not a vLLM server") from None
 
     def workers(self, method: str, *arguments: str, patient: bool = True) -> list[Any]:
-        """What each of vLLM's workers returns from a method. Raises: ServerProblem."""
+        """Call a method of every vLLM worker; returns their results. Raises: ServerProblem."""
         content = {"method": method, "args": [*arguments]}
         return list((self.post("/collective_rpc", content, patient) or {}).get("results") or [])
 
     def state(self, patient: bool = True) -> dict[str, Any]:
-        """What the workers hold; a digest on which they do not agree is none. Raises: ServerProblem."""
+        """The state of the workers; the digest is empty where they do not agree on one. Raises: ServerProblem."""
         states = self.workers("rollout_state", patient=patient)
         if not states or not isinstance(states[0], dict):
-            raise ServerProblem("its workers do not say what they hold")
+            raise ServerProblem("its workers do not report which weights they hold")
         agreed = len({state["digest"] for state in states}) == 1
         return states[0] if agreed else {**states[0], "digest": ""}
 
     def close(self) -> None:
-        """Give back the connections."""
+        """Close the connections."""
         self._http.close()
 
 
 def _said(answer: httpx.Response) -> str:
-    """The message in an error's answer."""
+    """The error message in an answer."""
     try:
         content = answer.json()
         found = content.get("error", content.get("detail", content))

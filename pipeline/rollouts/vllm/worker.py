@@ -1,6 +1,6 @@
-"""What a vLLM worker learns to do besides: take new weights, say which it holds, and how it was started.
+"""Additional methods of vLLM's workers: load new weights, and report which weights and options they have.
 
-vLLM mixes this class into its workers where it is started with ``--worker-extension-cls`` and this class's address. It
+vLLM adds this class to its workers when it is started with ``--worker-extension-cls`` and the name of this class. It
 needs vLLM and nothing else of this project.
 """
 
@@ -12,17 +12,17 @@ from typing import Any
 
 SIZES = ("model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
          "num_key_value_heads", "vocab_size")  # fmt: skip
-"""What must be alike of two models for one to take the other's weights, as their configurations call it."""
+"""The sizes that must be equal for one model to take the weights of another, by their names in the configuration."""
 
 
 class RolloutWorker:
-    """Methods that every one of vLLM's workers gets; what they answer is plain data, for it crosses processes."""
+    """Methods that are added to every vLLM worker. They return plain data, because it crosses processes."""
 
     rollout_digest: str = ""
-    """Of the weights that were pushed last; empty before the first push and while weights are being replaced."""
+    """The hash of the weights that were pushed last; empty before the first push and while weights are replaced."""
 
     def rollout_state(self) -> dict[str, Any]:
-        """What the worker holds, and the options that decide what its log-probabilities mean."""
+        """Which weights the worker holds, and the options that its log-probabilities depend on."""
         model = self.vllm_config.model_config  # type: ignore[attr-defined]
         return {
             "digest": self.rollout_digest,
@@ -37,7 +37,7 @@ class RolloutWorker:
         self._replace(digest, iter(weights.items()))
 
     def read_rollout_weights(self, digest: str, path: str, sha256: str) -> None:
-        """Replace the weights by those of a safetensors file, whose hash is checked first. Raises: ValueError."""
+        """Replace the weights by those of a safetensors file. Raises: ValueError where the file has another hash."""
         with open(path, "rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
         if found != sha256:
@@ -47,8 +47,8 @@ class RolloutWorker:
     def _replace(self, digest: str, weights: Iterator[tuple[str, Any]]) -> None:
         self.rollout_digest = ""
         self.reload_weights(weights_iterator=weights)  # type: ignore[attr-defined]
-        # On a CPU a layer computes with a copy of its weights in another layout. vLLM 0.32 makes it anew for layers
-        # that the checkpoint names, so not for a head that is the embedding; such a head keeps its weights as well.
+        # On a CPU a layer computes with a copy of its weights in another layout. vLLM 0.32 copies them again only for
+        # layers that the checkpoint names, and so not for a head that is tied to the embedding.
         for module in self.model_runner.get_model().modules():  # type: ignore[attr-defined]
             if hasattr(module, "cpu_linear") and module.weight.numel():
                 module.quant_method.process_weights_after_loading(module)
@@ -59,5 +59,5 @@ def _tensors(path: str) -> Iterator[tuple[str, Any]]:
     from safetensors import safe_open
 
     with safe_open(path, framework="pt") as file:
-        for name in file.keys():  # noqa: SIM118  it is no dictionary
+        for name in file.keys():  # noqa: SIM118  not a dictionary
             yield name, file.get_tensor(name)

@@ -33,6 +33,7 @@ from gradus.pipeline.rollouts.external import EngineSampler
 from gradus.pipeline.rollouts.sampler import Completion, Request
 from gradus.pipeline.rollouts.vllm import checks
 from gradus.pipeline.rollouts.vllm.http import Client, ServerProblem
+from gradus.pipeline.rollouts.vllm.worker import RolloutWorker
 from gradus.pipeline.rollouts.weights import pushed_weights, weights_digest
 from gradus.pipeline.tracking.journal import metric_history
 from gradus.pipeline.training.learner.learner import Learner
@@ -348,21 +349,32 @@ def refusal(config: PipelineConfig) -> UserError:
 
 def test_a_server_that_is_not_there_is_told_before_anything_else() -> None:
     error = refusal(wanted(rollouts={"url": "http://127.0.0.1:9"}))
-    assert error.where == "rollouts.url" and "127.0.0.1:9" in str(error.got) and "rollouts.vllm.serve MODEL" in error.expected
+    assert error.where == "rollouts.url" and "127.0.0.1:9" in str(error.got)
+    assert "python -m gradus.pipeline.rollouts.vllm.serve MODEL" in error.expected
 
 
 @pytest.mark.parametrize(
     ("status", "answer", "words"),
     [
         (404, {"detail": "Not Found"}, "404: Not Found"),
-        (200, "<html>", "no JSON"),
-        (200, {"results": [None]}, "do not say what they hold"),
+        (200, "<html>", "not JSON"),
+        (200, {"results": [None]}, "do not report which weights they hold"),
         (500, {"error": {"message": "'Worker' object has no attribute 'rollout_state'"}}, "no attribute"),
     ],
 )
 def test_a_server_of_another_kind_is_told_apart(status: int, answer: Any, words: str) -> None:
     with serving((status, answer)) as (url, _):
         assert words in str(refusal(wanted(rollouts={"url": url})).got)
+
+
+def test_a_server_that_an_earlier_version_started_is_understood() -> None:
+    """Its worker keeps the methods and answers that it was started with, so these names cannot change."""
+    assert {"rollout_state", "read_rollout_weights"} <= set(vars(RolloutWorker))
+    state = STATE | {"model": {"model_type": "llama"}}
+    with serving((200, {"results": [state]})) as (url, asked):
+        checks.check_rollouts(wanted(rollouts={"url": url}))
+        assert json.loads(asked[0].partition(" ")[2]) == {"method": "rollout_state", "args": []}
+    assert asked[0].startswith("/collective_rpc ")
 
 
 @pytest.mark.parametrize(
@@ -421,7 +433,7 @@ def test_another_engine_may_go_on_with_a_run(tmp_path: Path) -> None:
 
 
 def test_a_busy_server_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gradus.pipeline.rollouts.vllm.http.PAUSE", 0.01)
+    monkeypatch.setattr("gradus.pipeline.rollouts.vllm.http.PAUSE_SECONDS", 0.01)
     with serving((503, {}), (429, {}), (200, {"results": [STATE]})) as (url, asked):
         assert Client(url, 5.0).state() == STATE
         assert len(asked) == 3
@@ -433,7 +445,7 @@ def test_workers_that_hold_different_weights_hold_none() -> None:
 
 
 def test_a_server_that_stays_away_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gradus.pipeline.rollouts.vllm.http.PAUSE", 0.01)
+    monkeypatch.setattr("gradus.pipeline.rollouts.vllm.http.PAUSE_SECONDS", 0.01)
     with pytest.raises(ServerProblem, match="refused"):
         Client("http://127.0.0.1:9", 0.1).state()
 
