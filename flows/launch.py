@@ -1,9 +1,10 @@
-"""One launch of a pipeline: the run folder, the helpers around it, the engine, and what is said at the end."""
+"""One launch of a run: its lock, the handling of interrupts, the uploader, and the engine that trains the stages."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from rich.console import Console
 
 from gradus.flows.screen.progress import watching
 from gradus.pipeline.common import interruption
-from gradus.pipeline.common.errors import StageFailed
+from gradus.pipeline.common.errors import StageFailed, UserError
 from gradus.pipeline.common.files import read_json
 from gradus.pipeline.common.observer import Observer, Observers
 from gradus.pipeline.runs.run_folder import RunFolder
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class _Steps(Observer):
-    """Counts the steps of a launch."""
+    """Counts the training steps of a launch."""
 
     done = 0
 
@@ -30,8 +31,10 @@ class _Steps(Observer):
 
 
 class _Delivery(Observer):
-    """The uploader of a launch. It begins once the start is evaluated: importing MLflow takes seconds, which would go
-    on beside the imports and the evaluation that the first step waits for."""
+    """Starts the uploader of a launch once the policy before any stage has been evaluated.
+
+    Importing MLflow takes seconds of computing, which the imports and the evaluation before the first step need.
+    """
 
     def __init__(self, run_dir: Path):
         self.run_dir = run_dir
@@ -41,7 +44,7 @@ class _Delivery(Observer):
         self.begin()
 
     def begin(self) -> UploaderHandle:
-        """The uploader, started where it is not yet."""
+        """The uploader, which is started unless it runs already."""
         from gradus.pipeline.tracking.client import start_uploader
 
         if self.uploader is None:
@@ -49,16 +52,20 @@ class _Delivery(Observer):
         return self.uploader
 
 
-Engine = Callable[[Path, Observer], dict[str, Any]]
-"""How stages are called: takes the run folder through them and returns the run's summary."""
+RunEngine = Callable[[Path, Observer], dict[str, Any]]
+"""Trains the stages of a run folder, in order, and returns the run's summary."""
+
+_launching = threading.Lock()
+"""Held while this process trains: the number of threads, interrupts and the cores belong to the whole process."""
 
 
 def launch(
-    run: RunFolder, engine: str | Engine, console: Console, before: Callable[[], None] = lambda: None
+    run: RunFolder, engine: str | RunEngine, console: Console, before: Callable[[], None] = lambda: None
 ) -> dict[str, Any]:
-    """Work on a run until its summary is written, and return that; ``before`` is called once the run is locked.
+    """Train a run until its summary is written, and return that; ``before`` is called once the run is locked.
 
-    Raises: StageFailed, UserError, Interrupted.
+    From another thread than the main one, signals are not handled: Python delivers them to the main thread alone.
+    Raises: StageFailed; UserError, also where this process trains another run already; Interrupted.
     """
     from gradus.pipeline.common.process import starting_up
 
@@ -68,6 +75,7 @@ def launch(
         console.print(text, highlight=False, markup=False)
 
     with contextlib.ExitStack() as held:
+        held.enter_context(_alone())
         held.enter_context(run.lock())
         held.enter_context(interruption.handled(say))
         held.enter_context(starting_up())
@@ -89,8 +97,20 @@ def launch(
     return summary
 
 
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """Let no other thread of this process train. Raises: UserError where one does."""
+    if not _launching.acquire(blocking=False):
+        fix = "wait until it is done, or train the other run in a process of its own"
+        raise UserError("this process trains another run already", fix=fix)
+    try:
+        yield
+    finally:
+        _launching.release()
+
+
 def _head_start(run: RunFolder) -> contextlib.AbstractContextManager[None]:
-    """Where a run has no data yet, they are made while torch is being imported."""
+    """Where a run has no data yet, make them in another process while torch is being imported."""
     from gradus.pipeline.tasks.background import data_ahead
 
     new = run.start() is None and run.origin is None
@@ -98,14 +118,14 @@ def _head_start(run: RunFolder) -> contextlib.AbstractContextManager[None]:
 
 
 def _with_tracking_ids(run: RunFolder, summary: dict[str, Any]) -> dict[str, Any]:
-    """The summary again, now that the uploader is done: MLflow may have named its last run only then."""
+    """Write the summary again if MLflow had not yet given every stage its run id when the summary was written."""
     from gradus.pipeline.execution.summary import finish
 
     return finish(run) if any(stage["mlflow_run_id"] is None for stage in summary["stages"]) else summary
 
 
-def _engine(name: str) -> Engine:
-    """How stages are called. The Prefect server starts in the background while torch is being imported."""
+def _engine(name: str) -> RunEngine:
+    """The engine of this name. The Prefect server starts in the background while torch is being imported."""
     if name == "none":
         from gradus.flows.order import run_plain
 
@@ -118,8 +138,8 @@ def _engine(name: str) -> Engine:
     return run_staged
 
 
-def tell_prefect(run: RunFolder, say: Callable[[str], None]) -> None:
-    """Tell the Prefect server, where it is up, how a launch ended that was killed before it could do so itself."""
+def settle_prefect_record(run: RunFolder, say: Callable[[str], None]) -> None:
+    """Report to the Prefect server, if it is up, how the last launch ended, if that was killed before it could."""
     record = read_json(run.path / "prefect.json")
     if not record or record["state"] or run.holder() is not None:
         return

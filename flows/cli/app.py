@@ -11,8 +11,9 @@ from gradus import __version__
 from gradus.flows.cli import advise as advise_commands
 from gradus.flows.cli import compare as compare_commands
 from gradus.flows.cli import deploy as deploy_commands
+from gradus.flows.cli import lists as list_commands
 from gradus.flows.cli import runs as run_commands
-from gradus.flows.cli.arguments import RUNS, AsJson, Config, Engine, Overrides, Runs
+from gradus.flows.cli.arguments import RUNS, AsJson, Config, EngineOption, Overrides, Runs
 from gradus.flows.open_run import check_world, load
 from gradus.flows.screen.errors import Process, command, quiet_libraries
 from gradus.flows.screen.text import console, sayer
@@ -54,7 +55,7 @@ def run(
         str | None, typer.Option(help="Name of the run; an unfinished one with the same configuration continues.")
     ] = None,
     runs: Runs = RUNS,
-    engine: Engine = "prefect",
+    engine: EngineOption = "prefect",
     on: Annotated[
         str | None, typer.Option(metavar="POOL", help="Let a worker of this work pool do it, and follow that.")
     ] = None,
@@ -63,8 +64,7 @@ def run(
 ) -> None:
     """Train a pipeline, stage after stage."""
     from gradus.flows import launch
-    from gradus.flows.open_run import check_name, open_run
-    from gradus.flows.orchestrator.access import check_prefect
+    from gradus.flows.open_run import begin_run
     from gradus.flows.screen.summary import tell
 
     if on is not None:
@@ -74,11 +74,7 @@ def run(
         raise UserError(f"--{'detach' if detach else 'job'} needs a work pool", fix="name it with --on POOL")
     quiet_libraries()
     screen = console()
-    check_name(name)
-    loaded, stages = load(config, overrides)
-    check_world(loaded, stages, runs)
-    check_prefect(engine)
-    folder = open_run(loaded, runs, name, stages, sayer(screen))
+    folder = begin_run(config, overrides, name, runs, engine, sayer(screen))
     Process.folder = folder.path
     sayer(screen)(f"run {folder.name} in {folder.path}")
     tell(folder, launch.launch(folder, engine, screen), runs, screen)
@@ -138,15 +134,11 @@ def evaluate(
     runs: Runs = RUNS,
 ) -> None:
     """Measure a checkpoint's accuracy on its run's held-out prompts."""
-    from gradus.flows.screen.status import checkpoint_or_run
+    from gradus.flows import inference
     from gradus.flows.screen.text import interval_text, number, shown_path
-    from gradus.stages import discover
 
     quiet_libraries()
-    path = checkpoint_or_run(checkpoint, runs)
-    from gradus.pipeline.execution.inference import evaluate_checkpoint
-
-    found = evaluate_checkpoint(path, [stage.config for stage in discover().values()])
+    found = inference.evaluate(checkpoint, runs)
     if as_json:
         print(json.dumps(found, indent=2))
         return
@@ -165,14 +157,21 @@ def sample(
     runs: Runs = RUNS,
 ) -> None:
     """Sample completions of one prompt."""
-    from gradus.flows.screen.status import checkpoint_or_run
+    from gradus.flows import inference
 
     quiet_libraries()
-    path = checkpoint_or_run(checkpoint, runs, hub=True)
-    from gradus.flows.cli.sample import sample_like_its_run
+    texts = inference.sample(checkpoint, prompt, count, temperature, max_tokens, seed, runs)
+    for index, text in enumerate(map(printable, texts), 1):
+        print(f"{index}: {text}" if count > 1 else text)
 
-    for number, text in enumerate(sample_like_its_run(path, prompt, count, temperature, max_tokens, seed), 1):
-        print(f"{number}: {text}" if count > 1 else text)
+
+def printable(text: str) -> str:
+    r"""The text without characters that could control the terminal.
+
+    >>> printable("7\x1b[2J\n")
+    '7\\x1b[2J\n'
+    """
+    return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
 
 
 @command(app)
@@ -219,36 +218,8 @@ def sync(runs: Runs = RUNS) -> None:
         raise typer.Exit(1)
 
 
-@command(app)
-def stages(as_json: AsJson = False) -> None:
-    """List the stages there are, with their own options and those that all have."""
-    from gradus.flows.screen.options import describe_options, tell_options
-    from gradus.pipeline.config import StageConfig
-    from gradus.stages import discover
-
-    common = describe_options(StageConfig)
-    found = [
-        {"name": s.name, "summary": s.summary, "options": describe_options(s.config, StageConfig)}
-        for s in discover().values()
-    ]
-    if as_json:
-        print(json.dumps({"stages": found, "common_options": common}, indent=2))
-    else:
-        tell_options(found, common, console())
-
-
-@command(app)
-def rewards(as_json: AsJson = False) -> None:
-    """List the rewards there are, with their range and options."""
-    from gradus.pipeline.rewards import describe
-
-    rows = describe()
-    if as_json:
-        print(json.dumps(rows, indent=2))
-        return
-    for row in rows:
-        options = f"\n    options: {row['options']}" if row["options"] else ""
-        print(f"{row['name']}  {row['range']}\n    {row['summary']}{options}")
+command(app)(list_commands.stages)
+command(app)(list_commands.rewards)
 
 
 @command(server, name="status")

@@ -14,7 +14,7 @@ Overrides = Annotated[
 ]
 Runs = Annotated[Path, typer.Option("--runs", metavar="DIR", help="The folder that holds the runs.")]
 RUNS = Path("runs")
-Engine = Annotated[
+EngineOption = Annotated[
     Literal["prefect", "none"], typer.Option(help="Show the stages as a Prefect flow, or call them plainly.")
 ]
 Run = Annotated[str, typer.Argument(metavar="NAME", help="A run; `gradus status` lists them.")]

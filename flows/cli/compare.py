@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from gradus.flows.cli.arguments import RUNS, Config, Engine, Overrides, Runs
+from gradus.flows.cli.arguments import RUNS, Config, EngineOption, Overrides, Runs
 from gradus.flows.open_run import check_world, load
 from gradus.flows.screen.errors import quiet_libraries
 from gradus.flows.screen.text import console
@@ -56,7 +56,7 @@ def compare(
         typer.Option(metavar="ray[://ADDRESS]", help="Train on a Ray cluster: this machine's, auto, or HOST:PORT."),
     ] = None,
     runs: Runs = RUNS,
-    engine: Engine = "prefect",
+    engine: EngineOption = "prefect",
 ) -> None:
     """Compare algorithms and chains from the same checkpoint, on the same budget, over several seeds."""
     from gradus.flows.compare.measures import read_external

@@ -70,7 +70,7 @@ def test_what_only_looks_at_a_complete_run_imports_nothing_slow(chain: Chain) ->
     commands += [["resume", "chain"], ["fork", "chain", "--from", "gfpo", "--no-run"]]
     code = f"""
 import sys
-from gradus.flows.cli import app
+from gradus.flows.cli.app import app
 for command in {commands}:
     app(command, standalone_mode=False)
     slow = {{"torch", "transformers", "prefect", "mlflow"}} & set(sys.modules)
@@ -203,7 +203,7 @@ def test_refusals_are_words_and_change_nothing(chain: Chain) -> None:
     assert after == before
     chain.stop_after(1, 1)
     said = chain.tell("resume", "chain", "--from", "gfpo", code=2)
-    assert "there is nothing to start gfpo from yet" in said and "`gradus resume chain` goes on" in said
+    assert "there is nothing to start gfpo from yet" in said and "`gradus resume chain` continues the run" in said
     assert "stage dapo has no result" in said
     (chain.run().path / "start.json").unlink()
     assert "nothing to start sft from yet" in chain.tell("resume", "chain", "--from", "sft", code=2)
@@ -230,7 +230,7 @@ def test_run_with_a_name_takes_over_runtime_options_and_refuses_others(chain: Ch
     said = chain.tell(
         "run", "chain.yaml", "--name", "chain", "--set", "checkpoints.keep=5", "--set", "tracking.samples=3"
     )
-    assert "\ngoes on with tracking.samples: 16 -> 3\ngoes on with checkpoints.keep: 9 -> 5\n" in f"\n{said}"
+    assert "\ncontinues with tracking.samples: 16 -> 3\ncontinues with checkpoints.keep: 9 -> 5\n" in f"\n{said}"
     assert chain.run().config.checkpoints.keep == 5
     said = chain.tell("run", "chain.yaml", "--name", "chain", "--set", "stages.gfpo.lr=5e-5", code=2)
     assert said.splitlines()[0] == "the run 'chain' was begun with another configuration"

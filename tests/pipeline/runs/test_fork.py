@@ -14,7 +14,7 @@ from trained_chain import chain as chain
 from trained_chain import trained_chain as trained_chain
 from trained_chain import untracked as untracked
 
-from gradus.flows.open_run import restart_from
+from gradus.flows.resume_run import restart_from
 from gradus.pipeline.common import locks
 from gradus.pipeline.runs import fork as forking
 from gradus.pipeline.runs.checkpoint import read_record

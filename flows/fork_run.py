@@ -1,0 +1,56 @@
+"""A fork, from what is asked for to its folder: the checks, the name, and the new run that shares what is done."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from gradus.flows.open_run import check_name, check_world, load, reserve
+from gradus.pipeline.common.errors import UserError
+from gradus.pipeline.config.loading import LoadedConfig
+from gradus.pipeline.runs import fork as forking
+from gradus.pipeline.runs.run_folder import CONFIG_FILE, RUN_FILE, RunFolder
+
+
+@dataclass(frozen=True)
+class Fork:
+    """A fork that has been made and not launched yet."""
+
+    run: RunFolder
+    changes: list[str]
+    """How its configuration differs from that of its origin, one ``key: old -> new`` each."""
+
+
+def fork_run(
+    origin: RunFolder, from_stage: str, overrides: Sequence[str] | None, name: str | None, engine: str
+) -> Fork:
+    """Make a run that shares with ``origin`` what is before a stage; ``engine`` will launch it.
+
+    Raises: UserError.
+    """
+    from gradus.flows.orchestrator.access import check_prefect
+
+    check_name(name)
+    runs, index = origin.path.parent, origin.stage_index(from_stage)
+    forking.check_shareable(origin, index)
+    loaded, stages = load(str(origin.path / CONFIG_FILE), overrides, origin.base_dir)
+    changes = forking.check_changes(origin, index, loaded.config)
+    forking.check_parent(origin, index, loaded.config)
+    check_world(LoadedConfig(loaded.config, loaded.path, origin.base_dir), stages, runs)
+    check_prefect(engine)
+    return Fork(forking.fork(origin, index, loaded.config, folder_for_fork(runs, origin.name, name)), changes)
+
+
+def folder_for_fork(runs: Path, origin: str, name: str | None) -> Path:
+    """An empty folder: NAME, or the first free one of ORIGIN-fork, ORIGIN-fork-2 ... Raises: UserError."""
+    if name is None:
+        check_name(f"{origin}-fork-99")
+        return runs / reserve(runs, f"{origin}-fork")
+    try:
+        (runs / name).mkdir()
+    except FileExistsError:
+        what = "run" if (runs / name / RUN_FILE).is_file() else "folder"
+        fix = "choose another --name"
+        raise UserError(f"there is a {what} called {name!r} already", where=str(runs.absolute()), fix=fix) from None
+    return runs / name
