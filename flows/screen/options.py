@@ -79,9 +79,9 @@ def tell_options(stages: Sequence[Mapping[str, Any]], common: list[dict[str, str
     """Every stage with its origin and its own options, then the options of all."""
     for stage in stages:
         heading = f"[bold]{escape(stage['name'])}[/bold]  {escape(stage['summary'])}"
-        console.print(f"{heading}\n  from: {escape(stage['from'])}", highlight=False)
+        console.print(f"{heading}\n  from: {escape(stage['from'])}", highlight=False, soft_wrap=True)
         for line in stage.get("problem", "").splitlines():
-            console.print(f"  {escape(line)}", highlight=False)
+            console.print(f"  {escape(line)}", highlight=False, soft_wrap=True)
         if stage["options"]:
             console.print(_table(stage["options"]))
         console.print()

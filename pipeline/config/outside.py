@@ -77,7 +77,7 @@ def default_label(name: str) -> str:
     try:
         found = find_stage(name) if ":" in name else None
     except UserError:  # reported where the configuration is validated
-        return name.rpartition(":")[2]
+        return name.partition(":")[0].rpartition(".")[2]
     return found.name if found is not None else name
 
 

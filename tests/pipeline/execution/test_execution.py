@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 import json
 import sys
 from dataclasses import replace
@@ -11,13 +10,11 @@ from shutil import rmtree
 
 import pytest
 import torch
-from paths import REPOSITORY
 from pydantic import ValidationError
 from small_pipeline import STAGE_CONFIGS, Notes, launch, pipeline, write_task
 from transformers import AutoModelForCausalLM
 
 import gradus.stages
-from gradus.pipeline.common import yaml_text
 from gradus.pipeline.common.errors import StageFailed, UserError
 from gradus.pipeline.common.files import read_json
 from gradus.pipeline.common.observer import Observer
@@ -28,7 +25,6 @@ from gradus.pipeline.policy.policy import frozen_copy
 from gradus.pipeline.runs.checkpoint import checkpoints_in, damaged_files, read_record
 from gradus.pipeline.runs.plan import plan
 from gradus.pipeline.runs.run_folder import RunFolder
-from gradus.pipeline.stage import Signals
 from gradus.pipeline.tracking.journal import metric_history, read_events
 from gradus.pipeline.training.evaluation import Evaluation
 from gradus.stages import discover
@@ -343,29 +339,7 @@ STAGE = Stage("mine", "an algorithm nobody has seen", MineConfig, weigh, lambda 
 """
 
 
-def test_the_documented_algorithm_is_one_file_and_one_yaml(tmp_path, monkeypatch):
-    text = (REPOSITORY / "docs" / "own-stage.md").read_text()
-    code, options = (text.split(f"```{kind}\n")[1].split("```")[0] for kind in ("python", "yaml"))
-    (tmp_path / "rloo.py").write_text(code)
-    monkeypatch.setattr(gradus.stages, "__path__", [*gradus.stages.__path__, str(tmp_path)])
-    discover.cache_clear()
-    try:
-        stage = discover()["rloo"]
-        assert doctest.testmod(sys.modules["gradus.stages.rloo"]) == (0, 3)
-        configs = [each.config for each in discover().values()]
-        asked = yaml_text.parse(options, "own-stage.md").data["stages"]
-        run = launch(tmp_path, pipeline(asked, configs), configs=configs)
-        assert run.result(1)["algorithm"] == "rloo" and run.result(1)["steps"] == 3
-        weights = stage.weigh(
-            Signals(torch.tensor([[1.0, 0.0]]), torch.ones(1, 2)), stage.config(stage="rloo", steps=1)
-        )
-        assert weights.tolist() == [[1.0, -1.0]]
-    finally:
-        discover.cache_clear()
-        sys.modules.pop("gradus.stages.rloo", None)
-
-
-def test_a_fifth_algorithm_is_one_file(tmp_path, monkeypatch):
+def test_a_built_in_algorithm_is_one_file(tmp_path, monkeypatch):
     (tmp_path / "mine.py").write_text(FIFTH)
     monkeypatch.setattr(gradus.stages, "__path__", [*gradus.stages.__path__, str(tmp_path)])
     discover.cache_clear()
