@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -10,13 +9,10 @@ from typing import Annotated
 import typer
 
 from gradus.flows.cli.arguments import RUNS, Config, EngineOption, Overrides, Runs
-from gradus.flows.open_run import check_world, load
+from gradus.flows.compare.run.request import ARMS, ComparisonRequest, run_comparison
 from gradus.flows.screen.errors import quiet_libraries
 from gradus.flows.screen.text import console
-from gradus.pipeline.common.errors import StageFailed, UserError
-from gradus.pipeline.config import PipelineConfig
-
-ARMS = "dapo,vapo,gfpo,srpo,staged"
+from gradus.pipeline.common.errors import UserError
 
 
 def compare(
@@ -59,56 +55,24 @@ def compare(
     engine: EngineOption = "prefect",
 ) -> None:
     """Compare algorithms and chains from the same checkpoint, on the same budget, over several seeds."""
-    from gradus.flows.compare.measures import read_external
-    from gradus.flows.compare.plan.arms import make_plan
-    from gradus.flows.compare.plan.budget import Budget
-    from gradus.flows.compare.plan.schedule import Tuning
-    from gradus.flows.compare.run import launch as comparisons
-    from gradus.flows.compare.run.ray import Cluster
-    from gradus.flows.open_run import check_name
-    from gradus.flows.orchestrator.access import check_prefect
-    from gradus.pipeline.common.process import usable_cores
-
     quiet_libraries()
-    loaded, stages = load(config, overrides)
-    wanted = parse_seeds(seeds)
-    plan = make_plan(loaded, stages, arms, Budget.parse(budget) if budget else None, set_arm or [], runs)
-    tuning = Tuning.parse(tune, tune_seed, wanted) if tune else None
-    folder_name = name or f"{loaded.config.name}-compare"
-    check_name(folder_name)
-    foreign = read_external([file.absolute() for file in external or ()])
-    check_world(loaded, stages, runs)
-    check_prefect(engine)
-    threads = loaded.config.policy.threads or 1
-    at_once = runs_at_once(loaded.config, parallel, usable_cores() // threads)
-    gpus = int((loaded.config.policy.device or "").startswith("cuda"))
-    cluster = Cluster.parse(workers, engine, threads, gpus, at_once) if workers else None
-    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
-    comparison = comparisons.open_comparison(runs, folder_name, plan, wanted, tuning, threads)
-    failed = comparisons.launch(comparison, foreign, at_once, engine, console(), ["gradus", *sys.argv[1:]], cluster)
-    if failed:
-        raise StageFailed(f"{failed} of {len(comparison.jobs)} runs failed; the same command tries them again")
-
-
-def runs_at_once(config: PipelineConfig, asked: int | None, room: int) -> int:
-    """How many runs train at a time: as many as asked for, or as there is ``room`` for; one on a vLLM server, which
-    holds one policy's weights. Raises: UserError where more are asked for there.
-    """
-    if config.rollouts.engine != "vllm-server":
-        return asked or max(1, room)
-    if asked is not None and asked > 1:
-        raise UserError(
-            "a vLLM server completes the prompts of one run at a time",
-            where="--parallel",
-            got=asked,
-            expected="1 with rollouts.engine vllm-server",
-            fix="leave it out, or set rollouts.engine to transformers or vllm",
-        )
-    return 1
+    request = ComparisonRequest(
+        arms,
+        parse_seeds(seeds),
+        budget,
+        set_arm or (),
+        tune,
+        tune_seed,
+        external or (),
+        name,
+        parallel,
+        workers,
+    )
+    run_comparison(config, overrides, request, runs, engine, console(), ["gradus", *sys.argv[1:]])
 
 
 def parse_seeds(text: str) -> list[int]:
-    """``3`` is 0, 1, 2; ``4,5,6`` are these. Raises: UserError.
+    """The seeds that ``3`` (0, 1 and 2) or a list such as ``4,5,6`` stands for. Raises: UserError.
 
     >>> parse_seeds("3"), parse_seeds("7,9")
     ([0, 1, 2], [7, 9])

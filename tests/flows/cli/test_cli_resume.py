@@ -431,7 +431,7 @@ def test_verify_looks_at_everything_and_says_what_to_do(chain: Chain) -> None:
     assert "5 of 14 damaged:\n" in said and "\n  gfpo step 2: `gradus resume chain` makes it again\n" in said
     assert "\n  gfpo, attempt 1 step 1: only a fork may still need it;" in said
     flip(run.stage_dir(1) / "checkpoints" / "step-000002" / "resume" / "state.safetensors")
-    assert "what it hands over is whole" in chain.tell("verify", "chain", code=1)
+    assert "what it hands over is undamaged" in chain.tell("verify", "chain", code=1)
     shutil.rmtree(run.stage_dir(0) / "checkpoints" / "step-000004")
     assert re.search(r"sft +4 +0 bytes  missing: step-000004\n", chain.tell("verify", "chain", code=1))
     assert "there is no run called 'x'" in chain.tell("verify", "x", code=2)

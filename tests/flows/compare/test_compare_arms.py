@@ -9,7 +9,7 @@ import pytest
 from small_pipeline import pipeline
 
 from gradus.flows.cli import compare
-from gradus.flows.cli.compare import parse_seeds, runs_at_once
+from gradus.flows.cli.compare import parse_seeds
 from gradus.flows.compare import measures
 from gradus.flows.compare.plan import folder
 from gradus.flows.compare.plan.arms import Plan, make_plan
@@ -17,6 +17,7 @@ from gradus.flows.compare.plan.budget import Budget, rollouts_a_step, shared_out
 from gradus.flows.compare.plan.schedule import Tuning
 from gradus.flows.compare.report import claims, figures, pages
 from gradus.flows.compare.run import jobs
+from gradus.flows.compare.run.request import runs_at_once
 from gradus.pipeline.common.errors import UserError
 from gradus.pipeline.config.loading import load_config
 from gradus.stages import discover

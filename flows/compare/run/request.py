@@ -1,0 +1,128 @@
+"""What a comparison is asked for, and the whole way from there to its report; nothing heavy is imported before that."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gradus.flows.open_run import ConfigSource, check_name, check_world, load
+from gradus.pipeline.common.errors import StageFailed, UserError
+from gradus.pipeline.config import PipelineConfig
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+ARMS = "dapo,vapo,gfpo,srpo,staged"
+"""What is compared unless something else is asked for."""
+THREADS = "OMP_NUM_THREADS"
+"""The environment variable that gives a run's process its number of threads."""
+
+
+@dataclass(frozen=True)
+class ComparisonRequest:
+    """The options of a comparison, as ``gradus compare --help`` describes them."""
+
+    arms: str = ARMS
+    seeds: Sequence[int] = (0, 1, 2)
+    budget: str | None = None
+    changes: Sequence[str] = ()
+    """``ARM.KEY=VALUE`` each."""
+    tune: str | None = None
+    tune_seed: int = 1000
+    external: Sequence[Path] = ()
+    name: str | None = None
+    parallel: int | None = None
+    workers: str | None = None
+
+    def words(self, config: str, overrides: Sequence[str], runs: Path, engine: str) -> list[str]:
+        """The command that asks for the same."""
+        seeds = ",".join(map(str, self.seeds)) + ("," if len(self.seeds) == 1 else "")
+        words = ["gradus", "compare", config, "--arms", self.arms, "--seeds", seeds]
+        options = {"--budget": self.budget, "--tune": self.tune, "--name": self.name, "--workers": self.workers}
+        options |= {"--parallel": self.parallel, "--tune-seed": self.tune_seed if self.tune else None}
+        words += [word for option, value in options.items() if value is not None for word in (option, str(value))]
+        repeated = {"--set": overrides, "--set-arm": self.changes, "--external": map(str, self.external)}
+        words += [word for option, values in repeated.items() for value in values for word in (option, value)]
+        return [*words, "--runs", str(runs), "--engine", engine]
+
+
+def run_comparison(
+    config: ConfigSource,
+    overrides: Sequence[str] | None,
+    request: ComparisonRequest,
+    runs: Path,
+    engine: str,
+    console: Console,
+    command: Sequence[str] = (),
+) -> Path:
+    """Train what is left of a comparison, write its report, and return its folder.
+
+    ``command`` is what the report says to type for the same comparison; by default it is made from the request.
+    Raises: UserError; StageFailed where runs failed, which the same call tries again; Interrupted.
+    """
+    from gradus.flows.compare.measures import read_external
+    from gradus.flows.compare.plan.arms import make_plan
+    from gradus.flows.compare.plan.budget import Budget
+    from gradus.flows.compare.plan.schedule import Tuning
+    from gradus.flows.compare.run import launch as comparisons
+    from gradus.flows.compare.run.ray import Cluster
+    from gradus.flows.orchestrator.access import check_prefect
+    from gradus.pipeline.common.process import usable_cores
+    from gradus.pipeline.runs.run_folder import CONFIG_FILE
+
+    loaded, stages = load(config, overrides)
+    budget = Budget.parse(request.budget) if request.budget else None
+    plan = make_plan(loaded, stages, request.arms, budget, request.changes, runs)
+    tuning = Tuning.parse(request.tune, request.tune_seed, request.seeds) if request.tune else None
+    name = request.name or f"{loaded.config.name}-compare"
+    check_name(name)
+    foreign = read_external([file.absolute() for file in request.external])
+    check_world(loaded, stages, runs)
+    check_prefect(engine)
+    threads = loaded.config.policy.threads or 1
+    at_once = runs_at_once(loaded.config, request.parallel, usable_cores() // threads)
+    gpus = int((loaded.config.policy.device or "").startswith("cuda"))
+    cluster = Cluster.parse(request.workers, engine, threads, gpus, at_once) if request.workers else None
+    source = config if isinstance(config, str | Path) else runs / name / CONFIG_FILE
+    words = command or request.words(str(source), overrides or (), runs, engine)
+    with _threads_of_children(threads):
+        comparison = comparisons.open_comparison(runs, name, plan, request.seeds, tuning, threads)
+        failed = comparisons.launch(comparison, foreign, at_once, engine, console, words, cluster)
+    if failed:
+        raise StageFailed(f"{failed} of {len(comparison.jobs)} runs failed; the same command tries them again")
+    return comparison.place.folder
+
+
+def runs_at_once(config: PipelineConfig, asked: int | None, room: int) -> int:
+    """How many runs train at a time: the number that is asked for, or as many as there is ``room`` for.
+
+    On a vLLM server it is one, because the server holds the weights of one policy. Raises: UserError where more are
+    asked for there.
+    """
+    if config.rollouts.engine != "vllm-server":
+        return asked or max(1, room)
+    if asked is not None and asked > 1:
+        raise UserError(
+            "a vLLM server completes the prompts of one run at a time",
+            where="--parallel",
+            got=asked,
+            expected="1 with rollouts.engine vllm-server",
+            fix="leave it out, or set rollouts.engine to transformers or vllm",
+        )
+    return 1
+
+
+@contextlib.contextmanager
+def _threads_of_children(threads: int) -> Iterator[None]:
+    """Give the processes that are started in this block their number of threads, unless the environment does so."""
+    given = os.environ.get(THREADS)
+    os.environ.setdefault(THREADS, str(threads))
+    try:
+        yield
+    finally:
+        if given is None:
+            os.environ.pop(THREADS, None)
