@@ -1,13 +1,13 @@
 """Worked solutions for integer arithmetic: the reasoning as a chain of equations, such as ``17*23=391; 391-19=372``.
 
-How a chain is written, so that a plain arithmetic parser reads every equation back:
+A chain has this form, so that a simple arithmetic parser can read every equation:
 
-- ``*`` and ``/``, whatever signs the problem uses for them, and no spaces inside an equation;
-- a negative operand is written as it is, after its operator: ``5--3=8``, ``-7*-7=49``;
-- the minus before a bracket is a step of its own, with the bracket's value in brackets: ``-(-78)=78``, ``-(38)=-38``;
-- every number on a left-hand side stands in the problem or is the result of an earlier equation;
-- an equation that was already written is not repeated; so in ``3+5-5+5`` the answer is that of the first, not of the
-  last equation: ``3+5=8; 8-5=3; answer: 8``.
+- the signs are ``*`` and ``/``, whatever signs the problem uses, and an equation contains no spaces;
+- a negative operand follows its operator directly: ``5--3=8``, ``-7*-7=49``;
+- the minus before a bracket is a separate step, with the bracket's value in brackets: ``-(-78)=78``, ``-(38)=-38``;
+- every number on a left-hand side occurs in the problem or is the result of an earlier equation;
+- no equation is repeated; so in ``3+5-5+5`` the answer is the result of the first equation and not of the last one:
+  ``3+5=8; 8-5=3; answer: 8``.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ SOLVABLE = frozenset({"chain_sum", "basic_arithmetic"})
 """The reasoning_gym data sets whose ``metadata["expression"]`` :func:`solve` reads."""
 
 MAX_DEPTH = 64
-"""Deepest nesting of brackets that is read; far beyond what a problem for people holds."""
+"""Deepest nesting of brackets that is accepted; problems have far less."""
 
 _TOKEN = re.compile(r"\s*(?:([0-9]+)|([-+*/()]))")
-_PLAIN = str.maketrans({"×": "*", "·": "*", "÷": "/", "−": "-"})  # noqa: RUF001 - these are the signs to replace
+_PLAIN = str.maketrans({"×": "*", "·": "*", "÷": "/", "−": "-"})  # noqa: RUF001 - these signs are replaced
 
 
 def solvable(dataset_name: str) -> bool:
@@ -32,8 +32,7 @@ def solvable(dataset_name: str) -> bool:
 def solve(expression: str) -> str:
     """The worked solution of an arithmetic expression over integers; ends with ``answer: N``.
 
-    Edge: an expression without an operation gives only the answer.
-    Raises: ValueError, as :func:`work_out`.
+    Edge: an expression without an operation gives only the answer. Raises: ValueError, as :func:`work_out`.
 
     >>> solve("(17 * 23) - 19")
     '17*23=391; 391-19=372; answer: 372'
@@ -49,8 +48,8 @@ def work_out(expression: str) -> tuple[list[str], int]:
 
     Multiplication and division bind tighter than addition and subtraction; equals are evaluated from left to right.
 
-    Raises: ValueError where the text is no such expression, brackets nest deeper than ``MAX_DEPTH``, a division is by
-    zero or leaves a remainder, or a number has more digits than Python converts (4300).
+    Raises: ValueError where the text is no such expression, brackets are nested deeper than ``MAX_DEPTH``, a division
+    is by zero or leaves a remainder, or a number has more digits than Python converts (4300).
 
     >>> work_out("2 + 3*4")
     (['3*4=12', '2+12=14'], 14)
@@ -58,26 +57,14 @@ def work_out(expression: str) -> tuple[list[str], int]:
     return _Worker(expression).run()
 
 
-def _tokens(expression: str) -> list[str]:
-    text = expression.translate(_PLAIN).rstrip()
-    tokens, position = [], 0
-    while position < len(text):
-        match = _TOKEN.match(text, position)
-        if match is None:
-            raise ValueError(f"not integer arithmetic at character {position + 1} of {expression[:80]!r}")
-        tokens.append(match[1] or match[2])
-        position = match.end()
-    return [*tokens, ""]
-
-
 class _Worker:
-    """A recursive-descent reader that evaluates as it reads and writes down each operation."""
+    """A recursive-descent parser that evaluates while it reads, and records each operation."""
 
     def __init__(self, expression: str):
         self.tokens = _tokens(expression)
         self.position = 0
         self.depth = 0
-        self.equations: dict[str, None] = {}  # a dict keeps the order and drops what is repeated
+        self.equations: dict[str, None] = {}  # a dict keeps the order and drops repetitions
 
     def run(self) -> tuple[list[str], int]:
         value = self.sum()
@@ -144,3 +131,15 @@ class _Worker:
     def write(self, operation: str, result: int) -> int:
         self.equations[f"{operation}={result}"] = None
         return result
+
+
+def _tokens(expression: str) -> list[str]:
+    text = expression.translate(_PLAIN).rstrip()
+    tokens, position = [], 0
+    while position < len(text):
+        match = _TOKEN.match(text, position)
+        if match is None:
+            raise ValueError(f"not integer arithmetic at character {position + 1} of {expression[:80]!r}")
+        tokens.append(match[1] or match[2])
+        position = match.end()
+    return [*tokens, ""]

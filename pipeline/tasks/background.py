@@ -1,7 +1,7 @@
-"""A task's data, made in a process of its own while this one still imports what trains: importing uses one core only.
+"""Makes a task's data in a background process while this process still imports what it trains with.
 
-It is a head start and nothing more. Whoever needs the data waits for it and then calls ``build_task`` as always, which
-takes a whole folder as it is and makes, or says what is wrong with, one that is missing.
+This is only a head start. The code that needs the data waits for it and then calls ``build_task`` as usual, which
+reuses a complete folder, and otherwise makes the folder or raises the error.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _under_way: dict[Path, subprocess.Popen[bytes]] = {}
 
 @contextlib.contextmanager
 def data_ahead(task: Any, base_dir: Path, folder: Path) -> Iterator[None]:
-    """Make the task's folder beside whatever happens in this block; nothing is left running at its end."""
+    """Make the task's folder in a background process during this block, which ends that process."""
     request = {"task": task.model_dump(mode="json"), "base_dir": str(base_dir), "folder": str(folder)}
     command = [sys.executable, "-P", "-c", f"import json, sys; sys.path[:] = json.loads(sys.argv[1]); {BOOTSTRAP}"]
     null = subprocess.DEVNULL
@@ -45,13 +45,13 @@ def data_ahead(task: Any, base_dir: Path, folder: Path) -> Iterator[None]:
 
 
 def wait_for_data(folder: Path) -> None:
-    """Wait until nobody is making this folder ahead, whatever came of it."""
+    """Wait for the background process that makes this folder, if there is one, whether it succeeds or not."""
     if folder in _under_way:
         _under_way[folder].wait()
 
 
 def main() -> None:
-    """Make the folder that standard input asks for; die with the process that holds its other end."""
+    """Make the folder that the request on standard input describes; exit when its other end is closed."""
     request = json.loads(sys.stdin.readline())
     on_hang_up(sys.stdin.fileno(), lambda: os._exit(1))
     from pydantic import TypeAdapter

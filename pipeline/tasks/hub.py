@@ -1,4 +1,4 @@
-""""""
+"""Prompts from data sets of the Hugging Face Hub, and from local folders in its formats."""
 
 from __future__ import annotations
 
@@ -6,27 +6,43 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from gradus.pipeline.common.addresses import HUB_TIMEOUT_SECONDS
 from gradus.pipeline.common.errors import UserError
 from gradus.pipeline.config.task import HubTask
 from gradus.pipeline.tasks.metadata import BATCH, Batch
-from gradus.pipeline.tasks.tables import _plain, check_columns, normalised
-
-HUB_TIMEOUT = 5.0
-"""Seconds to wait for the Hub's word on a data set."""
+from gradus.pipeline.tasks.tables import check_columns, normalised, without_binary
 
 
 def check_hub(task: HubTask, base_dir: Path) -> None:
-    """Whether the Hub knows the data set; for a local folder, its splits and columns.
+    """Check that the Hub has the data set, or, for a local folder, its splits and columns. Raises: UserError.
 
-    The Hub is asked for the data set's description alone; it may also be in the cache already.
+    Only the data set's description is requested from the Hub. Without an answer, a data set in the local cache will do.
     """
     if _local(task, base_dir) is None:
         _check_remote(task)
         return
     for where, split in (("task.split", task.split), ("task.heldout_split", task.heldout_split)):
-        if split is not None:  # the head of a split is read without its slice, such as train[:1000]
+        if split is not None:  # of train[:1000], the head of train is read
             table = _load(task, base_dir, where, split.partition("[")[0], streaming=True)
             check_columns(table.features or next(iter(table), {}), task.columns, f"split {split}")
+
+
+def read_hub(task: HubTask, base_dir: Path, split: str, where: str, notes: list[str]) -> Iterator[Batch]:
+    """The rows of one split, in order; class labels become their names."""
+    from datasets import ClassLabel
+
+    table = _load(task, base_dir, where, split)
+    check_columns(table.column_names, task.columns, f"split {split}")
+    labels = {name: feature for name, feature in table.features.items() if isinstance(feature, ClassLabel)}
+
+    def batches() -> Iterator[Batch]:
+        for part in table.with_format("arrow").iter(BATCH):
+            batch = without_binary(part)
+            for name, feature in labels.items():
+                batch[name] = [None if value is None else feature.names[value] for value in batch[name]]
+            yield batch
+
+    return normalised(batches(), task.columns, f"split {split}", notes)
 
 
 def _local(task: HubTask, base_dir: Path) -> Path | None:
@@ -39,7 +55,9 @@ def _check_remote(task: HubTask) -> None:
 
     source, offline = f"data set {task.dataset}", "use source: file, or a local folder as task.dataset"
     try:
-        HfApi(endpoint=constants.ENDPOINT).dataset_info(task.dataset, revision=task.revision, timeout=HUB_TIMEOUT)
+        HfApi(endpoint=constants.ENDPOINT).dataset_info(
+            task.dataset, revision=task.revision, timeout=HUB_TIMEOUT_SECONDS
+        )
     except errors.RevisionNotFoundError as error:
         fix = "correct task.revision"
         raise UserError(f"{source} has no such revision", where="task.revision", got=task.revision, fix=fix) from error
@@ -66,7 +84,8 @@ def _check_remote(task: HubTask) -> None:
             f"{source} cannot be reached: {error}",
             where="task.dataset",
             got=task.dataset,
-            expected=f"an answer of {constants.ENDPOINT} within {HUB_TIMEOUT:g} s, or the data set in the local cache",
+            expected=f"an answer of {constants.ENDPOINT} within {HUB_TIMEOUT_SECONDS:g} s, "
+            "or the data set in the local cache",
             fix=f"check the network; without one, {offline}",
         ) from error
 
@@ -75,24 +94,6 @@ def _cached(dataset: str) -> bool:
     import datasets
 
     return (Path(datasets.config.HF_DATASETS_CACHE) / dataset.replace("/", "___")).is_dir()
-
-
-def read_hub(task: HubTask, base_dir: Path, split: str, where: str, notes: list[str]) -> Iterator[Batch]:
-    """The rows of one split, in order; class labels are read as their names."""
-    from datasets import ClassLabel
-
-    table = _load(task, base_dir, where, split)
-    check_columns(table.column_names, task.columns, f"split {split}")
-    labels = {name: feature for name, feature in table.features.items() if isinstance(feature, ClassLabel)}
-
-    def batches() -> Iterator[Batch]:
-        for part in table.with_format("arrow").iter(BATCH):
-            batch = _plain(part)
-            for name, feature in labels.items():
-                batch[name] = [None if value is None else feature.names[value] for value in batch[name]]
-            yield batch
-
-    return normalised(batches(), task.columns, f"split {split}", notes)
 
 
 def _load(task: HubTask, base_dir: Path, where: str, split: str, streaming: bool = False) -> Any:
@@ -106,10 +107,10 @@ def _load(task: HubTask, base_dir: Path, where: str, split: str, streaming: bool
         revision = task.revision if folder is None else None
         source = task.dataset if folder is None else str(folder.resolve())
         return datasets.load_dataset(source, name=task.subset, split=split, revision=revision, streaming=streaming)
-    except Exception as error:  # of many kinds: unknown split or configuration, unreadable files, no network
+    except Exception as error:  # an unknown split or configuration, unreadable files, no network, and others
         raise UserError(
             f"data set {task.dataset} cannot be loaded: {error}",
             where=where,
             got=split,
-            fix="correct task.split or task.subset, or put the data set's files right",
+            fix="correct task.split or task.subset, or correct the data set's files",
         ) from error

@@ -1,4 +1,4 @@
-"""How a task's values become text: answers as a person would write them, metadata as JSON that comes back unchanged."""
+"""Batches of rows, and their values as text: answers as a person writes them, metadata as JSON without any loss."""
 
 from __future__ import annotations
 
@@ -7,6 +7,12 @@ import json
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any
+
+BATCH = 1000
+"""Number of rows that are read or generated at a time."""
+
+Batch = dict[str, list[Any]]
+"""column -> its values in consecutive rows."""
 
 _TEXTUAL: dict[str, tuple[type, Any, Any]] = {
     "$fraction": (Fraction, str, Fraction),
@@ -17,7 +23,7 @@ _TEXTUAL: dict[str, tuple[type, Any, Any]] = {
     "$date": (datetime.date, datetime.date.isoformat, datetime.date.fromisoformat),
     "$time": (datetime.time, datetime.time.isoformat, datetime.time.fromisoformat),
 }
-"""tag -> (type, to text, from text); datetime stands before date, of which it is a subclass."""
+"""tag -> (type, to text, from text); datetime precedes date, of which it is a subclass."""
 
 _COLLECTIONS: dict[str, Any] = {"$tuple": tuple, "$set": set, "$frozenset": frozenset}
 
@@ -25,7 +31,7 @@ _COLLECTIONS: dict[str, Any] = {"$tuple": tuple, "$set": set, "$frozenset": froz
 def as_text(value: Any) -> str:
     """A question or an answer as text: ``372`` for 372 and for a table's 372.0, ``true`` for True.
 
-    Raises: TypeError for a list, a mapping or any other value that has no one spelling.
+    Raises: TypeError for a list, a mapping, or any other value without a unique spelling.
 
     >>> as_text(372.0), as_text(0.5), as_text(False), as_text(" 7 ")
     ('372', '0.5', 'false', ' 7 ')
@@ -34,7 +40,7 @@ def as_text(value: Any) -> str:
         return str(value)
     if isinstance(value, bool):
         return str(value).lower()
-    if isinstance(value, float):  # a column of integers that lacks one is stored as floats
+    if isinstance(value, float):  # a column of integers with a missing value is stored as floats
         return str(int(value)) if value.is_integer() and abs(value) < 2**53 else repr(float(value))
     if isinstance(value, int | Fraction | Decimal):
         return str(value)
@@ -42,7 +48,7 @@ def as_text(value: Any) -> str:
 
 
 def encode(metadata: dict[str, Any]) -> str:
-    """Metadata as JSON. What JSON lacks is tagged: tuples, sets, keys that are no text, fractions, dates ...
+    """Metadata as JSON. Types that JSON lacks are tagged: tuples, sets, keys other than text, fractions, dates ...
 
     numpy scalars and arrays become Python numbers and lists.
 
@@ -96,11 +102,3 @@ def _untagged(found: dict[str, Any]) -> Any:
     if tag in _TEXTUAL:
         return _TEXTUAL[tag][2](inner)
     return found
-
-
-BATCH = 1000
-"""Rows that are read or generated at a time."""
-
-
-Batch = dict[str, list[Any]]
-"""column -> its values in a run of rows."""

@@ -1,4 +1,4 @@
-"""Which prompt comes next: in the stream's order, or only those that are not solved yet."""
+"""Decides which prompts come next: all of them in the order of a stream, or only those that are not solved yet."""
 
 from __future__ import annotations
 
@@ -14,8 +14,39 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
+class PromptStream:
+    """The order of the training prompts in a stage: a new permutation for each epoch, without replacement.
+
+    The prompt at a place is a pure function of (seed, stage, place), so a resumed stage needs only its place.
+    """
+
+    def __init__(self, dataset: Dataset, seed: int, stage_label: str):
+        self.dataset, self.seed, self.stage_label = dataset, seed, stage_label
+        self._epoch: tuple[int, Any] = (-1, None)
+
+    def at(self, begin: int, size: int) -> list[Prompt]:
+        """``size`` prompts from the place ``begin`` (from 0) on, across the ends of epochs."""
+        count = len(self.dataset)
+        positions = (divmod(begin + offset, count) for offset in range(size))
+        return self.rows([self.permutation(epoch)[place] for epoch, place in positions])
+
+    def rows(self, indices: Iterable[int]) -> list[Prompt]:
+        """The prompts in these rows of the data set."""
+        return read_prompts(self.dataset, indices)
+
+    def permutation(self, epoch: int) -> Any:
+        """Row numbers in the order of this epoch. The raw bits are used because their stream will never change."""
+        import numpy
+
+        if self._epoch[0] != epoch:
+            digest = hashlib.sha256(f"{self.seed}\0{self.stage_label}\0{epoch}".encode()).digest()
+            bits = numpy.random.Philox(key=int.from_bytes(digest[:16], "big")).random_raw(len(self.dataset))
+            self._epoch = (epoch, numpy.argsort(bits, kind="stable"))
+        return self._epoch[1]
+
+
 class Schedule:
-    """Every prompt once an epoch, each epoch in another order."""
+    """Visits every prompt once per epoch, in another order each time."""
 
     def __init__(self, stream: PromptStream):
         self.stream, self.place = stream, 0
@@ -26,28 +57,29 @@ class Schedule:
         return self.stream.at(self.place - size, size)
 
     def met(self, rollouts: Rollouts) -> None:
-        """What came of prompts that were taken."""
+        """Take note of the scored completions of prompts that were taken."""
 
     @property
     def metrics(self) -> dict[str, float]:
-        """How far it is."""
+        """Progress metrics of the current epoch."""
         return {}
 
     def state(self) -> State:
-        """What :meth:`restore` goes on from."""
+        """The state that :meth:`restore` takes."""
         return {"place": self.place}
 
     def restore(self, state: State) -> None:
-        """Go on from :meth:`state`."""
+        """Continue from a state."""
         self.place = state["place"]
 
 
 class HistoryResampling(Schedule):
-    """An epoch visits the prompts that were not solved in the one before: those with a wrong completion.
+    """Visits in each epoch only prompts that were not solved before.
 
-    A prompt whose completions were all correct leaves for good; one with mixed or only wrong ones stays, for the policy
-    may come to it yet. Prompts are known by their ids, so that data that grow or change places keep their history.
-    Edge: once every prompt has left, all come back. A completion that could not be scored decides nothing.
+    A prompt is solved, and no longer visited, when all its completions are correct. A prompt with some or only wrong
+    completions is visited again, because the policy may still learn to solve it. Prompts are identified by their ids,
+    so the history stays valid when rows are added or moved. Completions that could not be scored are ignored.
+    Edge: once every prompt is solved, all are visited again.
     Source: SRPO (arXiv 2504.14286), history resampling.
     """
 
@@ -55,9 +87,9 @@ class HistoryResampling(Schedule):
         super().__init__(stream)
         self.epoch = 0
         self.left: set[str] = set()
-        """Ids that this epoch does without."""
+        """Ids of prompts that were solved before this epoch."""
         self.solved: set[str] = set()
-        """Ids that the next one does without as well."""
+        """Ids of prompts that were solved in this epoch."""
         self._ids: list[str] = list(stream.dataset["id"])
         self._order = self._of_epoch()
 
@@ -97,7 +129,7 @@ class HistoryResampling(Schedule):
         self._order = self._of_epoch()
 
     def _of_epoch(self) -> list[int]:
-        """Rows in this epoch's order, without those of prompts that have left."""
+        """Rows in the order of this epoch, without prompts that were solved before it."""
         return [row for row in self.stream.permutation(self.epoch).tolist() if self._ids[row] not in self.left]
 
 
@@ -106,34 +138,3 @@ def read_prompts(dataset: Dataset, indices: Iterable[int]) -> list[Prompt]:
     rows = dataset[[int(i) for i in indices]]
     columns = (rows[name] for name in COLUMNS)
     return [Prompt(i, q, a, decode(metadata), d) for i, q, a, metadata, d in zip(*columns, strict=True)]
-
-
-class PromptStream:
-    """The order in which a stage meets the training prompts: each epoch a new permutation, without replacement.
-
-    What stands at a place is a pure function of (seed, stage, place), so that a resumed stage needs only its place.
-    """
-
-    def __init__(self, dataset: Dataset, seed: int, stage_label: str):
-        self.dataset, self.seed, self.stage_label = dataset, seed, stage_label
-        self._epoch: tuple[int, Any] = (-1, None)
-
-    def at(self, begin: int, size: int) -> list[Prompt]:
-        """The prompts from a place (from 0) on. Edge: where an epoch ends, the next one follows."""
-        count = len(self.dataset)
-        positions = (divmod(begin + offset, count) for offset in range(size))
-        return self.rows([self.permutation(epoch)[place] for epoch, place in positions])
-
-    def rows(self, indices: Iterable[int]) -> list[Prompt]:
-        """The prompts of these rows of the data set."""
-        return read_prompts(self.dataset, indices)
-
-    def permutation(self, epoch: int) -> Any:
-        """Row numbers in the order of this epoch; the raw generator is used because its stream is fixed for ever."""
-        import numpy
-
-        if self._epoch[0] != epoch:
-            digest = hashlib.sha256(f"{self.seed}\0{self.stage_label}\0{epoch}".encode()).digest()
-            bits = numpy.random.Philox(key=int.from_bytes(digest[:16], "big")).random_raw(len(self.dataset))
-            self._epoch = (epoch, numpy.argsort(bits, kind="stable"))
-        return self._epoch[1]

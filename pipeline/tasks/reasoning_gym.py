@@ -1,4 +1,4 @@
-"""Prompts from reasoning_gym: its generators, the checks they leave out, and worked solutions for its arithmetic."""
+"""Prompts from reasoning_gym: its generators, checks of their problems, and worked solutions for its arithmetic."""
 
 from __future__ import annotations
 
@@ -23,44 +23,74 @@ from gradus.pipeline.tasks.metadata import BATCH, Batch, as_text, encode
 HASH_ORDERED = frozenset(
     {"isomorphic_strings", "knight_swap", "polynomial_multiplication", "ransom_note", "word_ladder"}
 )
-"""Generators whose problems depend on the order of Python's sets, which differs from process to process."""
-
-
+"""Generators whose problems depend on the order of Python's sets, which differs between processes."""
 PICTURES = ("matplotlib.animation", "matplotlib.collections", "matplotlib.pyplot", "mpl_toolkits.mplot3d")
-"""What cellpylib imports to draw, and a third of the time that importing reasoning_gym takes; nothing here draws."""
+"""What cellpylib imports to draw figures: unused here, and a third of the time of importing reasoning_gym."""
 
 
-@contextlib.contextmanager
-def _without_pictures() -> Iterator[None]:
-    """Let cellpylib be imported without matplotlib, unless that is there already."""
-    if "matplotlib" in sys.modules or "reasoning_gym" in sys.modules:
-        yield
+def check_gym(task: ReasoningGymTask) -> None:
+    """Check the data set's name and options, and that its generator works with them. Raises: UserError."""
+    samples = 100 if solvable(task.dataset) else 5
+    dataset = gym_dataset(task.dataset, task.params, samples, task.seed)
+    if task.demonstrations == "solver" and not solvable(task.dataset):
+        raise UserError(
+            f"the solver cannot solve {task.dataset}",
+            where="task.demonstrations",
+            got="solver",
+            expected=f"a data set it can solve: {', '.join(sorted(SOLVABLE))}",
+            fix="set task.demonstrations to none, or bring worked solutions in a file",
+        )
+    if task.demonstrations == "column":
+        raise UserError(
+            "reasoning_gym has no column of demonstrations",
+            where="task.demonstrations",
+            got="column",
+            expected="none or solver",
+            fix="set task.demonstrations to solver (arithmetic only) or none",
+        )
+    failures: list[Exception] = []
+    with _generating(task.seed):
+        for index in range(samples):
+            try:
+                _row(dataset[index], task)
+            except Exception as error:
+                failures.append(error)
+            else:
+                if not solvable(task.dataset):
+                    return  # answers cannot be verified, so one is enough: some generators are slow
+    _refuse_broken(task, samples, failures)
+
+
+def read_gym(task: ReasoningGymTask, notes: list[str]) -> Iterator[Batch]:
+    """The generated problems: ``size`` for training and those to hold out. Unusable ones are left out and noted."""
+    parts = [part["name"] for part in task.params["datasets"]] if task.dataset == "composite" else [task.dataset]
+    if HASH_ORDERED.isdisjoint(parts):
+        yield from _generate(task, notes)
         return
-    stand_ins = {name: types.ModuleType(name) for name in (*PICTURES, "matplotlib", "mpl_toolkits")}
-    for name in PICTURES:
-        parent, _, child = name.rpartition(".")
-        setattr(stand_ins[parent], child, stand_ins[name])
-    stand_ins["mpl_toolkits.mplot3d"].__dict__["Axes3D"] = None
-    sys.modules.update(stand_ins)
-    try:
-        yield
-    finally:
-        for name in stand_ins:
-            sys.modules.pop(name, None)
-
-
-def _stand_in_for_pycosat() -> None:
-    """Let reasoning_gym be imported without pycosat, which comes as C source only and serves one data set."""
-    if importlib.util.find_spec("pycosat") is not None:
-        return
-
-    def itersolve(*_: Any) -> None:
-        raise RuntimeError("zebra_puzzles needs pycosat: install a C compiler, then `pip install pycosat`")
-
-    module = types.ModuleType("pycosat")
-    module.__dict__["itersolve"] = itersolve
-    module.__spec__ = importlib.machinery.ModuleSpec("pycosat", None)
-    sys.modules["pycosat"] = module
+    # Only a new interpreter can fix the order of sets.
+    environment = {**os.environ, "PYTHONHASHSEED": "0", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [
+        sys.executable,
+        "-P",
+        "-c",
+        "from gradus.pipeline.tasks.reasoning_gym import _generate_to_stdout as run; run()",
+    ]
+    with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdin is not None and child.stdout is not None
+        try:
+            child.stdin.write(task.model_dump_json())
+            child.stdin.close()
+            for line in child.stdout:
+                message = json.loads(line)
+                if "error" in message:
+                    raise UserError(**message["error"])
+                if "notes" in message:
+                    notes.extend(message["notes"])
+                    return
+                yield message
+            raise RuntimeError(f"the process that generates {task.dataset} ended early")
+        finally:
+            child.kill()
 
 
 def gym_dataset(name: str, params: dict[str, Any], size: int = 1, seed: int = 0) -> Any:
@@ -90,7 +120,7 @@ def gym_dataset(name: str, params: dict[str, Any], size: int = 1, seed: int = 0)
         options["datasets"] = _parts(params.get("datasets"))
     try:
         return dataset_class(config_class(**options, size=size, seed=seed))
-    except Exception as error:  # reasoning_gym asserts; a value of the wrong type fails in whatever way it fails
+    except Exception as error:  # reasoning_gym asserts; a value of the wrong type may raise anything
         raise UserError(
             f"{name} refuses its options: {error or type(error).__name__}",
             where="task.params",
@@ -98,92 +128,6 @@ def gym_dataset(name: str, params: dict[str, Any], size: int = 1, seed: int = 0)
             expected=f"values that fit; the options of {name} are {', '.join(known)}",
             fix="correct the options, or leave out those whose defaults will do",
         ) from error
-
-
-def _parts(specs: Any) -> list[Any]:
-    """The parts of a composite data set, each checked as if it were a task of its own."""
-    from reasoning_gym.composite import DatasetSpec
-
-    where, keys = "task.params.datasets", {"name", "weight", "config"}
-    if not isinstance(specs, list) or not all(isinstance(s, dict) and "name" in s and s.keys() <= keys for s in specs):
-        raise UserError(
-            "a composite needs its parts",
-            where=where,
-            got=specs,
-            expected="a list of mappings with name, weight and config",
-            fix="list the data sets to mix",
-        )
-    for spec in specs:
-        try:
-            gym_dataset(spec["name"], spec.get("config", {}))
-        except UserError as error:
-            raise UserError(error.what, where=where, got=spec, expected=error.expected, fix=error.fix) from error
-    return [DatasetSpec(spec["name"], spec.get("weight", 1.0), spec.get("config", {})) for spec in specs]
-
-
-def check_gym(task: ReasoningGymTask) -> None:
-    """Raises UserError for a name or options that do not exist, or a generator that does not work with them."""
-    samples = 100 if solvable(task.dataset) else 5
-    dataset = gym_dataset(task.dataset, task.params, samples, task.seed)
-    if task.demonstrations == "solver" and not solvable(task.dataset):
-        raise UserError(
-            f"the solver cannot solve {task.dataset}",
-            where="task.demonstrations",
-            got="solver",
-            expected=f"a data set it can solve: {', '.join(sorted(SOLVABLE))}",
-            fix="set task.demonstrations to none, or bring worked solutions in a file",
-        )
-    if task.demonstrations == "column":
-        raise UserError(
-            "reasoning_gym has no column of demonstrations",
-            where="task.demonstrations",
-            got="column",
-            expected="none or solver",
-            fix="set task.demonstrations to solver (arithmetic only) or none",
-        )
-    failures: list[Exception] = []
-    with _generating(task.seed):
-        for index in range(samples):
-            try:
-                _row(dataset[index], task)
-            except Exception as error:
-                failures.append(error)
-            else:
-                if not solvable(task.dataset):
-                    return  # one is enough where nothing can be verified, and some generators are slow
-    _refuse_broken(task, samples, failures)
-
-
-def read_gym(task: ReasoningGymTask, notes: list[str]) -> Iterator[Batch]:
-    """The generated problems, ``size`` for training and those to hold out; unusable ones are left out and noted."""
-    parts = [part["name"] for part in task.params["datasets"]] if task.dataset == "composite" else [task.dataset]
-    if HASH_ORDERED.isdisjoint(parts):
-        yield from _generate(task, notes)
-        return
-    # Only a new interpreter can fix the order of sets.
-    environment = {**os.environ, "PYTHONHASHSEED": "0", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    command = [
-        sys.executable,
-        "-P",
-        "-c",
-        "from gradus.pipeline.tasks.reasoning_gym import _generate_to_stdout as run; run()",
-    ]
-    with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
-        assert child.stdin is not None and child.stdout is not None
-        try:
-            child.stdin.write(task.model_dump_json())
-            child.stdin.close()
-            for line in child.stdout:
-                said = json.loads(line)
-                if "error" in said:
-                    raise UserError(**said["error"])
-                if "notes" in said:
-                    notes.extend(said["notes"])
-                    return
-                yield said
-            raise RuntimeError(f"the process that generates {task.dataset} ended early")
-        finally:
-            child.kill()
 
 
 def _generate_to_stdout() -> None:
@@ -225,10 +169,10 @@ def _generate(task: ReasoningGymTask, notes: list[str]) -> Iterator[Batch]:
 
 
 def _row(entry: dict[str, Any], task: ReasoningGymTask) -> dict[str, Any]:
-    """A generated entry as a row. Raises ValueError where its answer is not what the arithmetic gives.
+    """A generated entry as a row. Raises: ValueError where its answer is not the value of its expression.
 
-    That happens: without brackets reasoning_gym's basic_arithmetic computes another expression than it prints, and
-    with them it drops the remainder of some divisions. Such a problem would punish the right answer.
+    That does happen: without brackets, reasoning_gym's basic_arithmetic computes another expression than it prints, and
+    with brackets it drops the remainder of some divisions. Such a problem would penalise the correct answer.
     """
     demonstration = None
     if solvable(task.dataset):
@@ -260,7 +204,7 @@ def _refuse_broken(task: ReasoningGymTask, total: int, failures: list[Exception]
 
 @contextlib.contextmanager
 def _generating(seed: int) -> Iterator[None]:
-    """Some generators print, and some draw from the global random state: neither may show outside, nor vary."""
+    """Seed the global random state and discard what is printed: some generators use the one, and some do the other."""
     import numpy
 
     states = random.getstate(), numpy.random.get_state()
@@ -272,3 +216,57 @@ def _generating(seed: int) -> Iterator[None]:
     finally:
         random.setstate(states[0])
         numpy.random.set_state(states[1])
+
+
+def _parts(specs: Any) -> list[Any]:
+    """The parts of a composite data set, each checked like a task."""
+    from reasoning_gym.composite import DatasetSpec
+
+    where, keys = "task.params.datasets", {"name", "weight", "config"}
+    if not isinstance(specs, list) or not all(isinstance(s, dict) and "name" in s and s.keys() <= keys for s in specs):
+        raise UserError(
+            "a composite needs its parts",
+            where=where,
+            got=specs,
+            expected="a list of mappings with name, weight and config",
+            fix="list the data sets to mix",
+        )
+    for spec in specs:
+        try:
+            gym_dataset(spec["name"], spec.get("config", {}))
+        except UserError as error:
+            raise UserError(error.what, where=where, got=spec, expected=error.expected, fix=error.fix) from error
+    return [DatasetSpec(spec["name"], spec.get("weight", 1.0), spec.get("config", {})) for spec in specs]
+
+
+@contextlib.contextmanager
+def _without_pictures() -> Iterator[None]:
+    """Replace matplotlib by stand-ins while cellpylib is imported, unless matplotlib has been imported already."""
+    if "matplotlib" in sys.modules or "reasoning_gym" in sys.modules:
+        yield
+        return
+    stand_ins = {name: types.ModuleType(name) for name in (*PICTURES, "matplotlib", "mpl_toolkits")}
+    for name in PICTURES:
+        parent, _, child = name.rpartition(".")
+        setattr(stand_ins[parent], child, stand_ins[name])
+    stand_ins["mpl_toolkits.mplot3d"].__dict__["Axes3D"] = None
+    sys.modules.update(stand_ins)
+    try:
+        yield
+    finally:
+        for name in stand_ins:
+            sys.modules.pop(name, None)
+
+
+def _stand_in_for_pycosat() -> None:
+    """Make reasoning_gym importable without pycosat, which exists as C source only and serves a single data set."""
+    if importlib.util.find_spec("pycosat") is not None:
+        return
+
+    def itersolve(*_: Any) -> None:
+        raise RuntimeError("zebra_puzzles needs pycosat: install a C compiler, then `pip install pycosat`")
+
+    module = types.ModuleType("pycosat")
+    module.__dict__["itersolve"] = itersolve
+    module.__spec__ = importlib.machinery.ModuleSpec("pycosat", None)
+    sys.modules["pycosat"] = module

@@ -1,7 +1,7 @@
-"""From batches of rows to disjoint splits: ids, duplicates, what is held out and what may therefore not be trained on.
+"""From batches of rows to disjoint splits: ids, duplicates, held-out prompts, and prompts excluded from training.
 
-Tables here are Arrow tables with the columns of ``SCHEMA``. ``key`` hashes the question with case and whitespace
-folded: it decides what is held out, and rows that share it never stand on two sides of a split.
+Tables here are Arrow tables with the columns of ``COLUMNS`` and ``key``, a hash of the question with case and
+whitespace folded. The key decides which prompts are held out, and rows with the same key are never in two splits.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ if TYPE_CHECKING:
     import pyarrow
 
 COLUMNS = ("id", "question", "answer", "metadata", "demonstration")
-"""What a split holds, all of it text; only the demonstration may be null."""
+"""The columns of a split, all of them text; only the demonstration may be null."""
 
 
 def folded(question: str) -> str:
-    """A question without the differences that do not make it another question: case and whitespace."""
+    """A question without differences in case and whitespace, which do not make it another question."""
     return " ".join(question.split()).casefold()
 
 
 def prompt_id(question: str, answer: str) -> str:
-    """A prompt's stable name: 16 hexadecimal digits of the hash of what it asks and what is right."""
+    """A prompt's stable id: 16 hexadecimal digits of the hash of its question and answer."""
     return hashlib.sha256(f"{question}\0{answer}".encode()).hexdigest()[:16]
 
 
 def distinct(batches: Iterable[Batch], notes: list[str]) -> pyarrow.Table:
-    """All rows as one table, each question once: the first row that asks it stays."""
+    """All rows as one table with each question once; the first row with a question is kept."""
     import pyarrow
 
     schema = pyarrow.schema([*((name, pyarrow.string()) for name in COLUMNS), ("key", pyarrow.uint64())])
@@ -64,8 +64,8 @@ def split(
 ) -> dict[str, pyarrow.Table]:
     """The splits: ``heldout`` rows of ``held`` (of ``pool``, where that is None), ``validation`` rows and the rest.
 
-    Held out are the rows with the lowest keys. Training keeps its order, and loses every prompt whose question occurs
-    in validation or anywhere in ``held``.
+    The rows with the lowest keys are held out. Training keeps its order, without any prompt whose question occurs in
+    validation or anywhere in ``held``.
     Raises: UserError where there are too few rows.
     """
     import numpy
@@ -106,7 +106,7 @@ def _require(found: int, needed: int, purpose: str) -> None:
 
 
 def _assert_disjoint(splits: dict[str, pyarrow.Table]) -> None:
-    """The promise that nothing held out is trained on, checked on the questions themselves rather than their hashes."""
+    """Check that no held-out prompt is trained on, by the questions themselves rather than their hashes."""
     seen: dict[str, str] = {}
     for name, table in splits.items():
         for question in {folded(question) for question in table["question"].to_pylist()}:

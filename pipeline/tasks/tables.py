@@ -1,7 +1,7 @@
-"""Prompts from files and from the Hugging Face Hub: what can be checked cheaply, and reading in batches of columns.
+"""Prompts from JSONL, JSON, Parquet and CSV files: cheap checks, and reading in batches of columns.
 
-A table never stands in memory as Python objects as a whole. datasets, pyarrow and huggingface_hub are imported where
-they are used: together they take more than a second.
+A table is never held in memory as Python objects as a whole. pyarrow is imported where it is used, because importing it
+is slow.
 """
 
 from __future__ import annotations
@@ -18,68 +18,14 @@ from gradus.pipeline.config.task import Columns
 from gradus.pipeline.tasks.metadata import BATCH, Batch, as_text, encode
 
 FORMATS = (".jsonl", ".json", ".parquet", ".csv")
-"""Endings of the files that can be read."""
-
-
-def check_columns(present: Iterable[str], columns: Columns, source: str) -> None:
-    """Raises UserError where a named column is missing."""
-    names = list(present)
-    for role, name in columns.model_dump().items():
-        if name is not None and name not in names:
-            raise UserError(
-                f"{source} has no column {name!r}",
-                where=f"task.columns.{role}",
-                got=name,
-                expected=f"one of its columns: {', '.join(names)}",
-                fix=f"set task.columns.{role} to the column that holds it",
-            )
-
-
-def normalised(batches: Iterable[Batch], columns: Columns, source: str, notes: list[str]) -> Iterator[Batch]:
-    """Batches of a table as question, answer, metadata (JSON of all other columns) and demonstration.
-
-    Rows without a question or an answer are left out and noted.
-    Raises: UserError where such a value is neither text nor number.
-    """
-    named = {role: name for role, name in columns.model_dump().items() if name is not None}
-    seen = dropped = 0
-    for batch in batches:
-        size = len(next(iter(batch.values())))
-        for name in named.values():
-            batch.setdefault(name, [None] * size)
-        texts = {role: _texts(batch[name], role, name, source, seen) for role, name in named.items()}
-        kept = [i for i in range(size) if texts["question"][i] and texts["answer"][i]]
-        seen, dropped = seen + size, dropped + size - len(kept)
-        others = [(name, values) for name, values in batch.items() if name not in named.values()]
-        yield {
-            "question": [texts["question"][i] for i in kept],
-            "answer": [texts["answer"][i] for i in kept],
-            "metadata": [encode({name: values[i] for name, values in others}) for i in kept],
-            "demonstration": [texts["demonstration"][i] or None if "demonstration" in texts else None for i in kept],
-        }
-    if dropped:
-        notes.append(f"{dropped} of {seen} rows of {source} left out: no question or no answer")
-
-
-def _texts(values: list[Any], role: str, name: str, source: str, offset: int) -> list[str]:
-    texts = []
-    for row, value in enumerate(values, start=offset + 1):
-        try:
-            text = "" if value is None else as_text(value)
-        except TypeError as error:
-            raise UserError(
-                f"{source}, row {row}: column {name!r} holds no text",
-                where=f"task.columns.{role}",
-                got=repr(value)[:80],
-                expected="text or a number",
-                fix=f"set task.columns.{role} to a column of texts",
-            ) from error
-        texts.append(text if text.strip() else "")
-    return texts
+"""Suffixes of the files that can be read."""
 
 
 def check_file(path: Path, columns: Columns, rows: int, where: str) -> None:
-    """Whether the file can be read, has the columns and holds at least ``rows`` rows; reads no more than that needs."""
+    """Check that the file can be read and has the columns and at least ``rows`` rows; reads no more than needed.
+
+    Raises: UserError.
+    """
     if not path.is_file():
         siblings = [p.name for p in path.parent.iterdir() if p.suffix in FORMATS] if path.parent.is_dir() else []
         raise UserError(
@@ -102,7 +48,7 @@ def check_file(path: Path, columns: Columns, rows: int, where: str) -> None:
             where=where,
             got=path.name,
             expected=", ".join(FORMATS),
-            fix="convert the file, or give it the ending that says what it is",
+            fix="convert the file, or give it the suffix of its format",
         )
     if found == 0 or found < rows:
         raise UserError(
@@ -118,21 +64,78 @@ def check_file(path: Path, columns: Columns, rows: int, where: str) -> None:
 def read_file(path: Path, columns: Columns, where: str, notes: list[str]) -> Iterator[Batch]:
     """The rows of a file, in order."""
     if path.suffix.lower() == ".parquet":
-        batches: Iterator[Batch] = (_plain(batch) for batch in _parquet(path, where).iter_batches(BATCH))
+        batches: Iterator[Batch] = (without_binary(batch) for batch in _parquet(path, where).iter_batches(BATCH))
     else:
         rows = _rows(path, where)
         batches = map(_pivot, iter(lambda: list(itertools.islice(rows, BATCH)), []))
     return normalised(batches, columns, path.name, notes)
 
 
+def check_columns(present: Iterable[str], columns: Columns, source: str) -> None:
+    """Check that all configured columns exist. Raises: UserError."""
+    names = list(present)
+    for role, name in columns.model_dump().items():
+        if name is not None and name not in names:
+            raise UserError(
+                f"{source} has no column {name!r}",
+                where=f"task.columns.{role}",
+                got=name,
+                expected=f"one of its columns: {', '.join(names)}",
+                fix=f"set task.columns.{role} to the column that holds it",
+            )
+
+
+def normalised(batches: Iterable[Batch], columns: Columns, source: str, notes: list[str]) -> Iterator[Batch]:
+    """Batches with the columns question, answer, metadata (JSON of all other columns) and demonstration.
+
+    Rows without a question or an answer are left out, and ``notes`` gets their number.
+    Raises: UserError where a value is neither text nor a number.
+    """
+    named = {role: name for role, name in columns.model_dump().items() if name is not None}
+    seen = dropped = 0
+    for batch in batches:
+        size = len(next(iter(batch.values())))
+        for name in named.values():
+            batch.setdefault(name, [None] * size)
+        texts = {role: _texts(batch[name], role, name, source, seen) for role, name in named.items()}
+        kept = [i for i in range(size) if texts["question"][i] and texts["answer"][i]]
+        seen, dropped = seen + size, dropped + size - len(kept)
+        others = [(name, values) for name, values in batch.items() if name not in named.values()]
+        yield {
+            "question": [texts["question"][i] for i in kept],
+            "answer": [texts["answer"][i] for i in kept],
+            "metadata": [encode({name: values[i] for name, values in others}) for i in kept],
+            "demonstration": [texts["demonstration"][i] or None if "demonstration" in texts else None for i in kept],
+        }
+    if dropped:
+        notes.append(f"{dropped} of {seen} rows of {source} left out: no question or no answer")
+
+
+def without_binary(batch: Any) -> Batch:
+    """An Arrow batch as Python values, without images, sounds and other binary columns, which no reward can use."""
+    return batch.select([f.name for f in batch.schema if "binary" not in str(f.type)]).to_pydict()
+
+
+def _texts(values: list[Any], role: str, name: str, source: str, offset: int) -> list[str]:
+    texts = []
+    for row, value in enumerate(values, start=offset + 1):
+        try:
+            text = "" if value is None else as_text(value)
+        except TypeError as error:
+            raise UserError(
+                f"{source}, row {row}: column {name!r} holds no text",
+                where=f"task.columns.{role}",
+                got=repr(value)[:80],
+                expected="text or a number",
+                fix=f"set task.columns.{role} to a column of texts",
+            ) from error
+        texts.append(text if text.strip() else "")
+    return texts
+
+
 def _pivot(rows: list[dict[str, Any]]) -> Batch:
     names = dict.fromkeys(key for row in rows for key in row)
     return {name: [row.get(name) for row in rows] for name in names}
-
-
-def _plain(batch: Any) -> Batch:
-    """An Arrow batch as Python values, without images, sounds and other binary columns: no metadata for a reward."""
-    return batch.select([f.name for f in batch.schema if "binary" not in str(f.type)]).to_pydict()
 
 
 def _parquet(path: Path, where: str) -> Any:
@@ -142,7 +145,7 @@ def _parquet(path: Path, where: str) -> Any:
     try:
         return pyarrow.parquet.ParquetFile(path)
     except (pyarrow.ArrowException, OSError) as error:
-        fix = "write the file anew"
+        fix = "write the file again"
         raise UserError(f"{path.name} is no Parquet file: {error}", where=where, got=str(path), fix=fix) from error
 
 
@@ -177,5 +180,5 @@ def _rows(path: Path, where: str, parse: bool = True) -> Iterator[dict[str, Any]
             f"{path.name} cannot be read{f', line {line}' if line else ''}: {error}",
             where=where,
             got=str(path),
-            fix="put the file right; text is expected in UTF-8",
+            fix="correct the file; text is expected in UTF-8",
         ) from error

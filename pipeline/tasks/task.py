@@ -1,11 +1,11 @@
-"""The task: where prompts, answers and demonstrations come from, and which of them training may never see.
+"""A task's data on disk: checked before a run, made once, and loaded.
 
-``check_task`` looks at what can be known in a second, ``build_task`` makes the task's folder, ``load_task`` reads it:
-train, validation and heldout as Parquet with the columns id, question, answer, metadata (JSON) and demonstration, and
-``data.json``, written last, with hashes, sizes and what was left out.
+``check_task`` finds in a second what is wrong with a configuration, ``build_task`` makes the task's folder, and
+``load_task`` reads it. The folder contains train, validation and heldout as Parquet with the columns id, question,
+answer, metadata (JSON) and demonstration, and ``data.json``, written last, with hashes, sizes and notes.
 
-Which prompts are held out depends on what the questions say, not on where they stand: the lowest hashes are. So
-appended rows change the held-out set only by those that belong into it.
+The prompts whose questions have the lowest hashes are held out, wherever they are in the source. So rows that are
+appended to the source change the held-out set only by those among them that are held out.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ if TYPE_CHECKING:
     AnyTask = ReasoningGymTask | FileTask | HubTask
 
 FORMAT = 1
-"""Version of the folder's layout; another one is built anew."""
+"""Version of the folder's layout; a folder of another version is made again."""
 SPLITS = ("train", "validation", "heldout")
 """Names of the splits, and of their Parquet files."""
 
 
 @dataclass(frozen=True)
 class TaskData:
-    """A task's prompts, split once and for all."""
+    """A task's prompts and their splits, which never change during a run."""
 
     train: Dataset
     """Prompts to train on."""
     validation: Dataset
-    """Prompts that choose a stage's best checkpoint; may be empty."""
+    """Prompts on which a stage's best checkpoint is selected; may be empty."""
     heldout: Dataset
     """Prompts that accuracy is reported on."""
     hashes: dict[str, str]
@@ -54,9 +54,9 @@ class TaskData:
     sizes: dict[str, int]
     """split -> number of rows."""
     notes: list[str]
-    """What a user should know: duplicates, rows left out, leaks that were removed."""
+    """Lines for the user: duplicates, rows that were left out, leaks that were removed."""
     source: str
-    """Where the prompts come from, in words."""
+    """A description of the prompts' source."""
     has_demonstrations: bool
     """Whether every training prompt has a demonstration."""
 
@@ -65,18 +65,8 @@ class TaskData:
         return read_prompts(split, indices)
 
 
-def texts(data: TaskData) -> Iterator[str]:
-    """Questions and demonstrations of the training split, for training a tokenizer."""
-    columns: Any = data.train.select_columns(["question", "demonstration"])
-    for batch in columns.iter(BATCH):
-        for question, demonstration in zip(batch["question"], batch["demonstration"], strict=True):
-            yield question
-            if demonstration is not None:
-                yield demonstration
-
-
 def check_task(task: AnyTask, base_dir: Path) -> None:
-    """Everything that can be known about a task before any compute; relative paths start at ``base_dir``.
+    """Check a task as far as possible before any compute is spent; relative paths start at ``base_dir``.
 
     Raises: UserError.
     """
@@ -109,10 +99,9 @@ def check_task(task: AnyTask, base_dir: Path) -> None:
 
 
 def build_task(task: AnyTask, base_dir: Path, folder: Path) -> TaskData:
-    """Reads or generates the prompts, splits them and writes them to ``folder``; reuses what is there already.
+    """Read or generate the prompts, split them, and write them to ``folder``; returns the loaded task.
 
-    A folder made from the same configuration is taken as it is, even if the source has changed since: a run keeps its
-    data.
+    A folder made from the same configuration is reused, even if the source has changed since: a run keeps its data.
     Raises: UserError where too few prompts are left, or the source cannot be read.
     """
     make_task(task, base_dir, folder)
@@ -120,7 +109,7 @@ def build_task(task: AnyTask, base_dir: Path, folder: Path) -> TaskData:
 
 
 def make_task(task: AnyTask, base_dir: Path, folder: Path) -> None:
-    """As :func:`build_task`, for whoever only wants the folder: nothing is loaded."""
+    """Like :func:`build_task`, but the folder is not loaded."""
     record = _record(folder)
     if record is not None and record["config"] == task.model_dump(mode="json"):
         return
@@ -142,62 +131,6 @@ def make_task(task: AnyTask, base_dir: Path, folder: Path) -> None:
             )
         splits["train"] = shown
     _write(folder, splits, task, notes)
-
-
-def _read(task: AnyTask, base_dir: Path, notes: list[str]) -> tuple[Iterator[Batch], Iterator[Batch] | None]:
-    """The rows to split, and the rows of a held-out source of its own where there is one."""
-    if isinstance(task, ReasoningGymTask):
-        return read_gym(task, notes), None
-    if isinstance(task, FileTask):
-        main = read_file(base_dir / Path(task.path).expanduser(), task.columns, "task.path", notes)
-        if task.heldout_path is None:
-            return main, None
-        path = base_dir / Path(task.heldout_path).expanduser()
-        return main, read_file(path, task.columns, "task.heldout_path", notes)
-    main = read_hub(task, base_dir, task.split, "task.split", notes)
-    if task.heldout_split is None:
-        return main, None
-    return main, read_hub(task, base_dir, task.heldout_split, "task.heldout_split", notes)
-
-
-def _describe(task: AnyTask) -> str:
-    if isinstance(task, ReasoningGymTask):
-        return f"reasoning_gym {version('reasoning_gym')}: {task.dataset}, seed {task.seed}"
-    if isinstance(task, FileTask):
-        return f"file {task.path}"
-    return f"data set {task.dataset}, split {task.split}" + (f", revision {task.revision}" if task.revision else "")
-
-
-def _write(folder: Path, splits: dict[str, pyarrow.Table], task: AnyTask, notes: list[str]) -> None:
-    """The folder, whole or not at all."""
-    import pyarrow.parquet
-
-    with folder_in_the_making(folder) as making:
-        for name, table in splits.items():
-            pyarrow.parquet.write_table(table, making / f"{name}.parquet")
-        record = {
-            "format": FORMAT,
-            "source": _describe(task),
-            "config": task.model_dump(mode="json"),
-            "hashes": {name: content_hash(table) for name, table in splits.items()},
-            "sizes": {name: table.num_rows for name, table in splits.items()},
-            "has_demonstrations": task.demonstrations != "none",
-            "notes": notes,
-            "files": {f"{name}.parquet": sha256(making / f"{name}.parquet") for name in splits},
-        }
-        write_json(making / "data.json", record)
-
-
-def _record(folder: Path) -> dict[str, Any] | None:
-    """data.json where it and the files it names are intact, else None."""
-    try:
-        record = read_json(folder / "data.json")
-        intact = record["format"] == FORMAT and all(
-            sha256(folder / name) == digest for name, digest in record["files"].items()
-        )
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return record if intact else None
 
 
 def load_task(folder: Path) -> TaskData:
@@ -225,3 +158,69 @@ def all_prompts(task: TaskData, split: str) -> list[Prompt]:
     """Every prompt of a split."""
     dataset = getattr(task, split)
     return task.prompts(dataset, range(len(dataset)))
+
+
+def texts(data: TaskData) -> Iterator[str]:
+    """Questions and demonstrations of the training split, for training a tokenizer."""
+    columns: Any = data.train.select_columns(["question", "demonstration"])
+    for batch in columns.iter(BATCH):
+        for question, demonstration in zip(batch["question"], batch["demonstration"], strict=True):
+            yield question
+            if demonstration is not None:
+                yield demonstration
+
+
+def _read(task: AnyTask, base_dir: Path, notes: list[str]) -> tuple[Iterator[Batch], Iterator[Batch] | None]:
+    """The rows to split, and the rows of a separate held-out source where there is one."""
+    if isinstance(task, ReasoningGymTask):
+        return read_gym(task, notes), None
+    if isinstance(task, FileTask):
+        main = read_file(base_dir / Path(task.path).expanduser(), task.columns, "task.path", notes)
+        if task.heldout_path is None:
+            return main, None
+        path = base_dir / Path(task.heldout_path).expanduser()
+        return main, read_file(path, task.columns, "task.heldout_path", notes)
+    main = read_hub(task, base_dir, task.split, "task.split", notes)
+    if task.heldout_split is None:
+        return main, None
+    return main, read_hub(task, base_dir, task.heldout_split, "task.heldout_split", notes)
+
+
+def _write(folder: Path, splits: dict[str, pyarrow.Table], task: AnyTask, notes: list[str]) -> None:
+    """Write the folder, completely or not at all."""
+    import pyarrow.parquet
+
+    with folder_in_the_making(folder) as making:
+        for name, table in splits.items():
+            pyarrow.parquet.write_table(table, making / f"{name}.parquet")
+        record = {
+            "format": FORMAT,
+            "source": _describe(task),
+            "config": task.model_dump(mode="json"),
+            "hashes": {name: content_hash(table) for name, table in splits.items()},
+            "sizes": {name: table.num_rows for name, table in splits.items()},
+            "has_demonstrations": task.demonstrations != "none",
+            "notes": notes,
+            "files": {f"{name}.parquet": sha256(making / f"{name}.parquet") for name in splits},
+        }
+        write_json(making / "data.json", record)
+
+
+def _describe(task: AnyTask) -> str:
+    if isinstance(task, ReasoningGymTask):
+        return f"reasoning_gym {version('reasoning_gym')}: {task.dataset}, seed {task.seed}"
+    if isinstance(task, FileTask):
+        return f"file {task.path}"
+    return f"data set {task.dataset}, split {task.split}" + (f", revision {task.revision}" if task.revision else "")
+
+
+def _record(folder: Path) -> dict[str, Any] | None:
+    """The content of data.json, if it and the files that it lists are intact; else None."""
+    try:
+        record = read_json(folder / "data.json")
+        intact = record["format"] == FORMAT and all(
+            sha256(folder / name) == digest for name, digest in record["files"].items()
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return record if intact else None
