@@ -1,9 +1,9 @@
-"""A collapse, provoked by a learning rate far too high, with the guard and without it.
+"""A collapse, provoked by a learning rate that is far too high, with the guard and without it.
 
     python -m benchmarks.collapse [--lr 1e-3] [--folder runs/collapse]
 
-Takes the quickstart through its SFT stage once, then forks it twice into a DAPO stage with that rate: as it is, and
-with ``guard: {}``. Prints what each hands over and draws both validation curves, the guard's event marked.
+The quickstart's SFT stage is run once. Two forks then run a DAPO stage with that rate: one without a guard, and one
+with ``guard: {}``. Prints what each fork hands over, and draws both validation curves with the guard's event.
 """
 
 from __future__ import annotations

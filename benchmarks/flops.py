@@ -1,8 +1,9 @@
-"""The least work that a case can be done with: every token that matters once, no padding, a group's prompt once.
+"""The least work of a case: every necessary token once, without padding, and the prompt of a group once.
 
-Matrix products only: 2 operations a weight and token forward, 4 more backward. Of a completion's tokens the last needs
-no forward pass while sampling, nor does it in training; the head is needed where a token is drawn or judged. Attention,
-2 products of the query's width with all it sees, is counted apart. Groups of equal rewards need no training at all.
+Only matrix products count: 2 operations per weight and token forward, and 4 more backward. The last token of a
+completion needs no forward pass, neither in sampling nor in training; the head is needed where a token is drawn or
+trained. Attention, 2 products of each query with all that it attends to, is counted separately. Groups with equal
+rewards need no training.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""What every benchmark needs: the machine and versions, processes that take turns, and tables in Markdown.
+"""What all benchmarks share: the machine and versions, processes that take turns, and tables in Markdown.
 
-Seconds are the CPU seconds of the whole process unless they are called wall seconds: with one thread, the time the
-work takes on a core of its own, whatever else the machine is doing. Even so a busy neighbour slows caches and memory,
-which is why the systems under comparison take turns, A B A B, and why ratios are taken turn by turn.
+Seconds are CPU seconds of the whole process unless they are called wall seconds. With one thread this is the time that
+the work takes on its own core, whatever else the machine is doing. A busy machine still slows caches and memory, so
+the systems that are compared take turns, A B A B, and ratios are computed turn by turn.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 
 
 def processor() -> str:
-    """The processor's name, where the system tells it."""
+    """The processor's name, where the system reports it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
@@ -79,7 +79,7 @@ class Clock:
         self.totals[name] = self.totals.get(name, 0.0) + amount
 
     def take(self) -> dict[str, float]:
-        """Everything added up so far; begins anew."""
+        """The sum so far, which is then reset."""
         taken, self.totals = self.totals, {}
         return taken
 

@@ -1,11 +1,11 @@
-"""What the Prefect flow costs: whole launches with and without it, on stages that do nothing.
+"""The cost of the Prefect flow: whole launches with and without it, on stages that do nothing.
 
     python benchmarks/orchestration.py [--repeat 5]
 
-Every launch is a process of its own that imports torch and runs four stages, as `gradus run` does; its wall time, from
-start to exit, is compared with the same launch under `--engine none`. Three kinds of launch use the flow: `first` (no
-server, no database: once a machine), `cold` (no server) and `warm` (the server is up). All of it happens in a
-temporary folder; the server that is started is stopped.
+Every launch is a separate process that imports torch and runs four stages, as `gradus run` does. Its wall time, from
+start to exit, is compared with that of the same launch under `--engine none`. Three kinds of launch use the flow:
+`first` (no server and no database, as once on each machine), `cold` (no server) and `warm` (the server is running).
+Everything happens in a temporary folder, and the server is stopped at the end.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
-"""What a second core is worth: the quickstart, shortened, on one core and in several ways on two.
+"""The speed-up by a second core: the quickstart, shortened, on one core and in several ways on two.
 
     python benchmarks/overlap.py [--seeds 0 1 2] [--share 0.25] [--arms ...]
 
-Every run is one `gradus run quickstart --engine none` in a process of its own, pinned to its cores. Arms take turns,
-so that a machine that slows down slows all of them. `--share 1` runs the whole quickstart, which is what its accuracies
-are worth comparing at. SFT is given a fixed number of steps, so that all arms train alike.
+Every run is one `gradus run quickstart --engine none` in a separate process, pinned to its cores. Arms take turns, so
+that a machine that slows down slows all of them. `--share 1` runs the whole quickstart; accuracies can be compared only
+then. SFT has a fixed number of steps, so that all arms train alike.
 
 The arms differ in the options of PyTorch's threads inside one operation (`policy.threads`) and of sampling one step
-ahead (`async`) in every stage that samples. Evaluation is shared by two threads wherever there are two cores for it.
+ahead (`async`) in every stage that samples. Evaluation uses two threads wherever it has two cores.
 """
 
 from __future__ import annotations
@@ -39,8 +39,13 @@ ARMS = {
     "async, 2 threads": {"cores": 2, "threads": 2, "async": 1},
 }
 PARTS = ("time/sample", "time/wait", "time/reward", "time/sample_reference", "time/update", "time/step")
-"""Seconds of a step; with async, sampling and scoring go on in the background and the step waits for what is left."""
-LAUNCH = "import os, sys; os.sched_setaffinity(0, map(int, sys.argv.pop(1).split(','))); from gradus.flows.cli import app; app()"
+"""Seconds of a step; with async, sampling and scoring run in the background, and the step waits for the rest."""
+LAUNCH = """\
+import os, sys
+os.sched_setaffinity(0, map(int, sys.argv.pop(1).split(",")))
+from gradus.flows.cli.app import main
+main()
+"""
 
 
 def launch(arm: dict[str, int], seed: int, share: float, folder: Path) -> dict[str, Any]:

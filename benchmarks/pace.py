@@ -2,8 +2,9 @@
 
     python -m benchmarks.pace [--runs 3] [--cases "small fixed" ...]
 
-The workloads of `benchmarks/workload.py` whose completions all run to the limit, and a model of 28 M parameters.
-Seconds are CPU seconds. The rates are those of `gradus.pipeline.estimates.hardware`, measured on products alone.
+It uses the workloads of `benchmarks/workload.py` whose completions all run to the limit, and a model of 28 M
+parameters. Seconds are CPU seconds. The rates are those of `gradus.pipeline.estimates.hardware`, measured on matrix
+products alone.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""What the quickstart learns, how long it trains and how much memory it takes, seed by seed.
+"""The accuracy, the time and the memory of the quickstart, seed by seed.
 
     python benchmarks/quickstart.py [--config quickstart] [--seeds 0 1 2] [--runs runs]
 
-Each seed is one `gradus run` in a process of its own, with all its helpers. Memory is the largest sum of proportional
-set sizes (what pages cost, shared ones divided) of the trainer, its child processes and the Prefect server, sampled
-every second. "checkpoints" is the share of the stages' time that went into writing them. Prints a table in Markdown.
+Each seed is one `gradus run` in a separate process. Memory is the largest sum of the proportional set sizes (in which
+a shared page counts in parts) of the trainer, its child processes and the Prefect server, sampled every second.
+"checkpoints" is the share of the stages' time spent on writing checkpoints. Prints a table in Markdown.
 """
 
 from __future__ import annotations

@@ -1,17 +1,17 @@
-"""How close gradus comes to what the machine can do.
+"""The speed of gradus relative to the limits of the machine.
 
     python -m benchmarks.roofline [--quick] [--cases 'small variable' ...] [--runs 5] [--json FILE]
 
-First the limits, one thread, fp32: matrix products of several shapes, and the memory's bandwidth. Then whole steps, in
-the same process, each turn next to a measurement of the fastest shape, against the least work the case can be done
-with (`benchmarks/flops.py`):
+First the limits are measured, with one thread in fp32: matrix products of several shapes, and the memory bandwidth.
+Then whole steps run in the same process, each beside a measurement of the fastest shape, and are compared with the
+least work of the case (`benchmarks/flops.py`):
 
-* "of the peak": linear layers and head alone, at the fastest product's speed;
-* "with attention": its products counted too;
-* "of the limit": and the memory's share, for models that do not fit the last cache: decoding steps that must read
-  weights and cache for longer than they compute, and the optimizer's pass over its state.
+* "of the peak": linear layers and head alone, at the speed of the fastest product;
+* "with attention": the products of attention are counted too;
+* "of the limit": memory is counted too, for models that do not fit the last cache: decoding steps that read weights and
+  cache for longer than they compute, and the optimizer's pass over its state.
 
-Norms, activations, rotations, softmax, the draw, tokenising and decoding count as nothing, so 100 % cannot be reached.
+Norms, activations, rotations, softmax, drawing, tokenising and decoding are not counted, so 100 % cannot be reached.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def multiplied(left: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 
 def product(shape: Shape) -> float:
-    """Operations a second by whoever is fastest."""
+    """Operations per second of the fastest way."""
     return max(products(shape).values())
 
 
@@ -88,7 +88,7 @@ def bandwidth() -> float:
 
 
 def last_cache() -> int:
-    """Bytes of the processor's last cache; 0 where the system does not tell."""
+    """Bytes of the processor's last cache; 0 where the system does not report it."""
     sizes = [path.read_text().strip() for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")]
     units = {"K": 2**10, "M": 2**20}
     return max((int(size[:-1]) * units[size[-1]] for size in sizes if size and size[-1] in units), default=0)

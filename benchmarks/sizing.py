@@ -2,14 +2,14 @@
 
     python -m benchmarks.sizing [--runs 3] [--cases weights ...] [--json FILE]
 
-Each case is a real run (data, stage, evaluation, checkpoints) of a model with random weights in a process of its own.
-Before it, the process imports everything and does the same with a model of a few thousand parameters; what is then
-resident is the baseline. Measured is the largest resident set beyond that. Random models hardly ever draw the end of
-sequence, so completions run to the limit, as the model of the memory takes them to do.
+Each case is a real run (data, stage, evaluation, checkpoints) of a model with random weights, in a separate process.
+The process first imports everything and does the same with a model of a few thousand parameters; its resident set is
+then the baseline, and the largest resident set beyond it is the measurement. Random models hardly ever draw the end of
+sequence, so completions run to the limit, as the memory model assumes.
 
-It is measured twice: with a C library that gives back at once what is freed, which is what the work asks for, and as
-the product runs, which keeps it (:func:`gradus.pipeline.common.process.keep_freed_memory`): faster, and larger by what does not fit.
-Exits with 1 where a prediction of what the work asks for is off by more than a fifth.
+Each case is measured twice: with a C library that returns freed memory at once, which shows what the work asks for, and
+as gradus runs, keeping freed memory (:func:`gradus.pipeline.common.process.keep_freed_memory`), which is faster and
+takes more. Exits with 1 where a prediction of what the work asks for is wrong by more than a fifth.
 """
 
 from __future__ import annotations

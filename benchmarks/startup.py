@@ -1,12 +1,12 @@
-"""How long `gradus run quickstart` takes to its first optimisation step, and what it does until then.
+"""The time of `gradus run quickstart` until its first optimisation step, and what it does until then.
 
     python benchmarks/startup.py [--repeat 5]
 
-Every launch is a process of its own that runs the real command and ends itself where the first optimisation step would
-begin. `none` has no orchestrator, `cold` has to start the loopback Prefect server, `warm` finds it up. On a busy
-machine the wall time measures the others as well; the CPU seconds of the launching process, alone of its helpers, do
-not. All of it happens in a temporary folder; the server that is started is stopped. The commands that should answer
-at once are timed as well.
+Every launch is a separate process that runs the real command and ends where the first optimisation step would begin.
+`none` has no orchestrator, `cold` has to start the loopback Prefect server, and `warm` finds it running. On a busy
+machine the wall time depends on other processes too; the CPU seconds of the launching process, without its child
+processes, do not. Everything happens in a temporary folder, and the server is stopped at the end. The commands that
+should answer at once are timed as well.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
-"""Kills a staged run again and again and looks whether it matters.
+"""Kill a staged run again and again, and check that its result does not change.
 
     python benchmarks/torture.py [--kills 20] [--seed 0]
 
-A small pipeline of all five stages is run once undisturbed. Then the same is launched as a user would, and its trainer
-is sent SIGKILL at a random moment, from start-up to the last line; `gradus resume` goes on, and is killed in turn. A
-run that comes through is compared with the undisturbed one, and the next begins, until all kills are used. Checked:
+A small pipeline of all five stages runs once undisturbed. Then the same pipeline is launched as by a user, and its
+trainer gets SIGKILL at a random moment, from start-up to the last line; `gradus resume` continues, and is killed too.
+A run that completes is compared with the undisturbed one, and the next run starts, until all kills are used. Checked:
 
 * weights, optimizer states and curves are the same bytes, and no curve contradicts itself;
-* `gradus verify` finds every checkpoint whole, and `gradus plan` nothing left to do;
-* MLflow has one finished run a stage and every point of the journals exactly once; Prefect shows no run as running;
+* `gradus verify` finds no damage, and `gradus plan` finds nothing left to do;
+* MLflow has one finished run per stage and every point of the journals exactly once; Prefect shows no run as running;
 * no process is left but the one Prefect server, and no temporary file.
 
 Everything happens in a temporary folder; the server is stopped at the end. Exits with 1 where anything differs.
@@ -73,6 +73,12 @@ stages:
   - {stage: gfpo, steps: 30, prompts_per_step: 8, group_size: 4, ranking: [reward, shorter], updates_per_batch: 2}
   - {stage: srpo, steps: 30, prompts_per_step: 8, group_size: 4, refresh: 7, advantage: combined}
 """
+SERVER_STATUS = """\
+import json
+from gradus.flows.orchestrator.server import server_status
+print(json.dumps(server_status(), default=str))
+"""
+"""A program that prints the state of the Prefect server, in the environment that it runs in."""
 LONGEST_LIFE = 30.0
 """Seconds within which a life is ended."""
 
@@ -203,8 +209,9 @@ class Torture:
             ]
 
     def server(self) -> dict[str, Any]:
-        code = "import json; from gradus.flows.orchestrator.server import server_status; print(json.dumps(server_status(), default=str))"
-        asked = subprocess.run([sys.executable, "-c", code], env=self.environment, capture_output=True, text=True)
+        asked = subprocess.run(
+            [sys.executable, "-c", SERVER_STATUS], env=self.environment, capture_output=True, text=True
+        )
         return json.loads(asked.stdout)
 
     def processes(self) -> set[int]:

@@ -4,13 +4,13 @@
     python -m benchmarks.trl_arm runs/q --like dapo --seeds 0 1 2          # writes runs/q/external/trl-grpo-seed-N.json
     gradus compare quickstart --name q --external runs/q/external          # the same command, with one arm more
 
-``--like`` names the arm of the comparison that is copied: its stage's prompts in their order, prompts and completions
-a step, steps, learning rate with its warm-up, betas, gradient clipping and sampling, and when it is evaluated.
-Everything else is TRL's default, above all the algorithm: `loss_type="dapo"`, `scale_rewards="group"`, clip 0.2, beta
-0 in TRL 1.16 (``--set KEY=VALUE`` changes any option of `GRPOConfig`). Not its defaults, because they change the cost
-alone: no bf16, no gradient checkpointing, the whole batch in one pass. Accuracy is gradus's own evaluation, by the
-same code on the same prompts. Seconds include the evaluations of the learning curve, as an arm's do. A seed that is
-there is not repeated.
+``--like`` names the arm of the comparison that is copied: the prompts of its stage in their order, prompts and
+completions per step, steps, learning rate with its warm-up, betas, gradient clipping, sampling, and the steps of its
+evaluations. Everything else is TRL's default, above all the algorithm: `loss_type="dapo"`, `scale_rewards="group"`,
+clip 0.2, beta 0 in TRL 1.16 (``--set KEY=VALUE`` changes any option of `GRPOConfig`). Three options differ from its
+defaults, because they change only the cost: no bf16, no gradient checkpointing, the whole batch in one pass. Accuracy
+is measured by gradus, with the same code on the same prompts. Seconds include the evaluations of the learning curve, as
+they do for an arm. A seed that has a result is not repeated.
 """
 
 from __future__ import annotations

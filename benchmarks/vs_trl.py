@@ -3,23 +3,23 @@
     pip install -e '.[bench]'
     python -m benchmarks.vs_trl [--quick] [--cases 'tiny variable' ...] [--runs 5] [--json FILE]
 
-Each case starts a process for either system, with equal weights, prompts, rewards, group size and completion lengths
-(`benchmarks/workload.py` says how lengths are made equal), one thread, fp32. They take turns, A B A B; while one works
-the other waits.
+Each case starts a process for each system, with equal weights, prompts, rewards, group size and completion lengths
+(`benchmarks/workload.py` explains how lengths are made equal), one thread, fp32. They take turns, A B A B; while one
+works the other waits.
 
-What is measured: CPU seconds a step, of them in the sampler (`model.generate` in TRL) and in the learner (TRL: from the
-scored batch to the end of the step; gradus: `Learner.update`), completion tokens a second of each, and the largest
-resident set of the process, with what it held before the first step beside it (TRL imports more).
+Measured are the CPU seconds of a step, in the sampler (`model.generate` in TRL) and in the learner (TRL: from the
+scored batch to the end of the step; gradus: `Learner.update`); the completion tokens per second of each; and the
+largest resident set of the process, beside the one before the first step (TRL imports more).
 
-How TRL is set up: `loss_type="grpo"`, `scale_rewards="none"`, `beta=0`, one update a batch, which together are what
-gradus calls `dapo` with `score: mean`; the whole batch in one pass (`--trl-rows` makes passes smaller, for less
-memory); no gradient checkpointing and no bf16 (its defaults, both slower here); no logging, saving or reporting. gradus
-has its defaults, without its journal.
+TRL is set up with `loss_type="grpo"`, `scale_rewards="none"`, `beta=0` and one update per batch, which together are
+`dapo` with `score: mean` in gradus. The whole batch is one pass (`--trl-rows` makes passes smaller, for less memory).
+There is no gradient checkpointing and no bf16 (its defaults, both slower here), and no logging, saving or reporting.
+gradus has its defaults, without its journal.
 
-Before the turns begin, both make one update from the same weights on the same completions, those that TRL sampled.
-Compared are the gradients (through Adam's first moment, after clipping) and the parameters. Adam's first update moves
-each parameter by about the learning rate whatever the size of its gradient, so where a gradient is smaller than fp32's
-rounding of its sum the two may move apart: "beyond 1 % of the step" counts those parameters.
+Before the turns, both systems make one update from the same weights on the same completions, which TRL has sampled. The
+gradients (through Adam's first moment, after clipping) and the parameters are compared. Adam's first update moves each
+parameter by about the learning rate, whatever the size of its gradient. So where a gradient is smaller than the
+rounding error of its sum in fp32, the two can differ: "beyond 1 % of the step" counts those parameters.
 """
 
 from __future__ import annotations

@@ -1,14 +1,15 @@
-"""The work that is measured: models with random weights, prompts, and how long every completion gets.
+"""The work that is measured: models with random weights, prompts, and the length of every completion.
 
-Lengths are set beforehand, for each step, prompt and completion, from a seed: ``fixed`` ones run to the limit;
-``variable`` ones end with probability 1/32 a token, so that their mean is about half the limit of 48. They are made
-true without touching a system under test: gradus draws its tokens by inverting the cumulative distribution at numbers
-that come from a :class:`DrawKey`, and :class:`Scheduled` hands it numbers that select the end-of-sequence token (id 0,
-the beginning of the distribution) exactly when it is due and never before; `generate` gets a logits processor that
-writes one column, to the same effect (:class:`EndOnSchedule`). So every system computes completions of the same
-lengths at the same step, and each one checks that.
+Lengths are set in advance from a seed, for each step, prompt and completion: ``fixed`` ones run to the limit;
+``variable`` ones end with probability 1/32 at each token, so that their mean is about half the limit of 48. The systems
+that are measured need no change for this. gradus draws its tokens by inverting the cumulative distribution at numbers
+from a :class:`DrawKey`; :class:`Scheduled` gives it numbers that select the end-of-sequence token (id 0, at the start
+of the distribution) exactly when it is due and never before. `generate` gets a logits processor that writes one
+column, to the same effect (:class:`EndOnSchedule`). So every system computes completions of the same lengths at the
+same step, and each of them checks this.
 
-Rewards are 0 or 1, alternating within a group; where half of the groups shall be uniform, every second one has only 0.
+Rewards are 0 or 1, alternating within a group. Where half of the groups are to be uniform, every second group has only
+rewards of 0.
 """
 
 from __future__ import annotations
