@@ -1,8 +1,8 @@
-"""A checkpoint: an ordinary Hugging Face folder plus one record, written last, that proves it whole.
+"""A checkpoint: an ordinary Hugging Face folder and a record with the hashes of its files, which is written last.
 
-Two operations use it and are never confused. *Hand-over*: the next stage takes the weights, the tokenizer and the
-template, whose hash is the checkpoint's ``content``; everything else starts fresh. *Resume*: the same stage goes on
-and also takes what lies in ``resume/``: optimizer, critic, reference policy, counters.
+A checkpoint is used in two ways. *Hand-over*: the next stage takes the weights, the tokenizer and the template, whose
+hash is the checkpoint's ``content``; everything else starts fresh. *Resume*: the same stage continues, and also takes
+the files in ``resume/``: optimizer, critic, reference policy, counters.
 """
 
 from __future__ import annotations
@@ -23,37 +23,39 @@ if TYPE_CHECKING:
     from gradus.pipeline.policy.policy import Policy
 
 RECORD_FILE = "gradus.json"
+"""The record of a checkpoint, in its folder."""
 CHECKPOINTS = "checkpoints"
-"""Folder of a stage's checkpoints, in the stage's folder."""
+"""The folder of a stage's checkpoints, in the stage's folder."""
 RESUME = "resume"
-"""Folder, in a checkpoint, of what only the same stage needs."""
+"""The folder in a checkpoint with the files that only a resume of the same stage needs."""
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Error numbers of a full disk, an exhausted quota and a size limit."""
 
 
 @dataclass(frozen=True)
 class CheckpointRecord:
-    """What a checkpoint says of itself."""
+    """The record of a checkpoint: where it comes from, and the hashes of its files."""
 
     stage: str
-    """Label of the stage that wrote it; ``start`` for the policy before any stage."""
+    """The label of the stage that wrote it; ``start`` for the policy before any stage."""
     step: int
     parent: str | None
-    """Content hash of the checkpoint it was trained from."""
+    """The content hash of the checkpoint that it was trained from."""
     fingerprint: str
     """Hash of the identity of the stage that produced it."""
     template: str
     """Hash of the prompt template; the next stage must see the same."""
     files: dict[str, str] = field(default_factory=dict)
-    """file -> sha256 of everything in the folder but this record."""
+    """file -> sha256, for every file in the folder except this record."""
 
     @property
     def content(self) -> str:
-        """One hash of everything that is handed over."""
+        """One hash of all files that are handed over."""
         return self._hash_of(name for name in self.files if not _only_for_resume(name))
 
     @property
     def state(self) -> str:
-        """One hash of the state that a resume needs, and that a stage may carry over from its parent."""
+        """One hash of the state that a resume needs, which the next stage can carry over."""
         return self._hash_of(filter(_only_for_resume, self.files))
 
     def _hash_of(self, names: Iterable[str]) -> str:
@@ -62,7 +64,7 @@ class CheckpointRecord:
 
     @property
     def resumable(self) -> bool:
-        """Whether the stage that wrote it can go on from it."""
+        """Whether the stage that wrote it can be resumed from it."""
         return any(map(_only_for_resume, self.files))
 
 
@@ -79,11 +81,12 @@ def save_checkpoint(
     fingerprint: str,
     write_state: Callable[[Path], None] | None = None,
 ) -> Path:
-    """Write the policy under a temporary name, hash it, write its record, flush, rename; returns ``folder``.
+    """Write the policy under a temporary name, hash it, write its record, flush, and rename; returns ``folder``.
 
-    ``write_state`` fills the folder that it is given with what a resume needs. An interruption at any point leaves
-    either the whole checkpoint or none.
-    Raises: StageFailed where the disk is full; OSError where it fails otherwise.
+    ``write_state`` writes what a resume needs into the folder that it gets. An interruption at any point leaves either
+    the complete checkpoint or none.
+
+    Raises: StageFailed where the disk is full; OSError where writing fails otherwise.
     """
     try:
         with folder_in_the_making(folder) as making:
@@ -95,7 +98,7 @@ def save_checkpoint(
             record = CheckpointRecord(stage, step, parent, fingerprint, policy.template.digest, files)
             fields = asdict(record)
             write_json(making / RECORD_FILE, fields | {"record": _digest(fields)})
-    except Exception as error:  # the libraries that write weights and tokenizers have errors of their own
+    except Exception as error:  # the libraries that write weights and tokenizers raise their own errors
         if not _no_room(error):
             raise
         raise StageFailed(
@@ -106,20 +109,17 @@ def save_checkpoint(
 
 
 def _no_room(error: Exception) -> bool:
-    """Whether a full disk, a quota or a size limit is behind an error of whatever library."""
+    """Whether an error, of any library, was caused by a full disk, a quota or a size limit."""
     return getattr(error, "errno", None) in NO_ROOM or any(f"os error {number}" in str(error) for number in NO_ROOM)
 
 
 def _digest(fields: dict[str, Any]) -> str:
-    """Hash of a record's fields, which it carries itself: nothing else would tell of a flipped bit in it."""
+    """The hash of a record's fields, which is in the record too and shows damage to the record itself."""
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def read_record(folder: Path) -> CheckpointRecord:
-    """The record of a checkpoint.
-
-    Raises: UserError where the folder is not a checkpoint.
-    """
+    """The record of a checkpoint. Raises: UserError where the folder has no undamaged one."""
     raw: Any = None
     try:
         raw = read_json(folder / RECORD_FILE) if folder.is_dir() else None
@@ -141,7 +141,7 @@ def read_record(folder: Path) -> CheckpointRecord:
 
 
 def content_of(folder: Path) -> str | None:
-    """The content of a checkpoint, as its record tells it; None where it has no whole record."""
+    """The content hash in the record of a checkpoint; None where there is no undamaged record."""
     try:
         return read_record(folder).content
     except UserError:
@@ -149,7 +149,7 @@ def content_of(folder: Path) -> str | None:
 
 
 def damaged_files(folder: Path, for_resume: bool = True) -> list[str]:
-    """Files of a checkpoint that are missing or differ from what its record says."""
+    """The files of a checkpoint that are missing or differ from its record."""
     return [
         name
         for name, digest in read_record(folder).files.items()
@@ -159,11 +159,9 @@ def damaged_files(folder: Path, for_resume: bool = True) -> list[str]:
 
 
 def verified_record(folder: Path, with_state: bool = False) -> CheckpointRecord:
-    """The record of a checkpoint of which everything that is handed over is as it was written.
+    """The record of a checkpoint, once the hashes of all files that are handed over have been checked.
 
-    ``with_state`` looks at what a resume needs as well.
-
-    Raises: UserError that names the damaged files.
+    ``with_state``: also check the files that a resume needs. Raises: UserError that names the damaged files.
     """
     damaged = damaged_files(folder, for_resume=with_state)
     if damaged:
@@ -178,35 +176,35 @@ def verified_record(folder: Path, with_state: bool = False) -> CheckpointRecord:
 
 
 def checkpoints_in(stage_dir: Path) -> list[tuple[int, Path]]:
-    """(step, folder) of a stage's checkpoints, newest first, whether they are whole or not."""
+    """(step, folder) of all checkpoints of a stage, newest first; they are not checked for damage."""
     named = [(step_of(path), path) for path in (stage_dir / CHECKPOINTS).glob("step-*")]
     return sorted(((step, path) for step, path in named if step is not None), reverse=True)
 
 
 def step_of(checkpoint: Path) -> int | None:
-    """The step that a stage's checkpoint is called after."""
+    """The step in the name of a stage's checkpoint; None where there is none."""
     step = checkpoint.name.removeprefix("step-")
     return int(step) if step.isdigit() else None
 
 
-def newest_whole(stage_dir: Path, parent: str, tell: Callable[[str], None]) -> Path | None:
-    """The newest checkpoint that the stage can go on from, every file as it was written; damaged ones are told of."""
+def newest_whole(stage_dir: Path, parent: str, report: Callable[[str], None]) -> Path | None:
+    """The newest undamaged checkpoint that the stage can resume from; ``report`` is called for each damaged one."""
     for step, path in checkpoints_in(stage_dir):
         try:
             record, damaged = read_record(path), ", ".join(damaged_files(path))
         except UserError as error:
             record, damaged = None, error.got or f"no {RECORD_FILE}"
         if damaged:
-            tell(f"the checkpoint of step {step} is damaged ({damaged}); the one before it is used")
+            report(f"the checkpoint of step {step} is damaged ({damaged}); the one before it is used")
         elif record is not None and record.parent == parent and record.resumable:
             return path
     return None
 
 
 def prune(stage_dir: Path, step: int, keep: int, also: set[int]) -> None:
-    """Remove checkpoints but the newest ``keep`` up to ``step`` and those of the steps in ``also``.
+    """Remove all checkpoints except the newest ``keep`` up to ``step`` and those of the steps in ``also``.
 
-    One beyond ``step`` was found damaged when the stage went on from an earlier one.
+    Checkpoints after ``step`` were found damaged when the stage was resumed from an earlier one.
     """
     older = [each for each, _ in checkpoints_in(stage_dir) if each <= step]
     kept = {f"step-{each:06d}" for each in {*older[:keep], *also}}
@@ -216,7 +214,7 @@ def prune(stage_dir: Path, step: int, keep: int, also: set[int]) -> None:
 
 
 def discard_from(stage_dir: Path, damaged: Path) -> None:
-    """Remove a damaged checkpoint and those that were made after it, newest first, so that they are made again."""
+    """Remove a damaged checkpoint and all later ones, newest first, so that they are made again."""
     for _, path in checkpoints_in(stage_dir):
         if path.name >= damaged.name:
             shutil.rmtree(path, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""What a run tells tracking about itself, as events of its journals."""
+"""The description of a run for tracking: names, tags, parameters and data sets, written to its journals."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gradus.pipeline.tracking.position import Position
 
 
 def open_parent_journal(run: RunFolder, policy: dict[str, Any]) -> None:
-    """The pipeline's own run in the tracking store begins, or goes on."""
+    """Start the run of the whole pipeline in the tracking store, or continue it."""
     journal, config = Journal(run.path / "journal.jsonl"), run.config
     order = " -> ".join(stage.label for stage in config.stages)
     params = flatten(config.model_dump(mode="json", exclude={"stages"}))
@@ -25,7 +25,7 @@ def open_parent_journal(run: RunFolder, policy: dict[str, Any]) -> None:
 
 
 def lineage_tags(run: RunFolder) -> dict[str, str]:
-    """What a fork came from and what it changed, as labels that the tracking pages can show in columns."""
+    """Tags with the origin of a fork and its changes, which the tracking pages can show in columns."""
     if (origin := run.origin) is None:
         return {}
     tags = {"gradus.forked_from": origin["run"], "gradus.forked_at": origin["stage"]}
@@ -36,7 +36,7 @@ def lineage_tags(run: RunFolder) -> dict[str, str]:
 
 
 def stage_lineage_tags(run: RunFolder, index: int) -> dict[str, str]:
-    """The labels that the run was given, and the same stage's run in the origin of a fork, for comparing the two."""
+    """The tags given to the run, and, in a fork, the tracked run of the same stage in its origin."""
     given = {key: value for key, value in run.record.get("tags", {}).items() if key.startswith("gradus.")}
     if run.origin is None:
         return given
@@ -46,7 +46,7 @@ def stage_lineage_tags(run: RunFolder, index: int) -> dict[str, str]:
 
 
 def journal_datasets(journal: Journal, run: RunFolder) -> None:
-    """The data set's splits, by content hash."""
+    """Record the splits of the data set, with their content hashes."""
     record = read_json(run.data_dir / "data.json")
     source = str(getattr(run.config.task, "dataset", None) or getattr(run.config.task, "path", ""))
     for split, context in (("train", "training"), ("heldout", "evaluation")):
@@ -54,12 +54,12 @@ def journal_datasets(journal: Journal, run: RunFolder) -> None:
 
 
 def description(run: RunFolder, summary: dict[str, Any] | None = None) -> str:
-    """The run's page in MLflow opens with this (Markdown): what a fork came from and, once known, what was learned."""
+    """The Markdown text at the top of the run's page in MLflow: the origin of a fork, and the results once known."""
     return "\n\n".join(filter(None, (_fork_text(run), _stages_table(summary) if summary else "")))
 
 
 def _fork_text(run: RunFolder) -> str:
-    """What the run was forked from and what it changed; nothing where it is no fork."""
+    """The origin of a fork and its changes; empty for other runs."""
     if (origin := run.origin) is None:
         return ""
     source, name = Position.read(run.path.parent / origin["run"] / "journal.jsonl"), f"`{origin['run']}`"
@@ -75,7 +75,7 @@ def _fork_text(run: RunFolder) -> str:
 
 def _stages_table(summary: dict[str, Any]) -> str:
     lines = ["| stage | steps | held-out accuracy before | after (95 % interval) | seconds |", "|---|---|---|---|---|"]
-    told = [
+    events = [
         f"- {stage['name']}, step {event['step']}, {event['action']}: {event['reason']}"
         for stage in summary["stages"]
         for event in stage["events"]
@@ -85,11 +85,11 @@ def _stages_table(summary: dict[str, Any]) -> str:
         after = f"{stage['accuracy_after']:.3f} ({low:.3f} to {high:.3f})"
         cells = (stage["name"], stage["steps"], f"{stage['accuracy_before']:.3f}", after, f"{stage['seconds']:.0f}")
         lines.append(f"| {' | '.join(map(str, cells))} |")
-    return "\n".join([*lines, *([""] if told else []), *told])
+    return "\n".join([*lines, *([""] if events else []), *events])
 
 
 def flatten(value: Any, path: str = "") -> dict[str, Any]:
-    """Nested options as dotted keys, the way tracking lists parameters.
+    """Nested options under dotted keys, as tracking lists parameters.
 
     >>> flatten({"a": {"b": 1}, "c": [2, 3]})
     {'a.b': 1, 'c': '[2, 3]'}

@@ -1,7 +1,7 @@
-"""A fork: a new run that shares, by reference, what another one has done before a stage, and goes its own way from it.
+"""A fork: a new run that shares, by reference, all that another run has done before a stage, and continues differently.
 
-Nothing is copied but records: the fork's folder points at its origin's data and checkpoints. A fork of a fork points at
-the run that owns what is shared. See :class:`gradus.pipeline.runs.run_folder.RunFolder` for how these records are read.
+Only records are copied: the fork's folder refers to the data and checkpoints of its origin. A fork of a fork refers to
+the run that owns what is shared. :class:`gradus.pipeline.runs.run_records.RunRecords` reads these records.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from gradus.pipeline.tracking.position import read_run_ids
 
 
 def shareable_until(run: RunFolder) -> int:
-    """The last stage, counted from 0, that a fork could begin with; -1 where there is nothing to share yet."""
+    """The index of the last stage that a fork could start with; -1 where there is nothing to share yet."""
     if run.start() is None:
         return -1
     open_stages = (index for index, each in enumerate(plan(run, run.config)) if each.action != "reuse")
@@ -32,7 +32,7 @@ def shareable_until(run: RunFolder) -> int:
 
 
 def check_shareable(origin: RunFolder, index: int) -> None:
-    """Everything before stage ``index`` is done. Raises: UserError."""
+    """Check that everything before stage ``index`` is done. Raises: UserError."""
     labels, last = [stage.label for stage in origin.config.stages], shareable_until(origin)
     if index > last:
         missing = f"the stage `{labels[last]}` has no result yet" if last >= 0 else "its data and policy are not ready"
@@ -41,12 +41,12 @@ def check_shareable(origin: RunFolder, index: int) -> None:
             where=f"--from {labels[index]}",
             got=missing,
             expected=" or ".join(f"--from {label}" for label in labels[: last + 1]),
-            fix=f"`gradus resume {origin.name}` goes on with it",
+            fix=f"`gradus resume {origin.name}` continues it",
         )
 
 
 def check_parent(origin: RunFolder, index: int, config: PipelineConfig) -> None:
-    """What stage ``index`` starts from is whole, with the state that it carries over. Raises: UserError."""
+    """Check that the parent of stage ``index`` is undamaged, with the state that it carries over. Raises: UserError."""
     parent = Path(_parent(origin, index)["checkpoint"])
     if damaged := damage(parent, for_resume=bool(config.stages[index].carry)):
         raise UserError(
@@ -60,7 +60,7 @@ def check_parent(origin: RunFolder, index: int, config: PipelineConfig) -> None:
 def check_changes(origin: RunFolder, index: int, config: PipelineConfig) -> list[str]:
     """How a fork's configuration differs from its origin's, one ``key: old -> new`` a line.
 
-    Raises: UserError where that touches what the fork shares: the policy, the task or a stage before ``index``.
+    Raises: UserError where a change concerns what the fork shares: the policy, the task or a stage before ``index``.
     """
     old, new = identity(origin.config), identity(config)
     labels, known = [stage.label for stage in config.stages], [stage.label for stage in origin.config.stages]
@@ -95,9 +95,9 @@ def _refuse(origin: RunFolder, label: str, changes: list[str], earlier: str = ""
 
 
 def fork(origin: RunFolder, index: int, config: PipelineConfig, folder: Path) -> RunFolder:
-    """Make the run ``folder`` from ``origin``, whole or not at all; the folder is new, or reserved and empty.
+    """Make the run ``folder`` from ``origin``, completely or not at all; the folder is new, or reserved and empty.
 
-    The checks above have been made.
+    The caller has made the checks above.
     """
     folder = folder.absolute()
     try:
@@ -116,7 +116,7 @@ def fork(origin: RunFolder, index: int, config: PipelineConfig, folder: Path) ->
 
 
 def _record(origin: RunFolder, index: int, config: PipelineConfig, folder: Path) -> dict[str, Any]:
-    """The fork's run.json: where it comes from, and where its data are."""
+    """The content of the fork's run.json: its origin, and the path of its data."""
     lineage = {
         "run": origin.name,
         "stage": config.stages[index].label,
@@ -129,24 +129,24 @@ def _record(origin: RunFolder, index: int, config: PipelineConfig, folder: Path)
 
 
 def _parent(run: RunFolder, index: int) -> dict[str, Any]:
-    """The record of what stage ``index`` starts from."""
+    """The success record of the parent of stage ``index``."""
     return (run.result(index - 1) if index else run.start()) or {}
 
 
 def _shared(made: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """A success record whose checkpoint stays where it is, as seen from ``folder``."""
+    """A success record with the path of its checkpoint relative to ``folder``."""
     return made | {"checkpoint": os.path.relpath(made["checkpoint"], folder)}
 
 
 def _shared_result(origin: RunFolder, index: int, folder: Path) -> dict[str, Any]:
-    """A stage's success record for a fork; of a stage that is shared already, the owner stays the same."""
+    """A stage's success record for a fork; a stage that the origin shares itself keeps its owner."""
     result = origin.result(index) or {}
     tracked = read_run_ids(origin.path).get(origin.stage_dir(index).name)
     return {"shared": origin.name, "mlflow_run_id": tracked, **_shared(result, folder)}
 
 
 def forks_in(runs_dir: Path) -> dict[str, list[dict[str, str]]]:
-    """Run -> ``{"run": name, "stage": label}`` of those that were forked from it, by name."""
+    """run -> ``{"run": name, "stage": label}`` of each of its forks, by name."""
     found: dict[str, list[dict[str, str]]] = {}
     for file in sorted(runs_dir.glob(f"[!.]*/{RUN_FILE}")):
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):

@@ -67,7 +67,7 @@ class RunFolder(RunRecords):
                     where=str(folder / CONFIG_FILE),
                     got="\n            ".join(changed),
                     expected="the configuration the run was started with",
-                    fix=f"`gradus resume {name}` goes on with the old configuration; `gradus fork {name} --from STAGE "
+                    fix=f"`gradus resume {name}` keeps the old configuration; `gradus fork {name} --from STAGE "
                     "--set KEY=VALUE` makes a new run that shares what is done before STAGE; or choose another --name",
                 )
             if run.holder() is None:
