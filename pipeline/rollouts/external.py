@@ -22,7 +22,7 @@ from gradus.pipeline.common.errors import StageFailed
 from gradus.pipeline.common.ranks import ALONE, Ranks
 from gradus.pipeline.config import SamplingConfig
 from gradus.pipeline.config.compute import RolloutConfig
-from gradus.pipeline.policy.forward.logprobs import batch_reading
+from gradus.pipeline.policy.forward.logprobs import batch_logprobs_and_entropies
 from gradus.pipeline.policy.forward.padded import completion_states
 from gradus.pipeline.policy.policy import Policy
 from gradus.pipeline.rollouts.builtin import DrawKey
@@ -108,7 +108,9 @@ class EngineSampler(Sampler):
         Raises: StageFailed where they differ by more than the tolerance.
         """
         began, theirs = time.perf_counter(), rollouts.rollout_logprobs_PKT
-        ours, entropy = batch_reading(policy, rollouts, temperature, self.token_budget, autocast=self.autocast)
+        ours, entropy = batch_logprobs_and_entropies(
+            policy, rollouts, temperature, self.token_budget, autocast=self.autocast
+        )
         difference = float((ours - theirs)[rollouts.mask_PKT].abs().mean())
         self.metrics["time/read"] = time.perf_counter() - began
         if not difference <= self.config.tolerance:

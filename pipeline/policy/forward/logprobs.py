@@ -11,7 +11,7 @@ from gradus.pipeline.common.ranks import ALONE, Ranks
 from gradus.pipeline.policy.forward import lm_head
 from gradus.pipeline.policy.forward.packing import can_pack, computing, hidden_states
 from gradus.pipeline.policy.forward.padded import completion_logits
-from gradus.pipeline.policy.forward.rows import Rows
+from gradus.pipeline.policy.forward.rows import CompletionRows
 from gradus.pipeline.policy.policy import Policy
 from gradus.pipeline.types import Rollouts
 
@@ -28,11 +28,11 @@ def batch_logprobs(
 
     Shapes: -> float32 [P, K, T] on the CPU, 0 outside the mask. Units: nats.
     """
-    return batch_reading(policy, rollouts, temperature, token_budget, ranks, entropies=False)[0]
+    return batch_logprobs_and_entropies(policy, rollouts, temperature, token_budget, ranks, entropies=False)[0]
 
 
 @torch.no_grad()
-def batch_reading(
+def batch_logprobs_and_entropies(
     policy: Policy,
     rollouts: Rollouts,
     temperature: float,
@@ -45,7 +45,7 @@ def batch_reading(
 
     Shapes: -> float32 [2, P, K, T] on the CPU, 0 outside the mask; [1, P, K, T] without entropies. Units: nats.
     """
-    rows = Rows.of(rollouts)
+    rows = CompletionRows.of(rollouts)
     result_NRT = torch.zeros(1 + entropies, *rows.tokens_RT.shape)
     mine = rows.share([*range(len(rows.prompts))], ranks.rank, ranks.size)
     if can_pack(policy):

@@ -14,7 +14,7 @@ from torch import Tensor
 from gradus.pipeline.config import StageConfig
 from gradus.pipeline.policy.forward.packing import can_pack, computing, hidden_states
 from gradus.pipeline.policy.forward.padded import completion_states
-from gradus.pipeline.policy.forward.rows import Rows
+from gradus.pipeline.policy.forward.rows import CompletionRows
 from gradus.pipeline.policy.policy import Policy, copied
 from gradus.pipeline.stage import Critic
 from gradus.pipeline.training.learner.optimizer_state import optimizer_state, restore_optimizer
@@ -123,7 +123,7 @@ class TokenCritic:
             with torch.no_grad():
                 self.head.bias.fill_(float(rollouts.rewards_PK.mean()))
             self.fresh = False
-        rows = Rows.of(rollouts)
+        rows = CompletionRows.of(rollouts)
         values_RT = torch.zeros(rows.tokens_RT.shape)
         with torch.no_grad():
             for batch, values in self._values(rows):
@@ -138,7 +138,7 @@ class TokenCritic:
         Shapes: ``old_PKT`` [P, K, T], what :meth:`predict` gave for the batch.
         """
         assert rollouts.rewards_PK is not None
-        rows, old_RT = Rows.of(rollouts), old_PKT.flatten(0, 1)
+        rows, old_RT = CompletionRows.of(rollouts), old_PKT.flatten(0, 1)
         returns_RT = rollouts.rewards_PK.flatten()[:, None].expand_as(old_RT)
         tokens, mask_RT = int(rows.mask_RT.sum()), rows.mask_RT
         loss = 0.0
@@ -155,7 +155,7 @@ class TokenCritic:
         explained = explained_variance(old_RT[mask_RT], returns_RT[mask_RT])
         return {"critic/loss": loss, "critic/explained_variance": explained}
 
-    def _values(self, rows: Rows) -> Iterator[tuple[list[int], Tensor]]:
+    def _values(self, rows: CompletionRows) -> Iterator[tuple[list[int], Tensor]]:
         """Rows in micro-batches, with the value before each of their tokens, row by row; within the pass's context."""
         everything, budget = list(range(len(rows.prompts))), self.config.token_budget
         if can_pack(self.network):

@@ -19,8 +19,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from gradus.pipeline.common.errors import StageFailed, UserError
 from gradus.pipeline.common.ranks import ALONE, Ranks
 from gradus.pipeline.config import StageConfig
-from gradus.pipeline.policy.forward.logprobs import batch_reading
-from gradus.pipeline.policy.forward.rows import Rows
+from gradus.pipeline.policy.forward.logprobs import batch_logprobs_and_entropies
+from gradus.pipeline.policy.forward.rows import CompletionRows
 from gradus.pipeline.policy.policy import Policy
 from gradus.pipeline.stage import Needs
 from gradus.pipeline.training.learner.coefficients import drift_metrics, engine_correction, likelihood_coefficients
@@ -95,7 +95,7 @@ class Learner:
             return {"update/rows": 0.0}, torch.zeros(rollouts.truncated_PK.shape)
         if self.config.old_logprobs == "recompute":
             options = (self.temperature, self.config.token_budget, self.ranks, self.autocast)
-            again = batch_reading(self.policy, rollouts, *options, entropies=False)
+            again = batch_logprobs_and_entropies(self.policy, rollouts, *options, entropies=False)
             rollouts = replace(rollouts, rollout_logprobs_PKT=again[0])
         cuts = torch.arange(len(rollouts.prompts)).tensor_split(self.config.minibatches)
         parts = [cut.tolist() for cut in cuts if len(cut)]
@@ -129,7 +129,7 @@ class Learner:
 
     def _step(self, rollouts: Rollouts, weights: Tensor, rate: float) -> dict[str, float]:
         """One optimizer update. Rows whose coefficients are all zero take no part."""
-        rows, completions, mask_PKT = Rows.of(rollouts), rollouts.truncated_PK.numel(), rollouts.mask_PKT
+        rows, completions, mask_PKT = CompletionRows.of(rollouts), rollouts.truncated_PK.numel(), rollouts.mask_PKT
         importance_PKT, of_engine = engine_correction(rollouts, self.config.importance_cap)
         pull_RT = (token_weights(weights, mask_PKT, self.config.score) * importance_PKT).flatten(0, 1)
         likelihood_RT = torch.zeros_like(pull_RT)

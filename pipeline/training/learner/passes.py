@@ -11,7 +11,7 @@ from gradus.pipeline.policy.forward import lm_head
 from gradus.pipeline.policy.forward.logprobs import precision
 from gradus.pipeline.policy.forward.packing import can_pack, computing, hidden_states
 from gradus.pipeline.policy.forward.padded import completion_logprobs, completion_states
-from gradus.pipeline.policy.forward.rows import Rows
+from gradus.pipeline.policy.forward.rows import CompletionRows
 from gradus.pipeline.policy.policy import Policy
 from gradus.pipeline.training.learner.losses import weighted_likelihood
 from gradus.pipeline.training.learner.replicas import ReplicatedPolicy
@@ -38,7 +38,7 @@ class Passes:
         """Whether the objective has a likelihood loss."""
 
     def backward(
-        self, rows: Rows, active: list[int], coefficients: Coefficients, completions: int
+        self, rows: CompletionRows, active: list[int], coefficients: Coefficients, completions: int
     ) -> Iterator[tuple[float, Tensor]]:
         """Add the gradient of minus the objective over ``completions``, micro-batch by micro-batch, for the rows
         ``active``. Yields the objective of each, and each token's log-probability minus the sampler's."""
@@ -50,7 +50,7 @@ class Passes:
             yield from self._padded(rows, mine, active[0], given_RT, completions)
 
     def _packed(
-        self, rows: Rows, mine: list[int], any_row: int, given_RT: tuple[Tensor, ...], completions: int
+        self, rows: CompletionRows, mine: list[int], any_row: int, given_RT: tuple[Tensor, ...], completions: int
     ) -> Iterator[tuple[float, Tensor]]:
         """Without padding; the head is taken in pieces, whose gradient is computed in the forward pass."""
         policy, device = self.trained.policy, self.policy.device
@@ -70,7 +70,7 @@ class Passes:
             yield float(objective.detach()), logprobs - old
 
     def _padded(
-        self, rows: Rows, mine: list[int], any_row: int, given_RT: tuple[Tensor, ...], completions: int
+        self, rows: CompletionRows, mine: list[int], any_row: int, given_RT: tuple[Tensor, ...], completions: int
     ) -> Iterator[tuple[float, Tensor]]:
         """The model's own forward pass, for models that cannot be packed."""
         device = self.policy.device
@@ -87,7 +87,7 @@ class Passes:
             (-objective / completions).backward()
             yield float(objective.detach()), (logprobs.detach() - old)[mask]
 
-    def _idle_pass(self, rows: Rows, row: int) -> None:
+    def _idle_pass(self, rows: CompletionRows, row: int) -> None:
         """A pass that adds nothing; other ranks still have rows, and all must compute together."""
         with precision(self.policy.device, self.autocast):
             states = completion_states(self.trained.policy, [rows.prompts[row]], rows.tokens_RT[[row], :1])

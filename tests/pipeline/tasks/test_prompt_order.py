@@ -235,9 +235,9 @@ def test_the_likelihood_loss_is_the_mean_over_correct_completions_tokens(rollout
 
     literal = tiny_policy()
     from gradus.pipeline.policy.forward.padded import completion_logprobs
-    from gradus.pipeline.training.learner.learner import Rows
+    from gradus.pipeline.training.learner.learner import CompletionRows
 
-    rows = Rows.of(rollouts)
+    rows = CompletionRows.of(rollouts)
     logprobs = completion_logprobs(literal, rows.prompts, rows.tokens_RT, 1.0)
     correct = rows.mask_RT & rollouts.correct_PK.flatten()[:, None]  # type: ignore[union-attr]
     nll = -logprobs[correct].sum() / correct.sum()

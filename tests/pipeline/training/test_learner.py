@@ -20,7 +20,7 @@ from gradus.pipeline.policy.policy import copied
 from gradus.pipeline.rollouts.builtin import DrawKey, sample
 from gradus.pipeline.training.batches import demonstrated
 from gradus.pipeline.training.learner import learner as learner_module
-from gradus.pipeline.training.learner.learner import Learner, Rows, learning_rate
+from gradus.pipeline.training.learner.learner import CompletionRows, Learner, learning_rate
 from gradus.pipeline.types import Prompt
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2}
@@ -57,7 +57,7 @@ def test_micro_batches_change_nothing(prompts):
 
 
 def test_micro_batches_respect_the_budget_and_cover_every_row_once(policy, prompts):
-    rows = Rows.of(sampled(policy, prompts))
+    rows = CompletionRows.of(sampled(policy, prompts))
     batches = list(rows.micro_batches(list(range(12)), token_budget=60))
     assert sorted(r for batch in batches for r in batch) == list(range(12))
     for batch in batches:
@@ -148,7 +148,7 @@ def test_a_model_that_cannot_be_packed_is_padded(architecture, prompts):
 
 
 def test_packs_respect_the_budget_and_cover_every_row_once(policy, prompts):
-    rows = Rows.of(sampled(policy, prompts))
+    rows = CompletionRows.of(sampled(policy, prompts))
     packs = list(rows.packs(list(range(12)), 60, policy.device))
     assert sorted(r for batch, _ in packs for r in batch) == list(range(12))
     assert all(len(pack.ids) <= 60 or len(batch) == 1 for batch, pack in packs)
