@@ -87,9 +87,9 @@ def launch(engine: str, folder: Path) -> None:
     watched(app, "load", clock, before=PARTS[0])
     watched(app, "check_world", clock, after=PARTS[1])
     watched(launching, "_engine", clock, after=PARTS[2])
-    opened = order.Work.open
+    opened = order.PipelineWork.open
 
-    def open_work(run_dir: Path | str) -> order.Work:
+    def open_work(run_dir: Path | str) -> order.PipelineWork:
         work = opened(run_dir)
         clock.end(PARTS[3])
         watch_the_work()
@@ -115,7 +115,7 @@ def launch(engine: str, folder: Path) -> None:
 
         trainer.Trainer._train_step = stop  # type: ignore[method-assign]
 
-    order.Work.open = staticmethod(open_work)  # type: ignore[method-assign, assignment]
+    order.PipelineWork.open = staticmethod(open_work)  # type: ignore[method-assign, assignment]
     sys.argv = ["gradus", "run", "quickstart", "--runs", str(folder), "--engine", engine]
     app.app()
 
