@@ -28,7 +28,7 @@ class RewardConfig(Options):
     """One component of the reward."""
 
     reward: str
-    """Name of a reward in the library (``gradus rewards`` lists them), or ``package.module:function``."""
+    """Name of a reward (``gradus rewards`` lists them), or one of your own as ``package.module:function``."""
     name: Name | None = None
     """What metrics and rankings call it; default: the reward's name, or the function's."""
     weight: float = 1.0

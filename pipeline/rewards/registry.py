@@ -16,7 +16,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, TypeVar, Union
 
+from gradus.pipeline.common import user_code
 from gradus.pipeline.common.errors import UserError, closest
+
+GROUP = "gradus.rewards"
+"""The entry points by which installed packages publish rewards."""
 
 RewardFunction = Callable[..., float]
 Function = TypeVar("Function", bound=RewardFunction)
@@ -125,17 +129,15 @@ def names() -> list[str]:
 
 
 def find(name: str, where: str = "") -> Reward:
-    """The registered reward of that name.
-
-    Raises: UserError that lists the known ones.
-    """
+    """The reward of the library of that name. Raises: UserError that lists the known ones."""
     if name not in _REWARDS:
+        known = list(dict.fromkeys([*names(), *(point.name for point in user_code.published(GROUP))]))
         raise UserError(
             f"unknown reward {name!r}",
             where=where,
             got=name,
-            expected="one of " + ", ".join(names()) + ", or your own function as `package.module:function`",
-            fix=closest(name, names()) or "`gradus rewards` describes them",
+            expected="one of " + ", ".join(known) + ", or your own function as `package.module:function`",
+            fix=closest(name, known) or "`gradus rewards` describes them",
         )
     return _REWARDS[name]
 

@@ -16,10 +16,8 @@ from typing import Any
 
 from gradus.pipeline.common import user_code
 from gradus.pipeline.common.errors import UserError, closest
-from gradus.pipeline.rewards.registry import Reward, describe_library, names
+from gradus.pipeline.rewards.registry import GROUP, Reward, describe_library, names
 
-GROUP = "gradus.rewards"
-"""The entry points by which installed packages publish rewards."""
 FORM = "`package.module:function`"
 
 

@@ -14,14 +14,13 @@ import math
 import os
 import pickle
 import resource
-import select
 import signal
 import struct
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
+from gradus.pipeline.common.process import on_hang_up
 from gradus.pipeline.common.user_code import look_in
 from gradus.pipeline.rewards import library  # noqa: F401 - registers the rewards
 from gradus.pipeline.rewards.registry import find
@@ -66,7 +65,7 @@ def main(folders: list[str]) -> None:
     os.dup2(null, 0)
     os.dup2(2, 1)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    threading.Thread(target=_die_with_parent, args=(requests.fileno(),), daemon=True).start()
+    on_hang_up(requests.fileno(), _kill_group)
     rewards: list[IsolatedReward] = _receive(requests)
     scorers: list[Scorer] = []
     for item in rewards:
@@ -133,14 +132,8 @@ def _soft(which: int, value: int) -> None:
         resource.setrlimit(which, (value, hard))
 
 
-def _die_with_parent(requests: int) -> None:
-    """Kill this worker and whatever its rewards started as soon as the other end of its standard input is gone.
-
-    Unlike PR_SET_PDEATHSIG this doesn't fire when merely the thread that started the worker ends.
-    """
-    poll = select.poll()
-    poll.register(requests, 0)  # hang-ups are reported unasked
-    poll.poll()
+def _kill_group() -> None:
+    """Kill this worker and every process that its rewards have started."""
     if os.getpgrp() == os.getpid():
         os.killpg(0, signal.SIGKILL)
     os.kill(os.getpid(), signal.SIGKILL)
