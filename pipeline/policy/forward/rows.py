@@ -13,7 +13,7 @@ from gradus.pipeline.types import Rollouts
 
 
 @dataclass(frozen=True)
-class Rows:
+class CompletionRows:
     """Completions laid out as rows for the forward pass."""
 
     prompts: list[list[int]]
@@ -23,7 +23,7 @@ class Rows:
     lengths: list[int]
 
     @classmethod
-    def of(cls, rollouts: Rollouts) -> Rows:
+    def of(cls, rollouts: Rollouts) -> CompletionRows:
         """Row p * K + k is completion k of prompt p."""
         _, group_size, _ = rollouts.tokens_PKT.shape
         return cls(
