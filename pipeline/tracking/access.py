@@ -1,8 +1,8 @@
-"""Whether the tracking server takes us, asked before any compute is spent; and passwords, kept out of configurations.
+"""Checks, before any compute is spent, that the tracking server accepts this user.
 
-A server that does not answer is no reason to stop: records are kept and delivered later. One that answers and refuses
-would refuse them for ever, and only the user can put that right. MLflow itself takes seconds to import, so it is asked
-in its own protocol, with the credentials that it would find.
+A server that does not answer is no reason to stop: records are kept and delivered later. A server that answers and
+refuses would refuse them for ever, and only the user can correct that. Importing MLflow takes seconds, so the server is
+asked directly in MLflow's protocol, with the credentials that MLflow would find.
 """
 
 from __future__ import annotations
@@ -14,23 +14,22 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gradus.pipeline.common.addresses import redacted, resolve_uri
 from gradus.pipeline.common.errors import UserError
 
 if TYPE_CHECKING:
     from gradus.pipeline.config.pipeline import TrackingConfig
 
-TIME_LIMIT = 3.0
-"""Seconds to wait for the server's answer."""
-OTHER_WAYS = ("MLFLOW_TRACKING_AUTH", "MLFLOW_TRACKING_AWS_SIGV4", "MLFLOW_TRACKING_CLIENT_CERT_PATH")
-"""Ways to prove who one is that only MLflow itself knows how to go."""
+ANSWER_TIMEOUT_SECONDS = 3.0
+"""How long to wait for the server's answer."""
+OTHER_CREDENTIALS = ("MLFLOW_TRACKING_AUTH", "MLFLOW_TRACKING_AWS_SIGV4", "MLFLOW_TRACKING_CLIENT_CERT_PATH")
+"""Ways to authenticate that only MLflow itself supports; then nothing is checked."""
 REFUSALS = r"authentication failed|no password supplied|access denied|pg_hba|(role|database|user) .* does not exist"
-"""What a data base says that answers and refuses."""
+"""Messages of a data base that answers and refuses."""
 
 
 def check_tracking(tracking: TrackingConfig, runs_dir: Path) -> None:
-    """The curves have an address, and what answers there takes them. Raises: UserError where it says no."""
-    from gradus.pipeline.common.addresses import resolve_uri
-
+    """Check the tracking address, and that what answers there accepts this user. Raises: UserError."""
     uri, experiment = resolve_uri(tracking.uri, runs_dir), tracking.experiment
     if uri.startswith(("http://", "https://")):
         _check_server(uri, experiment)
@@ -41,7 +40,7 @@ def check_tracking(tracking: TrackingConfig, runs_dir: Path) -> None:
 def _check_server(uri: str, experiment: str) -> None:
     import requests
 
-    if any(os.environ.get(name) for name in OTHER_WAYS):
+    if any(os.environ.get(name) for name in OTHER_CREDENTIALS):
         return
     user, password = _credentials()
     token = os.environ.get("MLFLOW_TRACKING_TOKEN")
@@ -52,7 +51,7 @@ def _check_server(uri: str, experiment: str) -> None:
             params={"experiment_name": experiment},
             auth=(user, password) if user and password else None,
             headers=headers,
-            timeout=TIME_LIMIT,
+            timeout=ANSWER_TIMEOUT_SECONDS,
         )
         if answer.status_code in (401, 403):
             who = f"as {user!r}" if user and password else "with a token" if token else "without user name and password"
@@ -78,9 +77,7 @@ def _credentials() -> tuple[str | None, str | None]:
 def _check_database(uri: str) -> None:
     import sqlalchemy
 
-    from gradus.pipeline.common.addresses import redacted
-
-    limit = {"connect_timeout": int(TIME_LIMIT)} if uri.startswith(("postgresql", "mysql")) else {}
+    limit = {"connect_timeout": int(ANSWER_TIMEOUT_SECONDS)} if uri.startswith(("postgresql", "mysql")) else {}
     try:
         with sqlalchemy.create_engine(uri, connect_args=limit).connect():
             return
@@ -92,12 +89,12 @@ def _check_database(uri: str) -> None:
             fix="pip install 'gradus-rl[team]' for PostgreSQL, or track to an MLflow server instead",
         ) from None
     except sqlalchemy.exc.SQLAlchemyError as error:
-        said = " ".join(str(getattr(error, "orig", None) or error).split())
-        if not re.search(REFUSALS, said, re.IGNORECASE):
-            return  # it does not answer: the records are kept
+        message = " ".join(str(getattr(error, "orig", None) or error).split())
+        if not re.search(REFUSALS, message, re.IGNORECASE):
+            return  # no answer: the records are kept until there is one
         raise UserError(
             "the data base of the tracking address refuses access",
             where=f"tracking.uri, {redacted(uri)}",
-            got=said[:300],
+            got=message[:300],
             fix="set PGPASSWORD, or ~/.pgpass, and check the names of user and data base",
         ) from None

@@ -1,4 +1,8 @@
-""""""
+"""The training process's side of the uploader: start it, and end it with a report. Nothing here imports MLflow.
+
+The uploader is a child process that reads the journals of one run folder while they grow, and ends with its parent.
+Whatever happens to it or to the tracking server, training neither waits nor fails.
+"""
 
 from __future__ import annotations
 
@@ -17,24 +21,24 @@ from gradus.pipeline.tracking.position import Report, count_undelivered, read_ru
 
 
 class UploaderHandle:
-    """The uploader of one run, as the training process holds it. No method raises."""
+    """A handle on the uploader of one run. No method raises."""
 
     def __init__(self, run_dir: Path, process: subprocess.Popen[bytes] | None, uri: str, error: str | None = None):
         self.run_dir, self.process, self.uri, self.error = run_dir, process, uri, error
 
     def finish(self, timeout: float = 30.0) -> Report:
-        """Let the uploader deliver the rest, at most ``timeout`` seconds, and say how far it came."""
-        said: dict[str, Any] = {}
+        """Let the uploader deliver the rest, for at most ``timeout`` seconds, and return how far it got."""
+        answer: dict[str, Any] = {}
         if self.process is not None:
             try:
                 output, _ = self.process.communicate(b"finish\n", timeout=timeout)
-                said = json.loads(output.splitlines()[-1])
+                answer = json.loads(output.splitlines()[-1])
             except subprocess.TimeoutExpired:
                 self.error = f"no end within {timeout:.0f} s"
             except (OSError, ValueError, IndexError):
                 self.error = "the uploader ended early; see tracking.log in the run folder"
             self.stop()
-        fields: dict[str, Any] = {**said, "run": self.run_dir.name, "uri": redacted(self.uri)}
+        fields: dict[str, Any] = {**answer, "run": self.run_dir.name, "uri": redacted(self.uri)}
         report = Report(**fields)
         report.error = report.error or self.error
         with contextlib.suppress(OSError):
@@ -43,7 +47,7 @@ class UploaderHandle:
         return report
 
     def stop(self) -> None:
-        """End the uploader at once; what it has not confirmed stays in the journals."""
+        """Kill the uploader; records without confirmation stay in the journals."""
         if self.process is not None and self.process.poll() is None:
             self.process.kill()
             self.process.wait()
@@ -63,7 +67,7 @@ def start_uploader(run_dir: str | Path) -> UploaderHandle:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 env=child_environment(),
-                start_new_session=True,  # Ctrl-C in the terminal is the trainer's; the uploader then still delivers
+                start_new_session=True,  # Ctrl-C in the terminal ends the trainer, and the uploader still delivers
             )
     except (OSError, UserError) as error:
         return UploaderHandle(run_dir, None, uri, f"the uploader did not start: {error}".replace("\n", "; "))

@@ -1,4 +1,4 @@
-"""The pictures tracking shows, drawn with matplotlib's own canvas: no display, no global state."""
+"""Histograms for tracking and their quantiles. The figures need no display and no global state of matplotlib."""
 
 from __future__ import annotations
 
@@ -15,23 +15,18 @@ _INK, _BAR, _MARK = "#30343b", "#4c78a8", "#e45756"
 
 
 def quantiles(values: Sequence[float]) -> list[float]:
-    """The quantiles of QUANTILES, interpolated linearly between neighbours.
+    """The values at QUANTILES, interpolated linearly between neighbours.
 
     >>> quantiles([0.0, 1.0, 2.0, 3.0, 4.0])
     [0.2, 1.0, 2.0, 3.0, 3.8]
     """
-    ordered = sorted(values)
-    found = []
-    for share in QUANTILES.values():
-        whole, part = divmod(share * (len(ordered) - 1), 1)
-        low = ordered[int(whole)]
-        high = ordered[min(int(whole) + 1, len(ordered) - 1)]
-        found.append(round(low + part * (high - low), 12))
-    return found
+    import numpy
+
+    return [round(float(value), 12) for value in numpy.quantile(values, list(QUANTILES.values()))]
 
 
 def histogram_figure(values: Sequence[float], name: str, subtitle: str) -> Figure:
-    """A histogram of ``values`` with median and mean marked; values that are all alike get one bar."""
+    """A histogram of ``values`` with median and mean marked; equal values get a single bar."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

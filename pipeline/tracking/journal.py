@@ -1,10 +1,10 @@
-"""The journal: what tracking should show, appended line by line while a run trains.
+"""The journal: everything that tracking shows, appended line by line while a run trains.
 
-The training process only ever appends to local files; an uploader reads them and talks to MLflow (``tracking.py``). A
-journal is therefore the truth, and a tracking server that is slow, dead or absent costs training nothing.
+The training process only appends to local files; an uploader reads them and sends them to MLflow. So the journal is
+complete, and a tracking server that is slow, dead or absent does not affect training.
 
-One JSON object a line, always with ``kind`` and ``time`` (milliseconds since the epoch). A process that is killed in
-the middle of a line leaves a torn last line: readers wait for its newline, and the next writer supplies one.
+Each line is one JSON object with at least ``kind`` and ``time`` (milliseconds since the epoch). A process that is
+killed while it writes leaves an incomplete last line: readers wait for its newline, and the next writer supplies one.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-Event = dict[str, Any]
+JournalEvent = dict[str, Any]
+"""One line of a journal."""
 
 MAX_NAME = 250
 """Longest metric, parameter or tag name that MLflow accepts."""
@@ -42,32 +43,8 @@ def tracked_name(name: str) -> str:
     return name[:MAX_NAME].rstrip("/ ") or "unnamed"
 
 
-def _plain(value: Any) -> Any:
-    """``value`` as JSON can hold it: non-finite numbers become null, foreign numbers Python's, the rest text."""
-    if value is None or isinstance(value, bool | int | str):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple | set):
-        return [_plain(item) for item in value]
-    if hasattr(value, "tolist"):  # a tensor or an array, of any rank
-        return _plain(value.tolist())
-    return str(value)
-
-
-def _finite(value: Any) -> float | None:
-    """``value`` as a finite float, or None where it is none."""
-    try:
-        number = float(value)
-    except (TypeError, ValueError, OverflowError):
-        return None
-    return number if math.isfinite(number) else None
-
-
-class Journal:
-    """Appends events to one journal file. No event raises because of tracking: a full disk is counted in ``lost``."""
+class EventLog:
+    """Appends events to one file. Appending never raises: an event that a full disk refuses is counted in ``lost``."""
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
@@ -76,12 +53,50 @@ class Journal:
         self._file: int | None = None
         self._torn = False
 
+    def sync(self) -> None:
+        """Make everything appended so far durable. Raises: OSError where that fails, or an event was lost earlier."""
+        if self.lost:
+            raise OSError(errno.ENOSPC, f"{self.lost} events could not be written", str(self.path))
+        if self._file is not None:
+            os.fsync(self._file)
+
+    def close(self) -> None:
+        """Close the file; the next event opens it again."""
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+    def _append(self, kind: str, **fields: Any) -> None:
+        event = {"kind": kind, "time": int(time.time() * 1000), **_plain(fields)}
+        line = json.dumps(event, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace") + b"\n"
+        try:
+            if self._file is None:
+                self._file = self._open()
+            if self._torn:
+                line = b"\n" + line
+            self._torn = os.write(self._file, line) != len(line)  # one write, so that lines never interleave
+        except OSError:
+            self._torn = True
+        if self._torn:
+            self.lost += 1
+
+    def _open(self) -> int:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        size = os.fstat(descriptor).st_size
+        self._torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
+        return descriptor
+
+
+class Journal(EventLog):
+    """The journal of a run or a stage: one method for each kind of event."""
+
     def start(self, name: str, tags: Mapping[str, Any] | None = None, params: Mapping[str, Any] | None = None) -> None:
-        """The run begins, or goes on after an interruption; ``params`` are flat, with dotted keys."""
+        """The run starts, or resumes after an interruption; ``params`` are flat, with dotted keys."""
         self._append("start", name=str(name), tags=dict(tags or {}), params=dict(params or {}))
 
     def metrics(self, step: int, values: Mapping[str, Any]) -> None:
-        """Numbers at one step. Non-finite ones would ruin a chart's axis: they are dropped and counted."""
+        """Numbers at one step. Non-finite numbers would distort a chart's axis, so they are dropped and counted."""
         finite: dict[str, float] = {}
         for name, value in values.items():
             number = _finite(value)
@@ -106,74 +121,40 @@ class Journal:
     def dataset(
         self, name: str, source: str, digest: str, rows: int, context: str, columns: Sequence[str] = ()
     ) -> None:
-        """A data set the run reads; ``context`` says what for (training, evaluation)."""
+        """A data set that the run reads; ``context`` is its purpose (training, evaluation)."""
         self._append(
             "dataset", name=name, source=source, digest=digest, rows=int(rows), context=context, columns=list(columns)
         )
 
     def model(self, name: str, path: str | Path, step: int, metrics: Mapping[str, Any] | None = None) -> None:
-        """A checkpoint and what it scored; tracking records where it is and copies nothing."""
+        """A checkpoint and its scores; tracking records its path and copies nothing."""
         finite = {tracked_name(k): number for k, v in (metrics or {}).items() if (number := _finite(v)) is not None}
         self._append("model", name=name, path=str(Path(path).absolute()), step=int(step), metrics=finite)
 
     def artifact(self, path: str | Path) -> None:
-        """A small file to upload."""
+        """A small file that is uploaded."""
         self._append("artifact", path=str(Path(path).absolute()))
 
     def tags(self, values: Mapping[str, Any]) -> None:
-        """Labels of the run; ``mlflow.note.content`` is its description, in Markdown."""
+        """Tags of the run; ``mlflow.note.content`` is its description, in Markdown."""
         self._append("tags", values=dict(values))
 
     def end(self, status: str = "FINISHED") -> None:
         """The run ends: FINISHED, FAILED or KILLED."""
         self._append("end", status=status)
 
-    def sync(self) -> None:
-        """Make everything appended so far durable. Raises: OSError where that fails, or an event was lost earlier."""
-        if self.lost:
-            raise OSError(errno.ENOSPC, f"{self.lost} events could not be written", str(self.path))
-        if self._file is not None:
-            os.fsync(self._file)
-
-    def close(self) -> None:
-        """Release the file; a later event opens it again."""
-        if self._file is not None:
-            os.close(self._file)
-            self._file = None
-
-    def _open(self) -> int:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        size = os.fstat(descriptor).st_size
-        self._torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
-        return descriptor
-
-    def _append(self, kind: str, **fields: Any) -> None:
-        event = {"kind": kind, "time": int(time.time() * 1000), **_plain(fields)}
-        line = json.dumps(event, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace") + b"\n"
-        try:
-            if self._file is None:
-                self._file = self._open()
-            if self._torn:
-                line = b"\n" + line
-            self._torn = os.write(self._file, line) != len(line)  # one write, so that lines never interleave
-        except OSError:
-            self._torn = True
-        if self._torn:
-            self.lost += 1
-
 
 class SilentJournal(Journal):
-    """Of a rank that does not lead: nothing is written."""
+    """The journal of a rank that does not lead: it writes nothing."""
 
     def _append(self, kind: str, **fields: Any) -> None:
         pass
 
 
-def iter_events(path: str | Path, offset: int = 0) -> Iterator[tuple[Event | None, int]]:
-    """The journal's whole lines from byte ``offset`` on: (event, offset behind it), with None for a damaged line.
+def iter_events(path: str | Path, offset: int = 0) -> Iterator[tuple[JournalEvent | None, int]]:
+    """The journal's complete lines from byte ``offset`` on: (event, offset after it), with None for a damaged line.
 
-    A last line without its newline is still being written, or was torn by a kill: it is not yielded.
+    A last line without its newline is not yielded: it is still being written, or its writer was killed.
     """
     try:
         file = open(path, "rb")  # noqa: SIM115 (closed below; a generator's with would hide the missing file)
@@ -192,9 +173,9 @@ def iter_events(path: str | Path, offset: int = 0) -> Iterator[tuple[Event | Non
             yield (event if isinstance(event, dict) and "kind" in event else None), offset
 
 
-def read_events(path: str | Path, offset: int = 0) -> tuple[list[Event], int]:
-    """Every readable event from byte ``offset`` on, and the offset to go on from."""
-    events: list[Event] = []
+def read_events(path: str | Path, offset: int = 0) -> tuple[list[JournalEvent], int]:
+    """Every readable event from byte ``offset`` on, and the offset to continue from."""
+    events: list[JournalEvent] = []
     for event, behind in iter_events(path, offset):
         offset = behind
         if event is not None:
@@ -211,10 +192,34 @@ def journals(run_dir: str | Path) -> list[tuple[str, Path]]:
 
 
 def metric_history(path: str | Path) -> dict[str, dict[int, float]]:
-    """metric -> step -> value. A resumed run repeats steps, with the same values; what was written first counts."""
+    """metric -> step -> value. A resumed run repeats steps with the same values; the first one written is used."""
     history: dict[str, dict[int, float]] = {}
     for event, _ in iter_events(path):
         if event is not None and event["kind"] == "metrics":
             for name, value in event["values"].items():
                 history.setdefault(name, {}).setdefault(event["step"], value)
     return history
+
+
+def _plain(value: Any) -> Any:
+    """``value`` as plain data for JSON: non-finite numbers become None, tensors and arrays lists, the rest text."""
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [_plain(item) for item in value]
+    if hasattr(value, "tolist"):  # a tensor or an array, of any rank
+        return _plain(value.tolist())
+    return str(value)
+
+
+def _finite(value: Any) -> float | None:
+    """``value`` as a finite float, or None where it is none."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None

@@ -1,8 +1,6 @@
-"""What the training process needs of tracking: start the uploader, end it, and read what it knows. No MLflow in here.
+"""How far the journals of a run folder have reached MLflow, and what delivery needs to know of the folder.
 
-The uploader is a child process (``python -m gradus.pipeline.tracking.uploader RUN_DIR --follow``): it tails the journals of one run
-folder, keeps its position in ``mlflow.json`` beside each of them, and dies with its parent. Whatever happens to it or
-to the tracking server, training neither waits nor fails; :meth:`UploaderHandle.finish` tells what is undelivered.
+The uploader keeps its position in ``mlflow.json`` beside each journal. Nothing here imports MLflow.
 """
 
 from __future__ import annotations
@@ -19,7 +17,7 @@ from gradus.pipeline.common.locks import holder
 from gradus.pipeline.tracking.journal import iter_events, journals
 
 POSITION_FILE = "mlflow.json"
-"""Beside each journal: how far MLflow has it."""
+"""Beside each journal: how far it has been delivered."""
 
 
 @dataclass
@@ -37,7 +35,7 @@ class Report:
     error: str | None = None
     """Why delivery stopped, in one line."""
     busy: bool = False
-    """Another uploader is delivering this run right now."""
+    """Another uploader is delivering this run at the moment."""
     run_ids: dict[str, str] = field(default_factory=dict)
     """MLflow run ids: "" for the pipeline, a stage's folder name for each stage."""
 
@@ -69,19 +67,19 @@ class Position:
     experiment_id: str = ""
     run_id: str = ""
     key: str = ""
-    """Value of the run's ``gradus.key`` tag, by which a run is found again whose id was never saved."""
+    """Value of the run's ``gradus.key`` tag, which finds a run again whose id was never saved."""
     status: str = ""
-    """Last status given to the MLflow run."""
+    """The last status that the MLflow run was given."""
     offset: int = 0
     """Bytes of the journal that MLflow has confirmed."""
     seen: dict[str, int] = field(default_factory=dict)
     """Metric -> highest step delivered."""
     floor: dict[str, int] = field(default_factory=dict)
-    """Metric -> highest step delivered before the last restart; steps repeated up to here are not logged again."""
+    """Metric -> highest step delivered before the last restart; repeated steps up to it are not logged again."""
 
     @classmethod
     def read(cls, journal: Path) -> Position:
-        """The position of ``journal``; a fresh one where nothing was delivered yet."""
+        """The position of ``journal``; a new one where nothing has been delivered."""
         try:
             raw = json.loads((journal.parent / POSITION_FILE).read_text())
             return cls(**{name: raw[name] for name in cls.__dataclass_fields__ if name in raw})
@@ -99,28 +97,18 @@ def read_run_ids(run_dir: str | Path) -> dict[str, str]:
     return {label: run_id for label, run_id in ids.items() if run_id}
 
 
-def run_links(run_dir: str | Path) -> dict[str, str]:
-    """Pages of the runs known so far, by label, where the tracking server has pages; empty for a data base."""
-    links = {}
-    for label, journal in journals(run_dir):
-        position = Position.read(journal)
-        if position.run_id and position.uri.startswith("http"):
-            links[label] = f"{position.uri}/#/experiments/{position.experiment_id}/runs/{position.run_id}"
-    return links
-
-
 def count_undelivered(run_dir: str | Path) -> int:
-    """Journal records that MLflow has not confirmed."""
+    """Number of journal records that MLflow has not confirmed."""
     return sum(count_events(path, Position.read(path).offset) for _, path in journals(run_dir))
 
 
 def count_events(journal: Path, offset: int) -> int:
-    """Whole lines of a journal from byte ``offset`` on."""
+    """Number of complete lines of a journal from byte ``offset`` on."""
     return sum(1 for _ in iter_events(journal, offset))
 
 
 def needs_delivery(run_dir: str | Path) -> bool:
-    """Whether MLflow lacks something of a run: records, or that a run is over whose processes died without a word."""
+    """Whether MLflow lacks records of a run, or the end of a run whose processes died without reporting it."""
     if count_undelivered(run_dir):
         return True
     running = any(Position.read(path).status == "RUNNING" for _, path in journals(run_dir))
@@ -128,7 +116,7 @@ def needs_delivery(run_dir: str | Path) -> bool:
 
 
 def remove_leftovers(run_dir: str | Path) -> None:
-    """Remove what an uploader left that was killed while it wrote a position; only for who holds the upload lock."""
+    """Remove the temporary files of an uploader that was killed; the caller must hold the upload lock."""
     for _, path in journals(run_dir):
         for leftover in path.parent.glob(f".{POSITION_FILE}.*"):
             leftover.unlink(missing_ok=True)
@@ -138,7 +126,7 @@ def tracking_options(run_dir: str | Path) -> tuple[str, str]:
     """(tracking URI, experiment) of a run folder, from its ``config.yaml``.
 
     Raises:
-        UserError: the configured URI is none that MLflow can use.
+        UserError: MLflow cannot use the configured URI.
     """
     import yaml
 
@@ -149,5 +137,5 @@ def tracking_options(run_dir: str | Path) -> tuple[str, str]:
 
 
 def upload_lock(run_dir: str | Path) -> Path:
-    """The file that the one uploader of a run holds."""
+    """The lock file of a run's uploader, of which there is at most one at a time."""
     return Path(run_dir) / "mlflow.lock"

@@ -1,7 +1,8 @@
-"""MLflow's own user interface on the runs folder, on loopback and in few processes.
+"""Serves MLflow's user interface for a runs folder, on loopback and with few processes.
 
-MLflow's default server takes half a minute, 15 processes and gigabytes; one worker without job execution is enough to
-look at curves. A small supervisor (this module, run as a program) owns the server and ends it with the caller.
+MLflow's default server takes half a minute, 15 processes and gigabytes of memory; one worker without job execution is
+enough to look at curves. A small supervisor (this module, run as a program) owns the server and ends it with the
+caller.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from gradus.pipeline.common.process import child_environment
 from gradus.pipeline.tracking.position import Position, tracking_options
 
 DEFAULT_PORT = 5000
-START_LIMIT = 180.0
-"""Seconds the server may take to answer, on a machine that is busy with other things."""
+START_TIMEOUT_SECONDS = 180.0
+"""How long the server may take to answer, on a busy machine."""
 
 
 def serve_ui(
@@ -34,11 +35,11 @@ def serve_ui(
 
     The server ends with this process, or on SIGTERM to the supervisor.
 
-    ``uri`` defaults to what the newest run tracks to. A tracking server has its own UI: then nothing is started, and
+    ``uri`` defaults to that of the newest run. A tracking server has its own UI: then nothing is started, and
     the result is (None, its URL). Without ``port`` the first free one from 5000 on is taken.
 
     Raises:
-        UserError: the port asked for is taken, or the server does not start.
+        UserError: the requested port is taken, or the server does not start.
     """
     runs_dir = Path(runs_dir).absolute()
     uri = resolve_uri(uri, runs_dir) if uri else _newest_uri(runs_dir)
@@ -82,7 +83,7 @@ def _runs_page(runs_dir: Path) -> str:
 
 
 def stop_ui(process: subprocess.Popen[bytes]) -> None:
-    """End the UI and wait until it has gone."""
+    """End the UI and wait until its process has ended."""
     if process.poll() is None:
         process.terminate()
         process.wait()
@@ -120,7 +121,7 @@ def _free_port(host: str, wanted: int | None) -> int:
 
 
 def _wait_until_healthy(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
-    limit = time.monotonic() + START_LIMIT
+    limit = time.monotonic() + START_TIMEOUT_SECONDS
     while time.monotonic() < limit:
         if process.poll() is not None:
             break
@@ -128,28 +129,28 @@ def _wait_until_healthy(process: subprocess.Popen[bytes], url: str, log: Path) -
             if answer.status == 200:
                 return
         time.sleep(0.1)
-    last = log.read_text(errors="replace").strip().splitlines()[-1:] or ["it said nothing"]
+    last = log.read_text(errors="replace").strip().splitlines()[-1:] or ["the log is empty"]
     raise UserError("MLflow's server did not start", where=str(log), got=last[0], fix="read the log named above")
 
 
 def _supervise(parent: int, command: list[str]) -> int:
-    """Run ``command`` in a process group of its own until it ends, this process is told to end, or the parent dies."""
+    """Run ``command`` in its own process group until it ends, this process gets a signal, or the parent has ended."""
     server = subprocess.Popen(command, start_new_session=True)
-    told = False
+    ending = False
 
     def end(*_: object) -> None:
-        nonlocal told
-        told = True
+        nonlocal ending
+        ending = True
 
     for name in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(name, end)
-    while server.poll() is None and not told and os.getppid() == parent:
+    while server.poll() is None and not ending and os.getppid() == parent:
         time.sleep(0.2)
-    for kind, patience in ((signal.SIGTERM, 3.0), (signal.SIGKILL, 0.0)):
+    for kind, seconds in ((signal.SIGTERM, 3.0), (signal.SIGKILL, 0.0)):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(server.pid, kind)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            server.wait(patience or None)
+            server.wait(seconds or None)
     return 0
 
 

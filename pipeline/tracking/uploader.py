@@ -1,11 +1,11 @@
 """Delivers journals to MLflow: in the background while a run trains, or once in the foreground.
 
-The only file that imports mlflow, and only when there is something to deliver.
+This is the only module that imports MLflow, and it does so only when there is something to deliver.
 
     python -m gradus.pipeline.tracking.uploader RUN_DIR --follow --parent-pid PID
 
-The child started this way makes a pass every two seconds. It ends, after one last pass, when it reads ``finish`` or the
-end of its standard input, or when its parent is dead; MLflow runs that nobody has ended are then marked KILLED.
+A child process started this way makes a pass every two seconds. It ends, after one last pass, when it reads ``finish``
+or the end of its standard input, or when its parent is dead; MLflow runs without an end are then marked KILLED.
 """
 
 from __future__ import annotations
@@ -26,8 +26,10 @@ from gradus.pipeline.common.addresses import redacted
 from gradus.pipeline.common.errors import UserError
 from gradus.pipeline.common.locks import file_lock, holder
 from gradus.pipeline.common.process import MLFLOW_ENVIRONMENT
-from gradus.pipeline.tracking.delivery import RunDelivery, Undeliverable, Unreachable, one_line
+from gradus.pipeline.tracking.delivery import RunDelivery
+from gradus.pipeline.tracking.failures import Undeliverable, Unreachable, one_line
 from gradus.pipeline.tracking.journal import journals
+from gradus.pipeline.tracking.mlflow_run import Store
 from gradus.pipeline.tracking.position import (
     Position,
     Report,
@@ -39,23 +41,22 @@ from gradus.pipeline.tracking.position import (
     upload_lock,
 )
 
-PASS_EVERY = 2.0
-"""Seconds between passes while all goes well; after failures the pause doubles, up to MAX_PAUSE."""
-MAX_PAUSE = 30.0
-PASS_LIMIT = 5.0
-"""Seconds after which a pass looks at every journal anew, so that one with much to send does not hold up the others."""
-LAST_PASS = 60.0
-"""Seconds that the last pass may take after the trainer died."""
+PASS_INTERVAL_SECONDS = 2.0
+"""Pause between passes; after failures it doubles, up to MAX_PAUSE_SECONDS."""
+MAX_PAUSE_SECONDS = 30.0
+PASS_TIMEOUT_SECONDS = 5.0
+"""A pass ends after this time, so that a journal with much to send does not delay the others."""
+LAST_PASS_TIMEOUT_SECONDS = 60.0
+"""How long the last pass may take after the trainer died."""
 
 
 class Uploader:
-    """Delivers the journals of one run folder. One at a time may work on a folder: hold ``upload_lock``."""
+    """Delivers the journals of one run folder. The caller must hold the folder's ``upload_lock``."""
 
     def __init__(self, run_dir: str | Path, tracking_uri: str, experiment: str):
         self.run_dir, self.uri, self.experiment = Path(run_dir).absolute(), tracking_uri, experiment
-        self._mlflow: Any = None
-        self._client: Any = None
-        self._experiment_id = ""
+        self._store: Store | None = None
+        """None until there is something to deliver."""
         self._runs: dict[str, RunDelivery] = {}
 
     def sync(self, deadline: float | None = None) -> Report:
@@ -67,7 +68,7 @@ class Uploader:
                     self._deliver(label, path, report, deadline)
                 except Undeliverable as error:
                     report.error = one_line(error)
-        except Exception as error:  # whatever tracking runs into, it is reported and tried again
+        except Exception as error:  # any failure of tracking is reported, and the next pass tries again
             report.error = redacted(one_line(error))
             if not isinstance(error, Unreachable):
                 logging.getLogger(__name__).debug("delivery stopped", exc_info=True)
@@ -77,34 +78,33 @@ class Uploader:
         return report
 
     def end_runs(self, status: str) -> None:
-        """Give MLflow runs that are still RUNNING the end that their trainer could not."""
+        """Set the final status of MLflow runs that are still RUNNING because their trainer died."""
         for label, path in journals(self.run_dir):
-            with contextlib.suppress(Exception):  # a label on a dead run is not worth an error
+            with contextlib.suppress(Exception):  # the status of a dead run is not worth an error
                 if Position.read(path).status == "RUNNING":
-                    if self._client is None:
-                        self._connect()
-                    delivery = self._delivery(label, path)
+                    delivery = RunDelivery(self._connected(), self.run_dir, label, path)
                     delivery.refresh()
                     delivery.terminate(status)
 
     def _deliver(self, label: str, path: Path, report: Report, deadline: float | None) -> None:
-        if self._client is None:
+        if self._store is None:
             position = Position.read(path)
             if position.uri == redacted(self.uri) and position.offset == path.stat().st_size:
                 return  # nothing new: no reason to load MLflow
-            self._connect()
-        delivery = self._runs.setdefault(label, self._delivery(label, path))
+        if label not in self._runs:
+            self._runs[label] = RunDelivery(self._connected(), self.run_dir, label, path)
+        delivery = self._runs[label]
         if delivery.refresh():
             delivery.open(Position.read(self.run_dir / "journal.jsonl").run_id if label else "")
             delivery.deliver(report, deadline)
-        if delivery.set_aside and not count_events(path, Position.read(path).offset):
-            delivery.terminate("KILLED")  # a new attempt has taken its place; nobody will say how it ended
+        if delivery.run.set_aside and not count_events(path, Position.read(path).offset):
+            delivery.terminate("KILLED")  # a new attempt has replaced it; no process will report its end
 
-    def _delivery(self, label: str, path: Path) -> RunDelivery:
-        return RunDelivery(self._mlflow, self._client, self.uri, self._experiment_id, self.run_dir, label, path)
-
-    def _connect(self) -> None:
-        """Import MLflow, open the store (creating an SQLite file under a lock) and find or create the experiment."""
+    def _connected(self) -> Store:
+        """The store, opened once: MLflow is imported, an SQLite file is created under a lock, and the experiment is
+        found or created."""
+        if self._store is not None:
+            return self._store
         mlflow = _import_mlflow()
         with _store_lock(self.uri):
             client = mlflow.MlflowClient(tracking_uri=self.uri)
@@ -113,14 +113,15 @@ class Uploader:
                 found = client.get_experiment(self._create_experiment(client))
         if found.lifecycle_stage == "deleted":
             raise Unreachable(f"experiment {self.experiment!r} was deleted; restore it or set tracking.experiment")
-        self._mlflow, self._client, self._experiment_id = mlflow, client, found.experiment_id
+        self._store = Store(mlflow, client, self.uri, found.experiment_id)
+        return self._store
 
     def _create_experiment(self, client: Any) -> str:
-        location = None  # a server knows its own
+        location = None  # a server chooses it
         if self.uri.startswith("sqlite:///"):
             location = (Path(self.uri.removeprefix("sqlite:///")).parent / "mlartifacts").as_uri()
         elif not self.uri.startswith(("http", "databricks")):
-            # MLflow's own would depend on where we were started.
+            # MLflow's default depends on the current folder.
             location = (self.run_dir.parent / "mlartifacts").as_uri()
         tags = {"mlflow.experimentKind": "custom_model_development"}  # so that the UI opens with the runs
         try:
@@ -144,7 +145,7 @@ def _import_mlflow() -> Any:
 
 @contextlib.contextmanager
 def _store_lock(uri: str) -> Iterator[None]:
-    """Two processes that create one SQLite store together both fail; so they take turns."""
+    """Two processes that create an SQLite store at the same time would both fail, so they take turns."""
     if not uri.startswith("sqlite:///"):
         yield
         return
@@ -154,7 +155,7 @@ def _store_lock(uri: str) -> Iterator[None]:
 
 
 def sync_run(run_dir: str | Path) -> Report:
-    """Deliver one run folder now, unless another uploader is at it; never raises."""
+    """Deliver one run folder now, unless another uploader is working on it. Never raises."""
     run_dir = Path(run_dir).absolute()
     try:
         uri, experiment = tracking_options(run_dir)
@@ -171,25 +172,19 @@ def sync_run(run_dir: str | Path) -> Report:
         return Report(run_dir.name, error=one_line(error), undelivered=count_undelivered(run_dir))
 
 
-def sync_runs(runs_dir: str | Path) -> list[Report]:
-    """Deliver what MLflow has missed of every run in the runs folder, oldest name first."""
-    folders = sorted(path.parent for path in Path(runs_dir).glob("*/journal.jsonl"))
-    return [sync_run(folder) for folder in folders]
-
-
 class _Parent:
-    """What the child knows of the trainer: whether it lives, and whether it asked for the end."""
+    """The trainer, seen from the child process: whether it is alive, and whether it asked for the end."""
 
     def __init__(self, pid: int):
         self.pid = pid
         self.asked = False
-        self.spoke = threading.Event()
+        self.heard = threading.Event()
         threading.Thread(target=self._listen, daemon=True).start()
 
     def _listen(self) -> None:
         with contextlib.suppress(OSError, ValueError):
             self.asked = sys.stdin.readline().strip() == "finish"
-        self.spoke.set()
+        self.heard.set()
 
     @property
     def alive(self) -> bool:
@@ -197,11 +192,11 @@ class _Parent:
 
     @property
     def ends(self) -> bool:
-        return self.spoke.is_set() or not self.alive
+        return self.heard.is_set() or not self.alive
 
 
 def follow(run_dir: Path, parent: _Parent) -> Report:
-    """Make passes until the parent ends, then the last one."""
+    """Make passes until the parent ends, and then a last one."""
     uri, experiment = tracking_options(run_dir)
     uploader = Uploader(run_dir, uri, experiment)
     total = Report(run=run_dir.name, uri=redacted(uri))
@@ -213,14 +208,14 @@ def follow(run_dir: Path, parent: _Parent) -> Report:
         if parent.ends:
             total.busy, total.undelivered = True, count_undelivered(run_dir)
             return total
-        parent.spoke.wait(PASS_EVERY)
+        parent.heard.wait(PASS_INTERVAL_SECONDS)
 
 
 def _passes(uploader: Uploader, parent: _Parent, total: Report) -> Report:
-    pause = PASS_EVERY
+    pause = PASS_INTERVAL_SECONDS
     while True:
         last = parent.ends
-        report = uploader.sync(time.monotonic() + (LAST_PASS if last else PASS_LIMIT))
+        report = uploader.sync(time.monotonic() + (LAST_PASS_TIMEOUT_SECONDS if last else PASS_TIMEOUT_SECONDS))
         total.delivered += report.delivered
         total.rejected += report.rejected
         total.undelivered, total.error, total.run_ids = report.undelivered, report.error, report.run_ids
@@ -228,16 +223,16 @@ def _passes(uploader: Uploader, parent: _Parent, total: Report) -> Report:
             if _is_over(uploader.run_dir, parent, report):
                 uploader.end_runs("KILLED")
             return total
-        pause = PASS_EVERY if report.error is None else min(MAX_PAUSE, 2 * pause)
+        pause = PASS_INTERVAL_SECONDS if report.error is None else min(MAX_PAUSE_SECONDS, 2 * pause)
         waited = time.monotonic() + pause
-        while time.monotonic() < waited and not parent.spoke.wait(min(PASS_EVERY, pause)) and parent.alive:
+        while time.monotonic() < waited and not parent.heard.wait(min(PASS_INTERVAL_SECONDS, pause)) and parent.alive:
             pass
 
 
 def _is_over(run_dir: Path, parent: _Parent, report: Report) -> bool:
-    """Whether nobody will say any more how MLflow runs ended that are still RUNNING.
+    """Whether no process will report the end of MLflow runs that are still RUNNING.
 
-    Where the next launch is at the run already, it will. A parent that lives has said what it had to say.
+    If another launch is already working on the run, it will. A parent that is alive has reported everything.
     """
     if parent.asked and report.undelivered:
         return False
@@ -252,13 +247,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--follow", action="store_true", help="go on until the parent process ends")
     parser.add_argument("--parent-pid", type=int, default=os.getppid())
     options = parser.parse_args(arguments)
-    output, sys.stdout = sys.stdout, sys.stderr  # our report is the only thing on standard output
+    output, sys.stdout = sys.stdout, sys.stderr  # the report is the only thing on standard output
     if options.follow:
         os.nice(5)
         report = follow(options.run_dir.absolute(), _Parent(options.parent_pid))
     else:
         report = sync_run(options.run_dir)
-    with contextlib.suppress(OSError):  # nobody may be left to read it
+    with contextlib.suppress(OSError):  # there may be no reader any more
         print(json.dumps(report.as_dict()), file=output, flush=True)
     return 0 if report.error is None else 1
 

@@ -226,10 +226,10 @@ def test_a_stage_with_much_to_send_does_not_hold_up_the_news(runs: Path, monkeyp
             told.append((positions[0].status, positions[1].offset == stage.path.stat().st_size))
             return told[-1] == ("KILLED", False) or len(told) > 10
 
-    monkeypatch.setattr("gradus.pipeline.tracking.uploader.PASS_LIMIT", 0.0)
-    monkeypatch.setattr("gradus.pipeline.tracking.uploader.PASS_EVERY", 0.0)
+    monkeypatch.setattr("gradus.pipeline.tracking.uploader.PASS_TIMEOUT_SECONDS", 0.0)
+    monkeypatch.setattr("gradus.pipeline.tracking.uploader.PASS_INTERVAL_SECONDS", 0.0)
     living: Any = Living(os.getpid(), True)
-    living.spoke = threading.Event()
+    living.heard = threading.Event()
     report = _passes(Uploader(run, resolve_uri(None, runs), "gradus"), living, Report(run.name))
     assert told[-1] == ("KILLED", False), "the run's end before the rest of its stage"
     assert report.undelivered == 0

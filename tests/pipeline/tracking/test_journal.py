@@ -107,7 +107,8 @@ def test_the_parent_journal_comes_first_then_the_stages_in_order(tmp_path: Path)
 
 
 def test_the_trainers_side_imports_neither_mlflow_nor_torch() -> None:
-    code = "import json, sys, gradus.pipeline.tracking.journal, gradus.pipeline.tracking.position, gradus.pipeline.tracking.uploader, gradus.pipeline.tracking.ui;"
+    modules = ", ".join(f"gradus.pipeline.tracking.{name}" for name in ("journal", "position", "uploader", "ui"))
+    code = f"import json, sys, {modules};"
     code += "print(json.dumps([m for m in ('mlflow', 'torch', 'matplotlib', 'numpy') if m in sys.modules]))"
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert json.loads(output) == []

@@ -16,7 +16,7 @@ from tracking_runs import runs_folder as runs_folder
 from gradus.pipeline.common.addresses import redacted, resolve_uri
 from gradus.pipeline.common.errors import UserError
 from gradus.pipeline.tracking.journal import Journal
-from gradus.pipeline.tracking.position import Position, read_run_ids, run_links
+from gradus.pipeline.tracking.position import Position, read_run_ids
 from gradus.pipeline.tracking.ui import serve_ui
 from gradus.pipeline.tracking.uploader import Uploader, sync_run
 
@@ -169,11 +169,8 @@ def test_a_server_in_trouble_loses_nothing_and_rejects_nothing(runs: Path, answe
 
 
 def test_a_tracking_server_has_its_own_ui(runs: Path) -> None:
-    run = new_run(runs, uri="http://mlflow.example:5000/")
+    new_run(runs, uri="http://mlflow.example:5000/")
     assert serve_ui(runs) == (None, "http://mlflow.example:5000")
-    position = Position(uri="http://mlflow.example:5000", experiment_id="7", run_id="abc")
-    position.write(run / "journal.jsonl")
-    assert run_links(run) == {"": "http://mlflow.example:5000/#/experiments/7/runs/abc"}
 
 
 def test_the_address_is_absolute_or_a_users_mistake(tmp_path: Path) -> None:

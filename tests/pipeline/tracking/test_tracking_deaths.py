@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -68,9 +69,9 @@ def deliver(runs: Path, run: Path, number: int = 0, before: bool = True) -> bool
     """One pass of a new uploader; false where it died of the fated request."""
     uploader = Uploader(run, resolve_uri(None, runs), "gradus")
     fate = Fate(number, before)
-    uploader._connect()
-    uploader._client = Mortal(uploader._client, fate)
-    uploader._mlflow = Mortal(uploader._mlflow, fate, ("create_external_model",))
+    store = uploader._connected()
+    mlflow = Mortal(store.mlflow, fate, ("create_external_model",))
+    uploader._store = replace(store, client=Mortal(store.client, fate), mlflow=mlflow)
     try:
         report = uploader.sync()
     except Death:

@@ -23,7 +23,7 @@ from gradus.pipeline.common.locks import file_lock
 from gradus.pipeline.tracking.client import start_uploader
 from gradus.pipeline.tracking.position import Position, count_undelivered, read_run_ids, upload_lock
 from gradus.pipeline.tracking.ui import serve_ui
-from gradus.pipeline.tracking.uploader import sync_run, sync_runs
+from gradus.pipeline.tracking.uploader import sync_run
 
 DEAD = "http://127.0.0.1:1"
 
@@ -41,7 +41,7 @@ def test_a_dead_server_never_holds_training_up_and_sync_delivers_later(runs: Pat
     assert DEAD in report.message and "gradus sync" in report.message
     assert handle.process is not None and handle.process.poll() is not None
     (run / "config.yaml").write_text("tracking: {uri: null}")
-    (delivered,) = sync_runs(runs)
+    delivered = sync_run(run)
     assert (delivered.undelivered, delivered.error) == (0, None)
     assert steps_of(runs, run) == list(range(1, 201))
 
