@@ -81,27 +81,27 @@ def launch(engine: str, folder: Path) -> None:
     clock, said = Clock(float(os.environ["BENCHMARK_BEGAN"])), os.dup(1)
     os.dup2(2, 1)
     from gradus.flows import launch as launching
-    from gradus.flows import order
+    from gradus.flows import open_run, order
     from gradus.flows.cli import app
 
-    watched(app, "load", clock, before=PARTS[0])
-    watched(app, "check_world", clock, after=PARTS[1])
+    watched(open_run, "load", clock, before=PARTS[0])
+    watched(open_run, "check_world", clock, after=PARTS[1])
     watched(launching, "_engine", clock, after=PARTS[2])
     opened = order.PipelineWork.open
 
     def open_work(run_dir: Path | str) -> order.PipelineWork:
-        work = opened(run_dir)
+        opened(run_dir)
         clock.end(PARTS[3])
         watch_the_work()
-        return work
+        return opened(run_dir)  # again, so that it has the functions that are watched now
 
     def watch_the_work() -> None:
-        from gradus.pipeline.execution import stage
+        from gradus.pipeline.execution import prepare
         from gradus.pipeline.training import trainer
 
-        watched(stage, "prepare", clock, before=PARTS[4])
-        watched(stage, "build_task", clock, after=PARTS[5])
-        watched(stage, "evaluate", clock, before=PARTS[6], after=PARTS[7])
+        watched(prepare, "prepare", clock, before=PARTS[4])
+        watched(prepare, "build_task", clock, after=PARTS[5])
+        watched(prepare, "evaluate", clock, before=PARTS[6], after=PARTS[7])
 
         def stop(*_: Any) -> None:
             clock.end(PARTS[8])
