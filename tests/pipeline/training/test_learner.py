@@ -19,7 +19,7 @@ from gradus.pipeline.policy.forward.packing import Pack, can_pack, computing, hi
 from gradus.pipeline.policy.policy import copied
 from gradus.pipeline.rollouts.builtin import DrawKey, sample
 from gradus.pipeline.training.batches import demonstrated
-from gradus.pipeline.training.learner import learner as learner_module
+from gradus.pipeline.training.learner import passes
 from gradus.pipeline.training.learner.learner import CompletionRows, Learner, learning_rate
 from gradus.pipeline.types import Prompt
 
@@ -95,8 +95,8 @@ def test_gradient_is_that_of_the_literal_loss(policy, prompts, score):
 
 def test_rows_of_zero_weight_are_never_computed_and_prompts_once(prompts, monkeypatch):
     packs: list[Pack] = []
-    real = learner_module.hidden_states
-    monkeypatch.setattr(learner_module, "hidden_states", lambda policy, pack: packs.append(pack) or real(policy, pack))
+    real = passes.hidden_states
+    monkeypatch.setattr(passes, "hidden_states", lambda policy, pack: packs.append(pack) or real(policy, pack))
     after_one_update(prompts)
     rollouts = sampled(tiny_policy(), prompts)
     (pack,) = packs
