@@ -1,4 +1,4 @@
-"""The seam between the core and an algorithm: what a stage may see, what it may declare, and the one function it is.
+"""The interface between the core and an algorithm: what a stage may see, what it may declare, and its one function.
 
 A stage is a pure function from :class:`Signals` to weights plus declared :class:`Needs`; the core interprets the
 declarations without knowing who asks. The update every stage shares is
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Signals:
-    """What a stage may look at to weigh a batch. A field is None unless the stage's needs ask for it."""
+    """What a stage may use to weigh a batch. A field is None unless the stage's needs ask for it."""
 
     rewards_PK: Tensor
     """float32 weighted reward of each completion."""
@@ -51,7 +51,7 @@ class Signals:
     """float32 a token critic's V(x, y before t), in reward units, before this batch has trained it; 0 outside the
     mask."""
     difficulty_P: Tensor | None = None
-    """float32, share of the groups met so far in this stage, this batch's included, with a higher mean reward; those
+    """float32, share of the groups of this stage so far, this batch's included, that have a higher mean reward; groups
     with an equal one count half. 0 is the easiest, 1 the hardest."""
 
 
@@ -75,11 +75,11 @@ class Needs:
     """What a stage declares and the core provides."""
 
     completions: Literal["policy", "demonstrations"] = "policy"
-    """Who writes the completions: the policy being trained, or the task (one demonstration a prompt)."""
+    """Source of the completions: the policy being trained, or the task (one demonstration for each prompt)."""
     ranking: tuple[str, ...] = ()
     """Keys that order a group, most important first: ``reward``, a reward component's name, ``shorter``, ``longer``."""
     policy_scores: bool = False
-    """Fill ``policy_scores_PK``, anew before each update of a batch."""
+    """Fill ``policy_scores_PK``, again before each update of a batch."""
     reference: bool = False
     """Keep a reference policy: a frozen copy taken at the stage's start, or every ``refresh_reference`` steps."""
     refresh_reference: int = 0
@@ -87,7 +87,7 @@ class Needs:
     reference_rewards: bool = False
     """Sample and score a second group from the reference policy for each prompt."""
     log_ratio: bool = False
-    """Fill ``log_ratio_PK``, anew before each update of a batch."""
+    """Fill ``log_ratio_PK``, again before each update of a batch."""
     critic: Critic | None = None
     """Train a value function, and fill ``values_P`` or ``values_PKT``."""
     difficulty: bool = False
@@ -96,17 +96,17 @@ class Needs:
     """Drop groups whose completions are all correct or all wrong, and sample further prompts in their place, at most
     this many times a batch; 0 keeps every group."""
     resample: bool = False
-    """After an epoch, go on with those prompts only whose completions were not all correct."""
+    """After an epoch, keep only the prompts whose completions were not all correct."""
     likelihood: float = 0.0
     """Factor of a further loss: the mean negative log-likelihood of the tokens of correct completions."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One algorithm, as the core sees it."""
+    """One algorithm, as the core sees it. The laws that it must obey are in :mod:`gradus.pipeline.stage_laws`."""
 
     name: str
-    """How configurations call it."""
+    """Its name in configurations, where it is built in or published, and its default label."""
     summary: str
     """One line for ``gradus stages``."""
     config: type[StageConfig]

@@ -39,7 +39,7 @@ def check_stage(stage: Stage, **options: Any) -> None:
 
 def options_of(stage: Stage, **options: Any) -> StageConfig:
     """The stage's options with these values, and steps enough for a warm-up of the critic."""
-    return stage.config(**{"stage": tag_of(stage.config) or stage.name, "steps": 20, **options})
+    return stage.config.model_validate({"stage": tag_of(stage.config) or stage.name, "steps": 20, **options})
 
 
 def it_declares_its_needs(stage: Stage, config: StageConfig) -> None:
@@ -196,7 +196,8 @@ def only_declared(signals: Signals, needs: Needs) -> Signals:
         "values_PKT": kind == "token",
         "difficulty_P": needs.difficulty,
     }
-    return replace(signals, **{name: None for name, is_declared in declared.items() if not is_declared})
+    absent: dict[str, Any] = {name: None for name, is_declared in declared.items() if not is_declared}
+    return replace(signals, **absent)
 
 
 def _rewards() -> Tensor:

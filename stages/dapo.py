@@ -1,4 +1,4 @@
-"""DAPO: whoever beats the group's mean is rewarded.
+"""DAPO: a completion whose reward is above its group's mean becomes more probable, one below it less.
 
     manual   A_i = r_i - mean(r)                          L = -(1/K) * sum_i A_i * log pi(y_i | x)
     paper    A_i = (r_i - mean(r)) / std(r), r with the soft overlong penalty
@@ -33,7 +33,7 @@ class DAPOConfig(StageConfig):
         "paper": {"advantage": "standardised", "score": "batch", "clip": (0.2, 0.28), "refills": 4, "overlong": 0.2}
     }
     stage: Literal["dapo"]
-    """This algorithm."""
+    """Discriminator: selects DAPO."""
     advantage: Literal["centred", "standardised"] = "centred"
     """Reward minus the group's mean, or that divided by the group's standard deviation."""
     refills: int = Field(0, ge=0)

@@ -6,8 +6,9 @@
 
 Manual: ``s`` is a completion's log-probability. The order comes from ``ranking``, a list of keys: the reward first,
 then the quality of the reasoning, so that a group whose rewards are all equal still teaches ("even where the reward is
-binary, the order is dense"). Without advantages, the gradient reaches the policy only through s, so the shared learner
-takes -dL/ds_i (times K, for its own 1/K) as completion i's weight and gets exactly this loss's gradient.
+binary, the order is dense"). The loss reaches the policy only through s, so the shared learner takes -dL/ds_i (times K,
+for its own 1/K) as completion i's weight and gets exactly this loss's gradient. The ``update/loss`` that it reports is
+the value of that weighted log-likelihood, not of L.
 
 Paper: kept are the shortest, or those with the most reward a token; how many depends on how hard the prompt is among
 those met so far.
@@ -43,7 +44,7 @@ class GFPOConfig(StageConfig):
         "paper": {"advantage": "kept", "group_size": 16, "keep": (4, 6, 8, 8), "score": "batch", "clip": (0.2, 0.2)}
     }
     stage: Literal["gfpo"]
-    """This algorithm."""
+    """Discriminator: selects GFPO."""
     advantage: Literal["pairs", "kept"] = "pairs"
     """Preferences over all ranked pairs, or standardised rewards within the part of a group that is kept."""
     ranking: list[str] = Field(["reward"], min_length=1)
@@ -84,12 +85,12 @@ def weigh(signals: Signals, config: GFPOConfig) -> Tensor:
 
 
 def _worth(signals: Signals, config: GFPOConfig) -> Tensor:
-    """What completions are kept by, the higher the better. Shapes: -> [P, K]."""
+    """The measure by which completions are kept; higher is better. Shapes: -> [P, K]."""
     return -signals.lengths_PK if config.keep_by == "shorter" else signals.rewards_PK / signals.lengths_PK
 
 
 def _counts(signals: Signals, config: GFPOConfig) -> Tensor:
-    """How many each group keeps. Shapes: -> int64 [P]."""
+    """The number of completions that each group keeps. Shapes: -> int64 [P]."""
     keep, groups = config.keep, signals.lengths_PK[:, 0]
     if isinstance(keep, int):
         return groups.new_full(groups.shape, keep).long()

@@ -25,7 +25,7 @@ class SFTConfig(StageConfig):
     """Options of supervised fine-tuning."""
 
     stage: Literal["sft"]
-    """This algorithm."""
+    """Discriminator: selects SFT."""
     prompts_per_step: int = Field(64, ge=1)
     """Demonstrations in a batch."""
     group_size: Literal[1] = 1  # type: ignore[assignment]

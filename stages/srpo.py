@@ -1,4 +1,4 @@
-"""SRPO: is today's policy better than yesterday's? Or, as published: practise what is not solved yet.
+"""SRPO: compares the policy with an earlier one. Or, as published: practises what is not solved yet.
 
     reward_gap   A_i = r(y_i) - r(y_i_ref),  y_ref sampled from the reference policy for the same prompt
     log_ratio    A_i = log pi(y_i | x) - log pi_ref(y_i | x)
@@ -13,12 +13,13 @@ Source: operating manual, table of the four algorithms and its pseudo-code (whic
 the log-ratio lost); for ``variant: paper`` arXiv 2504.14286.
 Departure: the default advantage is ``reward_gap``. ``log_ratio`` is the manual's other form, implemented literally, but
 it contains no reward and is exactly zero until the policy has left its reference, so a stage that starts at its
-reference never moves; with a refreshed reference it reinforces whatever drift there was. ``combined`` is ours: the gap
+reference never moves; with a refreshed reference it reinforces any drift there was. ``combined`` is ours: the gap
 pulls up, the log-ratio holds back.
 Departure: ``baseline: mean`` compares with the mean reward of the reference's K samples, which has the same expectation
 as the literal pairing by index (``baseline: paired``) and less noise.
 Departure: the sum over i is divided by K, as in the other losses; ``normalise: none`` is literal.
-Departure (paper): its two phases, mathematics first and code later, are two stages here, each with a task of its own.
+Departure (paper): its two phases, mathematics first and code later, need two tasks. A pipeline has one task, so the
+second phase is a second pipeline whose ``policy.path`` is the checkpoint that the first one ends with.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class SRPOConfig(StageConfig):
 
     presets: ClassVar = {"paper": {"advantage": "standardised", "resample": True, "score": "batch", "clip": (0.2, 0.2)}}
     stage: Literal["srpo"]
-    """This algorithm."""
+    """Discriminator: selects SRPO."""
     advantage: Literal["reward_gap", "log_ratio", "combined", "standardised"] = "reward_gap"
     """Which comparison with the reference weighs a completion; or, without one, the group's standardised rewards."""
     resample: bool = False

@@ -40,7 +40,7 @@ class VAPOConfig(StageConfig):
         }
     }  # fmt: skip
     stage: Literal["vapo"]
-    """This algorithm."""
+    """Discriminator: selects VAPO."""
     critic: Literal["prompt", "token"] = "prompt"
     """A value of the prompt, from a head on the policy; or of every position, from a network of its own."""
     alpha: float = Field(0.5, ge=0, le=1)

@@ -1,4 +1,4 @@
-""""""
+"""Checks of a stage's options that need other parts of the configuration: rules that look at validation prompts."""
 
 from __future__ import annotations
 

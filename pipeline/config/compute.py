@@ -1,4 +1,4 @@
-"""The options of a launch on several devices: how many processes train a stage, and what each of them holds."""
+"""Options of the computation: the processes that train a stage, and the engine that generates completions."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from gradus.pipeline.config.options import Options
 
 
 class LaunchConfig(Options):
-    """How many processes train a stage together. None of it changes what a run is: it may go on with other values."""
+    """The processes that train a stage together. No option here is part of a run's identity: a run may be resumed with
+    other values."""
 
     processes: int = Field(1, ge=1)
-    """Processes on this machine, started by torchrun, one a GPU where the policy is on GPUs. They share out the prompts
-    to sample and to score, and the rows to train on."""
+    """Processes on this machine, started by torchrun, one for each GPU where the policy is on GPUs. They share the
+    prompts to sample and to score, and the rows to train on."""
     shard: Literal["none", "fsdp"] = "none"
     """fsdp: each process keeps and trains its part of every layer's weights, gradients and optimizer state (FSDP2); a
     whole copy of the weights, without gradients, remains for sampling. none: each process trains a whole copy. With one
@@ -24,7 +25,8 @@ class LaunchConfig(Options):
 
 
 class RolloutConfig(Options):
-    """Who samples. None of it changes what a run is: it may go on with another engine, as with another seed's draws."""
+    """The engine that generates completions. No option here is part of a run's identity: a run may be resumed with
+    another engine, whose samples differ as those of another seed do."""
 
     engine: Literal["transformers", "vllm", "vllm-server"] = "transformers"
     """transformers: the built-in sampler, on the weights that train. vllm: vLLM in the training process, on the same
@@ -37,14 +39,14 @@ class RolloutConfig(Options):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Type of the weights in the training process's vLLM; auto: bfloat16 on cuda, else the policy's."""
     memory: float = Field(0.4, gt=0, lt=1)
-    """Share of the GPU's memory that vLLM in the training process takes, weights and cache."""
+    """Share of the GPU's memory that vLLM in the training process takes for weights and cache."""
     context: int | None = Field(None, ge=2)
-    """Longest prompt and completion together that it makes room for; default: the model's."""
+    """Longest prompt and completion together, in tokens, that vLLM reserves memory for; default: the model's."""
     tolerance: float = Field(0.1, gt=0)
     """Mean difference, in nats a token, between the engine's log-probabilities and the policy's own above which the
     stage fails: they cannot be of the same weights."""
     time_limit: float = Field(600.0, gt=0)
-    """Seconds that an answer may take, and that a server which has gone is waited for, before the stage fails."""
+    """Seconds to wait for an answer, and for a server that is down, before the stage fails."""
 
     @model_validator(mode="after")
     def _url(self) -> RolloutConfig:
@@ -54,5 +56,5 @@ class RolloutConfig(Options):
 
     @property
     def external(self) -> bool:
-        """Whether completions come from another engine than the one that trains."""
+        """Whether another engine than the built-in sampler generates the completions."""
         return self.engine != "transformers"

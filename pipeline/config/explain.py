@@ -1,4 +1,4 @@
-"""What is wrong with a configuration, in the user's words: pydantic's findings as messages with file, line and key."""
+"""Messages for mistakes in a configuration: pydantic's findings with file, line and key, in the user's terms."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _EXPECTED = {
 
 @dataclass(frozen=True)
 class Origin:
-    """Where the values of a configuration came from."""
+    """The places that the values of a configuration come from."""
 
     file: str
     document: Document

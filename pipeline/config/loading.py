@@ -1,4 +1,4 @@
-"""Configurations from a YAML file or from Python: overriding single options, checking the whole, writing it back."""
+"""Configurations from a YAML file or from Python: override single options, check the whole, write it back."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every option class shares."""
+"""The base of all option classes, and comparisons of options: identity and differences."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ class Options(BaseModel):
         extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False, serialize_by_alias=True
     )
     replaced: ClassVar[dict[str, str]] = {}
-    """option that is no more -> what to do instead"""
+    """removed option -> what to do instead"""
 
 
 class _Runtime:
-    """Marks an option that says how, where or how watchfully to compute, and never what."""
+    """Marks an option that decides how, where or how carefully to compute, and never what."""
 
 
 RUNTIME = _Runtime()
-"""``option: Annotated[int, RUNTIME]`` is no part of what a run is: it may change while the run goes on."""
+"""``option: Annotated[int, RUNTIME]`` is no part of a run's identity: it may change when the run is resumed."""
 
 
 def fields_of(options: type[BaseModel]) -> dict[str, FieldInfo]:
@@ -56,7 +56,7 @@ def identity(value: Any) -> Any:
 
 
 def differences(old: Any, new: Any, path: str = "") -> list[str]:
-    """What changed between two resolved configurations, one ``key: old -> new`` a line.
+    """The changes between two resolved configurations, one ``key: old -> new`` for each.
 
     >>> differences({"lr": 0.1, "steps": [1, 2]}, {"lr": 0.2, "steps": [1, 2]})
     ['lr: 0.1 -> 0.2']
@@ -78,7 +78,7 @@ def differences(old: Any, new: Any, path: str = "") -> list[str]:
 
 
 def _labelled(entries: list[Any]) -> dict[str, Any] | None:
-    """A list of stages or rewards by their labels, so that one more or less is one line; None for other lists."""
+    """A list of stages or rewards by their labels, so that an added entry is one change; None for other lists."""
     labels = [str(e.get("name") or e.get("reward") or "") if isinstance(e, dict) else "" for e in entries]
     return dict(zip(labels, entries, strict=True)) if all(labels) and len(set(labels)) == len(labels) else None
 

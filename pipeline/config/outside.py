@@ -1,7 +1,7 @@
 """Stages from outside the package in a configuration: ``stage: package.module:STAGE``, or a published name.
 
-The name that the configuration gives stays the value of ``stage``, in a run's config.yaml too, so that whatever opens
-the run finds the stage again. Its options are validated by the stage's own class under that name.
+The name that the configuration gives stays the value of ``stage``, in a run's config.yaml too, so that every process
+that opens the run finds the stage again. Its options are validated by the stage's own class under that name.
 """
 
 from __future__ import annotations
@@ -30,11 +30,16 @@ FORM = "`package.module:STAGE`"
 class StageLike(Protocol):
     """What a stage must have; :class:`gradus.pipeline.stage.Stage` has it."""
 
-    name: str
-    summary: str
-    config: type[StageConfig]
-    weigh: Callable[..., Any]
-    needs: Callable[..., Any]
+    @property
+    def name(self) -> str: ...
+    @property
+    def summary(self) -> str: ...
+    @property
+    def config(self) -> type[StageConfig]: ...
+    @property
+    def weigh(self) -> Callable[..., Any]: ...
+    @property
+    def needs(self) -> Callable[..., Any]: ...
 
 
 def reference_of(name: str, where: str = "") -> str | None:
@@ -90,7 +95,7 @@ def tag_of(options: type[StageConfig]) -> str | None:
 @functools.cache
 def called(options: type[StageConfig], name: str, reference: str) -> type[StageConfig]:
     """A stage's option class, selected by ``stage: name``."""
-    stage: Any = (Literal[name], Field(description=f"Discriminator: selects {name}."))
+    stage: Any = (Literal[name], Field(description=f"Discriminator: selects {name}."))  # type: ignore[valid-type]
     made = create_model(
         options.__name__, __base__=options, __module__=options.__module__, __doc__=options.__doc__, stage=stage
     )

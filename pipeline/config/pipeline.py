@@ -30,7 +30,7 @@ class RewardConfig(Options):
     reward: str
     """Name of a reward (``gradus rewards`` lists them), or one of your own as ``package.module:function``."""
     name: Name | None = None
-    """What metrics and rankings call it; default: the reward's name, or the function's."""
+    """Its label in metrics and rankings; default: the reward's name, or the function's."""
     weight: float = 1.0
     """Factor in the weighted sum; 0 logs the component (and lets a ranking use it) without rewarding it."""
     params: dict[str, Any] = Field(default_factory=dict)
@@ -54,7 +54,7 @@ class EvaluationConfig(Options):
 
 
 class TrackingConfig(Options):
-    """Where curves go."""
+    """MLflow, and what is recorded there."""
 
     uri: str | None = None
     """MLflow tracking URI; default: an SQLite file in the runs folder."""
@@ -74,14 +74,15 @@ class CheckpointConfig(Options):
     every_steps: int | None = Field(None, ge=1)
     """Steps between two, instead of seconds."""
     keep: int = Field(2, ge=2)
-    """How many of the newest stay, so that a damaged one costs little; the best and the one handed over always do."""
+    """How many of the newest are kept, so that a damaged one costs little; the best one and the one that is handed over
+    are always kept."""
 
 
 class PipelineConfig(Options):
     """One pipeline: a policy is taken through stages, in order, on one task."""
 
     name: Annotated[Name, RUNTIME]
-    """What the pipeline is called; runs are named after it."""
+    """Name of the pipeline; runs are named after it."""
     seed: int = Field(0, ge=0)
     """Seed of the new weights, the order of prompts and every sampled token."""
     policy: PolicyConfig
@@ -98,13 +99,13 @@ class PipelineConfig(Options):
     evaluation: EvaluationConfig = EvaluationConfig()
     """How accuracy is measured."""
     tracking: Annotated[TrackingConfig, RUNTIME] = TrackingConfig()
-    """Where curves go."""
+    """MLflow, and what is recorded there."""
     checkpoints: Annotated[CheckpointConfig, RUNTIME] = CheckpointConfig()
-    """How often a stage's state is kept, to resume from."""
+    """How often a stage writes a checkpoint that it can resume from."""
     rollouts: Annotated[RolloutConfig, RUNTIME] = RolloutConfig()
-    """Who samples completions: this process, or vLLM."""
+    """The engine that generates completions: built in, or vLLM."""
     launch: Annotated[LaunchConfig, RUNTIME] = LaunchConfig()
-    """On how many processes, one a GPU, each stage is trained."""
+    """The processes, one for each GPU, that train each stage."""
     stages: Annotated[list[Any], Field(min_length=1)]
     """The stages, in order; any order and repetition works."""
 

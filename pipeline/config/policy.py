@@ -1,4 +1,4 @@
-""""""
+"""Options of the policy: an existing model or a new one, its tokenizer, its adapters and its device."""
 
 from __future__ import annotations
 

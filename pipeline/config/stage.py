@@ -1,4 +1,4 @@
-"""The options that every stage has, whatever its algorithm; each algorithm adds its own in its file in ``stages/``."""
+"""The options that every stage has; each algorithm adds its own in its file."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class StageConfig(Options):
         "validation prompts"
     }
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
-    """variant -> the options that it sets unless they are given."""
+    """variant -> the options that it sets where they are not given."""
     reference: ClassVar[str | None] = None
     """``package.module:STAGE`` where the stage is not one of the package's own."""
     stage: str
@@ -58,7 +58,7 @@ class StageConfig(Options):
     warmup: int = Field(10, ge=0)
     """Steps of linear warm-up; fresh Adam moments at full rate can destroy a policy in 20 steps."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """Learning rate after the warm-up: constant, or falling to zero at the last step."""
+    """Learning rate after the warm-up: constant, or falling so that it would be zero one step after the last."""
     betas: tuple[float, float] = (0.9, 0.999)
     """Adam's decay rates."""
     weight_decay: float = Field(0.0, ge=0)
@@ -68,23 +68,24 @@ class StageConfig(Options):
     score: Literal["sum", "mean", "batch"] = "mean"
     """A completion's log-probability: its tokens' sum, their mean, or the sum divided by the batch's mean length."""
     updates_per_batch: int = Field(1, ge=1)
-    """How often a batch is gone through; all updates but the first are off-policy (see ``clip``)."""
+    """Passes over a batch; all updates but the first are off-policy (see ``clip``)."""
     minibatches: int = Field(1, ge=1)
     """Parts of whole groups that a batch is cut into, with an optimizer update each."""
     clip: tuple[Annotated[float, Field(gt=0, lt=1)], Annotated[float, Field(gt=0)]] | None = None
     """[low, high]: bound the probability ratio to the sampler's policy to [1-low, 1+high]; null: no ratio at all.
     Default: null, or [0.2, 0.28] with ``async``."""
     old_logprobs: Literal["sampler", "recompute"] = "sampler"
-    """What the ratio's denominator is: what the sampler recorded while sampling, or one more pass before the first
-    update. Wanted where sampler and trainer disagree, as ``update/train_sample_mismatch`` tells."""
+    """Source of the ratio's denominator: the log-probabilities that the sampler recorded, or those of one more forward
+    pass before the first update. Useful where sampler and trainer disagree (``update/train_sample_mismatch``)."""
     importance_cap: float = Field(2.0, gt=0)
-    """Where another engine drew the completions (``rollouts.engine``): a token counts by its probability under the
-    policy over that under the engine, and at most this often."""
+    """Cap of the truncated importance weight pi(token) / pi_engine(token), where another engine generated the
+    completions (``rollouts.engine``)."""
     async_: Literal[0, 1] = Field(0, alias="async")
-    """1: sample the next batch while this one trains, by the policy as it was before the update that is under way; the
-    ratio to that policy and its ``clip`` correct for the one step. Uses a second core, and holds the weights twice."""
+    """1: sample the next batch while this one trains, with the policy as it was before the current update; the ratio to
+    that policy and its ``clip`` correct for the one step. Uses a second core, and holds the weights twice."""
     token_budget: Annotated[int, RUNTIME] = Field(16_384, ge=1)
-    """Tokens that one forward and backward pass may hold, a group's prompt once; bounds memory, changes no result."""
+    """Tokens that one forward and backward pass may hold, where a group's prompt counts once; it bounds memory and
+    changes no result."""
     gradient_checkpointing: Annotated[bool, RUNTIME] = False
     """Compute a layer's states again in the backward pass instead of keeping them: less memory, a third more time."""
     sampling: SamplingConfig | None = None
@@ -94,11 +95,12 @@ class StageConfig(Options):
     until: Until | None = None
     """Rules that end the stage before its ``steps`` are done: switch by result, not by the clock."""
     guard: Guard | None = None
-    """Takes a stage that collapses back to its best checkpoint."""
+    """Rule that takes a stage that collapses back to its best checkpoint."""
     handover: Literal["best", "last"] = "last"
     """Which checkpoint the next stage starts from: the last, or the best by validation accuracy."""
     carry: list[Literal["optimizer", "critic"]] = Field(default_factory=list)
-    """What is taken over from the stage before, besides its weights, tokenizer and template; the rest starts fresh."""
+    """What the stage takes over from the one before it, besides weights, tokenizer and template; the rest starts
+    fresh."""
     kl_every: int = Field(10, ge=0)
     """Steps between measurements of the KL divergence to the stage's start; 0 never measures it."""
     max_skipped: int = Field(5, ge=1)
@@ -107,7 +109,7 @@ class StageConfig(Options):
     @model_validator(mode="before")
     @classmethod
     def _preset(cls, raw: Any) -> Any:
-        """The options that the variant sets, where they are not given."""
+        """Add the options that the variant sets, where they are not given."""
         if not isinstance(raw, dict):
             return raw
         if raw.get("variant") == "paper" and "paper" not in cls.presets:
@@ -135,5 +137,5 @@ class StageConfig(Options):
 
     @property
     def label(self) -> str:
-        """The name the stage goes by in this pipeline."""
+        """The name of the stage in this pipeline."""
         return self.name or self.stage

@@ -38,7 +38,7 @@ TOKEN = re.compile(r"\d+(?:\.\d+)?|\.\d+|[-+*/()]")
 LEFT = "0123456789.+-*/() \t"
 VALUE = re.compile(r"[ \t]*(?:\*\*)?[ \t]*(-?)[ \t]*(\d+(?:\.\d+)?|\.\d+)(?:[ \t]*/[ \t]*(\d+)(?![\d.]))?")
 MORE = re.compile(r"[A-Za-z^%!(_]|\.\d|[ \t]*[-+*/]+[ \t]*[\d(.]")
-"""After a value: the right side goes on, so it is not a plain value."""
+"""After a value: the right side continues, so it is not a plain value."""
 UNREADABLE = frozenset("^_√%!]}'")
 """Before a left side: part of the expression is in a notation this reward does not read."""
 PRECEDENCE = {"+": 1, "-": 1, "*": 2, "/": 2, "~": 3}
@@ -200,7 +200,7 @@ def _leading(tail: str, first: str, before: str) -> int | None:
         return 2
     if first != "-":
         return None
-    # "so -3+4" opens with a sign, "x - 3+4" and "x-3+4" go on from the x
+    # "so -3+4" opens with a sign, "x - 3+4" and "x-3+4" continue from the x
     return 0 if not before.isalnum() or (spaced and not text[1:2].isspace()) else None
 
 

@@ -1,4 +1,4 @@
-"""Where the final answer stands in a completion; every reward that compares answers reads it through here."""
+"""Extraction of the final answer from a completion, for every reward that compares answers."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ def order_PKK(
 ) -> Tensor:
     """True at [p, i, j] where completion i of prompt p is better than completion j.
 
-    The first key that tells two completions apart decides: ``reward`` (higher), a component's label (higher),
+    The first key in which two completions differ decides: ``reward`` (higher), a component's label (higher),
     ``shorter`` or ``longer``. Completions equal in every key make no pair.
 
     Shapes: rewards_PK, each component, lengths_PK and valid_PK [P, K]; the result is bool [P, K, K].

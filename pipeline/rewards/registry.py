@@ -48,10 +48,10 @@ class Option:
 
 @dataclass(frozen=True)
 class Reward:
-    """A reward as the library knows it."""
+    """A reward: its function, its range, and where it must run."""
 
     name: str
-    """How configurations call it."""
+    """Its name in configurations."""
     function: RewardFunction
     """(prompt, completion, **options) -> score."""
     low: float

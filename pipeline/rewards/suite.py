@@ -1,4 +1,4 @@
-"""All the rewards of a pipeline together: a batch of completions goes in, every component's scores come out."""
+"""All the rewards of a pipeline together: they take a batch of completions and give the scores of every component."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ MOST_WORKERS = 4
 
 @dataclass(frozen=True)
 class Scores:
-    """What the rewards gave to P x K completions."""
+    """The scores of P x K completions."""
 
     components: dict[str, list[list[float]]]
     """label -> P lists of K scores, in the reward's range; NaN where the reward failed."""
@@ -40,7 +40,7 @@ class Scores:
     kinds: dict[str, dict[str, int]]
     """label -> kind of failure (``timeout``, ``crash``, ``error``) -> completions; only what happened."""
     examples: dict[str, str]
-    """label -> what the first failure said; only labels that failed."""
+    """label -> message of the first failure; only labels that failed."""
     seconds: float
     """Wall-clock time from the join to the last score."""
     hidden: float
@@ -52,7 +52,7 @@ Outcome = float | tuple[str, str]
 
 
 def check_rewards(rewards: list[RewardConfig], source: str | None = None) -> None:
-    """Raise UserError for a reward that can't be scored: name, options, regular expressions, functions, packages.
+    """Raise UserError for a reward that can't score: name, options, regular expressions, functions, packages.
 
     None of the user's code is run. ``source`` is the task's: reasoning_gym's scorers need its prompts.
     """
@@ -149,8 +149,8 @@ class RewardSuite:
 class Scoring:
     """One batch being scored. A context manager: leaving it gives up what has not been joined.
 
-    Isolated rewards work in their processes as soon as a group is added; the others score at the join, where they hold
-    up no sampler. What comes out depends on neither the order nor the time of the additions.
+    Isolated rewards work in their processes as soon as a group is added; the others score at the join, where they do
+    not delay the sampler. The result depends on neither the order nor the time of the additions.
     """
 
     def __init__(
@@ -167,7 +167,7 @@ class Scoring:
         self._items: list[tuple[Prompt, str]] = []
 
     def add(self, prompt: Prompt, texts: list[str]) -> None:
-        """Hand over completions of a prompt, from whatever thread; returns at once."""
+        """Hand over completions of a prompt, from any thread; returns at once."""
         with self._adding:
             known = len(self._items)
             for text in texts:
@@ -213,7 +213,7 @@ class Scoring:
         began: float,
         hidden: float,
     ) -> Scores:
-        """What was found for each distinct completion, as the batch lists them, with its failures counted."""
+        """The outcomes of the distinct completions in the order of the batch, with the failures counted."""
         components: dict[str, list[list[float]]] = {}
         kinds: dict[str, dict[str, int]] = {label: {} for label in self._labels}
         examples: dict[str, str] = {}

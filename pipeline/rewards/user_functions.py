@@ -22,7 +22,7 @@ FORM = "`package.module:function`"
 
 
 def reference_of(name: str, where: str = "") -> str | None:
-    """``package.module:function`` of a reward from outside; None for the library's, and for a name that nobody knows.
+    """``package.module:function`` of a reward from outside; None for the library's, and for an unknown name.
 
     Raises: UserError where several packages publish the name.
     """
@@ -129,7 +129,7 @@ def _check_signature(name: str, node: ast.AST | None, options: Mapping[str, Any]
     if constant or isinstance(node, ast.AsyncFunctionDef):
         raise UserError(f"the reward {name!r} is not a plain function", where=where, expected=expected)
     if not isinstance(node, ast.FunctionDef) or node.decorator_list:
-        return  # an object made at import: only calling it would tell
+        return  # an object made at import: only a call would show what it takes
     arguments = node.args
     positional = [a.arg for a in arguments.posonlyargs + arguments.args]
     if len(positional) < 2 and arguments.vararg is None:

@@ -115,8 +115,7 @@ def make_plan(
     if not config.task.validation:
         config = config.model_copy(update={"task": config.task.model_copy(update={"validation": VALIDATION})})
         notes.append(f"the configuration keeps no validation prompts; {VALIDATION} are taken for the learning curves")
-    given = [_given(stage) for stage in after]
-    own = Budget.of(after, stages)
+    given, own = [_given(stage) for stage in after], Budget.of(after, stages)
     if budget is None and not after:
         raise UserError("the configuration has no stages after SFT that say what to spend", fix="give --budget")
     shared = tuple(_given(stage) for stage in before)

@@ -30,17 +30,17 @@ LIBRARY_MEMORY = 4 * 1024**3
 """Bytes of data a reward of the library may allocate; a sympy expression that explodes must not take the machine along.
 The user's own functions have no such limit: one of them may hold a model."""
 CPU_GRACE = 2
-"""CPU seconds beyond the time limit after which the kernel ends a worker that nobody is left to kill."""
+"""CPU seconds beyond the time limit after which the kernel ends a worker whose parent is gone."""
 MESSAGE = 300
 """Characters of an error message that are reported."""
 
 
 @dataclass(frozen=True)
 class IsolatedReward:
-    """What a worker must know of a reward."""
+    """The description of a reward that a worker gets."""
 
     label: str
-    """What metrics call it."""
+    """Its label in metrics."""
     reward: str
     """Its name in the library, or ``package.module:function``."""
     options: dict[str, Any] = field(default_factory=dict)

@@ -84,7 +84,7 @@ class JobQueue:
         with self.changed:
             if self.closed:
                 return False
-            self.wake()  # whatever the thread does then happens after the lock is free, and so sees the next line
+            self.wake()  # the thread looks again once the lock is free, and so sees the next line
             self.closed = True
             self.changed.notify_all()
             return True
@@ -100,7 +100,7 @@ class JobQueue:
             return [(ticket, *self._jobs[ticket][2]) for ticket in tickets]
 
     def put_back(self, tickets: Iterable[int]) -> None:
-        """Jobs that a worker has not done are first in line, unless nobody needs them any more."""
+        """Jobs that a worker has not done are first in line again, unless their batch was dropped."""
         with self.changed:
             self.waiting.extendleft(ticket for ticket in reversed(list(tickets)) if ticket in self._jobs)
 

@@ -92,7 +92,7 @@ class Process:
         return signal.Signals(-code).name if code < 0 else f"exit code {code}"
 
     def kill(self) -> None:
-        """End the process and whatever it started."""
+        """End the process and everything it started."""
         self.kill_group()
         self.popen.wait()
         for stream in (self.popen.stdin, self.popen.stdout):
