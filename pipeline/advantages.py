@@ -1,4 +1,4 @@
-"""Who is better, and by how much: the pure functions that stages are made of.
+"""How much better a completion is than others: the pure functions that stages are built from.
 
 They use tensor methods only, so that importing a stage does not import torch. None of them changes its arguments.
 """
@@ -20,9 +20,9 @@ def group_mean(values_PK: Tensor) -> Tensor:
 
 
 def centre(rewards_PK: Tensor) -> Tensor:
-    """A_i = r_i - mean(r): by how much a completion beats its group.
+    """A_i = r_i - mean(r): by how much a completion is better than its group.
 
-    Shapes: [P, K] -> [P, K]. Edge: a group of equal rewards is exactly zero, whatever rounding its mean suffered.
+    Shapes: [P, K] -> [P, K]. Edge: a group of equal rewards is exactly zero, even if its mean is rounded.
 
     >>> import torch
     >>> centre(torch.tensor([[1.0, 0.0, 0.0, 0.0]])).tolist()
@@ -32,18 +32,18 @@ def centre(rewards_PK: Tensor) -> Tensor:
 
 
 def zero_where_uniform(advantages_PK: Tensor, rewards_PK: Tensor) -> Tensor:
-    """``advantages_PK``, exactly zero where a group's rewards are all equal, so that no pass is spent on them."""
+    """``advantages_PK``, exactly zero where a group's rewards are all equal, so that no pass is computed for them."""
     mixed_P1 = (rewards_PK != rewards_PK[..., :1]).any(dim=-1, keepdim=True)
     return advantages_PK * mixed_P1
 
 
 def standardise(rewards_PK: Tensor, kept_PK: Tensor | None = None) -> Tensor:
-    """A_i = (r_i - mean) / std, over the group or over those of it that are kept; the others get 0.
+    """A_i = (r_i - mean) / std, over the group or over its kept completions; the others get 0.
 
-    The standard deviation divides by n - 1, as the libraries do whose results the papers report.
+    The standard deviation divides by n - 1, as in the libraries that the papers used.
 
     Shapes: [P, K], bool [P, K] -> [P, K]. Edge: exactly zero where fewer than two are kept, or their rewards are equal.
-    Source: GRPO (arXiv 2402.03300), within a kept part GFPO (arXiv 2508.09726).
+    Source: GRPO (arXiv 2402.03300); over kept completions, GFPO (arXiv 2508.09726).
 
     >>> import torch
     >>> standardise(torch.tensor([[1.0, 0.0, 0.0, 1.0]])).mul(2).round().tolist()
@@ -56,12 +56,12 @@ def standardise(rewards_PK: Tensor, kept_PK: Tensor | None = None) -> Tensor:
     variance_P1 = centred_PK.square().sum(dim=-1, keepdim=True) / (count_P1 - 1).clamp(min=1)
     highest_P1 = rewards_PK.where(kept_PK, -float("inf")).amax(dim=-1, keepdim=True)
     lowest_P1 = rewards_PK.where(kept_PK, float("inf")).amin(dim=-1, keepdim=True)
-    differ_P1 = highest_P1 > lowest_P1  # rounding makes a mean that equal rewards are not equal to
+    differ_P1 = highest_P1 > lowest_P1  # after rounding, equal rewards may differ from their mean
     return (centred_PK / variance_P1.sqrt().where(differ_P1, 1)) * differ_P1
 
 
 def overlong_penalty(lengths_PK: Tensor, longest: int, buffer: int) -> Tensor:
-    """What a completion pays for its length: nothing up to ``longest`` - ``buffer`` tokens, then linearly up to -1.
+    """The penalty on a completion's length: 0 up to ``longest`` - ``buffer`` tokens, then linearly down to -1.
 
     Shapes: int64 [P, K] -> float32 [P, K]. Units: reward. Source: DAPO (arXiv 2503.14476), soft overlong punishment.
 
@@ -73,9 +73,9 @@ def overlong_penalty(lengths_PK: Tensor, longest: int, buffer: int) -> Tensor:
 
 
 def best_kept(values_PK: Tensor, count_P: Tensor) -> Tensor:
-    """True on the ``count_P`` completions of each group with the highest values, and on those tied with the last.
+    """True on the ``count_P`` completions of each group with the highest values, and on ties with the last of them.
 
-    Ties are kept so that the order in which a group was sampled decides nothing.
+    Ties are kept, so that the order in which a group was sampled does not matter.
 
     Shapes: [P, K], int64 [P] -> bool [P, K]. Edge: a count of K or more keeps all.
 
@@ -89,10 +89,10 @@ def best_kept(values_PK: Tensor, count_P: Tensor) -> Tensor:
 
 
 def length_adaptive_lambda(lengths_PK: Tensor, alpha: float) -> Tensor:
-    """lambda = 1 - 1 / (alpha l), not below 0: the longer a completion, the further its reward reaches back.
+    """lambda = 1 - 1 / (alpha l), at least 0: the longer a completion, the further its reward reaches back.
 
-    Shapes: int64 [P, K] -> float32 [P, K]. Edge: 0 up to l = 1 / alpha, where GAE is one step of temporal difference;
-    so alpha should be raised for short answers. Source: VAPO (arXiv 2504.05118).
+    Shapes: int64 [P, K] -> float32 [P, K]. Edge: 0 up to l = 1 / alpha, where GAE is the one-step temporal
+    difference; so short answers need a larger alpha. Source: VAPO (arXiv 2504.05118).
 
     >>> import torch
     >>> length_adaptive_lambda(torch.tensor([[10, 20, 40]]), alpha=0.05).tolist()
@@ -102,11 +102,11 @@ def length_adaptive_lambda(lengths_PK: Tensor, alpha: float) -> Tensor:
 
 
 def gae(rewards_PK: Tensor, values_PKT: Tensor, mask_PKT: Tensor, lambda_PK: Tensor) -> Tensor:
-    """Generalised advantage estimation of every token, undiscounted; the reward comes with the last token.
+    """Generalised advantage estimation for every token, undiscounted; the reward comes with the last token.
 
         delta_t = r_t + V(s_(t+1)) - V(s_t)        A_t = delta_t + lambda A_(t+1)
 
-    V(s_t) is the value before token t, and 0 behind the last one.
+    V(s_t) is the value before token t, and 0 after the last one.
 
     Shapes: rewards, lambda [P, K]; values, mask [P, K, T] -> [P, K, T], 0 outside the mask. Units: reward.
     Edge: lambda 1 gives r - V(s_t). Source: arXiv 1506.02438 with gamma = 1.
@@ -145,11 +145,11 @@ def preference_pull(scores_PK: Tensor, order_PKK: Tensor) -> Tensor:
     """-dL/ds of the pairwise preference loss L(s) = -sum_{(i,j)} log sigmoid(s_i - s_j), i ranked above j.
 
     Each pair pulls its better member up and its worse member down by sigmoid(s_j - s_i): strongly where the policy
-    has the order wrong, hardly where it already has it right. Because L reaches the policy only through s, using this
+    has the wrong order, and hardly where it has the right one. L depends on the policy only through s, so using this
     as a weight on s gives exactly the gradient of L.
 
     Shapes: scores [P, K], order bool [P, K, K] (true at [p, i, j] where i is better than j) -> [P, K].
-    Edge: a group without pairs is exactly zero; every group sums to zero.
+    Edge: a group without pairs is exactly zero; the sum over every group is zero.
 
     >>> import torch
     >>> order = torch.tensor([[[False, True], [False, False]]])

@@ -1,4 +1,4 @@
-"""The records that travel between sampler, rewards, stages and learner, and the one legend of shape letters.
+"""The records that sampler, rewards, stages and learner exchange, and the one legend of shape letters.
 
 Shape letters, used as suffixes of tensor names everywhere:
     P  prompts in a batch (= groups)
@@ -7,8 +7,8 @@ Shape letters, used as suffixes of tensor names everywhere:
     D  width of the policy's hidden state
     V  vocabulary
 
-Log-probabilities are in nats and named by who computed them: ``rollout_logprobs`` (the sampler, while sampling),
-``policy_logprobs`` (the policy as it is now), ``reference_logprobs`` (the reference policy).
+Log-probabilities are in nats, and their names say what they are computed with: ``rollout_logprobs`` (the policy that
+sampled), ``policy_logprobs`` (the current policy), ``reference_logprobs`` (the reference policy).
 """
 
 from __future__ import annotations
@@ -25,52 +25,53 @@ class Prompt:
     """One checkable problem."""
 
     id: str
-    """Stable across runs and orderings: a hash of the question and the answer."""
+    """A hash of the question and the answer, and so the same in every run and order."""
     question: str
-    """The problem in the task's own words, before any template."""
+    """The problem as the task states it, without a template."""
     answer: str
     """The reference answer, as text."""
     metadata: dict[str, Any] = field(default_factory=dict)
-    """Whatever the source says besides; for reasoning_gym its whole entry, so that its scorer can read it."""
+    """All other columns of the source; for reasoning_gym, the whole entry, which its scorer needs."""
     demonstration: str | None = None
     """A worked completion for SFT, or None where the task has none."""
 
 
 @dataclass(frozen=True)
 class Rollouts:
-    """A batch of P groups of K completions, with what the sampler and the rewards recorded about them."""
+    """A batch of P groups of K completions, with the records of the sampler and the rewards."""
 
     prompts: list[Prompt]
     """P prompts."""
     prompt_tokens: list[list[int]]
-    """P token sequences, unpadded, as the policy saw them."""
+    """P token sequences, unpadded, template included."""
     tokens_PKT: Tensor
     """int64, right-padded; a finished completion includes its end-of-sequence token."""
     mask_PKT: Tensor
     """bool, true on the completion's own tokens."""
     rollout_logprobs_PKT: Tensor
-    """float32, nats, 0 outside the mask; of the temperature-scaled policy before top-k / top-p. The policy's own, also
-    where another engine drew the tokens."""
+    """float32, nats, 0 outside the mask; of the temperature-scaled policy before top-k and top-p. They are computed by
+    the policy itself even where another engine sampled the tokens."""
     truncated_PK: Tensor
-    """bool, true where max_tokens ended the completion instead of its end-of-sequence token."""
+    """bool, true where max_tokens ended the completion, and not an end-of-sequence token."""
     texts: list[list[str]]
     """P x K decoded completions, special tokens removed."""
     entropy_PKT: Tensor | None = None
-    """float32, nats, entropy of the distribution each token was drawn from; 0 outside the mask."""
+    """float32, nats, entropy of the distribution that each token was sampled from; 0 outside the mask."""
     engine_logprobs_PKT: Tensor | None = None
-    """float32, nats, 0 outside the mask: the same by the engine that drew the tokens, where it is another one."""
+    """float32, nats, 0 outside the mask: the log-probabilities of the engine that sampled the tokens, where it is another
+    one."""
     prompt_states_PD: Tensor | None = None
-    """float32, the policy's hidden state at each prompt's last token, where a critic asked for it."""
+    """float32, the policy's hidden state at each prompt's last token, where a critic needs it."""
     rewards_PK: Tensor | None = None
-    """float32 weighted sum of the reward components; a completion whose scoring failed holds its group's mean."""
+    """float32 weighted sum of the reward components; a completion whose scoring failed has its group's mean."""
     components: dict[str, Tensor] = field(default_factory=dict)
     """component name -> float32 [P, K], NaN where that component failed on that completion."""
     staleness: int = 0
-    """Steps that the policy had gone since it sampled this batch, when training on it began."""
+    """Number of steps by which the policy was updated between sampling this batch and training on it."""
     valid_PK: Tensor | None = None
-    """bool, false where any component failed; such a completion gets no weight."""
+    """bool, false where any component failed; such a completion gets weight 0."""
     correct_PK: Tensor | None = None
-    """bool, whether the component that decides on correctness reaches its threshold; false where it failed."""
+    """bool, whether the component that decides on correctness reaches its threshold; false where scoring failed."""
 
     @property
     def lengths_PK(self) -> Tensor:
