@@ -58,8 +58,7 @@ class Rollouts:
     entropy_PKT: Tensor | None = None
     """float32, nats, entropy of the distribution that each token was sampled from; 0 outside the mask."""
     engine_logprobs_PKT: Tensor | None = None
-    """float32, nats, 0 outside the mask: the log-probabilities of the engine that sampled the tokens, where it is another
-    one."""
+    """float32, nats, 0 outside the mask: by the engine that sampled the tokens, where that is not the policy itself."""
     prompt_states_PD: Tensor | None = None
     """float32, the policy's hidden state at each prompt's last token, where a critic needs it."""
     rewards_PK: Tensor | None = None
