@@ -19,15 +19,15 @@ if TYPE_CHECKING:
     from gradus.pipeline.stage import Stage
 
 Result = dict[str, Any]
-"""Plain data that a piece of work returns: paths, numbers, texts."""
+"""What a piece of work returns: paths, numbers and texts."""
 
 PREPARE = "prepare"
-"""What the work before the first stage is called."""
+"""The name of the work before the first stage."""
 
 
 @dataclass(frozen=True)
 class Execution:
-    """The three functions that do the work."""
+    """The three functions that do the work; tests give others."""
 
     prepare: Callable[[RunFolder, Observer], Result]
     run_stage: Callable[[RunFolder, int, str, Stage, Observer], Result]
@@ -35,14 +35,14 @@ class Execution:
 
 
 class Call(Protocol):
-    """How an engine runs one piece of work: it returns what the work returns and raises what it raises."""
+    """Run one piece of work the way an engine does; return what it returns and raise what it raises."""
 
     def __call__(self, label: str, work: Callable[[], Result], parent: str) -> Result: ...
 
 
 @dataclass(frozen=True)
 class PipelineWork:
-    """One pipeline's work: the run folder, the known stages by name, and who executes them."""
+    """The work on one run: its folder, the known stages by name, and the functions that do the work."""
 
     run: RunFolder
     stages: Mapping[str, Stage]
@@ -50,7 +50,7 @@ class PipelineWork:
 
     @classmethod
     def open(cls, run_dir: Path | str) -> PipelineWork:
-        """The real work of a run folder. Imports torch."""
+        """The work on a run folder, done by ``pipeline.execution``, which imports torch."""
         from gradus.pipeline.execution.prepare import prepare
         from gradus.pipeline.execution.stage import run_stage
         from gradus.pipeline.execution.summary import finish
@@ -65,7 +65,7 @@ class PipelineWork:
         )
 
     def reopen(self) -> None:
-        """A piece of work that failed is tried again: the tracked run, which has ended with it, goes on."""
+        """Open the tracked run again, which ended when a piece of work failed, because that is tried again now."""
         start = self.run.start()
         if start is not None:
             from gradus.pipeline.runs.description import open_parent_journal
@@ -73,7 +73,7 @@ class PipelineWork:
             open_parent_journal(self.run, start["policy"])
 
     def ended(self, error: BaseException) -> None:
-        """The run ends with an error, whichever piece of work it came from, or a signal between two of them."""
+        """Record in the journal that an error or a signal has ended the run."""
         path = self.run.path / "journal.jsonl"
         if path.exists():
             stopped = isinstance(error, KeyboardInterrupt | SystemExit)
@@ -81,7 +81,7 @@ class PipelineWork:
 
 
 def run_pipeline(work: PipelineWork, observer: Observer, call: Call) -> Result:
-    """Prepare, then every stage on the checkpoint that the one before hands over; returns the run's summary."""
+    """Prepare, then train every stage from the checkpoint of the one before it; return the run's summary."""
     run, execution = work.run, work.execution
     try:
         parent = call(PREPARE, lambda: execution.prepare(run, observer), "")["checkpoint"]
@@ -98,16 +98,16 @@ def run_pipeline(work: PipelineWork, observer: Observer, call: Call) -> Result:
 
 
 def run_plain(run_dir: Path | str, observer: Observer, work: PipelineWork | None = None) -> Result:
-    """The whole pipeline as plain calls; returns the run's summary. The caller holds the run's lock.
+    """Do the whole work as plain calls, and return the run's summary. The caller holds the run's lock.
 
-    Raises: whatever a stage raised; Interrupted after SIGINT or SIGTERM.
+    Raises: what a stage raises; Interrupted after SIGINT or SIGTERM.
     """
     with interruption.handled(observer.note):
         return run_pipeline(work or PipelineWork.open(run_dir), observer, lambda label, work, parent: work())
 
 
 def failure_line(label: str, error: BaseException) -> str:
-    """Which piece of work failed and why, in one line."""
+    """One line that says which piece of work failed, and why."""
     subject = "preparing the data and the policy" if label == PREPARE else f"stage {label!r}"
     said = str(error).strip().splitlines()
     reason = said[0].strip() if said else type(error).__name__

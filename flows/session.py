@@ -1,4 +1,12 @@
-""""""
+"""The session of a flow run: what the flow and its tasks work on and where the work's results and errors are kept.
+
+Prefect calls our functions and records how they ended, but neither the work nor its results pass through it: it would
+have to serialise them, and it replaces exceptions by its own. Flow and task find the session in a context variable.
+
+    flow   run_pipeline(work, observer, session.call)      decides the order (order.py)
+    call   starts a Prefect task for one piece of work     and works without Prefect where the task does not start
+    task   session.attempt                                 does the work, keeps result or error, returns a state
+"""
 
 from __future__ import annotations
 
@@ -23,33 +31,39 @@ from gradus.pipeline.common.observer import Observer
 
 @dataclass
 class Session:
-    """What a flow run works on. It never passes through Prefect, which would have to understand or store it."""
+    """What one flow run works on, and how far it is."""
 
     as_task: Any
-    """The Prefect task that runs one piece of work."""
+    """The Prefect task whose function calls :meth:`attempt`; the module of the flow defines it."""
     work: PipelineWork
     observer: Observer
     patience: Patience
     flow_run: FlowRun | None = None
-    """The flow run that a worker was given; a launch of one's own makes one."""
+    """The flow run that a worker was given; None: Prefect makes one."""
     view: PrefectView | None = None
+    """The flow run's pages, once the flow has begun."""
     label: str = PREPARE
-    """Of the work that is to be done next, or now."""
+    """The name of the present piece of work: ``prepare``, or a stage's."""
     pending: Callable[[], Result] = dict
-    """What the next task does."""
+    """The present piece of work."""
     tries: int = 0
-    """How often that was begun."""
+    """How often it was begun; Prefect's task may try it again."""
     result: Result | None = None
+    """What it returned."""
     error: BaseException | None = None
-    """Of the work that ran last."""
+    """What it raised; at the end, what the whole flow raised."""
     failure: str | None = None
     """That error in one line, with the stage's name."""
     summary: Result | None = None
+    """The run's summary, once every stage is done."""
     trouble: Exception | None = None
-    """What Prefect itself failed with last."""
+    """The last error of Prefect itself, in which the work has no part."""
 
     def call(self, label: str, work: Callable[[], Result], parent: str) -> Result:
-        """Run one piece of work as a task of its name; without the task where Prefect cannot."""
+        """Do one piece of work in a task of its name, or without a task where Prefect fails to start one.
+
+        Raises: what the work raises.
+        """
         self.label, self.pending, self.tries = label, work, 0
         self.result, self.error, self.failure = None, None, None
         server.revive_server()
@@ -65,7 +79,7 @@ class Session:
         return result
 
     def do(self) -> Result:
-        """The pending work, which a signal ends in good order, also one that came just before it."""
+        """Do the pending work. A signal ends it in good order, even one that came just before it."""
         self.tries += 1
         try:
             with interruption.handled(self.observer.note):
@@ -74,11 +88,11 @@ class Session:
                     self.work.reopen()
                 return self.pending()
         except Interrupted as error:
-            self.patience.requested = error.number  # so that the next one does not wait for Prefect
+            self.patience.requested = error.number  # now the next signal need not wait for Prefect
             raise
 
     def attempt(self, label: str) -> State[Any]:
-        """Do the pending work and say in a state how it ended; the result or error itself stays here."""
+        """Do the pending work, keep its result or error here, and return the state that describes how it ended."""
         self.result = self.error = self.failure = None
         try:
             self.result = self.do()
@@ -97,19 +111,21 @@ class Session:
         return Completed(name=name, message=success_line(self.result, done), data=self.result)
 
     def stopped(self) -> State[Any]:
-        """The state of what a signal ended: nobody's fault, and it can go on."""
+        """The state of work that a signal has ended: it has not failed, and it can be continued."""
         return State(type=StateType.CANCELLED, name="Stopped", message=self.stopping)
 
     @property
     def stopping(self) -> str:
-        return f"stopped at {self.label}; `gradus resume {self.work.run.name}` goes on"
+        """Where the work was stopped, and how to continue it."""
+        return f"stopped at {self.label}; `gradus resume {self.work.run.name}` continues the run"
 
 
 current_session: ContextVar[Session] = ContextVar("session")
+"""The session of the flow run that this thread works on."""
 
 
 def success_line(result: Result, done: int = 0) -> str:
-    """What a state says about work that went well, of a stage that went on after ``done`` steps.
+    """The message of the state of work that succeeded; ``done``: the steps that an earlier launch had done.
 
     >>> success_line({"accuracy_before": 0.4, "accuracy_after": 0.625, "seconds": 83.21}, 40)
     'accuracy 0.400 -> 0.625 in 83 s, resumed after step 40'
@@ -128,13 +144,14 @@ def success_line(result: Result, done: int = 0) -> str:
 
 
 def brief(error: BaseException) -> str:
-    """An error's kind and the first line of what it says."""
+    """The class of an error and the first line of its message."""
     said = str(error).strip().splitlines()
     return f"{type(error).__name__}: {said[0]}" if said else type(error).__name__
 
 
 @contextlib.contextmanager
 def bound(session: Session) -> Iterator[None]:
+    """Make this the current session in the block."""
     token = current_session.set(session)
     try:
         yield

@@ -1,7 +1,7 @@
 """The staged pipeline as a Prefect flow: every stage is a task, and only paths and plain data pass between tasks.
 
-Prefect is a witness here, never a judge. The work's results and errors travel beside it (:class:`Session`), what is on
-disk decides what may be reused, and where Prefect fails for reasons of its own the work goes on without it.
+Prefect shows the work and decides nothing. Results and errors of the work are kept in the session (``session.py``),
+what is on disk decides what is reused, and where Prefect itself fails the work continues without it.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ from gradus.pipeline.runs.checkpoint import NO_ROOM
 FLOW = "staged-pipeline"
 
 RETRIES, RETRY_DELAY = 1, 2.0
-"""How often, and after how many seconds, a stage is tried again after an infrastructure error."""
+"""How often a stage is tried again after an error of the infrastructure, and after how many seconds."""
 
 
 FLAWS = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
-"""OS errors that say that something is wrong rather than busy; trying again would not help."""
+"""Errors of the operating system that would come again: something is missing, in the way or not allowed."""
 
 
 def _worth_retrying(task: Any, task_run: Any, state: State[Any]) -> bool:
-    """Whether the last attempt failed for a reason that may pass: the disk, the network; never the work itself.
+    """Whether the last attempt failed because of the disk or the network, which may work again in a moment.
 
-    A full disk does not pass by itself.
+    That excludes errors of the work itself, and a full disk.
     """
     session = current_session.get()
     error = session.error
@@ -67,13 +67,13 @@ def _stage(label: str, parent: str) -> State[Any]:
 
 
 def _crashed(flow: Any, flow_run: Any, state: State[Any]) -> None:
-    """Hook: Prefect has taken the final state, so no later launch has to put it right."""
+    """Hook: Prefect has stored the final state, so that no later launch has to correct it."""
     FlowRecord(current_session.get().work.run.path).settled(state.name or "")
 
 
 @flow(name=FLOW, persist_result=False, on_crashed=[_crashed])
 def staged_pipeline(run_dir: str, host: str) -> State[Any]:
-    """Take the policy of a run folder, as ``host`` sees it, through its stages."""
+    """Train the stages of a run; ``run_dir`` is its folder on ``host``."""
     return _go_through()
 
 
@@ -85,13 +85,13 @@ def deployed_pipeline(config: dict[str, Any], source: str, runs: str, name: str 
         config: The pipeline, as `gradus config` prints it.
         source: The file it came from; what it loads lies beside that.
         runs: The folder of the runs, as the worker sees it.
-        name: Of the run; an unfinished one with the same configuration continues. Without it every run is a new one.
+        name: The run's name; an unfinished run with the same configuration is continued. Without it every run is new.
     """
     return _go_through()
 
 
 def _go_through() -> State[Any]:
-    """The flow itself: what it works on is the session's."""
+    """The body of both flows. What it works on is in the current session."""
     session = current_session.get()
     session.patience.install()  # instead of Prefect's handler, which it removes itself at the end
     run, context, record = session.work.run, FlowRunContext.get(), FlowRecord(session.work.run.path)
@@ -123,10 +123,10 @@ def _go_through() -> State[Any]:
 def run_staged(
     run_dir: Path | str, observer: Observer, work: PipelineWork | None = None, flow_run: FlowRun | None = None
 ) -> Result:
-    """The whole pipeline as a flow, as the given flow run or a new one; returns the run's summary.
+    """Do the whole work as the given flow run or a new one, and return the run's summary.
 
-    The caller holds the run's lock.
-    Raises: whatever a stage raised, unchanged; Interrupted after SIGINT or SIGTERM. Prefect's own failures are noted.
+    The caller holds the run's lock. Errors of Prefect itself become notes.
+    Raises: what a stage raises, unchanged; Interrupted after SIGINT or SIGTERM.
     """
     work = work or PipelineWork.open(run_dir)
     session = Session(_stage, work, observer, Patience(observer.note), flow_run)
@@ -134,7 +134,7 @@ def run_staged(
         try:
             url = server.ensure_server()
         except (OSError, RuntimeError) as error:
-            observer.note(f"{error}; the run goes on without Prefect")
+            observer.note(f"{error}; the run continues without Prefect")
             return run_plain(run_dir, observer, work)
         _run_flow(session, url)
         record = FlowRecord(work.run.path)
@@ -154,7 +154,7 @@ def run_staged(
 
 
 def _run_flow(session: Session, url: str) -> None:
-    """The session's work as a flow run of the server at ``url``; what comes of it is in the session."""
+    """Do the session's work as a flow run of the server at ``url``; the session holds the outcome."""
     run, record = session.work.run, FlowRecord(session.work.run.path)
 
     def time_to_flush() -> float:
@@ -171,7 +171,7 @@ def _run_flow(session: Session, url: str) -> None:
             record.settled(state.name or "")
         except TerminationSignal:  # SIGTERM before the flow's first line
             session.error = Interrupted(signal.SIGTERM)
-        except (Abort, Pause):  # of a flow run that was given: it was called off before its first line
+        except (Abort, Pause):  # a flow run that was given, and cancelled before its first line
             session.error = Interrupted(signal.SIGTERM)
         except Interrupted as error:
             session.error = error
@@ -180,7 +180,7 @@ def _run_flow(session: Session, url: str) -> None:
 
 
 def _state_of_flow(session: Session) -> State[Any]:
-    """Go through the flow and return the state that it ended in."""
+    """Run the flow, and return the state in which it ended."""
     run = session.work.run
     if session.flow_run is None:
         own: Any = staged_pipeline.with_options(flow_run_name=run.name)

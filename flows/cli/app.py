@@ -1,4 +1,4 @@
-"""The command line. Every command imports what it needs itself, so that help and checks answer at once."""
+"""The commands, in the order of the help. Each imports what it needs itself, so that help and checks answer at once."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and leave.")
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", envvar="GRADUS_DEBUG", help="Show tracebacks.")] = False,
 ) -> None:
@@ -57,9 +57,9 @@ def run(
     runs: Runs = RUNS,
     engine: EngineOption = "prefect",
     on: Annotated[
-        str | None, typer.Option(metavar="POOL", help="Let a worker of this work pool do it, and follow that.")
+        str | None, typer.Option(metavar="POOL", help="Let a worker of this work pool train it, and follow it.")
     ] = None,
-    detach: Annotated[bool, typer.Option("--detach", help="With --on: submit it and leave.")] = False,
+    detach: Annotated[bool, typer.Option("--detach", help="With --on: submit it and exit.")] = False,
     job: deploy_commands.Job = None,
 ) -> None:
     """Train a pipeline, stage after stage."""
@@ -80,7 +80,7 @@ def run(
     tell(folder, launch.launch(folder, engine, screen), runs, screen)
 
 
-# Help lists commands in the order in which they are registered.
+# The help lists commands in the order in which they are registered.
 command(app)(run_commands.resume)
 command(app)(run_commands.plan)
 command(app)(run_commands.fork)
@@ -242,5 +242,5 @@ def server_stop() -> None:
 
 
 def main() -> None:
-    """Entry point of the ``gradus`` command."""
+    """Run the command that the process was started with."""
     app()

@@ -1,4 +1,4 @@
-"""What the commands share: their options, and how they load, check and speak."""
+"""The arguments and options that several commands have."""
 
 from __future__ import annotations
 

@@ -194,7 +194,7 @@ def test_where_no_server_can_start_the_run_goes_on(
     run, execution, listener = open_run(tmp_path), Rehearsal(), Listener()
     staged.run_staged(run.path, listener, work(run, execution))
     assert execution.order == ["prepare", *LABELS]
-    assert [note for note in listener.notes if note.endswith("the run goes on without Prefect")]
+    assert [note for note in listener.notes if note.endswith("the run continues without Prefect")]
 
 
 def test_where_the_users_server_is_away_the_run_goes_on(

@@ -53,7 +53,7 @@ def test_a_signal_in_the_work_shows_as_stopped(
         staged.run_staged(run.path, Observer(), work(run, Rehearsal(dapo=send(kind))))
     assert caught.value.code == 128 + kind
     assert time.monotonic() - began < 30 and signal.getsignal(kind) is before
-    record, message = flow_run(run), "stopped at dapo; `gradus resume run` goes on"
+    record, message = flow_run(run), "stopped at dapo; `gradus resume run` continues the run"
     assert (record["state_type"], record["state_name"]) == ("CANCELLED", "Stopped")
     assert record["state"]["message"] == message
     assert task_states(record["id"], 3) == {"prepare": "Completed", "sft": "Completed", "dapo": "Stopped"}
@@ -94,7 +94,7 @@ def test_a_signal_while_prefect_talks_waits_for_it_and_for_no_stage(
         staged.run_staged(run.path, Talkative(kind), work(run, execution))
     assert (caught.value.code, execution.order) == (128 + kind, [])
     assert flow_run(run)["state_name"] == "Stopped"
-    assert flow_run(run)["state"]["message"] == "stopped at prepare; `gradus resume run` goes on"
+    assert flow_run(run)["state"]["message"] == "stopped at prepare; `gradus resume run` continues the run"
     assert capfd.readouterr() == ("", "")
 
 

@@ -121,9 +121,16 @@ def row_offenders(house: House) -> Iterator[str]:
 
 
 def root_offenders(house: House) -> Iterator[str]:
-    """``gradus/__init__.py`` is run before every other module, so it must import nothing."""
-    if names := sorted(set(house.modules["gradus"].imports()) - {"__future__.annotations"}):
-        yield f"src/gradus/__init__.py imports {', '.join(names)}"
+    """``gradus/__init__.py`` is run before every other module, so it must import nothing while it is run.
+
+    The names that it offers are imported in a function, when they are asked for, and below TYPE_CHECKING for tools.
+    """
+    allowed = {"__future__", "typing"}
+    for node in house.modules["gradus"].tree.body:
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        names += [node.module or "."] if isinstance(node, ast.ImportFrom) else []
+        if names := sorted(set(names) - allowed):
+            yield f"src/gradus/__init__.py imports {', '.join(names)}"
 
 
 def upward_offenders(house: House) -> Iterator[str]:
