@@ -28,7 +28,6 @@ class RolloutWorker:
             "digest": self.rollout_digest,
             "logprobs_mode": str(model.logprobs_mode),
             "context": int(model.max_model_len),
-            "dtype": str(model.dtype).removeprefix("torch."),
             "model": {name: getattr(model.hf_text_config, name, None) for name in SIZES},
         }
 

@@ -309,7 +309,7 @@ def wanted(**options: Any) -> PipelineConfig:
     return pipeline([{"stage": "dapo", "group_size": 2}], rollouts=rollouts, **options)
 
 
-STATE = {"digest": "", "logprobs_mode": "processed_logprobs", "context": 128, "dtype": "float32"}
+STATE = {"digest": "", "logprobs_mode": "processed_logprobs", "context": 128}
 
 
 @contextmanager
