@@ -1,6 +1,6 @@
-"""What transformers knows of architectures, read from its source: importing it takes two seconds and brings torch.
+"""The architectures that transformers supports, parsed from its source code: importing it takes two seconds, and torch.
 
-Where the source reads otherwise than expected, the answer is an empty set, and whoever asks must let things pass.
+Where the source has another form than expected, the answer is empty, and the caller must then accept everything.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ def causal_model_types() -> set[str]:
 
 
 def architecture_options(model_type: str) -> set[str]:
-    """Options that the configuration class of a model type declares, its aliases and those that all have included."""
+    """Options of the configuration class of a model type, its aliases and the options of all models included."""
     folder = model_type.replace("-", "_")
     for node in _module("models", folder, f"configuration_{folder}.py").body:
         if isinstance(node, ast.ClassDef) and _constants(node, "model_type") == [model_type]:
             bases = [base.id for base in node.bases if isinstance(base, ast.Name)]
             common = {name for c in _classes("configuration_utils.py") if c.name in bases for name in _declared(c)}
-            # A class that inherits from another model's is not read further: its options are not all here.
+            # Where the class inherits from that of another model, not all options are known: the answer is empty.
             return common | _declared(node) | set(_constants(node, "attribute_map")) if common else set()
     return set()
 
@@ -36,9 +36,9 @@ def architecture_options(model_type: str) -> set[str]:
 def architecture_defaults(model_type: str) -> tuple[dict[str, Any], dict[str, str]]:
     """(option -> plain default, another name of an option -> the option) of a model type's configuration class.
 
-    Where the class names an option otherwise than most do (``n_embd``), the usual name (``hidden_size``) is given too.
+    Where the class has another name for an option (``n_embd``), the usual name (``hidden_size``) is included too.
     """
-    folder = model_type.replace("-", "_").removesuffix("_text")  # the text part of a model that also sees images
+    folder = model_type.replace("-", "_").removesuffix("_text")  # the text part of a model that also takes images
     for node in _module("models", folder, f"configuration_{folder}.py").body:
         if isinstance(node, ast.ClassDef) and _constants(node, "model_type") == [model_type]:
             fields = [n for n in node.body if isinstance(n, ast.AnnAssign)]

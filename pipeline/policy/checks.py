@@ -1,4 +1,4 @@
-""""""
+"""Checks, before any compute is spent, that the configured policy exists and can be trained. Nothing imports torch."""
 
 from __future__ import annotations
 
@@ -7,16 +7,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from gradus.pipeline.common.errors import UserError, did_you_mean
+from gradus.pipeline.common.addresses import HUB_TIMEOUT_SECONDS
+from gradus.pipeline.common.errors import UserError, closest, did_you_mean
 from gradus.pipeline.config import PolicyConfig
 from gradus.pipeline.policy.architectures import architecture_options, causal_model_types
 
-HUB_TIME_LIMIT = 5.0
-"""Seconds to wait for an answer from the Hugging Face Hub."""
-
 
 def check_policy(policy: PolicyConfig) -> None:
-    """The policy is there and is one that can be trained. Raises: UserError."""
+    """Check that the policy exists and can be trained. Raises: UserError."""
     if policy.architecture is not None:
         _check_model_type(policy.architecture["model_type"], "policy.architecture.model_type")
         _check_architecture_options(policy.architecture)
@@ -34,7 +32,7 @@ def check_policy(policy: PolicyConfig) -> None:
 
 
 def _check_architecture_options(architecture: dict[str, Any]) -> None:
-    """transformers keeps an option it does not know as a mere attribute: a misspelt width would go unnoticed."""
+    """transformers stores unknown options as attributes without complaint, so a misspelt width would go unnoticed."""
     known = architecture_options(architecture["model_type"])
     for name in architecture:
         if known and name != "model_type" and name not in known:
@@ -47,7 +45,7 @@ def _check_architecture_options(architecture: dict[str, Any]) -> None:
 
 
 def _check_hub_model(name: str, policy: PolicyConfig) -> None:
-    """The Hub has this model, or this machine's cache of it does."""
+    """Check that the Hub, or this machine's cache of it, has the model."""
     from huggingface_hub import HfApi, hf_hub_download
     from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 
@@ -56,15 +54,15 @@ def _check_hub_model(name: str, policy: PolicyConfig) -> None:
 
     local = "a Hub id such as Qwen/Qwen3-0.6B, or the path of a local folder"
     try:
-        info = HfApi().model_info(name, revision=policy.revision, timeout=HUB_TIME_LIMIT)
+        info = HfApi().model_info(name, revision=policy.revision, timeout=HUB_TIMEOUT_SECONDS)
         files = [file.rfilename for file in info.siblings or []]
         _check_model_files(name, files)
-        fetched = hf_hub_download(name, "config.json", revision=policy.revision, etag_timeout=HUB_TIME_LIMIT)
+        fetched = hf_hub_download(name, "config.json", revision=policy.revision, etag_timeout=HUB_TIMEOUT_SECONDS)
     except HFValidationError as error:
         raise problem("this is no Hub id and no folder", name, "correct it", local) from error
     except GatedRepoError as error:
         fix = "accept the model's terms on its page and log in with `hf auth login`"
-        raise problem("the Hub gives this model only to those who asked", name, fix) from error
+        raise problem("the Hub gives this model only to users who have accepted its terms", name, fix) from error
     except RevisionNotFoundError as error:
         raise problem(
             "the Hub has this model, but not this revision", policy.revision, "correct policy.revision"
@@ -74,7 +72,7 @@ def _check_hub_model(name: str, policy: PolicyConfig) -> None:
         raise problem("the Hub has no such model", name, fix, local) from error
     except UserError:
         raise
-    except Exception as error:  # no network, offline mode, a proxy's answer: the cache decides
+    except Exception as error:  # no network, offline mode, or a proxy's answer: a cached model will do
         cached = _cached_config(name, policy.revision)
         if cached is None:
             fix = "check the network (HF_HUB_OFFLINE, HF_ENDPOINT, proxies), or give the path of a local folder"
@@ -130,12 +128,8 @@ def _check_model_config(described: dict[str, Any], policy: PolicyConfig) -> None
 def _check_model_type(model_type: str, where: str) -> None:
     known = causal_model_types()
     if known and model_type not in known:
-        near = did_you_mean(model_type, known)
-        fix = (
-            near
-            if near.startswith("did")
-            else "choose one of transformers' causal language models, such as llama or qwen3"
-        )
+        any_of = "choose one of transformers' causal language models, such as llama or qwen3"
+        fix = closest(model_type, known) or any_of
         raise UserError(f"transformers has no causal language model of the type `{model_type}`", where=where, fix=fix)
 
 

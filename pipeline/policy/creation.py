@@ -1,8 +1,7 @@
-"""A policy from scratch: random weights, and a tokenizer trained on the task's own text."""
+"""Creates a policy from scratch: random weights, and a tokenizer trained on the task's own text."""
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 from dataclasses import fields
 from typing import Any
@@ -11,7 +10,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerFast
 
-from gradus.pipeline.common.errors import UserError
+from gradus.pipeline.common.errors import UserError, closest
 from gradus.pipeline.config import PolicyConfig
 from gradus.pipeline.config.policy import TokenizerConfig
 from gradus.pipeline.policy.loading import attention_options, ready, weights_dtype
@@ -50,21 +49,20 @@ def create_policy(config: PolicyConfig, texts: Iterable[str], seed: int) -> Poli
 
 
 def _refuse_unknown_options(model_config: PretrainedConfig, options: dict[str, Any]) -> None:
-    """transformers keeps an option it does not know as a mere attribute; a misspelt width would go unnoticed."""
+    """transformers stores unknown options as attributes without complaint, so a misspelt width would go unnoticed."""
     known = {f.name for f in fields(model_config)} | set(model_config.attribute_map)
     unknown = sorted(set(options) - known)
     if unknown:
-        guess = difflib.get_close_matches(unknown[0], known, n=1)
-        hint = f" (did you mean {guess[0]!r}?)" if guess else ""
-        raise ValueError(f"{type(model_config).__name__} has no option {unknown[0]!r}{hint}")
+        hint = closest(unknown[0], known)
+        raise ValueError(f"{type(model_config).__name__} has no option {unknown[0]!r}" + (f" ({hint})" if hint else ""))
 
 
 def train_tokenizer(texts: Iterable[str], config: TokenizerConfig) -> PreTrainedTokenizerFast:
-    """Byte-level BPE over the bytes that occur in the task's own text; every digit and sign is a token of its own.
+    """Byte-level BPE over the bytes that occur in the task's own text; every digit and every sign is a separate token.
 
-    Numbers are then spelled, not memorised. A sign takes the space before it along, nothing else. Bytes that
-    the text never shows become ``<|unk|>``: a new model would sample hundreds of symbols that no demonstration uses
-    now and then, and one of them ruins a chain of reasoning.
+    So numbers are spelled and not memorised. The token of a sign includes a space before it, and nothing else. Bytes
+    that never occur in the text become ``<|unk|>``: otherwise a new model would sometimes sample one of hundreds of
+    symbols that no demonstration uses, and a single one spoils a chain of reasoning.
     """
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 

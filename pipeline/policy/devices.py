@@ -1,4 +1,4 @@
-""""""
+"""Devices, CPU threads and the precision of matrix products, as the configuration asks for them."""
 
 from __future__ import annotations
 
@@ -11,15 +11,12 @@ from gradus.pipeline.policy.policy import Policy
 
 
 def pick_device(wanted: str) -> torch.device:
-    """The device that was asked for, or the best there is.
-
-    Raises: UserError where the machine lacks it.
-    """
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    """The requested device, or the best one of this machine. Raises: UserError where the machine does not have it."""
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if wanted == "auto":
-        wanted = next(name for name, present in there.items() if present)
-    if not there[wanted]:
-        present = [name for name, is_there in there.items() if is_there]
+        wanted = next(name for name, present in available.items() if present)
+    if not available[wanted]:
+        present = [name for name, is_there in available.items() if is_there]
         raise UserError(
             f"this machine has no usable {wanted} device",
             where="policy.device",
@@ -31,19 +28,21 @@ def pick_device(wanted: str) -> torch.device:
 
 
 def use_threads(config: PolicyConfig, processes: int = 1) -> None:
-    """Set this process up to compute: as many CPU threads as the configuration says, or, shared with others that
-    compute, one less than there are cores; and memory that stays once it is there."""
+    """Set the number of CPU threads, and keep freed memory for this process.
+
+    Without a configured number, the training processes share all cores but one.
+    """
     torch.set_num_threads(config.threads or max(1, (usable_cores() - 1) // processes))
     keep_freed_memory()
 
 
 def autocasts(policy: Policy, config: PolicyConfig) -> bool:
-    """Whether the learner's matrix products are in bfloat16."""
+    """Whether the learner computes matrix products in bfloat16."""
     return policy.device.type == "cuda" if config.autocast == "auto" else config.autocast == "bfloat16"
 
 
 def check_devices(config: PipelineConfig) -> None:
-    """There is a device for every process. Raises: UserError."""
+    """Check that there is a device for every process. Raises: UserError."""
     wanted = config.launch.processes
     if wanted == 1:
         return

@@ -1,4 +1,4 @@
-""""""
+"""Loads a policy from a local folder or from the Hub, and makes a model ready for sampling and training."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gradus.pipeline.policy.policy import TEMPLATE_FILE, Policy, Template
 
 
 def load_policy(path: str | Path, config: PolicyConfig) -> Policy:
-    """The policy in a local folder or on the Hub, in the template it was saved with or, entering here, a new one.
+    """The policy in a local folder or on the Hub, with the template it was saved with, or else a new one.
 
     Raises: UserError where the weights are not safetensors or cannot be loaded.
     """
@@ -44,7 +44,7 @@ def load_policy(path: str | Path, config: PolicyConfig) -> Policy:
 
 
 def _new_template(model: PreTrainedModel, tokenizer: Any, config: PolicyConfig) -> Template:
-    """The template of a model that enters the pipeline: its chat template if it has one, plain otherwise."""
+    """The template of a model without a saved one: its chat template if it has one, otherwise the plain template."""
     if config.template == "chat" and not tokenizer.chat_template:
         raise UserError(
             "the tokenizer has no chat template",
@@ -67,7 +67,7 @@ def _new_template(model: PreTrainedModel, tokenizer: Any, config: PolicyConfig) 
 
 
 def ready(model: PreTrainedModel, tokenizer: Any, template: Template, config: PolicyConfig) -> Policy:
-    """On its device, without dropout, with end and padding set explicitly wherever transformers looks for them."""
+    """The policy on its device, without dropout, with end and padding tokens set wherever transformers reads them."""
     tokenizer.pad_token_id = template.pad_id
     model.config.pad_token_id = model.generation_config.pad_token_id = template.pad_id
     model.config.eos_token_id = model.generation_config.eos_token_id = list(template.eos_ids)
@@ -77,10 +77,10 @@ def ready(model: PreTrainedModel, tokenizer: Any, template: Template, config: Po
 
 
 def weights_dtype(config: PolicyConfig) -> torch.dtype:
-    """Type of the weights in memory."""
+    """The data type of the weights in memory."""
     return torch.float32 if config.dtype == "auto" else getattr(torch, config.dtype)
 
 
 def attention_options(config: PolicyConfig) -> dict[str, str]:
-    """The attention implementation as transformers takes it; nothing where transformers shall choose."""
+    """The attention implementation as an option of transformers; empty where transformers should choose."""
     return {} if config.attention == "auto" else {"attn_implementation": config.attention}

@@ -1,8 +1,9 @@
-"""Low-rank adapters, by peft: a stage trains small matrices beside the weights, which themselves stay as they are.
+"""Low-rank adapters (LoRA) by peft: a stage trains small matrices beside the weights, which remain frozen.
 
-The adapters live inside the model, so that sampler, packing and head see the modules they know. What is handed over is
-an ordinary folder with the adapters merged in, with them beside it in peft's own format; the next stage begins with
-fresh ones on the merged weights. A stage that goes on takes its parent's weights and the adapters of its checkpoint.
+The adapters are inserted into the model's own modules, so sampler, packing and head need not know about them. A
+checkpoint is an ordinary model folder with the adapters merged into the weights, and contains the adapters in peft's
+format as well. The next stage starts with new adapters on the merged weights. A stage that is resumed loads its
+parent's weights and the adapters of its checkpoint.
 """
 
 from __future__ import annotations
@@ -21,17 +22,18 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 ADAPTER = "adapter"
-"""Folder, in a checkpoint, of the adapters in peft's format."""
+"""Folder of the adapters, in peft's format, inside a checkpoint."""
 NAME = "default"
+"""peft's name of the adapters."""
 
 
 def add_adapters(model: PreTrainedModel, config: LoraConfig, seed: int) -> Any:
-    """Give the model fresh adapters, which are all that trains from now on, and return peft's description of them. They
-    change nothing yet: their second matrices are zero.
+    """Insert new adapters into the model, freeze everything else, and return peft's description of the adapters.
 
-    Raises: UserError where no module has one of the names that are asked for.
+    New adapters do not change the model's output: their second matrices are zero.
+    Raises: UserError where no module has one of the configured names.
     """
-    import peft  # half a second that only those pay who use it
+    import peft  # takes half a second
 
     targets = "all-linear" if config.targets == "auto" else list(config.targets)
     wanted = peft.LoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules=targets, bias="none")
@@ -51,7 +53,7 @@ def add_adapters(model: PreTrainedModel, config: LoraConfig, seed: int) -> Any:
 
 
 def merged_weight(module: Any) -> Tensor:
-    """A linear layer's weight with what its adapter adds: W + (alpha / rank) B A, or just W where it has none."""
+    """A linear layer's weight including its adapter, W + (alpha / rank) B A; W where it has none."""
     delta = getattr(module, "get_delta_weight", None)
     return module.weight if delta is None else module.weight + delta(NAME).to(module.weight.dtype)
 
@@ -63,7 +65,7 @@ def is_linear(module: Any) -> bool:
 
 @torch.no_grad()
 def merged_state(model: torch.nn.Module) -> dict[str, Tensor]:
-    """The state of the model as if it had been trained without adapters, under the names that it then would have."""
+    """The model's state with merged adapters, under the names of a model without adapters."""
     adapted = {name: module for name, module in model.named_modules() if hasattr(module, "get_delta_weight")}
     state: dict[str, Tensor] = {}
     for name, value in model.state_dict().items():
@@ -73,7 +75,10 @@ def merged_state(model: torch.nn.Module) -> dict[str, Tensor]:
 
 
 def save_adapter(model: PreTrainedModel, adapters: Any, folder: Path) -> None:
-    """Write the adapters as peft loads them, on the weights that the stage began with; ``adapters`` is peft's description."""
+    """Write the adapters so that peft can load them on the stage's starting weights.
+
+    ``adapters`` is peft's description, which :func:`add_adapters` returned.
+    """
     from peft import get_peft_model_state_dict
     from safetensors.torch import save_file
 
@@ -82,4 +87,4 @@ def save_adapter(model: PreTrainedModel, adapters: Any, folder: Path) -> None:
     save_file({f"base_model.model.{name}": value.contiguous() for name, value in found.items()},
               folder / "adapter_model.safetensors", metadata={"format": "pt"})  # fmt: skip
     described = {k: sorted(v) if isinstance(v, set) else v for k, v in adapters.to_dict().items()}
-    write_json(folder / "adapter_config.json", described)  # peft's own writes its sets in an order that changes
+    write_json(folder / "adapter_config.json", described)  # peft writes sets in a random order

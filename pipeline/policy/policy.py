@@ -1,7 +1,7 @@
-"""A causal language model with its tokenizer and its prompt template: create, load, save, and read log-probabilities.
+"""A causal language model with its tokenizer and its prompt template, and copies of it.
 
-The three travel together: a policy is saved as an ordinary Hugging Face folder plus ``template.json``, which records
-how questions are wrapped and where completions end, chosen once when the policy enters the pipeline.
+A policy is saved as an ordinary Hugging Face folder plus ``template.json``. The template determines how questions
+become prompts and where completions end; it is chosen once, when the policy enters the pipeline.
 """
 
 from __future__ import annotations
@@ -17,17 +17,14 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from transformers import (
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
 from gradus.pipeline.policy.lora import ADAPTER, merged_state, save_adapter
 
 TEMPLATE_FILE = "template.json"
 
-transformers_logging.disable_progress_bar()  # progress is ours to show
+transformers_logging.disable_progress_bar()  # gradus shows progress itself
 
 
 @dataclass(frozen=True)
@@ -35,33 +32,33 @@ class Template:
     """How a question becomes a prompt and where a completion ends."""
 
     kind: Literal["chat", "plain"]
-    """Through the tokenizer's chat template, or through ``text``."""
+    """Whether ``text`` is a chat template or a plain one."""
     text: str
     """The chat template itself (Jinja), or the plain text around ``{question}``."""
     eos_ids: tuple[int, ...]
     """Tokens that end a completion; the first is the one that training appends."""
     pad_id: int
-    """Filler of short rows; always masked."""
+    """Token that pads short rows; always masked."""
 
     @property
     def digest(self) -> str:
-        """Hash of everything above: two stages with the same digest see the same prompts."""
+        """Hash of all fields: two stages with the same digest use the same prompts."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
 
 
 @dataclass
 class Policy:
-    """A model that can be sampled and trained, with what turns text into its tokens and back."""
+    """A model that can be sampled and trained, with its tokenizer and template."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerFast
     template: Template
     adapters: Any = field(default=None, repr=False)
-    """peft's description of the adapters in the model, where there are any (see :mod:`gradus.pipeline.policy.lora`)."""
+    """peft's description of the adapters, where the model has any (see :mod:`gradus.pipeline.policy.lora`)."""
     decoder: Any = field(default=None, init=False, repr=False)
-    """What :mod:`gradus.pipeline.rollouts.builtin.engines` found to sample this model with; found at the first sampling."""
+    """Cache of the sampler: the engine that suits this model."""
     packs: bool | None = field(default=None, init=False, repr=False)
-    """Whether :mod:`gradus.pipeline.policy.forward.packing` gives this model's own log-probabilities; found at the first pass."""
+    """Cache of :func:`~gradus.pipeline.policy.forward.packing.can_pack`; None before the first pass."""
 
     @property
     def device(self) -> torch.device:
@@ -70,14 +67,14 @@ class Policy:
 
     @property
     def width(self) -> int:
-        """D, the width of its hidden states."""
+        """D, the width of the hidden states."""
         head = self.model.get_output_embeddings()
         assert head is not None
         return int(head.weight.shape[1])
 
     @cached_property
     def forward_options(self) -> frozenset[str]:
-        """Names of the arguments that the model's forward understands."""
+        """Names of the arguments that the model's forward method accepts."""
         return frozenset(inspect.signature(self.model.forward).parameters)
 
     def encode_prompt(self, question: str) -> list[int]:
@@ -93,11 +90,11 @@ class Policy:
         return [*self.tokenizer(text, add_special_tokens=False)["input_ids"], self.template.eos_ids[0]]
 
     def decode(self, tokens: list[int]) -> str:
-        """Text of completion tokens, special tokens removed, spaces as they were sampled."""
+        """The text of completion tokens, without special tokens, with spaces as they were sampled."""
         return str(self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     def save(self, folder: Path) -> None:
-        """Write a folder that ``AutoModelForCausalLM.from_pretrained`` loads, plus the template."""
+        """Write a folder that ``AutoModelForCausalLM.from_pretrained`` can load, with the template in it."""
         if self.adapters is None:
             self.model.save_pretrained(folder)
         else:
@@ -107,7 +104,7 @@ class Policy:
         (folder / TEMPLATE_FILE).write_text(json.dumps(asdict(self.template), indent=1))
 
     def describe(self) -> dict[str, Any]:
-        """What is shown and logged about the policy."""
+        """Facts about the policy that are shown and logged."""
         return {
             "model_type": self.model.config.model_type,
             "parameters": sum(p.numel() for p in self.model.parameters()),
@@ -120,24 +117,24 @@ class Policy:
 
 
 def parameters(policy: Policy) -> dict[str, Tensor]:
-    """The parameters by name, tied ones once; of a model with adapters only those, for the others never change."""
+    """The parameters by name, tied ones once; of a model with adapters, only the adapters', as the rest is frozen."""
     named = policy.model.named_parameters()
     return {name: value for name, value in named if policy.adapters is None or ".lora_" in name}
 
 
 @torch.no_grad()
 def copy_parameters(source: dict[str, Tensor], target: Policy) -> None:
-    """Give ``target`` the parameters that :func:`parameters` gave of a policy of the same architecture."""
+    """Copy parameters, which :func:`parameters` returned for a policy of the same architecture, into ``target``."""
     for name, parameter in parameters(target).items():
         parameter.copy_(source[name])
 
 
 def copied(policy: Policy) -> PreTrainedModel:
-    """The model a second time; weights that never change are shared."""
+    """A copy of the model; of a model with adapters, the frozen weights are shared."""
     shared = {id(value): value for value in policy.model.parameters() if not value.requires_grad}
     return copy.deepcopy(policy.model, shared if policy.adapters is not None else None)
 
 
 def frozen_copy(policy: Policy) -> Policy:
-    """The policy as it is now, apart from the one that trains; costs what trains of it a second time in memory."""
+    """A frozen copy of the policy in its current state; it takes as much memory as the trained weights."""
     return Policy(copied(policy).requires_grad_(False), policy.tokenizer, policy.template, policy.adapters)

@@ -1,8 +1,7 @@
-"""The language-model head and its softmax, in pieces: the matrix [tokens, vocabulary] never exists whole.
+"""The language-model head and its softmax, computed in pieces: the matrix [tokens, vocabulary] never exists as a whole.
 
-Training needs the gradient of the objective by each token's log-probability, and every objective here is a sum over
-tokens: a piece's gradient is known as soon as its log-probabilities are. So each piece's logits are used for both and
-dropped, and nothing is computed twice.
+Every objective is a sum over tokens, so the gradient of a piece is known as soon as its log-probabilities are. Each
+piece's logits are therefore used for the objective and for its gradient, and then dropped: nothing is computed twice.
 """
 
 from __future__ import annotations
@@ -17,35 +16,37 @@ from gradus.pipeline.policy.forward.matmul import HUGE, linear, outer
 from gradus.pipeline.policy.policy import Policy
 
 CELLS = 2**22
-"""Logits that exist at a time."""
+"""Number of logits that exist at a time."""
 FEWEST = 128
-"""Rows of a piece at least, so that reading a large head's weights pays."""
+"""Minimal number of tokens in a piece, so that reading the weights of a large head pays off."""
 
 Objective = Callable[[Tensor, slice], Tensor]
-"""(log-probabilities of some tokens, which of them) -> their part of the objective, a scalar."""
+"""(log-probabilities of a piece, the piece as a slice of all tokens) -> its part of the objective, a scalar."""
 
 
 @torch.no_grad()
-def reading(policy: Policy, hidden: Tensor, targets: Tensor, temperature: float, entropies: bool = False) -> Tensor:
-    """log pi of each target behind its hidden state, and the entropies of the distributions there, in nats, of the
-    temperature-scaled policy.
+def logprobs_from_states(
+    policy: Policy, hidden: Tensor, targets: Tensor, temperature: float, entropies: bool = False
+) -> Tensor:
+    """log pi of each target given its hidden state, and the entropies of the distributions it is from.
 
     Shapes: [M, D], int64 [M] -> float32 [2, M], or [1, M] without entropies.
+    Units: nats, of the temperature-scaled policy.
     """
     head: Any = policy.model.get_output_embeddings()
     parts = []
     for piece in _pieces(len(targets), head.weight.shape[0]):
         logits = _logits(hidden[piece], head.weight, head.bias, _softcap(policy), temperature)[0]
-        parts.append(of_targets(logits, targets[piece], entropies))
+        parts.append(logprobs_from_logits(logits, targets[piece], entropies))
     return torch.cat(parts, 1) if parts else hidden.new_zeros(1 + entropies, 0, dtype=torch.float32)
 
 
-def of_targets(logits: Tensor, targets: Tensor, entropies: bool) -> Tensor:
-    """As :func:`reading`, from float32 logits [M, V]."""
-    found, normaliser = _of_targets(logits, targets)
+def logprobs_from_logits(logits: Tensor, targets: Tensor, entropies: bool) -> Tensor:
+    """Like :func:`logprobs_from_states`, from float32 logits [M, V]."""
+    found, normaliser = _target_logprobs(logits, targets)
     if not entropies:
         return found[None]
-    # Where a logit is -inf its probability is 0, and so is its part of the mean.
+    # A logit of -inf has probability 0, and so it adds nothing to the mean.
     mean = torch.linalg.vecdot((logits - normaliser[:, None]).exp(), logits.clamp(min=-1e30))
     return torch.stack([found, normaliser - mean])
 
@@ -53,7 +54,7 @@ def of_targets(logits: Tensor, targets: Tensor, entropies: bool) -> Tensor:
 def objective(
     policy: Policy, hidden: Tensor, targets: Tensor, temperature: float, function: Objective
 ) -> tuple[Tensor, Tensor]:
-    """The objective, differentiable by the hidden states and the head's parameters, and the log-probabilities.
+    """The objective, differentiable with respect to the hidden states and the head, and the log-probabilities.
 
     Shapes: [M, D], int64 [M] -> scalar, float32 [M] without a gradient.
     """
@@ -62,7 +63,7 @@ def objective(
 
 
 class _Pieces(torch.autograd.Function):
-    """Forward and gradient in one pass over the pieces."""
+    """Computes the objective and its gradient in one pass over the pieces."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, softcap: float | None,
@@ -74,7 +75,7 @@ class _Pieces(torch.autograd.Function):
         for piece in _pieces(len(targets), weight.shape[0]):
             states = hidden[piece]
             logits, slope = _logits(states, weight, bias, softcap, temperature)
-            part, normaliser = _of_targets(logits, targets[piece])
+            part, normaliser = _target_logprobs(logits, targets[piece])
             with torch.enable_grad():
                 leaf = part.detach().requires_grad_()
                 value = function(leaf, piece)
@@ -91,7 +92,7 @@ class _Pieces(torch.autograd.Function):
                 by_weight += by_logits.t() @ states
             elif by_weight is not None and by_weight.numel() < HUGE:
                 by_weight += outer(by_logits, states.to(weight.dtype))
-            elif by_weight is not None:  # a second matrix of this size would be the largest thing there is
+            elif by_weight is not None:  # avoids a second matrix of this size, the largest tensor of all
                 by_weight.addmm_(by_logits.t(), states.to(weight.dtype))
             if by_bias is not None:
                 by_bias += by_logits.sum(0)
@@ -119,7 +120,7 @@ def _softcap(policy: Policy) -> float | None:
 def _logits(
     states: Tensor, weight: Tensor, bias: Tensor | None, softcap: float | None, temperature: float
 ) -> tuple[Tensor, Tensor | None]:
-    """float32 logits of the temperature-scaled policy, and their slope by the head's own where these are capped."""
+    """float32 logits of the temperature-scaled policy; where they are soft-capped, their slope by the uncapped ones."""
     logits = linear(states, weight, bias).float()
     slope = None
     if softcap is not None:
@@ -128,7 +129,7 @@ def _logits(
     return (logits / temperature if temperature != 1.0 else logits), slope
 
 
-def _of_targets(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-probabilities of the targets, and the logarithm of what the logits' exponentials add up to."""
+def _target_logprobs(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of the targets, and the log-sum-exp of the logits."""
     normaliser = logits.logsumexp(-1)
     return logits.gather(-1, targets[:, None])[:, 0] - normaliser, normaliser

@@ -1,4 +1,4 @@
-"""What a policy says about a batch that it need not have sampled: log-probabilities and entropies of each token."""
+"""Per-token log-probabilities and entropies of existing completions under any policy."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from gradus.pipeline.types import Rollouts
 
 
 def precision(device: torch.device, autocast: bool) -> contextlib.AbstractContextManager[object]:
-    """The type of matrix products."""
+    """The context in which matrix products have the wanted precision: bfloat16 with ``autocast``."""
     return torch.autocast(device.type, dtype=torch.bfloat16) if autocast else contextlib.nullcontext()
 
 
 def batch_logprobs(
     policy: Policy, rollouts: Rollouts, temperature: float, token_budget: int, ranks: Ranks = ALONE
 ) -> Tensor:
-    """Log-probabilities of a batch's completions under any policy, without a gradient; each rank computes its share.
+    """Log-probabilities of a batch's completions under a policy, without a gradient; each rank computes its share.
 
     Shapes: -> float32 [P, K, T] on the CPU, 0 outside the mask. Units: nats.
     """
@@ -41,7 +41,7 @@ def batch_logprobs_and_entropies(
     autocast: bool = False,
     entropies: bool = True,
 ) -> Tensor:
-    """As :func:`batch_logprobs`, and the entropies of the distributions that the tokens were drawn from.
+    """Log-probabilities as in :func:`batch_logprobs`, and the entropies of the distributions at the same positions.
 
     Shapes: -> float32 [2, P, K, T] on the CPU, 0 outside the mask; [1, P, K, T] without entropies. Units: nats.
     """
@@ -51,7 +51,8 @@ def batch_logprobs_and_entropies(
     if can_pack(policy):
         for batch, pack in rows.packs(mine, token_budget, policy.device):
             with computing(policy, pack), precision(policy.device, autocast):
-                found = lm_head.reading(policy, hidden_states(policy, pack), pack.targets, temperature, entropies)
+                states = hidden_states(policy, pack)
+                found = lm_head.logprobs_from_states(policy, states, pack.targets, temperature, entropies)
             part = torch.zeros(len(result_NRT), len(batch), rows.tokens_RT.shape[1])
             part[:, rows.mask_RT[batch]] = found.cpu()
             result_NRT[:, batch] = part
@@ -61,7 +62,7 @@ def batch_logprobs_and_entropies(
             tokens = rows.tokens_RT[batch, :width].to(policy.device)
             with precision(policy.device, autocast):
                 logits = completion_logits(policy, [rows.prompts[r] for r in batch], tokens, temperature)
-            found = lm_head.of_targets(logits.flatten(0, 1), tokens.flatten(), entropies)
+            found = lm_head.logprobs_from_logits(logits.flatten(0, 1), tokens.flatten(), entropies)
             result_NRT[:, batch, :width] = found.view(-1, *tokens.shape).cpu()
         result_NRT *= rows.mask_RT
     return ranks.sum(result_NRT).view(-1, *rollouts.tokens_PKT.shape)

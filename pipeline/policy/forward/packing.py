@@ -1,13 +1,14 @@
-"""Completions laid out without padding for one pass: each prompt once, then every completion behind it.
+"""Completions laid out without padding for one pass: first every prompt once, then every completion.
 
     [prompt 0][prompt 1] ...  [completion of prompt 0][another of prompt 0][completion of prompt 1] ...  [fill]
 
-Linear layers see real tokens only, and a prompt is computed once for its whole group, forward and backward. Only
-attention has to know who sees whom: a completion sees its own prompt and itself. transformers calls the attention
-function that is registered here; what it must know, the pack that is being computed, is set around the pass.
+Linear layers compute real tokens only, and a prompt is computed once for its whole group, forward and backward. Only
+attention needs to know which tokens see each other: a completion sees its own prompt and itself. transformers calls
+the attention function that is registered here, and :func:`computing` sets the pack that the function uses.
 
-A model is packed only where that gives its own log-probabilities, which is tried once (:func:`can_pack`): one that
-mixes tokens outside of attention, such as a recurrent one, or attends in another way, is computed padded.
+A model is packed only if that gives the same log-probabilities as an ordinary pass, which is tested once
+(:func:`can_pack`). A model that mixes tokens outside of attention, such as a recurrent one, or has another kind of
+attention, is computed with padding.
 """
 
 from __future__ import annotations
@@ -22,38 +23,39 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface
 
-from gradus.pipeline.policy.forward.matmul import fill, in_layers
+from gradus.pipeline.policy.forward.lm_head import logprobs_from_states
+from gradus.pipeline.policy.forward.matmul import fill, onednn_layers
 from gradus.pipeline.policy.forward.padded import completion_logprobs
-from gradus.pipeline.policy.forward.rms_norm import in_norms
+from gradus.pipeline.policy.forward.rms_norm import closed_form_norms
 from gradus.pipeline.policy.policy import Policy
 
 NAME = "gradus_packed"
+"""The name under which transformers knows the attention function."""
 BUCKETS = 4
-"""Groups of similar length that the completions of a pack attend in."""
+"""Number of buckets, by length, into which the completions of a pack are divided for attention."""
 SIMILAR = 1.25
-"""Where the longest is longer than the shortest by no more than this factor, one group is enough."""
+"""If the longest completion exceeds the shortest by no more than this factor, one bucket is enough."""
 LEAST_BUCKET = 8
-"""Completions that are worth a group."""
+"""Minimal number of completions in a bucket."""
 
 
 @dataclass(frozen=True)
 class Bucket:
-    """Completions of similar length, which attend together, padded to the longest."""
+    """Completions of similar length, whose attention is computed together, padded to the longest."""
 
     tokens: Tensor
-    """int64 [B, T], where each completion's tokens are; filled up on the right with 0."""
+    """int64 [B, T], the places of each completion's tokens; padded on the right with 0."""
     seen: Tensor
-    """int64 [B, L + T], where the tokens are that it may look at: its prompt's and its own."""
+    """int64 [B, L + T], the places of the tokens that it may see: its prompt's and its own."""
     known: Tensor
-    """int64 [B, 1], tokens of its prompt."""
+    """int64 [B, 1], the number of tokens of its prompt."""
     length: int
-    """L, of the longest prompt."""
-
+    """L, the length of the longest prompt."""
     biases: dict[tuple[int | None, torch.dtype], Tensor] = field(default_factory=dict, repr=False)
-    """What has been asked for; every layer asks for the same."""
+    """Cache of :meth:`bias`, which is the same in every layer."""
 
     def bias(self, window: int | None, dtype: torch.dtype) -> Tensor:
-        """[B, 1, T, L + T], 0 where a completion's token sees another and -inf where it does not."""
+        """[B, 1, T, L + T], 0 where a completion's token sees another token and -inf where it does not."""
         if (window, dtype) not in self.biases:
             unseen = ~self._sees(window)[:, None]
             self.biases[window, dtype] = unseen.new_zeros(unseen.shape, dtype=dtype).masked_fill_(unseen, -torch.inf)
@@ -67,7 +69,7 @@ class Bucket:
         real = (at < self.known) | (at >= self.length)
         mask = real[:, None] & (at - self.length <= query_at[:, None])
         if window is not None:
-            # Distance in the text: shorter prompts are filled up between their end and the completion's first token.
+            # Distance in the text: the padding of shorter prompts lies between their end and the completion.
             text_at = torch.where(at < self.length, at, at - self.length + self.known)
             mask = mask & ((self.known + query_at)[..., None] - text_at[:, None] < window)
         return mask
@@ -75,23 +77,24 @@ class Bucket:
 
 @dataclass(frozen=True)
 class Pack:
-    """Which token is where. N tokens in all, S prompts, M predicted tokens.
+    """The places of all tokens of a pass: N tokens in all, S prompts, M predicted tokens.
 
-    A completion's last token predicts nothing, so it is not part of the pass. Where oneDNN multiplies, the number of
-    tokens is filled up to one of few, once for all layers; nobody looks at those tokens.
+    A completion's last token predicts nothing, so it is not part of the pass. For oneDNN, unused tokens are appended
+    (see :func:`~gradus.pipeline.policy.forward.matmul.fill`), once for all layers.
     """
 
     ids: Tensor
-    """int64 [N]."""
+    """int64 [N], the tokens."""
     positions: Tensor
-    """int64 [N], a token's position in its own text."""
+    """int64 [N], each token's position in its own text."""
     prompts: Tensor
-    """int64 [S, L], where each prompt's tokens are; filled up on the right with 0."""
+    """int64 [S, L], the places of each prompt's tokens; padded on the right with 0."""
     buckets: list[Bucket]
+    """The completions."""
     order: Tensor
-    """int64 [N], where each token's result is in those of the prompts and then of the buckets."""
+    """int64 [N], the place of each token's attention output among those of the prompts, followed by the buckets."""
     sources: Tensor
-    """int64 [M], where the token before each predicted token is: the prompt's last or the completion's own."""
+    """int64 [M], the place of the token before each predicted token: the prompt's last one, or the completion's."""
     targets: Tensor
     """int64 [M], the predicted tokens, completion by completion."""
 
@@ -132,7 +135,7 @@ class Pack:
         return cls(flat[0], flat[1], prompt_grid.to(device), buckets, order.to(device), flat[2], targets)
 
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor, scale: float, window: int | None) -> Tensor:
-        """Every token's attention over its own prompt and completion.
+        """The attention of every token over its own prompt and completion.
 
         Shapes: queries [N, H, d], keys and values [N, Hkv, d] -> [N, H, d].
         """
@@ -147,8 +150,88 @@ class Pack:
         return torch.cat([output.flatten(0, 1) for output in outputs]).index_select(0, self.order)
 
 
+_current: dict[int, Pack] = {}
+"""id of a model's configuration -> the pack that the model computes. The key is not the thread: with ``async`` two
+models compute at the same time, and autograd may recompute layers in a thread of its own."""
+
+
+@contextlib.contextmanager
+def computing(policy: Policy, pack: Pack) -> Iterator[None]:
+    """Within this block, the model's attention follows the pack, in forward and in backward passes."""
+    config = policy.model.config
+    usual = config._attn_implementation
+    _current[id(config)] = pack
+    config._attn_implementation = NAME
+    try:
+        with onednn_layers(policy.model), closed_form_norms(policy.model):
+            yield
+    finally:
+        config._attn_implementation = usual
+        del _current[id(config)]
+
+
+def hidden_states(policy: Policy, pack: Pack) -> Tensor:
+    """The hidden states that predict the completions' tokens. Call it within :func:`computing`.
+
+    Shapes: -> [M, D].
+    """
+    base: Any = policy.model.base_model
+    output = base(input_ids=pack.ids[None], position_ids=pack.positions[None], attention_mask=None, use_cache=False)
+    return output.last_hidden_state[0, pack.sources]
+
+
+@torch.no_grad()
+def can_pack(policy: Policy) -> bool:
+    """Whether packing does not change this model's log-probabilities; tested once per model."""
+    if policy.packs is None:
+        policy.packs = _agrees(policy)
+    return policy.packs
+
+
+def _agrees(policy: Policy) -> bool:
+    if type(policy.model.get_output_embeddings()) is not torch.nn.Linear:
+        return False
+    vocabulary = int(policy.model.get_input_embeddings().num_embeddings)  # type: ignore[arg-type]
+    prompts = [[at % vocabulary for at in range(first, first + length)] for first, length in ((1, 9), (3, 4))]
+    completions = [
+        [at % vocabulary for at in range(first, first + length)] for first, length in ((5, 7), (2, 1), (9, 4))
+    ]
+    slots = [0, 0, 1]
+    pack = Pack.of(prompts, slots, completions, policy.device)
+    try:
+        with computing(policy, pack):
+            found = logprobs_from_states(policy, hidden_states(policy, pack), pack.targets, 1.0)[0]
+    except (NotImplementedError, AttributeError, TypeError, ValueError, RuntimeError):
+        return False
+    wanted = []
+    for slot, completion in zip(slots, completions, strict=True):
+        row = torch.tensor([completion], device=policy.device)
+        wanted.append(completion_logprobs(policy, [prompts[slot]], row, 1.0)[0])
+    tolerance = 1e-4 if policy.model.dtype == torch.float32 else 0.1
+    return bool((found - torch.cat(wanted)).abs().max() <= tolerance)
+
+
+def _similar(lengths: list[int]) -> list[list[int]]:
+    """Row numbers in groups of similar length, as a group is padded to its longest row; without empty rows."""
+    rows = sorted((row for row, length in enumerate(lengths) if length), key=lambda row: (lengths[row], row))
+    if rows and lengths[rows[-1]] <= SIMILAR * lengths[rows[0]]:
+        return [rows]
+    size = max(LEAST_BUCKET, -(-len(rows) // BUCKETS))
+    return [rows[begin : begin + size] for begin in range(0, len(rows), size)]
+
+
+def _grid(runs: list[range]) -> tuple[Tensor, Tensor]:
+    """Runs of places as rows, padded on the right with 0, and which cells are not padding.
+
+    Shapes: -> int64 [B, W], bool [B, W].
+    """
+    width = max(map(len, runs))
+    grid = torch.tensor([[*run, *[0] * (width - len(run))] for run in runs])
+    return grid, torch.arange(width) < torch.tensor([len(run) for run in runs])[:, None]
+
+
 def _taken(states: Tensor, places: Tensor) -> Tensor:
-    """states[places]; its gradient is added up faster than that of an index."""
+    """states[places], with a faster gradient than that of indexing."""
     return states.index_select(0, places.flatten()).unflatten(0, places.shape)
 
 
@@ -170,11 +253,6 @@ def _attention(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | Non
     ).transpose(1, 2)
 
 
-_current: dict[int, Pack] = {}
-"""id of a model's configuration -> the pack that the model computes. With ``async`` two models do at a time, and
-autograd may compute layers again in a thread of its own, so that a thread says nothing of the model."""
-
-
 def _packed_attention(
     module: Any,
     query: Tensor,
@@ -185,9 +263,9 @@ def _packed_attention(
     sliding_window: int | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """What transformers calls: [1, H, N, d] -> [1, N, H, d]."""
+    """The attention function that transformers calls. Shapes: [1, H, N, d] -> [1, N, H, d]."""
     if options.get("softcap") is not None or options.get("s_aux") is not None:
-        raise NotImplementedError("scores are changed before their softmax")
+        raise NotImplementedError("attention scores are modified before their softmax")
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     window = sliding_window or getattr(module, "sliding_window", None)
     queries, keys, values = (states[0].transpose(0, 1) for states in (query, key, value))
@@ -195,80 +273,3 @@ def _packed_attention(
 
 
 AttentionInterface.register(NAME, _packed_attention)
-
-
-@contextlib.contextmanager
-def computing(policy: Policy, pack: Pack) -> Iterator[None]:
-    """The model attends as this pack says, in forward and in backward passes."""
-    config = policy.model.config
-    usual = config._attn_implementation
-    _current[id(config)] = pack
-    config._attn_implementation = NAME
-    try:
-        with in_layers(policy.model), in_norms(policy.model):
-            yield
-    finally:
-        config._attn_implementation = usual
-        del _current[id(config)]
-
-
-def hidden_states(policy: Policy, pack: Pack) -> Tensor:
-    """The states that predict the completions' tokens; only while :func:`computing` the pack.
-
-    Shapes: -> [M, D].
-    """
-    base: Any = policy.model.base_model
-    output = base(input_ids=pack.ids[None], position_ids=pack.positions[None], attention_mask=None, use_cache=False)
-    return output.last_hidden_state[0, pack.sources]
-
-
-@torch.no_grad()
-def can_pack(policy: Policy) -> bool:
-    """Whether this model's packed log-probabilities are its own; found once."""
-    if policy.packs is None:
-        policy.packs = _agrees(policy)
-    return policy.packs
-
-
-def _agrees(policy: Policy) -> bool:
-    from gradus.pipeline.policy.forward.lm_head import reading  # it needs nothing of this module, but a policy's head
-
-    if type(policy.model.get_output_embeddings()) is not torch.nn.Linear:
-        return False
-    vocabulary = int(policy.model.get_input_embeddings().num_embeddings)  # type: ignore[arg-type]
-    prompts = [[at % vocabulary for at in range(first, first + length)] for first, length in ((1, 9), (3, 4))]
-    completions = [
-        [at % vocabulary for at in range(first, first + length)] for first, length in ((5, 7), (2, 1), (9, 4))
-    ]
-    slots = [0, 0, 1]
-    pack = Pack.of(prompts, slots, completions, policy.device)
-    try:
-        with computing(policy, pack):
-            found = reading(policy, hidden_states(policy, pack), pack.targets, 1.0)[0]
-    except (NotImplementedError, AttributeError, TypeError, ValueError, RuntimeError):
-        return False
-    wanted = []
-    for slot, completion in zip(slots, completions, strict=True):
-        row = torch.tensor([completion], device=policy.device)
-        wanted.append(completion_logprobs(policy, [prompts[slot]], row, 1.0)[0])
-    tolerance = 1e-4 if policy.model.dtype == torch.float32 else 0.1
-    return bool((found - torch.cat(wanted)).abs().max() <= tolerance)
-
-
-def _similar(lengths: list[int]) -> list[list[int]]:
-    """Rows in groups of similar length, without empty ones: a group is padded to its longest row."""
-    rows = sorted((row for row, length in enumerate(lengths) if length), key=lambda row: (lengths[row], row))
-    if rows and lengths[rows[-1]] <= SIMILAR * lengths[rows[0]]:
-        return [rows]
-    size = max(LEAST_BUCKET, -(-len(rows) // BUCKETS))
-    return [rows[begin : begin + size] for begin in range(0, len(rows), size)]
-
-
-def _grid(runs: list[range]) -> tuple[Tensor, Tensor]:
-    """Runs of places as rows, filled up on the right with 0; and which cells hold one.
-
-    Shapes: -> int64 [B, W], bool [B, W].
-    """
-    width = max(map(len, runs))
-    grid = torch.tensor([[*run, *[0] * (width - len(run))] for run in runs])
-    return grid, torch.arange(width) < torch.tensor([len(run) for run in runs])[:, None]

@@ -1,4 +1,4 @@
-""""""
+"""Log-probabilities, logits and hidden states of completions by an ordinary padded pass through the model."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from gradus.pipeline.policy.policy import Policy
 
 
 def completion_logprobs(policy: Policy, prompts: list[list[int]], tokens_RT: Tensor, temperature: float) -> Tensor:
-    """log pi(token | everything before it) of R completions under the policy as it is now; differentiable.
+    """log pi(token | everything before it) of R completions; differentiable.
 
-    Prompts are padded on the left, so that all completions begin at one column and only T+1 columns of logits exist.
+    Prompts are padded on the left, so all completions begin at the same column and only T+1 columns of logits exist.
 
-    Shapes: R prompts of any length, tokens int64 [R, T] right-padded -> float32 [R, T]; padding holds values of no
-    meaning. Units: nats, of the temperature-scaled policy.
+    Shapes: R prompts of any length, tokens int64 [R, T] right-padded -> float32 [R, T]; the values on padding are
+    meaningless. Units: nats, of the temperature-scaled policy.
     """
     tokens_RT = tokens_RT.to(policy.device)
     logits = completion_logits(policy, prompts, tokens_RT, temperature)
@@ -24,7 +24,7 @@ def completion_logprobs(policy: Policy, prompts: list[list[int]], tokens_RT: Ten
 
 
 def completion_logits(policy: Policy, prompts: list[list[int]], tokens_RT: Tensor, temperature: float) -> Tensor:
-    """The temperature-scaled logits that the tokens of R completions were drawn from; differentiable.
+    """The temperature-scaled logits of the distributions at the tokens of R completions; differentiable.
 
     Shapes: R prompts of any length, tokens int64 [R, T] right-padded, on the policy's device -> float32 [R, T, V].
     """
@@ -45,20 +45,8 @@ def completion_states(policy: Policy, prompts: list[list[int]], tokens_RT: Tenso
     return base(**inputs, use_cache=False).last_hidden_state[:, -tokens_RT.shape[1] - 1 : -1]
 
 
-def _padded_inputs(policy: Policy, prompts: list[list[int]], tokens_RT: Tensor) -> dict[str, Any]:
-    ids, mask = left_pad(prompts, policy.template.pad_id, policy.device)
-    # Right-padding needs no mask: causal attention keeps real tokens from seeing it.
-    inputs: dict[str, Any] = {
-        "input_ids": torch.cat([ids, tokens_RT], dim=1),
-        "attention_mask": torch.cat([mask, mask.new_ones(tokens_RT.shape)], dim=1),
-    }
-    if "position_ids" in policy.forward_options:
-        inputs["position_ids"] = (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)
-    return inputs
-
-
 def left_pad(sequences: list[list[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Token ids and attention mask of sequences that end at one column.
+    """Token ids and attention mask of sequences that all end at the last column.
 
     Shapes: R sequences -> int64 [R, L], int64 [R, L].
     """
@@ -66,3 +54,15 @@ def left_pad(sequences: list[list[int]], pad_id: int, device: torch.device) -> t
     ids = torch.tensor([[pad_id] * (length - len(s)) + s for s in sequences], device=device)
     mask = torch.tensor([[0] * (length - len(s)) + [1] * len(s) for s in sequences], device=device)
     return ids, mask
+
+
+def _padded_inputs(policy: Policy, prompts: list[list[int]], tokens_RT: Tensor) -> dict[str, Any]:
+    ids, mask = left_pad(prompts, policy.template.pad_id, policy.device)
+    # Padding on the right needs no mask: in causal attention, real tokens do not see it.
+    inputs: dict[str, Any] = {
+        "input_ids": torch.cat([ids, tokens_RT], dim=1),
+        "attention_mask": torch.cat([mask, mask.new_ones(tokens_RT.shape)], dim=1),
+    }
+    if "position_ids" in policy.forward_options:
+        inputs["position_ids"] = (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)
+    return inputs

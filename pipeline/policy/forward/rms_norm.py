@@ -1,7 +1,7 @@
-"""RMS norms with a gradient of their own: half the passes over memory that PyTorch makes of transformers' version.
+"""RMS norms with a closed-form gradient, which reads and writes memory half as often as transformers' version.
 
-Between the products of a model that is trained, norms are what takes longest: transformers writes one as seven
-operations, whose derivatives are another dozen. The closed form needs three and six.
+Apart from matrix products, norms take the most time of a training step: transformers writes one as seven operations,
+whose derivatives are another dozen. The closed form needs three and six.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ class _RMSNorm(torch.autograd.Function):
 
 
 @contextlib.contextmanager
-def in_norms(model: torch.nn.Module) -> Iterator[None]:
-    """The float32 RMS norms of a model compute as :func:`rms_norm` does."""
+def closed_form_norms(model: torch.nn.Module) -> Iterator[None]:
+    """Within this block, the float32 RMS norms of a model use :func:`rms_norm`."""
     norms = [m for m in model.modules() if type(m).__name__.endswith("RMSNorm") and "forward" not in vars(m)]
     replaced = []
     for norm in norms:
@@ -64,7 +64,7 @@ def in_norms(model: torch.nn.Module) -> Iterator[None]:
 
 
 class _Forward:
-    """What a norm's ``forward`` is replaced by."""
+    """Replaces the ``forward`` of a norm."""
 
     def __init__(self, norm: Any, offset: float):
         self.norm, self.offset, self.eps = norm, offset, _eps(norm)
@@ -83,7 +83,7 @@ def _eps(norm: Any) -> float:
 @cache
 @torch.no_grad()
 def _offset(kind: type) -> float | None:
-    """What is added to the weights of this kind of norm before they multiply, 0 or 1; None where it is another norm."""
+    """The number that this kind of norm adds to its weights before it multiplies, 0 or 1; None for other norms."""
     try:
         norm = kind(3, eps=0.5)
         norm.weight.copy_(torch.tensor([0.5, -1.0, 2.0]))

@@ -1,4 +1,4 @@
-"""A batch's completions as rows, cut into what one pass may hold."""
+"""The completions of a batch as rows, divided among ranks and into passes within a budget of tokens."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gradus.pipeline.types import Rollouts
 
 @dataclass(frozen=True)
 class CompletionRows:
-    """Completions laid out as rows for the forward pass."""
+    """The completions of a batch, one per row."""
 
     prompts: list[list[int]]
     tokens_RT: Tensor
@@ -35,9 +35,10 @@ class CompletionRows:
         )
 
     def share(self, rows: list[int], rank: int, size: int) -> list[int]:
-        """Those of ``rows`` that fall to one of ``size`` ranks, in their order.
+        """The part of ``rows`` that rank ``rank`` of ``size`` computes, in their order.
 
-        The rows of a prompt stay together, and the prompt with the most tokens goes to whoever has the fewest so far.
+        The rows of a prompt stay together. Prompts are assigned in descending order of their tokens, each to the rank
+        with the fewest tokens so far.
         """
         if size == 1:
             return rows
@@ -53,8 +54,8 @@ class CompletionRows:
     def packs(self, rows: list[int], token_budget: int, device: torch.device) -> Iterator[tuple[list[int], Pack]]:
         """``rows`` in packs within the budget of tokens (at least one row each), the rows of a prompt together.
 
-        Similar lengths stand together, since attention alone is padded. A prompt whose rows do not fit into one pack is
-        computed in each.
+        Rows of similar length are packed together, because attention is padded. A prompt whose rows do not fit into one
+        pack is computed again in each.
         """
         groups = self._by_prompt(rows)
         batch: list[int] = []
@@ -70,8 +71,22 @@ class CompletionRows:
         if batch:
             yield batch, self._pack(batch, device)
 
+    def micro_batches(self, rows: list[int], token_budget: int) -> Iterator[list[int]]:
+        """``rows`` in batches of similar length, each within the budget of padded tokens (at least one row each)."""
+        batch: list[int] = []
+        longest_prompt = longest = 0
+        for row in sorted(rows, key=lambda r: (len(self.prompts[r]) + self.lengths[r], r)):
+            prompt, length = max(longest_prompt, len(self.prompts[row])), max(longest, self.lengths[row])
+            if batch and (prompt + length) * (len(batch) + 1) > token_budget:
+                yield batch
+                batch, prompt, length = [], len(self.prompts[row]), self.lengths[row]
+            batch.append(row)
+            longest_prompt, longest = prompt, length
+        if batch:
+            yield batch
+
     def _by_prompt(self, rows: list[int]) -> list[list[int]]:
-        """``rows`` in lists of the same prompt."""
+        """``rows`` grouped by prompt."""
         groups: dict[int, list[int]] = {}
         for row in rows:
             groups.setdefault(id(self.prompts[row]), []).append(row)
@@ -87,17 +102,3 @@ class CompletionRows:
         slots = [places[id(self.prompts[row])] for row in rows]
         completions = [self.tokens_RT[row, : self.lengths[row]].tolist() for row in rows]
         return Pack.of(prompts, slots, completions, device)
-
-    def micro_batches(self, rows: list[int], token_budget: int) -> Iterator[list[int]]:
-        """``rows`` in batches of similar length, each within the budget of padded tokens (at least one row each)."""
-        batch: list[int] = []
-        longest_prompt = longest = 0
-        for row in sorted(rows, key=lambda r: (len(self.prompts[r]) + self.lengths[r], r)):
-            prompt, length = max(longest_prompt, len(self.prompts[row])), max(longest, self.lengths[row])
-            if batch and (prompt + length) * (len(batch) + 1) > token_budget:
-                yield batch
-                batch, prompt, length = [], len(self.prompts[row]), self.lengths[row]
-            batch.append(row)
-            longest_prompt, longest = prompt, length
-        if batch:
-            yield batch

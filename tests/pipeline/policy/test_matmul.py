@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from gradus.pipeline.policy.forward import matmul
-from gradus.pipeline.policy.forward.matmul import Packed, in_layers, linear
+from gradus.pipeline.policy.forward.matmul import Packed, linear, onednn_layers
 
 SHAPES = {
     "short sums": (200, 40, 24),
@@ -24,9 +24,9 @@ def operands(rows: int, outputs: int, inputs: int) -> list[torch.Tensor]:
 
 
 @pytest.fixture(params=[matmul.AVX2, matmul.AVX512], ids=["avx2", "avx512"], autouse=True)
-def worth(request, monkeypatch):
+def thresholds(request, monkeypatch):
     """The rule of either kind of processor, whatever this one is."""
-    monkeypatch.setattr(matmul, "worth", lambda: request.param)
+    monkeypatch.setattr(matmul, "thresholds", lambda: request.param)
     return request.param
 
 
@@ -38,7 +38,7 @@ def test_the_shapes_above_take_every_way():
 
 def test_the_rule_is_one_of_the_two(monkeypatch):
     monkeypatch.undo()
-    assert matmul.worth() in (matmul.AVX2, matmul.AVX512) and matmul.worth() is matmul.worth()
+    assert matmul.thresholds() in (matmul.AVX2, matmul.AVX512) and matmul.thresholds() is matmul.thresholds()
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
@@ -72,7 +72,7 @@ def test_layers_multiply_by_it_and_are_given_back(monkeypatch):
     model = torch.nn.Sequential(torch.nn.Linear(300, 300), torch.nn.ReLU(), torch.nn.Linear(300, 300))
     states = torch.randn(300, 300)
     wanted = model(states)
-    with in_layers(model):
+    with onednn_layers(model):
         torch.testing.assert_close(model(states), wanted)
     assert len(calls) == 2
     model(states)

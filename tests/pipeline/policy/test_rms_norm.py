@@ -11,7 +11,7 @@ from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
-from gradus.pipeline.policy.forward.rms_norm import in_norms, rms_norm
+from gradus.pipeline.policy.forward.rms_norm import closed_form_norms, rms_norm
 
 
 def literal(states: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -62,10 +62,10 @@ def test_replaces_the_modules_of_transformers(kind: Any) -> None:
         return output, *torch.autograd.grad(output, (states, norm.weight), pull)
 
     wanted = results()
-    with in_norms(model):
+    with closed_form_norms(model):
         assert "RMSNorm" in type(norm(states).grad_fn).__name__
         found = results()
-        with in_norms(model):
+        with closed_form_norms(model):
             norm(states)
         assert "RMSNorm" in type(norm(states).grad_fn).__name__, "an inner block leaves it as it was"
         rounded = norm(states.bfloat16())
@@ -96,5 +96,5 @@ class GatedRMSNorm(CubeRMSNorm):
 @pytest.mark.parametrize("kind", [CubeRMSNorm, GatedRMSNorm])
 def test_leaves_others_alone(kind: Any) -> None:
     norm = kind(8)
-    with in_norms(torch.nn.ModuleList([norm])):
+    with closed_form_norms(torch.nn.ModuleList([norm])):
         assert "forward" not in vars(norm)
