@@ -30,7 +30,7 @@ class UserError(ValueError):
 
 
 class StageFailed(RuntimeError):
-    """A stage could not go on (for example: too many non-finite updates in a row); the command line exits with 1."""
+    """A stage could not continue (for example: too many non-finite updates in a row); the command line exits with 1."""
 
 
 def closest(word: str, known: Iterable[str]) -> str:
