@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import concurrent.futures
 import contextlib
 import functools
@@ -62,10 +63,20 @@ def flushed(patience: Callable[[], float]) -> Iterator[None]:
         with contextlib.suppress(AttributeError):  # private names: without them only a dead server costs time
             services: dict[Any, Any] = EventsWorker._instances  # type: ignore[misc]
             senders = [(service._loop, service._task) for service in services.values()]
-            outcome: Any = EventsWorker.drain_all(timeout=patience())
+            outcome: Any = _without_loop(lambda: EventsWorker.drain_all(timeout=patience()))
             for loop, sending in senders if outcome[1] else ():
                 loop.call_soon_threadsafe(sending.cancel)
             concurrent.futures.wait(outcome[1], timeout=1)
+
+
+def _without_loop(call: Callable[[], Any]) -> Any:
+    """Call a function of Prefect that returns a coroutine where an event loop is running, as one is in a notebook."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return call()
+    with concurrent.futures.ThreadPoolExecutor(1) as thread:
+        return thread.submit(call).result()
 
 
 @contextlib.contextmanager
