@@ -17,7 +17,7 @@ from typing import Any
 
 from gradus.pipeline.common.errors import UserError, did_you_mean
 from gradus.pipeline.config.task import ReasoningGymTask
-from gradus.pipeline.tasks.arithmetic import SOLVABLE, solvable, work_out
+from gradus.pipeline.tasks.arithmetic import SOLVABLE, solvable, solve, work_out
 from gradus.pipeline.tasks.metadata import BATCH, Batch, as_text, encode
 
 HASH_ORDERED = frozenset(
@@ -176,11 +176,11 @@ def _row(entry: dict[str, Any], task: ReasoningGymTask) -> dict[str, Any]:
     """
     demonstration = None
     if solvable(task.dataset):
-        equations, value = work_out(entry["metadata"]["expression"])
+        _, value = work_out(entry["metadata"]["expression"])
         if str(value) != entry["answer"]:
             raise ValueError(f"{entry['metadata']['expression']} is {value}, not {entry['answer']}")
         if task.demonstrations == "solver":
-            demonstration = "; ".join([*equations, f"answer: {value}"])
+            demonstration = solve(entry["metadata"]["expression"])
     return {
         "question": entry["question"],
         "answer": "" if entry["answer"] is None else as_text(entry["answer"]),

@@ -1,4 +1,4 @@
-"""Signals that come at awkward moments."""
+"""Interrupts that arrive while Python drops exceptions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gradus.pipeline.common.interruption import SIGNALS, Interrupted, handled
 
 
 class Thing:
-    """Something that calls a function when it goes."""
+    """An object that calls a function in its destructor."""
 
     def __init__(self, at_its_end: Callable[[], object]):
         self.at_its_end = at_its_end

@@ -1,4 +1,4 @@
-"""Adapters: what is sampled is what trains, only they train, and what is handed over needs none of them."""
+"""Adapters: sampling includes them, nothing else is trained, and the saved model does not need them."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ GEMMA_LAYERS = ["sliding_attention", "full_attention"]
     ids=["llama", "qwen3", "gemma3"],
 )
 def test_the_sampler_draws_from_the_adapted_policy(architecture: dict[str, Any], prompts: list[Prompt]) -> None:
-    """Also where it was made ready before the adapters changed anything."""
+    """Even if the sampler was prepared before training changed the adapters."""
     policy = adapted(**architecture)
     options = SamplingConfig(max_tokens=8)
     before = sample(policy, prompts, 3, options, DrawKey(0, "s", 1))

@@ -1,4 +1,4 @@
-"""Products by oneDNN: the numbers and gradients of PyTorch's own, at every size at which another way is taken."""
+"""Products by oneDNN have the values and gradients of PyTorch's own, on every path that depends on the size."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def operands(rows: int, outputs: int, inputs: int) -> list[torch.Tensor]:
 
 @pytest.fixture(params=[matmul.AVX2, matmul.AVX512], ids=["avx2", "avx512"], autouse=True)
 def thresholds(request, monkeypatch):
-    """The rule of either kind of processor, whatever this one is."""
+    """The thresholds of each kind of processor, whatever this machine has."""
     monkeypatch.setattr(matmul, "thresholds", lambda: request.param)
     return request.param
 

@@ -1,4 +1,4 @@
-"""Policies: created, saved, loaded; template, end and padding are decided once and travel along."""
+"""Policies are created, saved and loaded; template, end and padding are chosen once and saved with them."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_saved_policies_are_ordinary_hugging_face_folders(policy, tmp_path):
 
 
 def save_foreign(policy, folder, chat_template=None):
-    """A folder as another library would have left it: no template of ours."""
+    """A folder as another library writes it: without our template file."""
     policy.tokenizer.chat_template = chat_template
     policy.save(folder)
     (folder / "template.json").unlink()

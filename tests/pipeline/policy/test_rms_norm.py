@@ -1,4 +1,4 @@
-"""RMS norms with a gradient of their own: the values and gradients of the formula and of transformers' modules."""
+"""Closed-form RMS norms have the values and gradients of the formula and of transformers' modules."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_replaces_the_modules_of_transformers(kind: Any) -> None:
 
 
 class CubeRMSNorm(torch.nn.Module):
-    """By its name an RMS norm, but another formula."""
+    """It has the name of an RMS norm, but another formula."""
 
     def __init__(self, size: int, eps: float = 1e-6):
         super().__init__()
@@ -87,7 +87,7 @@ class CubeRMSNorm(torch.nn.Module):
 
 
 class GatedRMSNorm(CubeRMSNorm):
-    """One that needs more than the states."""
+    """A norm whose forward needs more than the states."""
 
     def forward(self, states: Tensor, gate: Tensor) -> Tensor:  # type: ignore[override]
         return states * gate

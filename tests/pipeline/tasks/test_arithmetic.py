@@ -63,7 +63,7 @@ def test_nesting_is_allowed_up_to_its_bound():
 
 
 def evaluate(node):
-    """An evaluator of its own: exact, and blind to how the solver reads."""
+    """An independent, exact evaluator, which shares no code with the solver."""
     if isinstance(node, ast.Constant):
         return node.value
     if isinstance(node, ast.UnaryOp):

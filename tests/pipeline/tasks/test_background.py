@@ -1,4 +1,4 @@
-"""Data that are made ahead are the same data, and nothing that makes them is left running."""
+"""Data made in the background are the same, and the background process never outlives its purpose."""
 
 from __future__ import annotations
 

@@ -221,7 +221,7 @@ def test_minibatches_are_updates_of_their_own(rollouts: Rollouts) -> None:
 
 
 def test_the_likelihood_loss_is_the_mean_over_correct_completions_tokens(rollouts: Rollouts) -> None:
-    """Against autograd through 0.1 * NLL + the weighted likelihood, written out."""
+    """Compared with autograd through 0.1 * NLL + the weighted likelihood, written out."""
     policy, factor = tiny_policy(), 0.1
     table = torch.tensor([[1.0, -1.0, 0.0]] * 4)
     learner = learner_of(policy, Needs(likelihood=factor), score="mean")
@@ -278,7 +278,7 @@ def test_a_token_critic_learns_what_a_completion_will_score(rollouts: Rollouts, 
         metrics = critic.train(rewarded, critic.predict(rewarded))
     assert metrics["critic/explained_variance"] > 0.5
     assert torch.equal(weights_of(policy), before), "the critic never moves the policy"
-    # before the first token nothing tells a prompt's completions apart; behind it everything does
+    # before the first token, the completions of a prompt cannot be distinguished; after it they can
     values = critic.predict(rewarded)
     torch.testing.assert_close(values[..., 0], values[:, :1, 0].expand(-1, 3), rtol=1e-4, atol=1e-4)
     error = (values - rewarded.rewards_PK[..., None]).abs()

@@ -1,51 +1,20 @@
-"""The task layer on real sources: generated problems, files of each format, a data set folder, a refusing server."""
+"""Tasks from generated problems and from files of each format: built, split, and checked."""
 
 import csv
-import http.server
 import json
 import subprocess
 import sys
-import threading
-from concurrent.futures import ThreadPoolExecutor
-from fractions import Fraction
 
-import datasets
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from huggingface_hub import constants
-from paths import REPOSITORY
-from pydantic import TypeAdapter
+from task_sources import file, gym, make, sums, write_jsonl
 
 from gradus.pipeline.common.errors import UserError
-from gradus.pipeline.config.task import Task
 from gradus.pipeline.tasks.arithmetic import solve
-from gradus.pipeline.tasks.metadata import as_text, decode, encode
 from gradus.pipeline.tasks.prompt_order import PromptStream
-from gradus.pipeline.tasks.reasoning_gym import gym_dataset, read_gym
 from gradus.pipeline.tasks.splits import content_hash, folded, prompt_id
 from gradus.pipeline.tasks.task import build_task, check_task, load_task, texts
-
-
-def make(**options):
-    return TypeAdapter(Task).validate_python(options)
-
-
-def gym(dataset="chain_sum", **options):
-    return make(source="reasoning_gym", dataset=dataset, **{"size": 200, "heldout": 50, **options})
-
-
-def file(path, **options):
-    return make(source="file", path=path, **{"heldout": 5, **options})
-
-
-def write_jsonl(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
-def sums(count, start=0):
-    return [{"question": f"{i} + {i}?", "answer": 2 * i} for i in range(start, start + count)]
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +24,7 @@ def built(tmp_path_factory):
     return task, folder, build_task(task, folder.parent, folder)
 
 
-# -- building --------------------------------------------------------------------------------------------------------
+# -- building ----------------------------------------------------------------------------------------------------------
 
 
 def test_generated_prompts(built):
@@ -183,78 +152,7 @@ def test_a_large_table_is_no_burden(tmp_path):
     assert data.prompts(data.train, [7])[0].answer == data.train[7]["question"].rstrip("?")  # 7, not 7.0
 
 
-# -- the data sets of reasoning_gym ----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("name", "params"),
-    [
-        ("basic_arithmetic", {"max_terms": 3}),
-        ("arc_1d", {}),
-        ("codeio", {}),
-        ("countdown", {}),
-        ("graph_color", {}),
-        ("knights_knaves", {}),
-        ("maze", {"max_dist": 6}),
-        ("propositional_logic", {}),
-        ("simple_geometry", {}),
-        ("sudoku", {}),
-        ("composite", {"datasets": [{"name": "leg_counting"}, {"name": "gcd", "weight": 2.0}]}),
-    ],
-)
-def test_a_stored_prompt_is_scored_as_the_generated_one(name, params, tmp_path):
-    """Tuples, sets, numbers as keys and numpy values come back, and with them the data set's own scorer."""
-    task = gym(name, params=params, size=4, heldout=2, seed=3)
-    data = build_task(task, tmp_path, tmp_path / "data")
-    for prompt in data.prompts(data.train, range(len(data.train))):
-        dataset = gym_dataset(prompt.metadata["gym_dataset"], prompt.metadata["gym_params"])
-        best = prompt.answer or prompt.metadata.get("example_answer") or json.dumps(prompt.metadata["possible_answer"])
-        entry = {"question": prompt.question, "answer": prompt.answer, "metadata": prompt.metadata}
-        assert dataset.score_answer(best, entry) == 1.0
-        assert dataset.score_answer("no answer at all", entry) < 1.0
-
-
-def test_a_generator_that_depends_on_hash_order_is_reproducible():
-    task = gym("ransom_note", size=3, heldout=1)
-    with ThreadPoolExecutor() as pool:  # each generates in an interpreter of its own
-        first, second = pool.map(lambda _: list(read_gym(task, [])), range(2))
-    assert first == second and len(first[0]["question"]) == 4
-
-
-def test_problems_whose_reference_answer_is_wrong_are_left_out(tmp_path):
-    data = build_task(gym("basic_arithmetic", size=1000), tmp_path, tmp_path / "data")
-    assert any("unusable" in note for note in data.notes)
-    for prompt in data.prompts(data.train, range(len(data.train))):
-        assert solve(prompt.metadata["expression"]).endswith(f"answer: {prompt.answer}")
-
-
-# -- values ----------------------------------------------------------------------------------------------------------
-
-
-def test_metadata_comes_back_unchanged():
-    metadata = {
-        "tuple": ((1, 2), [3, (4,)]),
-        "sets": [{3, 1}, frozenset({"a"}), set()],
-        "keys": {0: "zero", (1, 2): {"$set": [1]}},
-        "numbers": [Fraction(1, 3), 1 + 2j, float("inf"), 10**30, True, None],
-    }
-    text = encode(metadata)
-    assert decode(text) == metadata and json.loads(text)
-    assert decode(encode({"n": np.int64(3), "f": np.float64(0.5), "a": np.eye(2)})) == {
-        "n": 3, "f": 0.5, "a": [[1.0, 0.0], [0.0, 1.0]],
-    }  # fmt: skip
-    with pytest.raises(TypeError, match="object"):
-        encode({"x": object()})
-
-
-@pytest.mark.parametrize(
-    ("value", "text"), [(372, "372"), (372.0, "372"), (0.25, "0.25"), (True, "true"), ("7 ", "7 ")]
-)
-def test_answers_as_text(value, text):
-    assert as_text(value) == text
-
-
-# -- the order of prompts --------------------------------------------------------------------------------------------
+# -- the order of prompts ----------------------------------------------------------------------------------------------
 
 
 def test_an_epoch_meets_every_prompt_once(built):
@@ -285,7 +183,7 @@ def test_a_batch_larger_than_the_task_goes_round(built):
     assert len(ids) == 120 and [ids.count(i) for i in set(ids[100:])] == [3] * 20
 
 
-# -- mistakes --------------------------------------------------------------------------------------------------------
+# -- mistakes ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -362,110 +260,8 @@ def test_an_answer_that_is_no_text_is_named(tmp_path):
 
 
 def test_checking_imports_nothing_heavy():
-    code = (
-        "import sys; from gradus.pipeline.tasks.task import check_task; print([m for m in ('torch', 'datasets', 'numpy', \
-'pyarrow', 'transformers', 'reasoning_gym', 'huggingface_hub') if m in sys.modules])"
-    )
+    heavy = ("torch", "datasets", "numpy", "pyarrow", "transformers", "reasoning_gym", "huggingface_hub")
+    code = "import sys; from gradus.pipeline.tasks.task import check_task;"
+    code += f"print([m for m in {heavy} if m in sys.modules])"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
-
-
-# -- the Hub ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def data_folder(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    rows = [{"question": f"{i}?", "answer": i % 2, "level": {"n": i}, "image": b"\x00"} for i in range(40)]
-    table = pa.Table.from_pylist(rows)
-    features = datasets.Features(
-        {**datasets.Dataset(table).features, "answer": datasets.ClassLabel(names=["no", "yes"])}
-    )
-    folder = tmp_path / "set"
-    folder.mkdir()
-    for split, part in (("train", table[:30]), ("test", table[30:])):
-        datasets.Dataset(part).cast(features).to_parquet(folder / f"{split}.parquet")
-    return tmp_path
-
-
-def test_a_local_data_set_folder(data_folder):
-    task = make(source="hub", dataset="set", heldout_split="test", heldout=10)
-    check_task(task, data_folder)
-    data = build_task(task, data_folder, data_folder / "data")
-    assert data.sizes == {"train": 30, "validation": 0, "heldout": 10}
-    prompt = data.prompts(data.train, [3])[0]
-    assert (prompt.question, prompt.answer, prompt.metadata) == ("3?", "yes", {"level": {"n": 3}})
-    data.train.save_to_disk(data_folder / "saved")
-    saved = make(source="hub", dataset="saved", heldout=10)
-    check_task(saved, data_folder)
-    assert build_task(saved, data_folder, data_folder / "again").sizes["train"] == 20
-    sliced = make(source="hub", dataset="set", split="train[:20]", heldout=5)
-    check_task(sliced, data_folder)
-    assert build_task(sliced, data_folder, data_folder / "sliced").sizes["train"] == 15
-
-
-@pytest.mark.parametrize(
-    ("options", "where"),
-    [({"split": "tain"}, "task.split"), ({"columns": {"question": "problem"}}, "task.columns.question")],
-)
-def test_mistakes_about_a_local_data_set_folder(options, where, data_folder):
-    with pytest.raises(UserError) as caught:
-        check_task(make(source="hub", dataset="set", **options), data_folder)
-    assert caught.value.where == where
-
-
-def test_a_hub_that_cannot_be_reached(tmp_path, monkeypatch):
-    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path))
-    task = make(source="hub", dataset="openai/gsm8k", subset="main")
-    with pytest.raises(UserError, match="cannot be reached") as caught:
-        check_task(task, tmp_path)
-    assert caught.value.where == "task.dataset" and "source: file" in caught.value.fix
-    (tmp_path / "openai___gsm8k").mkdir()  # where an earlier download lies
-    check_task(task, tmp_path)
-
-
-@pytest.mark.parametrize(("code", "where"), [("RepoNotFound", "task.dataset"), ("RevisionNotFound", "task.revision")])
-def test_a_hub_that_does_not_know_the_data_set(code, where, tmp_path, monkeypatch):
-    class Refusal(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            self.send_response(404)
-            self.send_header("X-Error-Code", code)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-
-        def log_message(self, *args):
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refusal) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
-        with pytest.raises(UserError) as caught:
-            check_task(make(source="hub", dataset="nobody/nothing", revision="v9"), tmp_path)
-        server.shutdown()
-    assert caught.value.where == where
-
-
-def test_reasoning_gym_without_pycosat_lacks_one_data_set_only() -> None:
-    script = """
-import sys
-class Without:
-    def find_spec(self, name, path=None, target=None):
-        if name == "pycosat": raise ModuleNotFoundError(name)
-sys.modules.pop("pycosat", None)
-import importlib.util
-real = importlib.util.find_spec
-importlib.util.find_spec = lambda name, package=None: None if name == "pycosat" else real(name, package)
-sys.meta_path.insert(0, Without())
-from gradus.pipeline.config.task import ReasoningGymTask
-from gradus.pipeline.common.errors import UserError
-from gradus.pipeline.tasks.reasoning_gym import check_gym
-check_gym(ReasoningGymTask(source="reasoning_gym", dataset="chain_sum"))
-try:
-    check_gym(ReasoningGymTask(source="reasoning_gym", dataset="zebra_puzzles"))
-except UserError as error:
-    assert "pip install pycosat" in str(error), error
-    print("told")
-"""
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=REPOSITORY)
-    assert done.stdout.strip() == "told", done.stderr

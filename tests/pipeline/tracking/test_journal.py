@@ -1,4 +1,4 @@
-"""The journal: whole lines or nothing, names and numbers that tracking can take, and never an exception."""
+"""The journal: complete lines, names and numbers that MLflow accepts, and no exceptions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Delivery to a real MLflow: every record arrives exactly once, and nothing in a journal can stop the rest."""
+"""Delivery to a real MLflow: every record arrives exactly once, and no event can stop the delivery of the others."""
 
 from __future__ import annotations
 

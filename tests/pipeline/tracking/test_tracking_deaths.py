@@ -30,7 +30,7 @@ class Death(BaseException):
 
 
 class Mortal:
-    """Something that talks to MLflow until the fated request: that one is not made, or its answer not heard."""
+    """Wraps an MLflow object. At the fated request it dies, before the request is made or before the answer is used."""
 
     def __init__(self, real: Any, fate: Fate, names: tuple[str, ...] = ()):
         self.real, self.fate, self.names = real, fate, names
@@ -66,7 +66,7 @@ class Fate:
 
 
 def deliver(runs: Path, run: Path, number: int = 0, before: bool = True) -> bool:
-    """One pass of a new uploader; false where it died of the fated request."""
+    """One pass of a new uploader; false where it died at the fated request."""
     uploader = Uploader(run, resolve_uri(None, runs), "gradus")
     fate = Fate(number, before)
     store = uploader._connected()
@@ -81,7 +81,7 @@ def deliver(runs: Path, run: Path, number: int = 0, before: bool = True) -> bool
 
 
 class Life:
-    """Writes what a run writes to its journals, each life at times of its own."""
+    """Writes the events of a run to its journals, with other times in each life."""
 
     def __init__(self, run: Path):
         self.run, self.clock = run, 1_700_000_000_000
@@ -110,7 +110,7 @@ class Life:
             stage.dataset("sums-train", "sums", "d" * 16, 10, "training")
             stage.metrics(0, {"heldout/accuracy": 0.1})
         for step in range(first_step, last_step + 1):
-            # the time a step takes differs from life to life, what it computes does not
+            # a repeated step takes another time, and computes the same
             stage.metrics(step, {"reward/mean": step / 7, "time/step": self.clock / 1e12})
             if step % 2 == 0:
                 stage.histogram(step, "advantage", [float(step), 2.0, 3.0])
@@ -141,7 +141,7 @@ class Life:
 
 
 def assert_told_once(runs: Path, run: Path) -> None:
-    """MLflow holds this run once: the journals' first values, one of everything else, and the last words."""
+    """MLflow has this run once: the first value of every metric, one of everything else, and the last status."""
     mlflow, experiment = client(runs), Position.read(run / "journal.jsonl").experiment_id
     for label, path in journals(run):
         run_id = Position.read(path).run_id
@@ -203,7 +203,7 @@ def test_an_uploader_that_dies_at_any_request_of_a_run_in_three_lives(
 
 
 def test_one_uploader_dies_again_and_again_over_the_whole_story(runs: Path, plain_figures: None) -> None:
-    """Delivered late, as by `gradus sync` after a server was away; every death leaves it a little further."""
+    """Late delivery, as by `gradus sync` after a server was down; every death happens one request later."""
     run = new_run(runs, "late")
     life = Life(run)
     life.first(), life.second(), life.third()

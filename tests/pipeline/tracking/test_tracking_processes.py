@@ -1,4 +1,4 @@
-"""The uploader and the UI as processes: whatever is dead, slow, killed or doubled, nothing is lost or doubled."""
+"""The uploader and the UI as processes: if one is dead, slow, killed or started twice, no record is lost or doubled."""
 
 from __future__ import annotations
 
