@@ -1,4 +1,4 @@
-"""Checks, before any compute is spent, that the configured policy exists and can be trained. Nothing imports torch."""
+"""Checks, before any compute is spent, that the configured policy exists and can be trained, without torch."""
 
 from __future__ import annotations
 
