@@ -11,30 +11,66 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def group_mean(values_PK: Tensor) -> Tensor:
-    """Mean of each group, kept as a column.
+RESOLUTION = 2.0**-20
+"""Differences below this share of a group's largest value are float32's rounding: eight units in the last place."""
+TIE = 1e-9
+"""Differences below this are rounding of values that should be zero."""
 
-    Shapes: [P, K] -> [P, 1].
+
+def group_mean(values_PK: Tensor, valid_PK: Tensor | None = None) -> Tensor:
+    """Mean of each group over its valid values, kept as a column.
+
+    Shapes: [P, K], bool [P, K] -> [P, 1]. Edge: 0 where no value of a group is valid.
     """
-    return values_PK.mean(dim=-1, keepdim=True)
+    valid_PK = valid(values_PK, valid_PK)
+    count_P1 = valid_PK.sum(dim=-1, keepdim=True).clamp(min=1)
+    return values_PK.where(valid_PK, 0).sum(dim=-1, keepdim=True) / count_P1
 
 
-def centre(rewards_PK: Tensor) -> Tensor:
-    """A_i = r_i - mean(r): by how much a completion is better than its group.
+def rounding(values_PK: Tensor, valid_PK: Tensor | None = None) -> Tensor:
+    """The largest difference in each group that may be rounding of equal values.
 
-    Shapes: [P, K] -> [P, K]. Edge: a group of equal rewards is exactly zero, even if its mean is rounded.
+    Shapes: [P, K], bool [P, K] -> [P, 1].
+    """
+    return (
+        values_PK.where(valid(values_PK, valid_PK), 0).abs().amax(dim=-1, keepdim=True).mul(RESOLUTION).clamp(min=TIE)
+    )
+
+
+def all_equal(values_PK: Tensor, valid_PK: Tensor | None = None) -> Tensor:
+    """Whether the valid values of each group are equal, apart from rounding; true also for fewer than two.
+
+    Shapes: [P, K], bool [P, K] -> bool [P, 1].
+
+    >>> import torch
+    >>> all_equal(torch.tensor([[0.1 + 0.2, 0.3], [0.3, 0.31]])).tolist()
+    [[True], [False]]
+    """
+    valid_PK = valid(values_PK, valid_PK)
+    highest_P1 = values_PK.where(valid_PK, -float("inf")).amax(dim=-1, keepdim=True)
+    lowest_P1 = values_PK.where(valid_PK, float("inf")).amin(dim=-1, keepdim=True)
+    return highest_P1 - lowest_P1 <= rounding(values_PK, valid_PK)
+
+
+def valid(values: Tensor, known: Tensor | None) -> Tensor:
+    """``known``, which says what is valid, or true everywhere where it is None."""
+    return values == values if known is None else known
+
+
+def centre(rewards_PK: Tensor, valid_PK: Tensor | None = None) -> Tensor:
+    """A_i = r_i - mean(r): by how much a completion beats its group; those that are not valid get 0.
+
+    Shapes: [P, K], bool [P, K] -> [P, K]. Edge: a group of equal rewards is exactly zero, whatever rounding its mean
+    suffered.
 
     >>> import torch
     >>> centre(torch.tensor([[1.0, 0.0, 0.0, 0.0]])).tolist()
     [[0.75, -0.25, -0.25, -0.25]]
+    >>> centre(torch.tensor([[1.0, 0.0, 9.0]]), torch.tensor([[True, True, False]])).tolist()
+    [[0.5, -0.5, 0.0]]
     """
-    return zero_where_uniform(rewards_PK - group_mean(rewards_PK), rewards_PK)
-
-
-def zero_where_uniform(advantages_PK: Tensor, rewards_PK: Tensor) -> Tensor:
-    """``advantages_PK``, exactly zero where a group's rewards are all equal, so that no pass is computed for them."""
-    mixed_P1 = (rewards_PK != rewards_PK[..., :1]).any(dim=-1, keepdim=True)
-    return advantages_PK * mixed_P1
+    centred_PK = rewards_PK - group_mean(rewards_PK, valid_PK)
+    return centred_PK.where(valid(rewards_PK, valid_PK) & ~all_equal(rewards_PK, valid_PK), 0)
 
 
 def standardise(rewards_PK: Tensor, kept_PK: Tensor | None = None) -> Tensor:
@@ -49,15 +85,12 @@ def standardise(rewards_PK: Tensor, kept_PK: Tensor | None = None) -> Tensor:
     >>> standardise(torch.tensor([[1.0, 0.0, 0.0, 1.0]])).mul(2).round().tolist()
     [[2.0, -2.0, -2.0, 2.0]]
     """
-    kept_PK = rewards_PK == rewards_PK if kept_PK is None else kept_PK
+    kept_PK = valid(rewards_PK, kept_PK)
     count_P1 = kept_PK.sum(dim=-1, keepdim=True)
-    mean_P1 = rewards_PK.where(kept_PK, 0).sum(dim=-1, keepdim=True) / count_P1.clamp(min=1)
-    centred_PK = (rewards_PK - mean_P1).where(kept_PK, 0)
+    centred_PK = (rewards_PK - group_mean(rewards_PK, kept_PK)).where(kept_PK, 0)
     variance_P1 = centred_PK.square().sum(dim=-1, keepdim=True) / (count_P1 - 1).clamp(min=1)
-    highest_P1 = rewards_PK.where(kept_PK, -float("inf")).amax(dim=-1, keepdim=True)
-    lowest_P1 = rewards_PK.where(kept_PK, float("inf")).amin(dim=-1, keepdim=True)
-    differ_P1 = highest_P1 > lowest_P1  # after rounding, equal rewards may differ from their mean
-    return (centred_PK / variance_P1.sqrt().where(differ_P1, 1)) * differ_P1
+    differ_P1 = ~all_equal(rewards_PK, kept_PK)  # equal rewards have a deviation of rounding alone
+    return (centred_PK / variance_P1.sqrt().where(differ_P1, 1)).where(differ_P1, 0)
 
 
 def overlong_penalty(lengths_PK: Tensor, longest: int, buffer: int) -> Tensor:
@@ -72,20 +105,22 @@ def overlong_penalty(lengths_PK: Tensor, longest: int, buffer: int) -> Tensor:
     return -((lengths_PK - (longest - buffer)).float() / buffer).clamp(0, 1)
 
 
-def best_kept(values_PK: Tensor, count_P: Tensor) -> Tensor:
-    """True on the ``count_P`` completions of each group with the highest values, and on ties with the last of them.
+def best_kept(values_PK: Tensor, count_P: Tensor, valid_PK: Tensor | None = None) -> Tensor:
+    """True on the ``count_P`` valid completions of each group with the highest values, and on those tied with the last.
 
     Ties are kept, so that the order in which a group was sampled does not matter.
 
-    Shapes: [P, K], int64 [P] -> bool [P, K]. Edge: a count of K or more keeps all.
+    Shapes: [P, K], int64 [P], bool [P, K] -> bool [P, K]. Edge: a count of K or more keeps all that are valid.
 
     >>> import torch
     >>> best_kept(torch.tensor([[3.0, 1.0, 2.0, 2.0]]), torch.tensor([2])).tolist()
     [[True, False, True, True]]
     """
+    valid_PK = valid(values_PK, valid_PK)
+    found_PK = values_PK.float().where(valid_PK, -float("inf"))
     last_P1 = (count_P[:, None] - 1).clamp(0, values_PK.shape[-1] - 1)
-    threshold_P1 = values_PK.sort(dim=-1, descending=True).values.gather(-1, last_P1)
-    return values_PK >= threshold_P1
+    threshold_P1 = found_PK.sort(dim=-1, descending=True).values.gather(-1, last_P1)
+    return valid_PK & (found_PK >= threshold_P1 - rounding(found_PK, valid_PK))
 
 
 def length_adaptive_lambda(lengths_PK: Tensor, alpha: float) -> Tensor:
@@ -129,16 +164,17 @@ def gae(rewards_PK: Tensor, values_PKT: Tensor, mask_PKT: Tensor, lambda_PK: Ten
     return advantages_PKT
 
 
-def mixed_baseline(rewards_PK: Tensor, values_P: Tensor, alpha: float) -> Tensor:
-    """A_i = r_i - alpha * mean(r) - (1 - alpha) * V(x).
+def mixed_baseline(rewards_PK: Tensor, values_P: Tensor, alpha: float, valid_PK: Tensor | None = None) -> Tensor:
+    """A_i = r_i - alpha * mean(r) - (1 - alpha) * V(x); those that are not valid get 0.
 
-    Shapes: [P, K], [P] -> [P, K]. Units: reward. Edge: alpha 0 leaves r - V(x), alpha 1 leaves :func:`centre`.
+    Shapes: [P, K], [P], bool [P, K] -> [P, K]. Units: reward. Edge: alpha 0 leaves r - V(x), alpha 1 :func:`centre`.
 
     >>> import torch
     >>> mixed_baseline(torch.tensor([[1.0, 0.0]]), torch.tensor([0.3]), alpha=0.5).tolist()
     [[0.6000000238418579, -0.4000000059604645]]
     """
-    return rewards_PK - alpha * group_mean(rewards_PK) - (1 - alpha) * values_P[:, None]
+    advantages_PK = rewards_PK - alpha * group_mean(rewards_PK, valid_PK) - (1 - alpha) * values_P[:, None]
+    return advantages_PK.where(valid(rewards_PK, valid_PK), 0)
 
 
 def preference_pull(scores_PK: Tensor, order_PKK: Tensor) -> Tensor:

@@ -30,9 +30,12 @@ class Signals:
     """What a stage may use to weigh a batch. A field is None unless the stage's needs ask for it."""
 
     rewards_PK: Tensor
-    """float32 weighted reward of each completion."""
+    """float32 weighted reward of each completion; without meaning where ``valid_PK`` is false."""
     lengths_PK: Tensor
     """int64 completion lengths in tokens."""
+    valid_PK: Tensor | None = None
+    """bool, false where a reward could not be computed: such a completion takes no part in the statistics of its group
+    and gets no weight. Always there in training; None: all are valid."""
     mask_PKT: Tensor | None = None
     """bool, true on a completion's own tokens; always there."""
     longest: int = 0
@@ -45,6 +48,8 @@ class Signals:
     """float32 summed log pi(y|x) - log pi_ref(y|x), in nats."""
     reference_rewards_PK: Tensor | None = None
     """float32 rewards of K completions that the reference policy sampled for the same prompts."""
+    reference_valid_PK: Tensor | None = None
+    """bool, false where such a reward could not be computed; there where the rewards are. None: all are valid."""
     values_P: Tensor | None = None
     """float32 a prompt critic's V(x), in reward units, before this batch has trained it."""
     values_PKT: Tensor | None = None

@@ -62,7 +62,7 @@ class Rollouts:
     prompt_states_PD: Tensor | None = None
     """float32, the policy's hidden state at each prompt's last token, where a critic needs it."""
     rewards_PK: Tensor | None = None
-    """float32 weighted sum of the reward components; a completion whose scoring failed has its group's mean."""
+    """float32 weighted sum of the reward components; without meaning where it is not valid."""
     components: dict[str, Tensor] = field(default_factory=dict)
     """component name -> float32 [P, K], NaN where that component failed on that completion."""
     staleness: int = 0
@@ -71,6 +71,11 @@ class Rollouts:
     """bool, false where any component failed; such a completion gets weight 0."""
     correct_PK: Tensor | None = None
     """bool, whether the component that decides on correctness reaches its threshold; false where scoring failed."""
+
+    @property
+    def scored_PK(self) -> Tensor:
+        """bool, whether a completion's reward counts: ``valid_PK``, or true where that is not known."""
+        return self.truncated_PK == self.truncated_PK if self.valid_PK is None else self.valid_PK
 
     @property
     def lengths_PK(self) -> Tensor:

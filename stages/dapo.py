@@ -57,7 +57,8 @@ def weigh(signals: Signals, config: DAPOConfig) -> Tensor:
     rewards_PK = signals.rewards_PK
     if buffer := round(config.overlong * signals.longest):
         rewards_PK = rewards_PK + overlong_penalty(signals.lengths_PK, signals.longest, buffer)
-    return standardise(rewards_PK) if config.advantage == "standardised" else centre(rewards_PK)
+    weighed = standardise if config.advantage == "standardised" else centre
+    return weighed(rewards_PK, signals.valid_PK)
 
 
 STAGE = Stage(

@@ -78,7 +78,8 @@ def weigh(signals: Signals, config: GFPOConfig) -> Tensor:
     [[1.0, -1.0]]
     """
     if config.advantage == "kept":
-        return standardise(signals.rewards_PK, best_kept(_worth(signals, config), _counts(signals, config)))
+        kept_PK = best_kept(_worth(signals, config), _counts(signals, config), signals.valid_PK)
+        return standardise(signals.rewards_PK, kept_PK)
     assert signals.policy_scores_PK is not None and signals.order_PKK is not None
     pull_PK = preference_pull(signals.policy_scores_PK / config.temperature, signals.order_PKK) / config.temperature
     return pull_PK if config.normalise == "group" else pull_PK * pull_PK.shape[-1]

@@ -67,15 +67,25 @@ def weigh(signals: Signals, config: SRPOConfig) -> Tensor:
     [[1.0, -1.0]]
     """
     if config.advantage == "standardised":
-        return standardise(signals.rewards_PK)
+        return standardise(signals.rewards_PK, signals.valid_PK)
     advantages_PK = signals.rewards_PK.new_zeros(signals.rewards_PK.shape)
     if signals.reference_rewards_PK is not None:
-        reference_PK = signals.reference_rewards_PK
-        advantages_PK = signals.rewards_PK - (group_mean(reference_PK) if config.baseline == "mean" else reference_PK)
+        advantages_PK = signals.rewards_PK - _baseline(signals, config)
     if signals.log_ratio_PK is not None:
         sign = 1.0 if config.advantage == "log_ratio" else -config.beta
         advantages_PK = advantages_PK + sign * signals.log_ratio_PK
+    if signals.reference_valid_PK is not None:  # without a reward of the reference there is nothing to compare with
+        valid_PK = signals.reference_valid_PK
+        comparable_PK = valid_PK.any(-1, keepdim=True) if config.baseline == "mean" else valid_PK
+        advantages_PK = advantages_PK.where(comparable_PK, 0)
     return advantages_PK if config.normalise == "group" else advantages_PK * signals.rewards_PK.shape[-1]
+
+
+def _baseline(signals: Signals, config: SRPOConfig) -> Tensor:
+    """The reward that the reference got. Shapes: -> [P, K] or [P, 1]."""
+    rewards_PK = signals.reference_rewards_PK
+    assert rewards_PK is not None
+    return group_mean(rewards_PK, signals.reference_valid_PK) if config.baseline == "mean" else rewards_PK
 
 
 STAGE = Stage(

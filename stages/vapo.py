@@ -79,7 +79,7 @@ def weigh(signals: Signals, config: VAPOConfig) -> Tensor:
         lambda_PK = length_adaptive_lambda(signals.lengths_PK, config.length_alpha)
         return gae(signals.rewards_PK, signals.values_PKT, signals.mask_PKT, lambda_PK)
     assert signals.values_P is not None
-    return mixed_baseline(signals.rewards_PK, signals.values_P, config.alpha)
+    return mixed_baseline(signals.rewards_PK, signals.values_P, config.alpha, signals.valid_PK)
 
 
 STAGE = Stage(

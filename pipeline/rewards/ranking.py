@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from gradus.pipeline.advantages import rounding
 from gradus.pipeline.common.errors import UserError, closest
 
 if TYPE_CHECKING:
@@ -15,8 +16,6 @@ if TYPE_CHECKING:
 
 BUILT_IN = ("reward", "shorter", "longer")
 """Keys that are no reward component: the weighted sum (higher is better) and the number of tokens."""
-TIE = 1e-9
-"""Scores closer than this are equal."""
 
 
 def check_keys(keys: Sequence[str], labels: Sequence[str]) -> None:
@@ -52,7 +51,8 @@ def order_PKK(
     ``shorter`` or ``longer``. Completions equal in every key make no pair.
 
     Shapes: rewards_PK, each component, lengths_PK and valid_PK [P, K]; the result is bool [P, K, K].
-    Edge: a completion that is not valid, or without a score (NaN) for one of the keys, is in no pair.
+    Edge: scores that differ by rounding are equal; a completion that is not valid, or without a score (NaN) for one of
+    the keys, is in no pair.
     """
     usable_PK = valid_PK.bool()
     tied_PKK = better_PKK = None
@@ -63,7 +63,8 @@ def order_PKK(
             value_PK = (rewards_PK if key == "reward" else components[key]).double()
         usable_PK = usable_PK & value_PK.isfinite()
         ahead_PKK = value_PK.unsqueeze(2) - value_PK.unsqueeze(1)
-        wins_PKK, even_PKK = ahead_PKK > TIE, ahead_PKK.abs() <= TIE
+        tie_P11 = rounding(value_PK, usable_PK).unsqueeze(2)
+        wins_PKK, even_PKK = ahead_PKK > tie_P11, ahead_PKK.abs() <= tie_P11
         if better_PKK is None or tied_PKK is None:
             better_PKK, tied_PKK = wins_PKK, even_PKK
         else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from gradus.pipeline.advantages import group_mean
 from gradus.pipeline.config import PipelineConfig
 from gradus.pipeline.rewards import Scores
 from gradus.pipeline.types import Rollouts
@@ -12,20 +13,19 @@ from gradus.pipeline.types import Rollouts
 def rewarded(rollouts: Rollouts, scores: Scores, pipeline: PipelineConfig) -> Rollouts:
     """The rollouts with their rewards.
 
-    A completion on which a rewarded component failed is not a zero: it is marked invalid, so that it gets no weight,
-    and holds the mean of its group's valid rewards, so that it does not shift the others' baseline. A component of
-    weight zero that fails spoils nothing but the rankings that use it.
+    A completion on which a rewarded component failed is not a zero: it is marked invalid, so that it gets no weight
+    and takes no part in statistics. Its reward, which has no meaning, is the mean of its group's valid ones. A
+    component of weight zero that fails spoils nothing but the rankings that use it. Sums are taken in float64, so that
+    equal totals are equal float32 numbers, whichever components they are made of.
     """
     components = {label: torch.tensor(values) for label, values in scores.components.items()}
-    total_PK = torch.zeros(rollouts.truncated_PK.shape)
+    total_PK = torch.zeros(rollouts.truncated_PK.shape, dtype=torch.float64)
     valid_PK = torch.ones_like(rollouts.truncated_PK)
     for reward in pipeline.rewards:
         if reward.weight != 0:
-            total_PK = total_PK + reward.weight * components[reward.label]
+            total_PK += reward.weight * torch.tensor(scores.components[reward.label], dtype=torch.float64)
             valid_PK &= ~components[reward.label].isnan()
-    counted_P1 = valid_PK.sum(-1, keepdim=True)
-    mean_P1 = torch.where(valid_PK, total_PK, 0.0).sum(-1, keepdim=True) / counted_P1.clamp(min=1)
-    rewards_PK = torch.where(valid_PK, total_PK, mean_P1)
+    rewards_PK = torch.where(valid_PK, total_PK, group_mean(total_PK, valid_PK)).float()
     correct_PK = components[pipeline.accuracy_reward] >= pipeline.evaluation.threshold
     return rollouts.with_rewards(rewards_PK=rewards_PK, components=components, valid_PK=valid_PK, correct_PK=correct_PK)
 

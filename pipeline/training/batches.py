@@ -15,7 +15,7 @@ from gradus.pipeline.rewards.scoring import rewarded, unscored
 from gradus.pipeline.rollouts.builtin import DrawKey
 from gradus.pipeline.rollouts.sampler import BUILT_IN, Sampler
 from gradus.pipeline.tasks.prompt_order import Schedule
-from gradus.pipeline.training.learner.groups import groups_of, joined, regathered, uniform_groups
+from gradus.pipeline.training.learner.groups import groups_of, joined, regathered, uniform_groups, uniform_share
 from gradus.pipeline.types import Prompt, Rollouts, State
 
 
@@ -171,11 +171,11 @@ class SampledBatches(Batches):
 def _refilled(drawn: list[Rollouts], kept: int) -> dict[str, float]:
     """Metrics of refilling. Reward and uniform share describe all groups that were sampled, not only those kept."""
     everything = joined(drawn)
-    assert everything.rewards_PK is not None
+    assert everything.rewards_PK is not None and everything.valid_PK is not None
     groups = len(everything.prompts)
     return {
-        "reward/mean": float(everything.rewards_PK.mean()),
-        "group/uniform_share": float(uniform_groups(everything).float().mean()),
+        "reward/mean": float(everything.rewards_PK[everything.valid_PK].mean()),
+        "group/uniform_share": uniform_share(uniform_groups(everything), everything.valid_PK),
         "refill/rounds": float(len(drawn) - 1),
         "refill/dropped_groups": float(groups - kept),
         "refill/rollouts_per_kept": everything.truncated_PK.numel() / max(kept * everything.truncated_PK.shape[1], 1),

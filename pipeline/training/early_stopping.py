@@ -187,6 +187,8 @@ class EarlyStopping:
         event = self.rules.after_step(step, metrics, spent)
         if not self.by_reward or self.guard is None:
             return event
+        if "reward/mean" not in metrics:  # no completion of the step could be scored
+            return event
         self.block.append(metrics["reward/mean"])
         if len(self.block) < self.guard.guard.every:
             return event

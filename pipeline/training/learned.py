@@ -50,7 +50,7 @@ class Learned:
 
         def weigh(update: int, groups: list[int]) -> Tensor:
             weights, valid = stage.weigh(signals(update, groups), config), valid_PK[groups]
-            return weights * (valid if weights.dim() == 2 else valid[..., None])
+            return weights.where(valid if weights.dim() == 2 else valid[..., None], 0)
 
         return weigh
 

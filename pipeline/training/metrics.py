@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from gradus.pipeline.advantages import all_equal
 from gradus.pipeline.config import PipelineConfig
 from gradus.pipeline.training.evaluation import Evaluation
+from gradus.pipeline.training.learner.groups import uniform_share
 from gradus.pipeline.types import Rollouts
 
 
@@ -16,6 +19,7 @@ def rollout_metrics(rollouts: Rollouts) -> dict[str, float]:
     """Lengths; also rewards, their spread within groups and entropy where the batch was sampled and scored.
 
     Entropy is in nats a token, averaged over all tokens of the batch; a group is uniform where its rewards are equal.
+    Only completions whose reward could be computed count; what none of them gives is not a number.
     """
     metrics = {
         "completion/length": float(rollouts.lengths_PK.float().mean()),
@@ -28,13 +32,13 @@ def rollout_metrics(rollouts: Rollouts) -> dict[str, float]:
         metrics["sampler/mismatch"] = float(differences[rollouts.mask_PKT].abs().mean())
     if rollouts.components:
         assert rollouts.rewards_PK is not None and rollouts.valid_PK is not None
-        rewards_PK = rollouts.rewards_PK
-        uniform_P = (rewards_PK == rewards_PK[:, :1]).all(-1)
+        valid_PK = rollouts.valid_PK
+        scored = rollouts.rewards_PK[valid_PK]
         metrics |= {
-            "reward/mean": float(rewards_PK.mean()),
-            "reward/std": float(rewards_PK.std(unbiased=False)),
-            "reward/invalid_share": 1.0 - float(rollouts.valid_PK.float().mean()),
-            "group/uniform_share": float(uniform_P.float().mean()),
+            "reward/mean": float(scored.mean()),
+            "reward/std": float(scored.std(unbiased=False)) if len(scored) else math.nan,
+            "reward/invalid_share": 1.0 - float(valid_PK.float().mean()),
+            "group/uniform_share": uniform_share(all_equal(rollouts.rewards_PK, valid_PK)[:, 0], valid_PK),
         }
         metrics |= {f"reward/{label}": float(values.nanmean()) for label, values in rollouts.components.items()}
     return metrics

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradus.pipeline.advantages import group_mean, valid
 from gradus.pipeline.common.ranks import ALONE, Ranks
 from gradus.pipeline.config import SamplingConfig, StageConfig
 from gradus.pipeline.policy.forward.logprobs import batch_logprobs
@@ -32,17 +33,20 @@ class Difficulty:
     def __init__(self) -> None:
         self.means = torch.zeros(0)
 
-    def of(self, rewards_PK: Tensor) -> Tensor:
+    def of(self, rewards_PK: Tensor, valid_PK: Tensor | None = None) -> Tensor:
         """Share of all groups so far, including these, with a higher mean reward; equal ones count half.
 
-        Shapes: [P, K] -> float32 [P].
+        Shapes: [P, K], bool [P, K] -> float32 [P]. Edge: a group without a valid reward is not counted, and gets 0.5.
         """
-        means_P = rewards_PK.mean(-1)
-        self.means = torch.cat([self.means, means_P])
+        valid_PK = valid(rewards_PK, valid_PK)
+        means_P, known_P = group_mean(rewards_PK, valid_PK)[:, 0], valid_PK.any(-1)
+        self.means = torch.cat([self.means, means_P[known_P]])
         ordered = self.means.sort().values
+        if not len(ordered):
+            return torch.full(means_P.shape, 0.5)
         above = len(ordered) - torch.searchsorted(ordered, means_P, right=True)
         below = torch.searchsorted(ordered, means_P)
-        return (above + len(ordered) - below) / (2 * len(ordered))
+        return ((above + len(ordered) - below) / (2 * len(ordered))).where(known_P, 0.5)
 
 
 class SignalProvider:
@@ -112,14 +116,16 @@ class SignalProvider:
         """
         assert rollouts.rewards_PK is not None and rollouts.valid_PK is not None
         self.metrics, self.cost = {}, SamplingCost()
+        rewards = (rollouts.rewards_PK, rollouts.valid_PK)
         fixed = Signals(
             rewards_PK=rollouts.rewards_PK,
             lengths_PK=rollouts.lengths_PK,
+            valid_PK=rollouts.valid_PK,
             mask_PKT=rollouts.mask_PKT,
             longest=self.longest,
             order_PKK=self._order(rollouts) if self.needs.ranking else None,
-            difficulty_P=self.difficulty.of(rollouts.rewards_PK) if self.difficulty is not None else None,
-            reference_rewards_PK=self._reference_rewards(rollouts, step),
+            difficulty_P=self.difficulty.of(*rewards) if self.difficulty is not None else None,
+            **self._reference_rewards(rollouts, step),
             **self._values(rollouts),
         )
         reference_logprobs = cache(lambda: self._logprobs(self.reference, rollouts))
@@ -151,29 +157,31 @@ class SignalProvider:
 
     def _values(self, rollouts: Rollouts) -> dict[str, Tensor]:
         """The critic's values; they are taken before this batch trains the critic."""
-        assert rollouts.rewards_PK is not None
+        assert rollouts.rewards_PK is not None and rollouts.valid_PK is not None
         values: dict[str, Tensor] = {}
         if self.prompt_critic is not None:
             assert rollouts.prompt_states_PD is not None
             states = rollouts.prompt_states_PD.cpu()
-            values["values_P"] = found = self.prompt_critic.predict(states, rollouts.rewards_PK)
+            rewards = (rollouts.rewards_PK, rollouts.valid_PK)
+            values["values_P"] = found = self.prompt_critic.predict(states, *rewards)
             self.metrics |= {"critic/value_mean": float(found.mean())}
-            self.metrics |= self.prompt_critic.train(states, rollouts.rewards_PK)
+            self.metrics |= self.prompt_critic.train(states, *rewards)
         if self.token_critic is not None:
             values["values_PKT"] = found = self.token_critic.predict(rollouts)
             self.metrics |= {"critic/value_mean": float(found[rollouts.mask_PKT].mean())}
             self.metrics |= self.token_critic.train(rollouts, found)
         return values
 
-    def _reference_rewards(self, rollouts: Rollouts, step: int) -> Tensor | None:
+    def _reference_rewards(self, rollouts: Rollouts, step: int) -> dict[str, Tensor]:
+        """The rewards of the reference policy on the same prompts, where the stage needs them."""
         if self.reference_groups is None:
-            return None
-        rewards_PK = self.reference_groups.of(rollouts.prompts, step).rewards_PK
-        assert rewards_PK is not None
+            return {}
+        found = self.reference_groups.of(rollouts.prompts, step)
+        assert found.rewards_PK is not None and found.valid_PK is not None
         self.cost = self.reference_groups.cost
-        self.metrics |= {"reference/reward_mean": float(rewards_PK.mean())}
+        self.metrics |= {"reference/reward_mean": float(found.rewards_PK[found.valid_PK].mean())}
         self.metrics |= {f"{name}_reference": value for name, value in self.reference_groups.metrics.items()}
-        return rewards_PK
+        return {"reference_rewards_PK": found.rewards_PK, "reference_valid_PK": found.valid_PK}
 
     def _logprobs(self, policy: Policy | None, rollouts: Rollouts) -> Tensor:
         assert policy is not None

@@ -28,7 +28,7 @@ def likelihood_coefficients(rollouts: Rollouts, factor: float) -> Tensor:
     Shapes: -> float32 [P, K, T].
     """
     assert rollouts.correct_PK is not None
-    chosen_PKT = rollouts.mask_PKT & rollouts.correct_PK[..., None]
+    chosen_PKT = rollouts.mask_PKT & (rollouts.correct_PK & rollouts.scored_PK)[..., None]
     return chosen_PKT * (factor * rollouts.truncated_PK.numel() / chosen_PKT.sum().clamp(min=1))
 
 

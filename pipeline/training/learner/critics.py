@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from gradus.pipeline.advantages import group_mean, valid
 from gradus.pipeline.config import StageConfig
 from gradus.pipeline.policy.forward.packing import can_pack, computing, hidden_states
 from gradus.pipeline.policy.forward.padded import completion_states
@@ -55,29 +56,34 @@ class PromptCritic:
         self.optimizer = torch.optim.Adam(self.head.parameters(), lr=lr)
         self.fresh = True
 
-    def predict(self, states_PD: Tensor, rewards_PK: Tensor) -> Tensor:
-        """V of each prompt before this batch trains it; the first batch's rewards set the starting bias.
+    def predict(self, states_PD: Tensor, rewards_PK: Tensor, valid_PK: Tensor | None = None) -> Tensor:
+        """V of each prompt before this batch trains it; the first valid rewards set the starting bias.
 
-        Shapes: [P, D], [P, K] -> float32 [P].
+        Shapes: [P, D], [P, K], bool [P, K] -> float32 [P].
         """
-        if self.fresh:
+        valid_PK = valid(rewards_PK, valid_PK)
+        if self.fresh and valid_PK.any():
             with torch.no_grad():
-                self.head.bias.fill_(float(rewards_PK.mean()))
+                self.head.bias.fill_(float(rewards_PK[valid_PK].mean()))
             self.fresh = False
         with torch.no_grad():
             return self.head(states_PD)[:, 0]
 
-    def train(self, states_PD: Tensor, rewards_PK: Tensor) -> dict[str, float]:
-        """One step of squared error against every reward of the batch.
+    def train(self, states_PD: Tensor, rewards_PK: Tensor, valid_PK: Tensor | None = None) -> dict[str, float]:
+        """One step of squared error against every valid reward of the batch; none without any.
 
-        Shapes: [P, D], [P, K].
+        Shapes: [P, D], [P, K], bool [P, K].
         """
-        values_P = self.head(states_PD.detach())[:, 0]
-        loss = (values_P[:, None] - rewards_PK).square().mean()
+        valid_PK = valid(rewards_PK, valid_PK)
+        if not valid_PK.any():
+            return {}
+        values_P, known_P = self.head(states_PD.detach())[:, 0], valid_PK.any(-1)
+        loss = (values_P[:, None] - rewards_PK)[valid_PK].square().mean()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
-        explained = explained_variance(values_P.detach(), rewards_PK.mean(-1))
+        means_P = group_mean(rewards_PK, valid_PK)[:, 0]
+        explained = explained_variance(values_P.detach()[known_P], means_P[known_P])
         return {"critic/loss": float(loss.detach()), "critic/explained_variance": explained}
 
     def state(self) -> State:
@@ -114,37 +120,42 @@ class TokenCritic:
         self.fresh = True
 
     def predict(self, rollouts: Rollouts) -> Tensor:
-        """Values before this batch trains it; the first batch's rewards set the starting bias.
+        """Values before this batch trains it; the first valid rewards set the starting bias.
 
         Shapes: -> float32 [P, K, T] on the CPU, 0 outside the mask. Units: reward.
         """
         assert rollouts.rewards_PK is not None
-        if self.fresh:
+        if self.fresh and rollouts.scored_PK.any():
             with torch.no_grad():
-                self.head.bias.fill_(float(rollouts.rewards_PK.mean()))
+                self.head.bias.fill_(float(rollouts.rewards_PK[rollouts.scored_PK].mean()))
             self.fresh = False
         rows = CompletionRows.of(rollouts)
         values_RT = torch.zeros(rows.tokens_RT.shape)
         with torch.no_grad():
-            for batch, values in self._values(rows):
+            for batch, values in self._values(rows, list(range(len(rows.prompts)))):
                 part = torch.zeros(len(batch), values_RT.shape[1])
                 part[rows.mask_RT[batch]] = values.cpu()
                 values_RT[batch] = part
         return values_RT.view_as(rollouts.rollout_logprobs_PKT)
 
     def train(self, rollouts: Rollouts, old_PKT: Tensor) -> dict[str, float]:
-        """As many updates on the batch as the policy gets, every token counting the same.
+        """As many updates on the batch as the policy gets, every token of a valid completion counting the same; none
+        where no completion is valid.
 
         Shapes: ``old_PKT`` [P, K, T], what :meth:`predict` gave for the batch.
         """
         assert rollouts.rewards_PK is not None
+        valid_R = rollouts.scored_PK.flatten()
+        if not valid_R.any():
+            return {}
         rows, old_RT = CompletionRows.of(rollouts), old_PKT.flatten(0, 1)
         returns_RT = rollouts.rewards_PK.flatten()[:, None].expand_as(old_RT)
-        tokens, mask_RT = int(rows.mask_RT.sum()), rows.mask_RT
+        mask_RT, chosen = rows.mask_RT, valid_R.nonzero()[:, 0].tolist()
+        tokens = int(mask_RT[valid_R].sum())
         loss = 0.0
         for _ in range(self.config.updates_per_batch):
             loss = 0.0
-            for batch, values in self._values(rows):
+            for batch, values in self._values(rows, chosen):
                 old, returns = (part[batch][mask_RT[batch]].to(values.device) for part in (old_RT, returns_RT))
                 objective = value_loss(values, old, returns, self.needs.clip).sum() / tokens
                 objective.backward()
@@ -152,18 +163,19 @@ class TokenCritic:
             torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.config.grad_clip)
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
-        explained = explained_variance(old_RT[mask_RT], returns_RT[mask_RT])
+        counted_RT = mask_RT & valid_R[:, None]
+        explained = explained_variance(old_RT[counted_RT], returns_RT[counted_RT])
         return {"critic/loss": loss, "critic/explained_variance": explained}
 
-    def _values(self, rows: CompletionRows) -> Iterator[tuple[list[int], Tensor]]:
-        """Rows in micro-batches, with the value before each of their tokens, row by row; within the pass's context."""
-        everything, budget = list(range(len(rows.prompts))), self.config.token_budget
+    def _values(self, rows: CompletionRows, chosen: list[int]) -> Iterator[tuple[list[int], Tensor]]:
+        """The chosen rows in micro-batches, with the value before each of their tokens, in the context of the pass."""
+        budget = self.config.token_budget
         if can_pack(self.network):
-            for batch, pack in rows.packs(everything, budget, self.network.device):
+            for batch, pack in rows.packs(chosen, budget, self.network.device):
                 with computing(self.network, pack):
                     yield batch, self.head(hidden_states(self.network, pack).float())[:, 0]
             return
-        for batch in rows.micro_batches(everything, budget):
+        for batch in rows.micro_batches(chosen, budget):
             width = max(rows.lengths[row] for row in batch)
             states = completion_states(self.network, [rows.prompts[r] for r in batch], rows.tokens_RT[batch, :width])
             yield batch, self.head(states.float())[..., 0][rows.mask_RT[batch, :width].to(states.device)]

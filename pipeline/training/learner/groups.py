@@ -46,6 +46,11 @@ def uniform_groups(rollouts: Rollouts) -> Tensor:
     return ~(right_P & wrong_P)
 
 
+def uniform_share(uniform_P: Tensor, valid_PK: Tensor) -> float:
+    """Share of uniform groups among those in which some completion could be scored; not a number without any."""
+    return float(uniform_P[valid_PK.any(-1)].float().mean())
+
+
 def _chosen(value: Any, places: Tensor) -> Any:
     if isinstance(value, Tensor):
         return value[places]

@@ -141,3 +141,15 @@ def test_floor_and_limit(rule: str, metric: str, far: float) -> None:
     assert share(config, rule, at_it, until=10) <= 0.09, "one look at the very limit: 5 %, and what 200 stages tell"
     assert share(config, rule, before) <= 0.01
     assert share(config, rule, beyond, until=30) >= 0.95
+
+
+def test_steps_that_nobody_could_score_are_no_collapse() -> None:
+    """The guard of the reward waits for as many steps with a reward, whatever lies between them."""
+    stopping = EarlyStopping(stage(guard={"watch": "reward", "every": 5}, eval_every=0))
+    stopping.begin([])
+    spent = {"rollouts": 0, "tokens": 0, "seconds": 0}
+    for step in range(1, 41):
+        metrics = {"reward/mean": 0.9 + step % 2 / 100} if step <= 5 or step > 30 else {}
+        assert stopping.after_step(step, metrics, spent, last=False) is None
+    assert stopping.best is not None and len(stopping.best.sample) == 5
+    assert min(stopping.best.sample) >= 0.9
