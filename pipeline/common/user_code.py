@@ -1,7 +1,8 @@
 """Code from outside the package: ``package.module:NAME`` of the user's, and entry points that other packages publish.
 
-A module is looked for in the folders of the configurations that name it, then in the current folder, then in the
-Python environment. Finding one runs none of its code; only :func:`load` and :func:`import_object` do.
+A module is looked for in the folder of the configuration that was opened last, then in the current folder, in those of
+earlier configurations, and in the Python environment. Finding one runs none of its code; only :func:`load` and
+:func:`import_object` do.
 """
 
 from __future__ import annotations
@@ -22,21 +23,20 @@ from gradus.pipeline.common.errors import UserError, closest
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
+KEPT = 8
+"""Folders of configurations that are remembered: one command may open several configurations and runs."""
 _folders: list[str] = []
 """Folders of configurations, the last one that was opened first."""
 
 
 def look_in(folder: Path | str) -> None:
     """Look for modules in this folder first, from now on: a configuration's own."""
-    text = str(folder)
-    with contextlib.suppress(ValueError):
-        _folders.remove(text)
-    _folders.insert(0, text)
+    _folders[:] = list(dict.fromkeys([str(folder), *_folders]))[:KEPT]
 
 
 def own_folders() -> list[str]:
     """Where modules are looked for before the Python environment, in this order."""
-    return list(dict.fromkeys([*_folders, os.getcwd()]))
+    return list(dict.fromkeys([*_folders[:1], os.getcwd(), *_folders[1:]]))
 
 
 def find_module(module: str) -> ModuleSpec | None:
@@ -109,7 +109,7 @@ def missing_module(what: str, module: str, form: str, where: str) -> UserError:
         f"{what}: there is no module {module!r}",
         where=where,
         got=module,
-        expected=f"{form}, importable from {' or '.join(own_folders())} or the Python environment",
+        expected=f"{form}, importable from {' or '.join(own_folders()[:2])} or the Python environment",
         fix="correct the name, put the module beside the configuration, or start from the folder that holds it",
     )
 

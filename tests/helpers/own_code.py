@@ -37,6 +37,7 @@ def publish(site: Path, name: str, group: str, points: dict[str, str]) -> None:
 def forgotten() -> Iterator[None]:
     """What a test imports and where it looks is forgotten after it."""
     modules, path, folders = set(sys.modules), list(sys.path), list(user_code._folders)
+    user_code._folders.clear()
     yield
     for name in set(sys.modules) - modules:
         if not name.startswith(("gradus.", "torch", "transformers")):

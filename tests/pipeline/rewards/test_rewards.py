@@ -10,6 +10,7 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
+from own_code import forgotten  # noqa: F401 - a fixture
 
 from gradus.pipeline.common.errors import UserError
 from gradus.pipeline.config import RewardConfig
