@@ -132,15 +132,6 @@ def test_an_unreadable_record_counts_as_none(own: Path, record: str) -> None:
     assert not server.stop_server()
 
 
-def test_process_start_names_one_process() -> None:
-    assert server.process_start(os.getpid()) == server.process_start(os.getpid())
-    assert server.process_start(os.getppid()) != server.process_start(os.getpid())
-    child = subprocess.Popen([sys.executable, "-c", ""])
-    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
-    assert server.process_start(child.pid) is None, "a zombie is no process"
-    child.wait()
-
-
 def test_the_database_is_the_one_that_prefect_would_make(tmp_path: Path) -> None:
     code = """if True:
         import asyncio, sqlite3

@@ -5,11 +5,14 @@ from __future__ import annotations
 import gc
 import os
 import socket
+import subprocess
+import sys
 import threading
+import time
 
 import pytest
 
-from gradus.pipeline.common.process import on_hang_up, started_up, starting_up
+from gradus.pipeline.common.process import on_hang_up, process_start, started_up, starting_up
 
 
 def test_no_search_while_starting_up_and_then_not_among_what_there_is() -> None:
@@ -65,3 +68,15 @@ def test_a_hang_up_is_noticed_and_what_was_written_stays(pair) -> None:
         assert os.read(ours, 100) == b"request"
     finally:
         os.close(ours)
+
+
+def test_a_process_has_one_start_and_a_later_one_has_another() -> None:
+    ours = process_start(os.getpid())
+    assert ours is not None and process_start(os.getpid()) == ours
+    time.sleep(0.05)  # a start is measured in hundredths of a second
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    assert process_start(child.pid) not in (None, ours)
+    child.kill()
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    assert process_start(child.pid) is None, "a zombie is no process"
+    child.communicate()
