@@ -48,7 +48,7 @@ def launched(run: RunFolder, index: int, stage: Stage, where: dict[str, Any], ob
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()  # the memory in which the policy was measured is needed by rank 0
-    spec = {"run": str(run.path), "index": index, "stage": _address(stage), **where}
+    spec = {"run": str(run.path), "index": index, "stage": _address(run, index, stage), **where}
     spec["configs"] = [f"{config.__module__}:{config.__qualname__}" for config in run.stage_configs]
     log = run.stage_dir(index) / LOG
     with _Launch(run.config.launch.processes, spec, log, observer) as launch, interruption.deferred():
@@ -56,8 +56,10 @@ def launched(run: RunFolder, index: int, stage: Stage, where: dict[str, Any], ob
     return launch.outcome()
 
 
-def _address(stage: Stage) -> str:
+def _address(run: RunFolder, index: int, stage: Stage) -> str:
     """Where another process can import a stage from: ``module:name``. Raises: UserError where no module holds it."""
+    if (reference := run.config.stages[index].reference) is not None:
+        return reference
     module = sys.modules[stage.config.__module__]
     for name, value in vars(module).items():
         if value is stage:
