@@ -93,7 +93,9 @@ def run_comparison(
         comparison = comparisons.open_comparison(runs, name, plan, request.seeds, tuning, threads)
         failed = comparisons.launch(comparison, foreign, at_once, engine, console, words, cluster)
     if failed:
-        raise StageFailed(f"{failed} of {len(comparison.jobs)} runs failed; the same command tries them again")
+        first = next((job for job in comparison.jobs if job.state == "failed"), None)
+        why = f" ({first.title}: {first.reason})" if first is not None else ""
+        raise StageFailed(f"{failed} of {len(comparison.jobs)} runs failed{why}; the same command tries them again")
     return comparison.place.folder
 
 
