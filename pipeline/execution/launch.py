@@ -100,15 +100,19 @@ class _Launch:
 
     def _start(self, spec: dict[str, Any]) -> subprocess.Popen[bytes]:
         """Start torchrun in a session of its own, so that Ctrl-C reaches this process alone, which passes it on."""
-        # The same modules as here, and nothing from a folder that merely happens to be the current one.
+        # The same modules as here, and (-P) nothing from a folder that merely happens to be the current one. The ranks
+        # give what they start the PYTHONPATH that was set here.
         path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
-        torchrun = [sys.executable, "-m", "gradus.pipeline.execution.torchrun", spec["address"]]
+        spec = spec | {"python_path": os.environ.get("PYTHONPATH")}
+        python = [sys.executable, "-P", "-u"]
+        torchrun = [*python, "-m", "gradus.pipeline.execution.torchrun", spec["address"]]
         options = ["--standalone", "--local-addr=localhost", f"--nproc-per-node={self.count}"]
-        command = [*torchrun, *options, "-m", "gradus.pipeline.execution.rank_process", json.dumps(spec, default=str)]
+        rank = [*python, "-m", "gradus.pipeline.execution.rank_process", json.dumps(spec, default=str)]
+        command = [*torchrun, *options, "--no-python", *rank]
         with self.log.open("ab") as log:
             return subprocess.Popen(
                 command,
-                env={"OMP_NUM_THREADS": "1"} | os.environ | {"PYTHONPATH": path, "PYTHONSAFEPATH": "1"},
+                env={"OMP_NUM_THREADS": "1"} | os.environ | {"PYTHONPATH": path},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

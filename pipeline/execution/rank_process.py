@@ -22,6 +22,7 @@ from gradus.pipeline.common import interruption
 from gradus.pipeline.common.errors import UserError
 from gradus.pipeline.common.interruption import Interrupted
 from gradus.pipeline.common.observer import Observer
+from gradus.pipeline.common.process import on_hang_up
 
 
 class Line(Observer):
@@ -31,20 +32,13 @@ class Line(Observer):
         self._rank, self._sending = rank, threading.Lock()
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.connect(address)
-        threading.Thread(target=self._end_with_the_launch, daemon=True).start()
+        on_hang_up(self._socket.fileno(), lambda: os._exit(1))
         self.send("hello", rank=rank, pid=os.getpid())
 
     def send(self, kind: str, **fields: Any) -> None:
         """Send one message, as a line of JSON."""
         with self._sending:
             self._socket.sendall(json.dumps({"kind": kind, **fields}).encode() + b"\n")
-
-    def _end_with_the_launch(self) -> None:
-        """The launch never sends anything, so whatever can be read is the end of the connection."""
-        try:
-            self._socket.recv(1)
-        finally:
-            os._exit(1)
 
     def step_done(self, label: str, step: int, steps: int, metrics: Mapping[str, float]) -> None:
         self.send("step", label=label, step=step, steps=steps, metrics=dict(metrics))
@@ -66,6 +60,9 @@ class Line(Observer):
 def main() -> None:
     """Train, and report how it ended. An exit status other than 0 makes torchrun end the other ranks."""
     spec, rank = json.loads(sys.argv[1]), int(os.environ["RANK"])
+    os.environ.pop("PYTHONPATH", None)  # that was for this process
+    if spec["python_path"] is not None:
+        os.environ["PYTHONPATH"] = spec["python_path"]
     line = Line(spec["address"], rank)
     try:
         if rank == 0:
