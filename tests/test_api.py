@@ -144,8 +144,7 @@ def test_a_run_is_a_plain_object(trained: Path) -> None:
 
 
 def test_curves_are_ready_for_pandas(trained: Path) -> None:
-    import pandas
-
+    pandas = pytest.importorskip("pandas")
     rows = gradus.load_run("tiny", trained / "runs").curves()
     table = pandas.DataFrame(rows)
     assert list(table.columns) == ["run", "stage", "algorithm", "step", "metric", "value"]

@@ -1,4 +1,4 @@
-"""``gradus advise``: which stages fit a policy and a task, found out by looking instead of training."""
+"""``gradus advise``: which stages fit a policy and a task, found out by sampling, without training."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def advise(
     config: Config,
     overrides: Overrides = None,
     prompts: Annotated[int, typer.Option(min=8, max=10_000, help="Training prompts to probe.")] = 128,
-    samples: Annotated[int, typer.Option(min=4, max=1024, help="Completions of each.")] = 16,
+    samples: Annotated[int, typer.Option(min=4, max=1024, help="Completions of each prompt.")] = 16,
     source: Annotated[
         str | None,
-        typer.Option("--from", metavar="RUN|CHECKPOINT", help="Probe this policy, not the one at the start."),
+        typer.Option("--from", metavar="RUN|CHECKPOINT", help="Probe this policy instead of the one at the start."),
     ] = None,
     after: Annotated[
         str | None,
@@ -59,23 +59,25 @@ def advise(
         print(json.dumps(counsel.record(estimates), indent=2, allow_nan=False))
     else:
         tell(counsel, estimates, screen)
-    told: list[str] = []
+    notes: list[str] = []
     if plot is not None:
         drawing.draw(counsel.probe.diagnosis, f"{loaded.config.name}: {subject.shown}", plot)
-        told.append(f"the diagnosis is drawn in {shown_path(plot)}")
+        notes.append(f"the diagnosis is drawn in {shown_path(plot)}")
     if write is not None:
         rewrite.write(loaded, overrides or [], counsel.advice, stages, write, subject.shown)
-        told.append(f"the advised configuration is in {shown_path(write)}; to train it: gradus run {shown_path(write)}")
+        notes.append(
+            f"the advised configuration is in {shown_path(write)}; to train it: gradus run {shown_path(write)}"
+        )
     if subject.untrained and after is None:
-        told.append(after_sft(config, loaded.config, runs))
-    if not as_json and told:
+        notes.append(after_sft(config, loaded.config, runs))
+    if not as_json and notes:
         screen.print()
-        for line in filter(None, told):
+        for line in filter(None, notes):
             sayer(screen)(line)
 
 
 def after_sft(source: str, config: Any, runs: Path) -> str:
-    """How to probe again once the policy has learned something; empty where no stage of the chain would teach it."""
+    """The command that probes again after the stage on demonstrations; empty where the chain has no such stage."""
     from gradus.flows.screen.text import runs_option
     from gradus.stages import discover
 
@@ -89,7 +91,7 @@ def after_sft(source: str, config: Any, runs: Path) -> str:
 
 @contextmanager
 def _progress(screen: Any, groups: int, quiet: bool) -> Iterator[Callable[[], None]]:
-    """What to call for each group that has been sampled; shown on a terminal only."""
+    """Show on a terminal how many groups have been sampled; yields the function to call for each."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
     if quiet or not screen.is_terminal:

@@ -16,9 +16,7 @@ from gradus.pipeline.common.process import on_hang_up
 def _interrupt() -> None:
     main = threading.main_thread().ident
     assert main is not None
-    signal.pthread_kill(
-        main, signal.SIGTERM
-    )  # to the thread that handles interrupts, to end its waiting
+    signal.pthread_kill(main, signal.SIGTERM)  # to the thread that handles interrupts, to end its waiting
 
 
 def main(name: str, runs: str) -> None:

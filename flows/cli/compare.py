@@ -1,4 +1,4 @@
-"""The command that compares training methods from one starting point on one budget."""
+"""``gradus compare``: methods compared from one starting point on one budget."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The commands for machines beyond this one: deploy a pipeline on a work pool, submit a run to it, work on one."""
+"""The commands for other machines: deploy a pipeline on a work pool, submit a run to it, and what a worker runs."""
 
 from __future__ import annotations
 
@@ -26,17 +26,18 @@ def deploy(
     pool: Annotated[str, typer.Option(metavar="POOL", help="A work pool: process, docker or kubernetes.")],
     overrides: Overrides = None,
     name: Annotated[
-        str | None, typer.Option(help="Name of its run, which goes on each time; without it every run is a new one.")
+        str | None, typer.Option(help="Name of its run, which is continued each time; without it every run is new.")
     ] = None,
     cron: Annotated[str | None, typer.Option(help='When to run it, such as "0 3 * * 1-5".')] = None,
-    timezone: Annotated[str, typer.Option(help="Of the schedule.")] = "UTC",
+    timezone: Annotated[str, typer.Option(help="The time zone of the schedule.")] = "UTC",
     at_once: Annotated[
-        int | None, typer.Option("--at-once", min=1, metavar="N", help="Runs of it at a time; more of them wait.")
+        int | None,
+        typer.Option("--at-once", min=1, metavar="N", help="Runs of this deployment at a time; more wait."),
     ] = None,
     job: Job = None,
     runs: Runs = RUNS,
 ) -> None:
-    """Register a pipeline on a work pool of Prefect, whose workers run it when asked or on schedule."""
+    """Register a pipeline on a work pool of Prefect, whose workers run it on request or on schedule."""
     url, say = _server(), sayer(console())
     from gradus.flows.deploy import deployments
 
@@ -58,7 +59,7 @@ def deploy(
 def run_on(
     pool: str, config: str, overrides: list[str] | None, name: str | None, runs: Path, detach: bool, job: list[str]
 ) -> None:
-    """Submit a run to a work pool and follow it to its end, or leave at once."""
+    """Submit a run to a work pool, and follow it to its end unless ``detach`` is given."""
     url, say = _server(), sayer(console())
     from gradus.flows.deploy import deployments, follow
 
@@ -74,17 +75,17 @@ def run_on(
         try:
             code = follow.follow(client, flow_run.id, pool, _worker(url, pool), say)
         except KeyboardInterrupt:
-            say(f"\nno longer followed; the run goes on. To stop it: {cancel}")
+            say(f"\nno longer followed; the run continues. To stop it: {cancel}")
             raise typer.Exit(130) from None
     if code:
         raise typer.Exit(code)
 
 
 def deployed() -> None:
-    """Work on the flow run that a worker has been given; workers call this."""
+    """Train the flow run that a worker has been given; workers call this."""
     from gradus.flows.orchestrator.server import ensure_server
 
-    os.environ.setdefault("PREFECT_CLIENT_MAX_RETRIES", "5")  # without the server nobody knows of this run
+    os.environ.setdefault("PREFECT_CLIENT_MAX_RETRIES", "5")  # without the server, nothing would show this run
     quiet_libraries()
     try:
         url = ensure_server()
@@ -114,7 +115,7 @@ def parse_job(given: list[str] | None) -> dict[str, Any]:
 
 
 def _server() -> str:
-    """The API's URL, with the services that deployments need. Raises: UserError."""
+    """The URL of a Prefect API whose server runs the services that deployments need. Raises: UserError."""
     from gradus.flows.orchestrator.access import check_prefect
     from gradus.flows.orchestrator.server import ensure_server
 
@@ -127,7 +128,7 @@ def _server() -> str:
 
 
 def _request(config: str, overrides: list[str] | None, name: str | None, runs: Path, pool_type: str, url: str) -> Any:
-    """What is to be run, checked as far as this machine can: the worker checks the rest before it computes."""
+    """The request for a run, checked as far as this machine can check it; the worker checks the rest."""
     from gradus.flows.deploy.deployments import Request
     from gradus.flows.open_run import check_name
     from gradus.pipeline.execution.preflight import refuse_url
@@ -148,10 +149,12 @@ def _request(config: str, overrides: list[str] | None, name: str | None, runs: P
 
 
 def _page(url: str, path: str) -> str:
+    """The address of a page of Prefect, from that of its API."""
     return re.sub(r"/api/?$", f"/{path}", url)
 
 
 def _worker(url: str, pool: str) -> str:
+    """The command that starts a worker for a pool."""
     from gradus.flows.deploy.deployments import prefect_command
 
     return f"{prefect_command(url)} worker start --pool {pool} --limit 1"
