@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+from installed import build_wheel
 from tiny_policies import tiny_policy
 
 from gradus.pipeline.policy.policy import Policy
@@ -20,6 +23,12 @@ def prompts() -> list[Prompt]:
     """Prompts of different lengths, so that padding is always in play."""
     questions = ["1 + 2 =", "Calculate 12 + 34 - 5 =", "7 * 8 =", "Calculate 9 - 12 + 3 - 4 + 8 ="]
     return [Prompt(id=f"p{i}", question=q, answer=str(i)) for i, q in enumerate(questions)]
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel of this checkout."""
+    return build_wheel(tmp_path_factory.mktemp("wheel"))
 
 
 @pytest.fixture(autouse=True)

@@ -17,7 +17,7 @@ from typing import Any
 
 import psutil
 import pytest
-from flow_runs import FINAL, STAGE_CONFIGS, api, task_states
+from flow_runs import FINAL, STAGE_CONFIGS, api, make_pool, task_states
 from flow_runs import home as home  # the fixture
 from paths import REPOSITORY, search_path
 from prefect.utilities.templating import apply_values
@@ -45,12 +45,6 @@ def environment() -> dict[str, str]:
 def gradus(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "gradus", *words]
     return subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=240)
-
-
-def make_pool(name: str, kind: str = "process", **more: Any) -> None:
-    templates = api("/collections/views/aggregate-worker-metadata")
-    template = next(group[kind] for group in templates.values() if kind in group)["default_base_job_configuration"]
-    api("/work_pools/", {"name": name, "type": kind, "base_job_template": template, **more})
 
 
 @pytest.fixture(scope="module")
