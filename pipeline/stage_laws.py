@@ -128,6 +128,23 @@ def padding_changes_nothing(stage: Stage, config: StageConfig) -> None:
     _require(stage, padding_changes_nothing, same, f"weights {found.tolist()}, not {wanted.tolist()}")
 
 
+def failed_completions_count_for_nothing(stage: Stage, config: StageConfig) -> None:
+    """A completion that could not be scored changes no other weight, whatever its reward field holds."""
+    import torch
+
+    law, rewards = failed_completions_count_for_nothing, _rewards()
+    valid = torch.ones_like(rewards, dtype=torch.bool)
+    valid[:, -1] = False
+    found = []
+    for nonsense in (0.0, 9.0):
+        signals = some_signals(rewards.where(valid, nonsense))
+        assert signals.order_PKK is not None
+        order = signals.order_PKK & valid[:, :, None] & valid[:, None, :]
+        found.append(stage.weigh(replace(signals, valid_PK=valid, order_PKK=order), config)[:, :-1])
+    said = f"weights {found[0].tolist()} with a failed reward of 0 and {found[1].tolist()} with one of 9"
+    _require(stage, law, _close(found[1], found[0]), said)
+
+
 def better_completions_never_weigh_less(stage: Stage, config: StageConfig) -> None:
     """Of two completions that differ in their reward alone, the one with more weighs at least as much.
 
@@ -150,6 +167,7 @@ LAWS: tuple[Law, ...] = (
     permuting_a_group_permutes_its_weights,
     groups_do_not_see_each_other,
     padding_changes_nothing,
+    failed_completions_count_for_nothing,
 )
 """The laws that hold with any options."""
 

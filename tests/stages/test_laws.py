@@ -8,6 +8,7 @@ from typing import Literal
 import pytest
 import torch
 
+from gradus.pipeline.advantages import centre
 from gradus.pipeline.config import StageConfig
 from gradus.pipeline.stage import Critic, Needs, Signals, Stage
 from gradus.pipeline.stage_laws import LAWS, better_completions_never_weigh_less, check_stage
@@ -22,7 +23,7 @@ class OwnConfig(StageConfig):
 
 
 def sound(signals: Signals, config: OwnConfig) -> torch.Tensor:
-    return config.scale * (signals.rewards_PK - signals.rewards_PK.mean(-1, keepdim=True))
+    return config.scale * centre(signals.rewards_PK, signals.valid_PK)
 
 
 def uses_what_it_does_not_declare(signals: Signals, config: OwnConfig) -> torch.Tensor:
@@ -32,6 +33,10 @@ def uses_what_it_does_not_declare(signals: Signals, config: OwnConfig) -> torch.
 
 def changes_its_input(signals: Signals, config: OwnConfig) -> torch.Tensor:
     return signals.rewards_PK.sub_(signals.rewards_PK.mean(-1, keepdim=True)).clone()
+
+
+def counts_failed_ones(signals: Signals, config: OwnConfig) -> torch.Tensor:
+    return signals.rewards_PK - signals.rewards_PK.mean(-1, keepdim=True)
 
 
 def draws(signals: Signals, config: OwnConfig) -> torch.Tensor:
@@ -93,6 +98,7 @@ BROKEN = [
     (stage_of(goes_by_the_place), "permuting_a_group_permutes_its_weights"),
     (stage_of(subtracts_the_mean_of_the_batch), "groups_do_not_see_each_other"),
     (stage_of(averages_over_padding, TOKENS), "padding_changes_nothing"),
+    (stage_of(counts_failed_ones), "failed_completions_count_for_nothing"),
     (stage_of(only_the_preset_is_wrong), "permuting_a_group_permutes_its_weights"),
     (stage_of(flipped), "better_completions_never_weigh_less"),
 ]
