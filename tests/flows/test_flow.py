@@ -5,6 +5,7 @@ Most tests rehearse (`dry_execution.py`): run folders, records and the flow are 
 
 from __future__ import annotations
 
+import asyncio
 import doctest
 import errno
 import importlib
@@ -229,7 +230,20 @@ def test_what_a_failure_line_says() -> None:
 
 def test_the_examples_and_the_link(staged: Any) -> None:
     view = importlib.import_module("gradus.flows.orchestrator.pages")
-    for module in (staged, view):
+    for module in (importlib.import_module("gradus.flows.session"), view):
         outcome = doctest.testmod(module)
         assert outcome.attempted and not outcome.failed
     assert "[http://mlflow:5000](http://mlflow:5000)" in view.curves_text("http://mlflow:5000", "gradus", Path("/runs"))
+
+
+def test_a_flow_runs_inside_an_event_loop_as_in_a_notebook(staged: Any, tmp_path: Path) -> None:
+    run, execution, listener = open_run(tmp_path), Rehearsal(), Listener()
+
+    async def cell() -> Any:
+        return staged.run_staged(run.path, listener, work(run, execution))
+
+    assert asyncio.run(cell()) == execution.finish(run)
+    record = flow_run(run)
+    assert record["state_name"] == "Completed" and len(task_states(record["id"], 5)) == 5
+    assert set(artifacts(record["id"])) >= {"run-curves", "run-stages"}
+    assert not [note for note in listener.notes if "failed" in note]
