@@ -72,7 +72,7 @@ class Arm:
         self.logged: dict[str, list[list[float]]] = {name: [] for name in LOGGED}
 
     @property
-    def rollouts_a_step(self) -> int:
+    def rollouts_per_step(self) -> int:
         return self.stage.prompts_per_step * self.stage.group_size
 
     def text(self, question: str) -> str:
@@ -94,13 +94,13 @@ class Arm:
     def measure_validation(self, step: int) -> None:
         """One point of the learning curve."""
         accuracy = evaluate(self.policy, all_prompts(self.task, "validation"), self.suite, self.config).accuracy
-        self.curve.append([step * self.rollouts_a_step, accuracy])
+        self.curve.append([step * self.rollouts_per_step, accuracy])
 
     def result(self, label: str, seed: int, options: dict[str, Any]) -> dict[str, Any]:
         """Everything in the form that `gradus compare --external` reads; see flows/compare/measures.py."""
         seconds = time.perf_counter() - self.began
         final = evaluate(self.policy, all_prompts(self.task, "heldout"), self.suite, self.config)
-        rollouts, start = self.stage.steps * self.rollouts_a_step, start_of(self.base)
+        rollouts, start = self.stage.steps * self.rollouts_per_step, start_of(self.base)
         stage = {"name": label, "algorithm": "GRPOTrainer", "steps": self.stage.steps, "rollouts": rollouts}
         stage |= {"lr": options["learning_rate"], "schedule": options["lr_scheduler_type"]}
         return {
@@ -121,7 +121,7 @@ def trainer_of(arm: Arm, seed: int, changes: dict[str, Any]) -> tuple[Any, dict[
     stage, options = arm.stage, arm.options
     rate = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}[stage.schedule]
     given: dict[str, Any] = {
-        "per_device_train_batch_size": arm.rollouts_a_step,
+        "per_device_train_batch_size": arm.rollouts_per_step,
         "num_generations": stage.group_size,
         "max_steps": stage.steps,
         "max_completion_length": options.max_tokens,
@@ -158,7 +158,7 @@ def trainer_of(arm: Arm, seed: int, changes: dict[str, Any]) -> tuple[Any, dict[
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
             for name, theirs in LOGGED.items():
                 if theirs in (logs or {}):
-                    arm.logged[name].append([state.global_step * arm.rollouts_a_step, float(logs[theirs])])
+                    arm.logged[name].append([state.global_step * arm.rollouts_per_step, float(logs[theirs])])
 
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(Watch())

@@ -20,7 +20,7 @@ from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.states import Completed, Failed, State
 
 from gradus.flows.orchestrator import server
-from gradus.flows.orchestrator.interrupts import Patience
+from gradus.flows.orchestrator.interrupts import DeferredInterrupts
 from gradus.flows.orchestrator.pages import PrefectView, logger
 from gradus.flows.order import PREPARE, PipelineWork, Result, failure_line
 from gradus.pipeline.common import interruption
@@ -37,7 +37,7 @@ class Session:
     """The Prefect task whose function calls :meth:`attempt`; the module of the flow defines it."""
     work: PipelineWork
     observer: Observer
-    patience: Patience
+    interrupts: DeferredInterrupts
     flow_run: FlowRun | None = None
     """The flow run that a worker was given; None: Prefect makes one."""
     view: PrefectView | None = None
@@ -83,12 +83,12 @@ class Session:
         self.tries += 1
         try:
             with interruption.handled(self.observer.note):
-                self.patience.leave_if_requested()
+                self.interrupts.leave_if_requested()
                 if self.tries > 1:
                     self.work.reopen()
                 return self.pending()
         except Interrupted as error:
-            self.patience.requested = error.number  # now the next signal need not wait for Prefect
+            self.interrupts.requested = error.number  # now the next signal need not wait for Prefect
             raise
 
     def attempt(self, label: str) -> State[Any]:

@@ -20,9 +20,15 @@ from prefect.flow_engine import run_flow
 from prefect.states import Completed, Failed, State
 
 from gradus.flows.orchestrator import server
-from gradus.flows.orchestrator.around_flow import FLUSH_LIMIT, flow_settings, flushed, lenient_leases, quiet
+from gradus.flows.orchestrator.around_flow import (
+    FLUSH_TIMEOUT_SECONDS,
+    flow_settings,
+    flushed,
+    logs_to_file,
+    tolerate_lost_leases,
+)
 from gradus.flows.orchestrator.flow_record import TAG, FlowRecord, flow_parameters
-from gradus.flows.orchestrator.interrupts import Patience
+from gradus.flows.orchestrator.interrupts import DeferredInterrupts
 from gradus.flows.orchestrator.pages import PrefectView, logger
 from gradus.flows.order import PipelineWork, Result, run_pipeline, run_plain
 from gradus.flows.session import Session, bound, brief, current_session, success_line
@@ -93,7 +99,7 @@ def deployed_pipeline(config: dict[str, Any], source: str, runs: str, name: str 
 def _go_through() -> State[Any]:
     """The body of both flows. What it works on is in the current session."""
     session = current_session.get()
-    session.patience.install()  # instead of Prefect's handler, which it removes itself at the end
+    session.interrupts.install()  # instead of Prefect's handler, which it removes itself at the end
     run, context, record = session.work.run, FlowRunContext.get(), FlowRecord(session.work.run.path)
     if context is not None and context.flow_run is not None:
         session.observer.note(f"Prefect shows this run at {record.begin(context.flow_run)}")
@@ -129,7 +135,7 @@ def run_staged(
     Raises: what a stage raises, unchanged; Interrupted after SIGINT or SIGTERM.
     """
     work = work or PipelineWork.open(run_dir)
-    session = Session(_stage, work, observer, Patience(observer.note), flow_run)
+    session = Session(_stage, work, observer, DeferredInterrupts(observer.note), flow_run)
     with interruption.handled(observer.note):
         try:
             url = server.ensure_server()
@@ -149,7 +155,7 @@ def run_staged(
             observer.note(f"Prefect failed ({reason}); its pages miss a part of this run")
         summary = session.summary if session.summary is not None else run_plain(run_dir, observer, work)
         record.finish("completed", "")
-        session.patience.leave_if_requested()
+        session.interrupts.leave_if_requested()
     return summary
 
 
@@ -158,15 +164,15 @@ def _run_flow(session: Session, url: str) -> None:
     run, record = session.work.run, FlowRecord(session.work.run.path)
 
     def time_to_flush() -> float:
-        return FLUSH_LIMIT if session.trouble is None else 1.0
+        return FLUSH_TIMEOUT_SECONDS if session.trouble is None else 1.0
 
-    with quiet(run.path / "prefect.log"), flow_settings(url), flushed(time_to_flush), bound(session):
+    with logs_to_file(run.path / "prefect.log"), flow_settings(url), flushed(time_to_flush), bound(session):
         record.settle(url, session.observer.note, session.flow_run)
         labels = [TAG, run.config.name]
         labels += ["resumed"] if record.read() else []
         labels += ["fork"] if run.origin else []
         try:
-            with session.patience.installed(), tags(*labels):
+            with session.interrupts.installed(), tags(*labels):
                 state = _state_of_flow(session)
             record.settled(state.name or "")
         except TerminationSignal:  # SIGTERM before the flow's first line
@@ -186,6 +192,6 @@ def _state_of_flow(session: Session) -> State[Any]:
         own: Any = staged_pipeline.with_options(flow_run_name=run.name)
         return own(**flow_parameters(run.path), return_state=True)
     given: Any = deployed_pipeline.with_options(flow_run_name=run.name)
-    with lenient_leases():
+    with tolerate_lost_leases():
         state: Any = run_flow(given, session.flow_run, return_type="state")
     return state

@@ -329,7 +329,7 @@ def test_nothing_is_printed_unless_it_is_asked_for(
 @pytest.fixture
 def trained_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """The runs of a comparison are trained in this process: others would import everything again."""
-    monkeypatch.setattr(jobs.Children, "train", lambda self, run: run_plain(run.path, Observer()))
+    monkeypatch.setattr(jobs.LocalTrainer, "train", lambda self, run: run_plain(run.path, Observer()))
     monkeypatch.setattr("gradus.flows.compare.report.publish.deliver", lambda folder: None)
     monkeypatch.setattr("gradus.flows.compare.report.publish.deliver_rest", lambda folder: None)
 

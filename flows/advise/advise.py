@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Subject:
+class ProbedPolicy:
     """Which policy is probed."""
 
     shown: str
@@ -46,10 +46,10 @@ class Subject:
 
 
 @dataclass(frozen=True)
-class Counsel:
+class AdviceReport:
     """A probe and what follows from it."""
 
-    subject: Subject
+    probed: ProbedPolicy
     probe: Probe
     situation: Situation
     advice: list[Advice]
@@ -59,9 +59,9 @@ class Counsel:
         found: dict[str, Any] = dataclasses.asdict(dataclasses.replace(self.probe, groups=[]))
         del found["groups"]
         estimates = [dataclasses.asdict(cost) | {"seconds": cost.seconds} for cost in costs]
-        probed = {"what": self.subject.shown, "checkpoint": self.subject.checkpoint and str(self.subject.checkpoint)}
+        probed = {"what": self.probed.shown, "checkpoint": self.probed.checkpoint and str(self.probed.checkpoint)}
         return {
-            "probed": probed | {"untrained": self.subject.untrained, **found.pop("policy")},
+            "probed": probed | {"untrained": self.probed.untrained, **found.pop("policy")},
             **found,
             "situation": dataclasses.asdict(self.situation),
             "advice": [dataclasses.asdict(each) for each in self.advice],
@@ -69,7 +69,7 @@ class Counsel:
         }
 
 
-def find_subject(loaded: LoadedConfig, source: str | None, after: str | None, runs: Path) -> Subject:
+def find_probed_policy(loaded: LoadedConfig, source: str | None, after: str | None, runs: Path) -> ProbedPolicy:
     """The policy to probe: the configuration's, a checkpoint, a run's latest, or what a run's stage handed over.
 
     Raises: UserError where there is none.
@@ -83,7 +83,7 @@ def find_subject(loaded: LoadedConfig, source: str | None, after: str | None, ru
     config = loaded.config
     if source is None and after is None:
         new = config.policy.path is None
-        return Subject("a new policy with random weights" if new else str(config.policy.path), None, new)
+        return ProbedPolicy("a new policy with random weights" if new else str(config.policy.path), None, new)
     if source is None and not (runs / config.name / RUN_FILE).is_file():
         fix = f"`gradus run` trains one; or name a run or a checkpoint with --from, of which --after {after} is a stage"
         raise UserError(f"there is no run called {config.name!r} yet", where=str(runs.absolute()), fix=fix)
@@ -97,9 +97,9 @@ def find_subject(loaded: LoadedConfig, source: str | None, after: str | None, ru
         path = _latest(run) if after is None else _after(run, after)
     if not (path / RECORD_FILE).is_file():
         check_policy(config.policy.model_copy(update={"path": str(path), "architecture": None}))
-        return Subject(shown_path(path), path, False)
+        return ProbedPolicy(shown_path(path), path, False)
     untrained = read_record(path).stage == "start" and config.policy.path is None
-    return Subject(shown_path(path), path, untrained, _same_data(run, config) if run else None)
+    return ProbedPolicy(shown_path(path), path, untrained, _same_data(run, config) if run else None)
 
 
 def _run_around(path: Path) -> RunFolder | None:
@@ -144,12 +144,12 @@ def ranking_of(config: PipelineConfig, stages: Mapping[str, Stage]) -> list[str]
     return ["reward", *(key for key in keys if key != "reward")]
 
 
-def situation_of(config: PipelineConfig, stages: Mapping[str, Stage], subject: Subject) -> Situation:
+def situation_of(config: PipelineConfig, stages: Mapping[str, Stage], probed: ProbedPolicy) -> Situation:
     """What the rules must know of the configuration."""
     sampling = [each for each in config.stages if stages[each.stage].needs(each).completions == "policy"]
     return Situation(
-        untrained=subject.untrained,
-        trained=subject.checkpoint is not None and not subject.untrained,
+        untrained=probed.untrained,
+        trained=probed.checkpoint is not None and not probed.untrained,
         demonstrations=config.task.demonstrations != "none",
         group_size=probed_stage(config, stages).group_size,
         reinforcement_steps=sum(each.steps for each in sampling) or 2 * NEW_STEPS,
@@ -160,29 +160,29 @@ def situation_of(config: PipelineConfig, stages: Mapping[str, Stage], subject: S
 def advise(
     loaded: LoadedConfig,
     stages: Mapping[str, Stage],
-    subject: Subject,
+    probed: ProbedPolicy,
     prompts: int,
     samples: int,
     on_group: Callable[[], None],
-) -> Counsel:
+) -> AdviceReport:
     """Probe the policy and apply the decision table. Nothing but a temporary folder is written, and that is removed."""
     config = loaded.config
     with interruption.handled(), tempfile.TemporaryDirectory(prefix="gradus-advise-") as folder:
-        task, policy = _open(loaded, subject, Path(folder))
+        task, policy = _open(loaded, probed, Path(folder))
         from gradus.pipeline.estimates.probe import probe
 
         found = probe(
             policy, task, config, probed_stage(config, stages), ranking_of(config, stages),
             prompts, samples, on_group, Path(folder) / "rewards.log",
         )  # fmt: skip
-    situation = situation_of(config, stages, subject)
-    return Counsel(subject, found, situation, decide(found.diagnosis, situation))
+    situation = situation_of(config, stages, probed)
+    return AdviceReport(probed, found, situation, decide(found.diagnosis, situation))
 
 
-def _open(loaded: LoadedConfig, subject: Subject, folder: Path) -> tuple[TaskData, Any]:
+def _open(loaded: LoadedConfig, probed: ProbedPolicy, folder: Path) -> tuple[TaskData, Any]:
     """The task's data, made while torch is imported, and the policy."""
-    config, data = loaded.config, subject.data or folder / "data"
-    importing = subject.data is None and "torch" not in sys.modules
+    config, data = loaded.config, probed.data or folder / "data"
+    importing = probed.data is None and "torch" not in sys.modules
     with data_ahead(config.task, loaded.base_dir, data) if importing else contextlib.nullcontext():
         from gradus.pipeline.execution.prepare import starting_policy
         from gradus.pipeline.policy.devices import use_threads
@@ -192,25 +192,23 @@ def _open(loaded: LoadedConfig, subject: Subject, folder: Path) -> tuple[TaskDat
         wait_for_data(data)
     use_threads(config.policy)
     task = build_task(config.task, loaded.base_dir, data)
-    if subject.checkpoint is None:
+    if probed.checkpoint is None:
         return task, starting_policy(config, task, loaded.base_dir)
-    return task, load_policy(subject.checkpoint, config.policy)
+    return task, load_policy(probed.checkpoint, config.policy)
 
 
-def costs(config: PipelineConfig, stages: Mapping[str, Stage], counsel: Counsel) -> list[StageCost]:
+def costs(config: PipelineConfig, stages: Mapping[str, Stage], report: AdviceReport) -> list[StageCost]:
     """An estimate for each stage. An untrained policy's lengths are no guide: demonstrations' stand for them."""
-    diagnosis, speed = counsel.probe.diagnosis, counsel.probe.speed
+    diagnosis, speed = report.probe.diagnosis, report.probe.speed
     found: list[StageCost] = []
-    if any(each.topic == "already solved" and each.verdict == "yes" for each in counsel.advice):
+    if any(each.topic == "already solved" and each.verdict == "yes" for each in report.advice):
         return found  # there is nothing to train
     for each in config.stages:
         needs = stages[each.stage].needs(each)
-        shown = (
-            speed.demonstration_tokens if needs.completions == "demonstrations" or counsel.subject.untrained else None
-        )
-        by_group = _ordered(counsel.probe, needs.ranking) if needs.ranking else diagnosis.useful
+        shown = speed.demonstration_tokens if needs.completions == "demonstrations" or report.probed.untrained else None
+        by_group = _ordered(report.probe, needs.ranking) if needs.ranking else diagnosis.useful
         sizes = [k for k in by_group if k <= each.group_size]
-        unknown = counsel.subject.untrained or needs.completions == "demonstrations" or not sizes
+        unknown = report.probed.untrained or needs.completions == "demonstrations" or not sizes
         all_weigh = needs.critic is not None or needs.reference_rewards  # a baseline from beyond the group
         useful = None if unknown else 1.0 if all_weigh else by_group[max(sizes)].value
         found.append(stage_cost(each, needs, speed, shown or diagnosis.length_mean, useful))

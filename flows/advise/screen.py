@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from gradus.flows.advise.advise import Counsel
+from gradus.flows.advise.advise import AdviceReport
 from gradus.flows.advise.rules import Advice, Situation, percent
 from gradus.flows.screen.text import duration, print_table, size_text
 from gradus.pipeline.estimates.diagnosis import Diagnosis
@@ -22,27 +22,27 @@ SUCCESS = ("never", "to 1/4", "to 1/2", "to 3/4", "below 1", "always")
 """Prompts by how often they are solved."""
 
 
-def tell(counsel: Counsel, costs: Sequence[StageCost], console: Console) -> None:
+def print_report(report: AdviceReport, costs: Sequence[StageCost], console: Console) -> None:
     """Everything, from what was probed to what it will cost."""
-    diagnosis, speed, policy = counsel.probe.diagnosis, counsel.probe.speed, counsel.probe.policy
-    _say(console, f"Probed {counsel.subject.shown}")
+    diagnosis, speed, policy = report.probe.diagnosis, report.probe.speed, report.probe.policy
+    _say(console, f"Probed {report.probed.shown}")
     parameters = policy["parameters"]
     assert isinstance(parameters, int)
     _say(console, f"{policy['model_type']}, {parameters:,} parameters, {policy['dtype']} on {policy['device']}")
     _say(
         console,
-        f"{diagnosis.prompts} training prompts x {diagnosis.samples} completions, {duration(counsel.probe.seconds)}",
+        f"{diagnosis.prompts} training prompts x {diagnosis.samples} completions, {duration(report.probe.seconds)}",
     )
-    for label, said in counsel.probe.failures.items():
+    for label, said in report.probe.failures.items():
         _say(console, f"the reward {label} failed on some completions: {said}")
-    tell_diagnosis(diagnosis, counsel.situation, console)
+    print_diagnosis(diagnosis, report.situation, console)
     _heading(console, "Advice")
-    for each in counsel.advice:
-        tell_advice(each, console)
+    for each in report.advice:
+        print_advice(each, console)
     if not costs:
         return
     _heading(console, "Estimate for the advised chain on this machine")
-    tell_costs(costs, console)
+    print_costs(costs, console)
     measured = (
         f"Measured: {speed.sample_tokens_per_second:,.0f} tokens/s sampled, {speed.score_seconds * 1000:.2g} ms a "
         f"score, {speed.update_tokens_per_second:,.0f} tokens/s in a real learner step, {size_text(speed.peak_bytes)} "
@@ -51,7 +51,7 @@ def tell(counsel: Counsel, costs: Sequence[StageCost], console: Console) -> None
     _say(console, measured)
 
 
-def tell_diagnosis(diagnosis: Diagnosis, situation: Situation, console: Console) -> None:
+def print_diagnosis(diagnosis: Diagnosis, situation: Situation, console: Console) -> None:
     """The numbers, each share with its bar and its 95 % interval."""
     _heading(console, "What the policy can do (95 % intervals over prompts)")
     for k, found in diagnosis.pass_at.items():
@@ -98,7 +98,7 @@ def tell_diagnosis(diagnosis: Diagnosis, situation: Situation, console: Console)
     _bar(console, "truncated", diagnosis.truncated)
 
 
-def tell_advice(each: Advice, console: Console) -> None:
+def print_advice(each: Advice, console: Console) -> None:
     """A decision, its reason, its rule."""
     mark = {"yes": "bold green", "no": "bold", "open": "bold yellow"}[each.verdict]
     console.print(f"{each.topic:<14} {each.say}", style=mark, highlight=False, markup=False, soft_wrap=True)
@@ -107,7 +107,7 @@ def tell_advice(each: Advice, console: Console) -> None:
             console.print(f"{'':15}{line}", style=style, highlight=False, markup=False, soft_wrap=True)
 
 
-def tell_costs(costs: Sequence[StageCost], console: Console) -> None:
+def print_costs(costs: Sequence[StageCost], console: Console) -> None:
     """A row a stage."""
     rows = []
     for c in costs:

@@ -13,7 +13,7 @@ import typer
 from gradus.flows.cli.arguments import RUNS, AsJson, Config, Overrides, Runs
 from gradus.flows.open_run import check_world, load
 from gradus.flows.screen.errors import quiet_libraries
-from gradus.flows.screen.text import console, sayer
+from gradus.flows.screen.text import console, line_printer
 
 
 def advise(
@@ -39,7 +39,7 @@ def advise(
     from gradus.flows.advise import advise as work
     from gradus.flows.advise import plot as drawing
     from gradus.flows.advise import rewrite
-    from gradus.flows.advise.screen import tell
+    from gradus.flows.advise.screen import print_report
     from gradus.flows.screen.text import shown_path
 
     quiet_libraries()
@@ -48,32 +48,32 @@ def advise(
         rewrite.check_target(write, force)
     if plot is not None:
         drawing.check_plot(plot)
-    subject = work.find_subject(loaded, source, after, runs)
+    probed = work.find_probed_policy(loaded, source, after, runs)
     check_world(loaded, stages, runs)
     screen = console()
     with _progress(screen, prompts, quiet=as_json) as on_group:
-        counsel = work.advise(loaded, stages, subject, prompts, samples, on_group)
-    chain = rewrite.advised_config(loaded, overrides or [], counsel.advice, stages)
-    estimates = work.costs(chain, stages, counsel)
+        report = work.advise(loaded, stages, probed, prompts, samples, on_group)
+    chain = rewrite.advised_config(loaded, overrides or [], report.advice, stages)
+    estimates = work.costs(chain, stages, report)
     if as_json:
-        print(json.dumps(counsel.record(estimates), indent=2, allow_nan=False))
+        print(json.dumps(report.record(estimates), indent=2, allow_nan=False))
     else:
-        tell(counsel, estimates, screen)
+        print_report(report, estimates, screen)
     notes: list[str] = []
     if plot is not None:
-        drawing.draw(counsel.probe.diagnosis, f"{loaded.config.name}: {subject.shown}", plot)
+        drawing.draw(report.probe.diagnosis, f"{loaded.config.name}: {probed.shown}", plot)
         notes.append(f"the diagnosis is drawn in {shown_path(plot)}")
     if write is not None:
-        rewrite.write(loaded, overrides or [], counsel.advice, stages, write, subject.shown)
+        rewrite.write(loaded, overrides or [], report.advice, stages, write, probed.shown)
         notes.append(
             f"the advised configuration is in {shown_path(write)}; to train it: gradus run {shown_path(write)}"
         )
-    if subject.untrained and after is None:
+    if probed.untrained and after is None:
         notes.append(after_sft(config, loaded.config, runs))
     if not as_json and notes:
         screen.print()
         for line in filter(None, notes):
-            sayer(screen)(line)
+            line_printer(screen)(line)
 
 
 def after_sft(source: str, config: Any, runs: Path) -> str:

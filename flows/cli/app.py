@@ -15,8 +15,8 @@ from gradus.flows.cli import lists as list_commands
 from gradus.flows.cli import runs as run_commands
 from gradus.flows.cli.arguments import RUNS, AsJson, Config, EngineOption, Overrides, Runs
 from gradus.flows.open_run import check_world, load
-from gradus.flows.screen.errors import Process, command, quiet_libraries
-from gradus.flows.screen.text import console, sayer
+from gradus.flows.screen.errors import CurrentCommand, command, quiet_libraries
+from gradus.flows.screen.text import console, line_printer
 from gradus.pipeline.common.errors import UserError
 
 app = typer.Typer(
@@ -44,7 +44,7 @@ def root(
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", envvar="GRADUS_DEBUG", help="Show tracebacks.")] = False,
 ) -> None:
-    Process.debug, Process.folder = debug, None
+    CurrentCommand.debug, CurrentCommand.folder = debug, None
 
 
 @command(app)
@@ -65,7 +65,7 @@ def run(
     """Train a pipeline, stage after stage."""
     from gradus.flows import launch
     from gradus.flows.open_run import begin_run
-    from gradus.flows.screen.summary import tell
+    from gradus.flows.screen.summary import print_summary
 
     if on is not None:
         deploy_commands.run_on(on, config, overrides, name, runs, detach, job or [])
@@ -74,10 +74,10 @@ def run(
         raise UserError(f"--{'detach' if detach else 'job'} needs a work pool", fix="name it with --on POOL")
     quiet_libraries()
     screen = console()
-    folder = begin_run(config, overrides, name, runs, engine, sayer(screen))
-    Process.folder = folder.path
-    sayer(screen)(f"run {folder.name} in {folder.path}")
-    tell(folder, launch.launch(folder, engine, screen), runs, screen)
+    folder = begin_run(config, overrides, name, runs, engine, line_printer(screen))
+    CurrentCommand.folder = folder.path
+    line_printer(screen)(f"run {folder.name} in {folder.path}")
+    print_summary(folder, launch.launch(folder, engine, screen), runs, screen)
 
 
 # The help lists commands in the order in which they are registered.

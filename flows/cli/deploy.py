@@ -12,7 +12,7 @@ import typer
 from gradus.flows.cli.arguments import RUNS, Config, Overrides, Runs
 from gradus.flows.open_run import check_world, load
 from gradus.flows.screen.errors import quiet_libraries
-from gradus.flows.screen.text import console, sayer
+from gradus.flows.screen.text import console, line_printer
 from gradus.pipeline.common.errors import UserError
 
 Job = Annotated[
@@ -38,14 +38,14 @@ def deploy(
     runs: Runs = RUNS,
 ) -> None:
     """Register a pipeline on a work pool of Prefect, whose workers run it on request or on schedule."""
-    url, say = _server(), sayer(console())
+    url, say = _server(), line_printer(console())
     from gradus.flows.deploy import deployments
 
-    with deployments.talking_to(url) as client:
+    with deployments.prefect_client(url) as client:
         found = deployments.find_pool(client, pool, url)
         request = _request(config, overrides, name, runs, found.type, url)
-        terms = deployments.Terms(cron, timezone, at_once, parse_job(job))
-        identity = deployments.deploy(client, request, found, terms)
+        options = deployments.DeploymentOptions(cron, timezone, at_once, parse_job(job))
+        identity = deployments.deploy(client, request, found, options)
         limit = found.concurrency_limit
     say(f"deployed {deployments.deployment_name(request, pool)}: {_page(url, f'deployments/deployment/{identity}')}")
     say(f"  runs: {request.runs} on the worker, which must be a mounted folder where others shall see them")
@@ -60,10 +60,10 @@ def run_on(
     pool: str, config: str, overrides: list[str] | None, name: str | None, runs: Path, detach: bool, job: list[str]
 ) -> None:
     """Submit a run to a work pool, and follow it to its end unless ``detach`` is given."""
-    url, say = _server(), sayer(console())
+    url, say = _server(), line_printer(console())
     from gradus.flows.deploy import deployments, follow
 
-    with deployments.talking_to(url) as client:
+    with deployments.prefect_client(url) as client:
         found = deployments.find_pool(client, pool, url)
         request = _request(config, overrides, name, runs, found.type, url)
         flow_run = deployments.submit(client, request, found, parse_job(job))
@@ -129,7 +129,7 @@ def _server() -> str:
 
 def _request(config: str, overrides: list[str] | None, name: str | None, runs: Path, pool_type: str, url: str) -> Any:
     """The request for a run, checked as far as this machine can check it; the worker checks the rest."""
-    from gradus.flows.deploy.deployments import Request
+    from gradus.flows.deploy.deployments import DeploymentRequest
     from gradus.flows.open_run import check_name
     from gradus.pipeline.execution.preflight import refuse_url
 
@@ -145,7 +145,7 @@ def _request(config: str, overrides: list[str] | None, name: str | None, runs: P
         )
     if pool_type == "process" and os.environ.get("GRADUS_PREFECT_API_URL") == url:
         check_world(loaded, stages, runs)  # gradus's own server has workers on this machine alone
-    return Request(loaded, str(runs.absolute()), name)
+    return DeploymentRequest(loaded, str(runs.absolute()), name)
 
 
 def _page(url: str, path: str) -> str:

@@ -19,7 +19,7 @@ def stages(
     as_json: AsJson = False,
 ) -> None:
     """List the stages, where each comes from, and their options."""
-    from gradus.flows.screen.options import describe_options, describe_stage, tell_options
+    from gradus.flows.screen.options import describe_options, describe_stage, print_options
     from gradus.pipeline.config import StageConfig
     from gradus.stages import listing
 
@@ -30,7 +30,7 @@ def stages(
     if as_json:
         print(json.dumps({"stages": found, "common_options": common}, indent=2))
     else:
-        tell_options(found, common, console())
+        print_options(found, common, console())
 
 
 def rewards(as_json: AsJson = False) -> None:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gradus.flows.cli.arguments import RUNS, AsJson, EngineOption, Overrides, Run, Runs
-from gradus.flows.screen.errors import Process, quiet_libraries
-from gradus.flows.screen.text import console, runs_option, sayer, shown_path
+from gradus.flows.screen.errors import CurrentCommand, quiet_libraries
+from gradus.flows.screen.text import console, line_printer, runs_option, shown_path
 from gradus.pipeline.common.errors import UserError
 
 if TYPE_CHECKING:
@@ -32,20 +32,20 @@ def resume(
     from gradus.flows import launch
     from gradus.flows.open_run import existing_run
     from gradus.flows.resume_run import plan_resumption
-    from gradus.flows.screen.summary import tell
-    from gradus.flows.screen.tables import print_plan
+    from gradus.flows.screen.summary import print_summary
+    from gradus.flows.screen.tables import print_stage_plans
 
     quiet_libraries()
     run, screen = existing_run(runs, name), console()
-    say = sayer(screen)
+    say = line_printer(screen)
     resumption = plan_resumption(run, from_stage, engine, say)
     if resumption is None:
         _print_complete(run, runs, engine, screen)
         return
-    Process.folder = run.path
+    CurrentCommand.folder = run.path
     say(f"run {name} in {run.path}")
-    print_plan([vars(stage) for stage in resumption.plan], screen)
-    tell(run, launch.launch(run, engine, screen, resumption.before), runs, screen)
+    print_stage_plans([vars(stage) for stage in resumption.plan], screen)
+    print_summary(run, launch.launch(run, engine, screen, resumption.before), runs, screen)
 
 
 def plan(
@@ -67,7 +67,7 @@ def plan(
     from gradus.flows.open_run import candidates, check_name, existing_run, load
     from gradus.flows.screen import sizes
     from gradus.flows.screen.plan import describe
-    from gradus.flows.screen.tables import tell_plan
+    from gradus.flows.screen.tables import print_plan
     from gradus.pipeline.estimates.hardware import parse_hardware
     from gradus.pipeline.runs.run_folder import CONFIG_FILE, RUN_FILE
 
@@ -96,10 +96,10 @@ def plan(
         print(json.dumps(planned, indent=2))
         return
     screen = console()
-    sayer(screen)(f"{named}: {'new run' if run is None else shown_path(run.path)}")
-    tell_plan(planned, screen)
+    line_printer(screen)(f"{named}: {'new run' if run is None else shown_path(run.path)}")
+    print_plan(planned, screen)
     if wanted is not None:
-        sizes.tell_sizes(planned["sizes"], screen)
+        sizes.print_sizes(planned["sizes"], screen)
 
 
 def fork(
@@ -120,24 +120,24 @@ def fork(
     from gradus.flows.fork_run import fork_run
     from gradus.flows.open_run import existing_run
     from gradus.flows.screen.plan import describe
-    from gradus.flows.screen.summary import tell
-    from gradus.flows.screen.tables import print_plan
+    from gradus.flows.screen.summary import print_summary
+    from gradus.flows.screen.tables import print_stage_plans
 
     quiet_libraries()
     screen = console()
-    say = sayer(screen)
+    say = line_printer(screen)
     made = fork_run(existing_run(runs, name), from_stage, overrides, new, "none" if no_run else engine)
     run = made.run
-    Process.folder = run.path
+    CurrentCommand.folder = run.path
     say(f"run {run.name} in {run.path}")
     say(f"fork of {name} before {from_stage}, which changes{'' if made.changes else ' nothing'}")
     for change in made.changes:
         say(f"  {change}")
-    print_plan(describe(run, run.config, runs, run.name, [])["stages"], screen)
+    print_stage_plans(describe(run, run.config, runs, run.name, [])["stages"], screen)
     if no_run:
         say(f"to train it: gradus resume {run.name}{runs_option(runs)}")
     else:
-        tell(run, launch.launch(run, engine, screen), runs, screen)
+        print_summary(run, launch.launch(run, engine, screen), runs, screen)
 
 
 def status(
@@ -148,12 +148,12 @@ def status(
     """Show all runs, or the stages of one."""
     from gradus.flows.open_run import existing_run
     from gradus.flows.screen import status as runs_status
-    from gradus.flows.screen.tables import print_runs, tell_run
+    from gradus.flows.screen.tables import print_run, print_runs
     from gradus.stages import discover
 
     if name is not None:
         found = runs_status.run_status(existing_run(runs, name))
-        print(json.dumps(found, indent=2)) if as_json else tell_run(found, console())
+        print(json.dumps(found, indent=2)) if as_json else print_run(found, console())
         return
     listed = runs_status.all_runs(runs, [stage.config for stage in discover().values()])
     if as_json:
@@ -167,7 +167,7 @@ def status(
 def verify(name: Run, as_json: AsJson = False, runs: Runs = RUNS) -> None:
     """Hash every checkpoint of a run, and its data, and say what is damaged."""
     from gradus.flows.open_run import existing_run
-    from gradus.flows.screen.tables import tell_findings
+    from gradus.flows.screen.tables import print_findings
     from gradus.pipeline.runs.verify import verify as look_at
 
     run = existing_run(runs, name)
@@ -178,7 +178,7 @@ def verify(name: Run, as_json: AsJson = False, runs: Runs = RUNS) -> None:
         rows = [{**vars(finding), "path": str(finding.path)} for finding in findings]
         print(json.dumps({"run": name, "ok": not damaged, "running": running, "findings": rows}, indent=2))
     else:
-        tell_findings(name, findings, running, console())
+        print_findings(name, findings, running, console())
     if damaged:
         raise typer.Exit(1)
 
@@ -186,9 +186,9 @@ def verify(name: Run, as_json: AsJson = False, runs: Runs = RUNS) -> None:
 def _print_complete(run: RunFolder, runs: Path, engine: str, screen: Any) -> None:
     """Say that there is nothing to do, and what a user may want instead."""
     from gradus.flows import launch
-    from gradus.flows.screen.tables import tell_ways
+    from gradus.flows.screen.tables import print_commands
 
-    where, last, say = runs_option(runs), run.config.stages[-1].label, sayer(screen)
+    where, last, say = runs_option(runs), run.config.stages[-1].label, line_printer(screen)
     say(f"{run.name} is complete: nothing to resume. What one can do:")
     again = f"trains {last} again; any stage will do, and all later ones follow"
     fork = f"a new run that shares what is before {last}"
@@ -196,6 +196,6 @@ def _print_complete(run: RunFolder, runs: Path, engine: str, screen: Any) -> Non
         {"command": f"gradus resume {run.name} --from {last}{where}", "what": again},
         {"command": f"gradus fork {run.name} --from {last} --set KEY=VALUE{where}", "what": fork},
     ]
-    tell_ways(ways, screen)
+    print_commands(ways, screen)
     if engine == "prefect":
         launch.settle_prefect_record(run, say)

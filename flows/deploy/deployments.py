@@ -36,7 +36,7 @@ PATIENCE = 5
 
 
 @dataclass(frozen=True)
-class Request:
+class DeploymentRequest:
     """What is to be run, and where its runs go."""
 
     loaded: LoadedConfig
@@ -51,7 +51,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Terms:
+class DeploymentOptions:
     """What a deployment says besides the pipeline itself."""
 
     cron: str | None = None
@@ -63,7 +63,7 @@ class Terms:
 
 
 @contextlib.contextmanager
-def talking_to(url: str) -> Iterator[SyncPrefectClient]:
+def prefect_client(url: str) -> Iterator[SyncPrefectClient]:
     """A client of the server. Raises: UserError where it does not answer or refuses.
 
     Here the server is no mere witness, as it is for a run: there is no going on without its answer.
@@ -129,12 +129,12 @@ def job_variables(pool: WorkPool, given: Mapping[str, Any]) -> dict[str, Any]:
     return {"command": "gradus deployed", **given}
 
 
-def deployment_name(request: Request, pool: str) -> str:
+def deployment_name(request: DeploymentRequest, pool: str) -> str:
     """``quickstart@gpus``: one deployment for each pipeline and pool."""
     return f"{request.loaded.config.name}@{pool}"
 
 
-def deploy(client: SyncPrefectClient, request: Request, pool: WorkPool, terms: Terms) -> Any:
+def deploy(client: SyncPrefectClient, request: DeploymentRequest, pool: WorkPool, options: DeploymentOptions) -> Any:
     """Register a pipeline on a pool, in place of what was there before under its name; returns the deployment's id."""
     schema = parameter_schema(deployed_pipeline.fn)
     return client.create_deployment(
@@ -145,22 +145,22 @@ def deploy(client: SyncPrefectClient, request: Request, pool: WorkPool, terms: T
         parameters=request.parameters(),
         parameter_openapi_schema=schema.model_dump_for_openapi(),
         enforce_parameter_schema=True,
-        job_variables=job_variables(pool, terms.job),
-        schedules=[DeploymentScheduleCreate(schedule=_schedule(terms))] if terms.cron else [],
-        concurrency_limit=terms.at_once,
+        job_variables=job_variables(pool, options.job),
+        schedules=[DeploymentScheduleCreate(schedule=_schedule(options))] if options.cron else [],
+        concurrency_limit=options.at_once,
         concurrency_options=ConcurrencyOptions(collision_strategy=ConcurrencyLimitStrategy.ENQUEUE),
         tags=[TAG, request.loaded.config.name],
         description=f"The pipeline of {request.loaded.path}; runs go to {request.runs} on the worker.",
     )
 
 
-def submit(client: SyncPrefectClient, request: Request, pool: WorkPool, job: Mapping[str, Any]) -> FlowRun:
+def submit(client: SyncPrefectClient, request: DeploymentRequest, pool: WorkPool, job: Mapping[str, Any]) -> FlowRun:
     """Ask for one run. The pipeline's deployment on the pool stays as it is; where there is none, one is made."""
     try:
         known = client.read_deployment_by_name(f"{FLOW}/{deployment_name(request, pool.name)}").id
         check_job_variables(pool, job)
     except ObjectNotFound:
-        known = deploy(client, request, pool, Terms(job=job))
+        known = deploy(client, request, pool, DeploymentOptions(job=job))
     return client.create_flow_run_from_deployment(
         known,
         parameters=request.parameters(),
@@ -170,16 +170,16 @@ def submit(client: SyncPrefectClient, request: Request, pool: WorkPool, job: Map
     )
 
 
-def _schedule(terms: Terms) -> CronSchedule:
+def _schedule(options: DeploymentOptions) -> CronSchedule:
     """Raises: UserError."""
     try:
-        return CronSchedule(cron=terms.cron or "", timezone=terms.timezone)
+        return CronSchedule(cron=options.cron or "", timezone=options.timezone)
     except (ValidationError, ValueError) as error:
         wrong_zone = "timezone" in str(error).lower()
         raise UserError(
             "there is no such time zone" if wrong_zone else "this is no schedule",
             where="--timezone" if wrong_zone else "--cron",
-            got=terms.timezone if wrong_zone else terms.cron,
+            got=options.timezone if wrong_zone else options.cron,
             expected="a name such as Europe/Berlin" if wrong_zone else 'five fields of cron, such as "0 3 * * 1-5"',
         ) from None
 

@@ -23,9 +23,9 @@ from gradus.flows import launch
 from gradus.flows.open_run import check_name, check_world, load, open_run
 from gradus.flows.orchestrator.around_flow import flow_settings
 from gradus.flows.orchestrator.flow_record import FlowRecord
-from gradus.flows.screen.errors import Process
-from gradus.flows.screen.summary import tell
-from gradus.flows.screen.text import console, sayer
+from gradus.flows.screen.errors import CurrentCommand
+from gradus.flows.screen.summary import print_summary
+from gradus.flows.screen.text import console, line_printer
 from gradus.flows.staged import run_staged
 from gradus.pipeline.common import yaml_text
 from gradus.pipeline.common.errors import UserError
@@ -64,14 +64,14 @@ def _launch(flow_run: FlowRun) -> None:
     name = asked.get("name") or run_of(str(flow_run.id), runs)
     check_name(name)
     check_world(loaded, stages, runs)
-    folder = open_run(loaded, runs, name, stages, sayer(screen))
-    Process.folder = folder.path
-    sayer(screen)(f"run {folder.name} in {folder.path}")
+    folder = open_run(loaded, runs, name, stages, line_printer(screen))
+    CurrentCommand.folder = folder.path
+    line_printer(screen)(f"run {folder.name} in {folder.path}")
 
     def engine(run_dir: Path, observer: Observer) -> dict[str, Any]:
         return run_staged(run_dir, observer, flow_run=flow_run)
 
-    tell(folder, launch.launch(folder, engine, screen), runs, screen)
+    print_summary(folder, launch.launch(folder, engine, screen), runs, screen)
 
 
 def _given_flow_run(url: str) -> FlowRun:

@@ -31,7 +31,7 @@ def flow_settings(url: str) -> contextlib.AbstractContextManager[Any]:
 
 
 @contextlib.contextmanager
-def lenient_leases() -> Iterator[None]:
+def tolerate_lost_leases() -> Iterator[None]:
     """A concurrency slot that cannot be renewed, because the server is away, is lost; the training goes on.
 
     Prefect renews a deployment's slot every 225 s from a thread, and would otherwise end the flow in the middle of a
@@ -80,7 +80,7 @@ def _without_loop(call: Callable[[], Any]) -> Any:
 
 
 @contextlib.contextmanager
-def quiet(log: Path) -> Iterator[None]:
+def logs_to_file(log: Path) -> Iterator[None]:
     """Prefect's own words go to a file in the run folder; the terminal belongs to the run's progress."""
     handler: logging.Handler = logging.FileHandler(log, delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
@@ -101,5 +101,5 @@ def quiet(log: Path) -> Iterator[None]:
         handler.close()
 
 
-FLUSH_LIMIT = 5.0
+FLUSH_TIMEOUT_SECONDS = 5.0
 """Seconds that Prefect's background senders get at the end of a run; one where Prefect has just failed."""

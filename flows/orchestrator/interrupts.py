@@ -15,7 +15,7 @@ from types import FrameType
 from gradus.pipeline.common.interruption import SIGNALS, Interrupted
 
 
-class Patience:
+class DeferredInterrupts:
     """Notes a first SIGINT or SIGTERM for whoever asks :meth:`leave_if_requested` next."""
 
     def __init__(self, tell: Callable[[str], None]):

@@ -22,7 +22,7 @@ from gradus.pipeline.common.interruption import Interrupted
 P = ParamSpec("P")
 
 
-class Process:
+class CurrentCommand:
     """What error reporting must know of the command that is running."""
 
     debug = False
@@ -82,16 +82,16 @@ def how_to_go_on(before: str = "") -> str:
     from gradus.flows.screen.text import runs_option
     from gradus.pipeline.runs.run_folder import RUN_FILE
 
-    if Process.folder is None or not (Process.folder / RUN_FILE).is_file():
+    if CurrentCommand.folder is None or not (CurrentCommand.folder / RUN_FILE).is_file():
         return ""
-    return f"{before}to go on: gradus resume {Process.folder.name}{runs_option(Process.folder.parent)}"
+    return f"{before}to go on: gradus resume {CurrentCommand.folder.name}{runs_option(CurrentCommand.folder.parent)}"
 
 
 def _stopped() -> str:
     """The one line about a command that a signal ended."""
     from gradus.pipeline.runs.run_folder import SUMMARY_FILE
 
-    if Process.folder is not None and (Process.folder / SUMMARY_FILE).is_file():
+    if CurrentCommand.folder is not None and (CurrentCommand.folder / SUMMARY_FILE).is_file():
         return "stopped; the run is complete, and `gradus sync` delivers what MLflow may lack"
     go_on = how_to_go_on("; ")
     return f"stopped: what was finished is kept{go_on}" if go_on else "stopped"
@@ -113,7 +113,7 @@ def full_disk(error: BaseException | None) -> str:
 
 def _leave(message: str, code: int, error: BaseException) -> NoReturn:
     """End the command with a message on standard error; with --debug the traceback comes first."""
-    if Process.debug:
+    if CurrentCommand.debug:
         traceback.print_exception(error)
     print(message, file=sys.stderr)
     raise typer.Exit(code) from None
@@ -124,9 +124,9 @@ def _write_traceback() -> Path:
     text = (
         f"{time.strftime('%Y-%m-%d %H:%M:%S')} gradus {__version__}: {' '.join(sys.argv)}\n{traceback.format_exc()}\n"
     )
-    if Process.folder is not None:
+    if CurrentCommand.folder is not None:
         with contextlib.suppress(OSError):
-            path = Process.folder / "error.log"
+            path = CurrentCommand.folder / "error.log"
             with path.open("a", encoding="utf-8") as file:
                 file.write(text)
             return path

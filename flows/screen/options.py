@@ -75,7 +75,7 @@ def describe_stage(name: str, origin: str, stage: Any, problem: str, common: typ
     return {"name": name, "from": origin, "summary": stage.summary, "options": options}
 
 
-def tell_options(stages: Sequence[Mapping[str, Any]], common: list[dict[str, str]], console: Console) -> None:
+def print_options(stages: Sequence[Mapping[str, Any]], common: list[dict[str, str]], console: Console) -> None:
     """Every stage with its origin and its own options, then the options of all."""
     for stage in stages:
         heading = f"[bold]{escape(stage['name'])}[/bold]  {escape(stage['summary'])}"

@@ -103,7 +103,7 @@ def _ways(size: ModelSize, load: Load, hardware: Hardware) -> list[str]:
     return [*ways, f"up to {more:,} x {hardware.name} do not: each samples with weights that it holds whole"]
 
 
-def tell_sizes(found: Mapping[str, Any], console: Console) -> None:
+def print_sizes(found: Mapping[str, Any], console: Console) -> None:
     """Tables: memory by part, then time."""
     say, model, rows = Lines(console).say, found["model"], found["stages"]
     hardware = Hardware(**{key: value for key, value in found["hardware"].items() if key != "shown"})

@@ -13,7 +13,7 @@ from gradus.flows.screen.text import duration, number, runs_option, shown_path
 from gradus.pipeline.runs.run_folder import RunFolder
 
 
-def tell(run: RunFolder, summary: dict[str, Any], runs_dir: Path, console: Console) -> None:
+def print_summary(run: RunFolder, summary: dict[str, Any], runs_dir: Path, console: Console) -> None:
     """What was learned, where it is, and what to do next."""
 
     def say(text: str = "") -> None:

@@ -78,7 +78,7 @@ def origin_text(run: Mapping[str, Any]) -> str:
     return f"fork of {origin['run']} before {origin['stage']}" if origin else ""
 
 
-def tell_run(run: Mapping[str, Any], console: Console) -> None:
+def print_run(run: Mapping[str, Any], console: Console) -> None:
     """One run: what it is doing, where it comes from, its stages, its checkpoints."""
     say = Lines(console).say
     done = f"({run['done']} of {run['total']} stages) " if run["total"] else ""
@@ -111,27 +111,27 @@ def _tell_checkpoints(folder: Mapping[str, Any], say: Any) -> None:
         say(f"  {folder['stage']}, set aside: {shown_path(attempt)}/")
 
 
-def tell_plan(planned: Mapping[str, Any], console: Console) -> None:
+def print_plan(planned: Mapping[str, Any], console: Console) -> None:
     """A launch before it happens: a row a stage, what drifted, and what a command would do about it."""
     say = Lines(console).say
-    print_plan(planned["stages"], console)
+    print_stage_plans(planned["stages"], console)
     if planned["changes"]:
         say("\nWhat is asked for differs from what the run was begun with:")
     for line in planned["changes"]:
         say(f"  {line}")
     for line in planned["notes"]:
         say(f"\n{line}")
-    tell_ways(planned["ways_on"], console)
+    print_commands(planned["ways_on"], console)
 
 
-def tell_ways(ways: Sequence[Mapping[str, str]], console: Console) -> None:
+def print_commands(ways: Sequence[Mapping[str, str]], console: Console) -> None:
     """Commands to type, each with what it does."""
     width = max((len(way["command"]) for way in ways), default=0)
     for way in ways:
         Lines(console).say(f"  {way['command'].ljust(width)}  {way['what']}")
 
 
-def print_plan(stages: Sequence[Mapping[str, Any]], console: Console) -> None:
+def print_stage_plans(stages: Sequence[Mapping[str, Any]], console: Console) -> None:
     """What a launch does about each stage and why; below it the stages whose code has changed."""
     words = {"reuse": "reuse", "run": "run"}
     rows = [
@@ -145,7 +145,7 @@ def print_plan(stages: Sequence[Mapping[str, Any]], console: Console) -> None:
             console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
-def tell_findings(name: str, findings: Sequence[Finding], running: bool, console: Console) -> None:
+def print_findings(name: str, findings: Sequence[Finding], running: bool, console: Console) -> None:
     """What was looked at, and one line about what to do."""
     say = Lines(console).say
     rows = []

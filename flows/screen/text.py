@@ -22,7 +22,7 @@ def console() -> Any:
     return Console()
 
 
-def sayer(console: Any) -> Callable[[str], None]:
+def line_printer(console: Any) -> Callable[[str], None]:
     """How to print a line as it is."""
     return functools.partial(console.print, highlight=False, markup=False, soft_wrap=True)
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from gradus.flows.compare.run.request import ARMS, ComparisonRequest, run_comparison
 from gradus.flows.open_run import ConfigSource, begin_run, existing_run, load
 from gradus.flows.screen.errors import quiet_libraries
-from gradus.flows.screen.text import sayer
+from gradus.flows.screen.text import line_printer
 from gradus.pipeline.common.errors import UserError
 from gradus.pipeline.common.interruption import Interrupted
 from gradus.pipeline.config import PipelineConfig
@@ -57,7 +57,7 @@ def run(
     Raises: UserError, StageFailed, RunInterrupted.
     """
     with _screen(engine, progress) as screen:
-        folder = begin_run(config, _words(overrides), name, Path(runs), engine, sayer(screen))
+        folder = begin_run(config, _words(overrides), name, Path(runs), engine, line_printer(screen))
         return _trained(folder, engine, screen)
 
 
@@ -78,7 +78,7 @@ def resume(
 
     with _screen(engine, progress) as screen:
         folder = existing_run(Path(runs), name)
-        resumption = plan_resumption(folder, from_stage, engine, sayer(screen))
+        resumption = plan_resumption(folder, from_stage, engine, line_printer(screen))
         if resumption is None:
             return run_of(folder)
         return _trained(folder, engine, screen, resumption.before)
@@ -248,7 +248,7 @@ def _trained(folder: RunFolder, engine: str, screen: Console, before: Any = lamb
     """Launch a run and return it. Raises: StageFailed, UserError, RunInterrupted."""
     from gradus.flows import launch
 
-    sayer(screen)(f"run {folder.name} in {folder.path}")
+    line_printer(screen)(f"run {folder.name} in {folder.path}")
     try:
         launch.launch(folder, engine, screen, before)
     except Interrupted:

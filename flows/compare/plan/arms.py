@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from gradus.flows.compare.plan.budget import MANY, Budget, rollouts_a_step, shared_out
+from gradus.flows.compare.plan.budget import MANY, Budget, divide_budget, rollouts_per_step
 from gradus.pipeline.common import yaml_text
 from gradus.pipeline.common.errors import UserError, did_you_mean
 from gradus.pipeline.config import PipelineConfig, StageConfig
@@ -83,9 +83,9 @@ class Plan:
         own = _named(with_changes(arm), {stage.get("name") or stage["stage"] for stage in shared})
         # what the options come to decides how many steps the budget pays for
         draft = self._pipeline(seed, [*shared, *({**options, "eval_every": 1, "steps": MANY} for options in own)], arm)
-        parts = shared_out(self.budget, arm.label, draft.stages[len(shared) :], arm.shares, self.stages)
+        parts = divide_budget(self.budget, arm.label, draft.stages[len(shared) :], arm.shares, self.stages)
         for options, part, config in zip(own, parts, draft.stages[len(shared) :], strict=True):
-            between = self.usual / POINTS / rollouts_a_step(config, self.stages)
+            between = self.usual / POINTS / rollouts_per_step(config, self.stages)
             options |= {**part, "eval_every": max(1, round(between))}
         return self._pipeline(seed, [*shared, *own], arm)
 

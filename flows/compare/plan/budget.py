@@ -45,19 +45,19 @@ class Budget:
     @classmethod
     def of(cls, after: Sequence[StageConfig], stages: Mapping[str, Stage]) -> Budget:
         """What these stages spend, each with all its steps."""
-        return cls(float(sum(each.steps * rollouts_a_step(each, stages) for each in after)))
+        return cls(float(sum(each.steps * rollouts_per_step(each, stages) for each in after)))
 
     def __str__(self) -> str:
         return f"{self.amount:,.0f} {self.unit}"
 
 
-def rollouts_a_step(config: StageConfig, stages: Mapping[str, Stage]) -> int:
+def rollouts_per_step(config: StageConfig, stages: Mapping[str, Stage]) -> int:
     """Completions that one step samples, by the policy and, where the stage asks for it, by its reference too."""
     passes = 2 if stages[config.stage].needs(config).reference_rewards else 1
     return config.prompts_per_step * config.group_size * passes
 
 
-def shared_out(
+def divide_budget(
     budget: Budget, label: str, own: Sequence[StageConfig], shares: Sequence[float], stages: Mapping[str, Stage]
 ) -> list[dict[str, Any]]:
     """``steps`` of each stage of an arm and, where steps alone do not say it, the rule of ``until`` that ends it.
@@ -76,11 +76,11 @@ def shared_out(
             parts.append({"steps": MANY, **_ended_by(config, {budget.unit: limit})})
             left -= amount
             continue
-        cost = rollouts_a_step(config, stages)
+        cost = rollouts_per_step(config, stages)
         steps = math.floor(amount / cost) if last else max(1, round(amount / cost))
         left -= steps * cost
         if steps < 1 or left < 0:
-            least = sum(rollouts_a_step(each, stages) for each in own)
+            least = sum(rollouts_per_step(each, stages) for each in own)
             raise UserError(
                 f"the budget is too small for the arm `{label}`",
                 where="--budget",

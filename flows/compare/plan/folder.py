@@ -28,29 +28,29 @@ from gradus.pipeline.tracking.position import read_run_ids
 
 
 @dataclass(frozen=True)
-class Place:
+class ComparisonFolder:
     """Where a comparison's runs are, and how each is made."""
 
-    folder: Path
+    path: Path
     plan: Plan
     threads: int
     """CPU threads of each process."""
 
     @property
     def name(self) -> str:
-        return self.folder.name
+        return self.path.name
 
     @property
     def tracking(self) -> dict[str, Any]:
         """The runs' tracking options: one experiment of the comparison's name, in the store of the runs folder."""
         own = self.plan.config.tracking
-        uri = resolve_uri(own.uri, self.folder.parent)
+        uri = resolve_uri(own.uri, self.path.parent)
         return own.model_dump(mode="json") | {"uri": uri, "experiment": self.name}
 
     def write_config(self) -> None:
         """The configuration, as every run of a comparison starts from it."""
         whole = self.placed(self.plan.config)
-        write_text(self.folder / CONFIG_FILE, yaml_text.dump(whole.model_dump(mode="json")))
+        write_text(self.path / CONFIG_FILE, yaml_text.dump(whole.model_dump(mode="json")))
 
     def placed(self, config: PipelineConfig) -> PipelineConfig:
         """The configuration with what this comparison decides about where and how to compute."""
@@ -60,14 +60,14 @@ class Place:
 
     def open(self, name: str) -> RunFolder:
         """A run that exists. Raises: UserError."""
-        return RunFolder(self.folder / name, [stage.config for stage in self.plan.stages.values()])
+        return RunFolder(self.path / name, [stage.config for stage in self.plan.stages.values()])
 
     def base(self, seed: int, name: str) -> RunFolder:
         """The run that holds what the arms of a seed share, made where there is none. Raises: UserError."""
         config = self.placed(self.plan.base(seed))
         self.check(name, config)
         configs = [stage.config for stage in self.plan.stages.values()]
-        run = RunFolder.create(self.folder, config, name, self.plan.path, configs)
+        run = RunFolder.create(self.path, config, name, self.plan.path, configs)
         run.tag(self._tags(BASE, seed))
         return run
 
@@ -84,19 +84,19 @@ class Place:
         else:
             origin = self.open(base)
             index = len(origin.config.stages)
-            run = fork.fork(origin, index, config, self.folder / name)
+            run = fork.fork(origin, index, config, self.path / name)
         run.tag(self._tags(arm.label, seed))
         return run
 
     def check(self, name: str, config: PipelineConfig) -> bool:
         """Whether the run exists, as it is wanted. Raises: UserError where it was begun as something else."""
-        if not (self.folder / name / RUN_FILE).is_file():
+        if not (self.path / name / RUN_FILE).is_file():
             return False
         changed = differences(identity(self.open(name).config), identity(config))
         if changed:
             raise UserError(
                 f"the comparison {self.name!r} has a run {name!r} that was begun with other options",
-                where=shown_path(self.folder / name),
+                where=shown_path(self.path / name),
                 got="\n            ".join(changed),
                 expected="the options that it was begun with",
                 fix="give the same options as before; or compare under another --name; or remove that folder, "
@@ -107,7 +107,7 @@ class Place:
     def _tags(self, label: str, seed: int) -> dict[str, str]:
         """What the tracking pages group the runs by."""
         tags = {"gradus.comparison": self.name, "gradus.arm": label, "gradus.seed": str(seed)}
-        own = read_run_ids(self.folder).get("")
+        own = read_run_ids(self.path).get("")
         return tags | ({"mlflow.parentRunId": own} if own else {})
 
 

@@ -12,7 +12,7 @@ LOG_FILE = "launch.log"
 """In each run folder: everything that its processes have printed."""
 
 
-State = Literal["waiting", "running", "done", "reused", "failed", "skipped", "stopped"]
+JobState = Literal["waiting", "running", "done", "reused", "failed", "skipped", "stopped"]
 
 
 @dataclass
@@ -31,7 +31,7 @@ class Job:
     """Names of the jobs without whose results it cannot begin."""
     needed: bool = True
     """Whether the comparison lacks something without it; a tuning run may fail."""
-    state: State = "waiting"
+    state: JobState = "waiting"
     reason: str = ""
     """Why it failed, in one line."""
     run: RunFolder | None = field(default=None, repr=False)

@@ -10,7 +10,7 @@ import numpy as np
 
 from gradus.flows.compare.measures import measure
 from gradus.flows.compare.plan.arms import BASE, Arm
-from gradus.flows.compare.plan.folder import Place, arm_run
+from gradus.flows.compare.plan.folder import ComparisonFolder, arm_run
 from gradus.flows.compare.plan.job import Job
 from gradus.pipeline.common.errors import StageFailed, UserError
 from gradus.pipeline.runs.run_folder import RunFolder
@@ -45,10 +45,10 @@ class Tuning:
 
 
 @dataclass
-class Work:
+class ComparisonWork:
     """Everything there is to do, and what tuning has chosen so far."""
 
-    place: Place
+    folder: ComparisonFolder
     seeds: Sequence[int]
     tuning: Tuning | None = None
     jobs: list[Job] = field(default_factory=list)
@@ -56,11 +56,11 @@ class Work:
     """arm -> {"value": the chosen one, "scores": {value: validation accuracy or None}}."""
 
     def __post_init__(self) -> None:
-        plan, tuning = self.place.plan, self.tuning
+        plan, tuning = self.folder.plan, self.tuning
         tuned: dict[str, tuple[str, ...]] = {}
         if tuning is not None:
             base = f"tune-{BASE}"
-            self.jobs.append(Job(base, BASE, tuning.seed, "tuning base", lambda: self.place.base(tuning.seed, base)))
+            self.jobs.append(Job(base, BASE, tuning.seed, "tuning base", lambda: self.folder.base(tuning.seed, base)))
             for arm in plan.arms:
                 tries = [self._try(arm, value, tuning, base) for value in tuning.values]
                 tuned[arm.label] = tuple(job.name for job in tries)
@@ -72,16 +72,16 @@ class Work:
 
     def _base(self, seed: int) -> Job:
         name = arm_run(BASE, seed)
-        return Job(name, BASE, seed, f"{BASE} seed {seed}", lambda: self.place.base(seed, name))
+        return Job(name, BASE, seed, f"{BASE} seed {seed}", lambda: self.folder.base(seed, name))
 
     def _try(self, arm: Arm, value: str, tuning: Tuning, base: str) -> Job:
         name = f"tune-{arm.label}-{tuning.key.replace('_', '-')}-{value}"
         changed = replace(arm, changes=(*arm.changes, f"{tuning.key}={value}"))
-        self.place.plan.arm(changed, tuning.seed)  # a value that cannot be is told before any compute
+        self.folder.plan.arm(changed, tuning.seed)  # a value that cannot be is told before any compute
         title = f"{arm.label} {tuning.key}={value}"
 
         def make() -> RunFolder:
-            return self.place.arm(changed, tuning.seed, base, name)
+            return self.folder.arm(changed, tuning.seed, base, name)
 
         return Job(name, arm.label, tuning.seed, title, make, (base,), needed=False)
 
@@ -89,7 +89,7 @@ class Work:
         name, base = arm_run(arm.label, seed), arm_run(BASE, seed)
 
         def make() -> RunFolder:
-            return self.place.arm(self.tuned(arm), seed, base, name)
+            return self.folder.arm(self.tuned(arm), seed, base, name)
 
         return Job(name, arm.label, seed, f"{arm.label} seed {seed}", make, (*tries, base))
 
@@ -114,7 +114,7 @@ class Work:
         assert self.tuning is not None
         if job.run is None or job.run.summary() is None:
             return None
-        curve = measure(job.run, self.place.open(f"tune-{BASE}"), job.arm, job.seed)["curve"]
+        curve = measure(job.run, self.folder.open(f"tune-{BASE}"), job.arm, job.seed)["curve"]
         last = curve[-max(1, round(SCORED_SHARE * len(curve))) :]
         return round(float(np.mean([height for _, height in last])), 6)
 

@@ -18,7 +18,7 @@ from gradus.flows.compare.measures import Measures, check_external, measure
 from gradus.flows.compare.plan.arms import BASE
 from gradus.flows.compare.plan.folder import arm_run
 from gradus.flows.compare.plan.job import Job
-from gradus.flows.compare.plan.schedule import Work
+from gradus.flows.compare.plan.schedule import ComparisonWork
 from gradus.pipeline.common.files import write_json, write_text
 from gradus.pipeline.common.process import child_environment, usable_cores
 from gradus.pipeline.tracking.journal import Journal
@@ -29,7 +29,7 @@ PATIENCE = 120.0
 """Seconds that MLflow may take for the comparison's own run; `gradus sync` delivers what it lacks."""
 
 
-def publish(work: Work, foreign: Sequence[Measures], command: str, parallel: int) -> str:
+def publish(work: ComparisonWork, foreign: Sequence[Measures], command: str, parallel: int) -> str:
     """Write the report of what is done so far; returns it as Markdown, empty where nothing is.
 
     Raises: UserError where another system's results cannot be compared with ours.
@@ -41,9 +41,9 @@ def publish(work: Work, foreign: Sequence[Measures], command: str, parallel: int
     measured = collected(work, foreign)
     if not measured:
         return ""
-    order = [arm.label for arm in work.place.plan.arms]
+    order = [arm.label for arm in work.folder.plan.arms]
     report = described(work, command, parallel) | {"analysis": analyse(measured, order)}
-    folder, drawn = work.place.folder, figures(by_arm(measured, order), report["analysis"])
+    folder, drawn = work.folder.path, figures(by_arm(measured, order), report["analysis"])
     for name, svg in drawn.items():
         write_text(folder / "figures" / f"{name}.svg", svg)
     markdown = as_markdown(report, drawn)
@@ -54,7 +54,7 @@ def publish(work: Work, foreign: Sequence[Measures], command: str, parallel: int
     return markdown
 
 
-def collected(work: Work, foreign: Sequence[Measures]) -> list[Measures]:
+def collected(work: ComparisonWork, foreign: Sequence[Measures]) -> list[Measures]:
     """What every finished arm measured, the other systems' last. Raises: UserError where these cannot be compared."""
     found = [_measured(work, job) for job in work.reported() if job.state in ("done", "reused")]
     for each in foreign:
@@ -62,18 +62,18 @@ def collected(work: Work, foreign: Sequence[Measures]) -> list[Measures]:
     return found + [each for each in foreign if each["seed"] in work.seeds]
 
 
-def _measured(work: Work, job: Job) -> Measures:
-    return measure(work.place.open(job.name), work.place.open(arm_run(BASE, job.seed)), job.arm, job.seed)
+def _measured(work: ComparisonWork, job: Job) -> Measures:
+    return measure(work.folder.open(job.name), work.folder.open(arm_run(BASE, job.seed)), job.arm, job.seed)
 
 
-def described(work: Work, command: str, parallel: int) -> dict[str, Any]:
+def described(work: ComparisonWork, command: str, parallel: int) -> dict[str, Any]:
     """What was compared, with what, on what, and what is missing of it."""
-    plan, tuning = work.place.plan, work.tuning
+    plan, tuning = work.folder.plan, work.tuning
     missing = [f"{job.title}: {job.reason or job.state}" for job in work.reported() if not _over(job)]
     tuned = {"key": tuning.key, "seed": tuning.seed, "arms": work.chosen} if tuning and work.chosen else None
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "transformers"))
     return {
-        "name": work.place.name,
+        "name": work.folder.name,
         "gradus": __version__,
         "command": command,
         "budget": str(plan.budget),
@@ -97,19 +97,19 @@ def same_command(words: Sequence[str]) -> str:
     return shlex.join(words)
 
 
-def begin_tracking(work: Work, command: str) -> None:
+def begin_tracking(work: ComparisonWork, command: str) -> None:
     """The comparison's own run in MLflow begins, or goes on, so that its arms appear under it."""
-    plan, journal = work.place.plan, Journal(work.place.folder / "journal.jsonl")
-    tags = {"gradus.comparison": work.place.name, "gradus.arm": "(comparison)"}
+    plan, journal = work.folder.plan, Journal(work.folder.path / "journal.jsonl")
+    tags = {"gradus.comparison": work.folder.name, "gradus.arm": "(comparison)"}
     arms = ",".join(arm.label for arm in plan.arms)
     params = {"arms": arms, "seeds": ",".join(map(str, work.seeds)), "budget": str(plan.budget), "command": command}
-    journal.start(work.place.name, tags, params)
-    deliver(work.place.folder)
+    journal.start(work.folder.name, tags, params)
+    deliver(work.folder.path)
 
 
-def end_tracking(work: Work, markdown: str, status: str) -> None:
+def end_tracking(work: ComparisonWork, markdown: str, status: str) -> None:
     """Final figures, the report as its files, and how it ended."""
-    folder, journal = work.place.folder, Journal(work.place.folder / "journal.jsonl")
+    folder, journal = work.folder.path, Journal(work.folder.path / "journal.jsonl")
     with contextlib.suppress(OSError, ValueError, KeyError):
         analysis: Mapping[str, Any] = json.loads((folder / f"{REPORT}.json").read_text())["analysis"]
         for row in analysis["arms"]:

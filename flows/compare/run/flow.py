@@ -20,10 +20,10 @@ from prefect.context import FlowRunContext, TagsContext
 from prefect.states import Completed, Failed, State
 
 from gradus.flows.compare.plan.job import Job
-from gradus.flows.compare.run.jobs import do
-from gradus.flows.compare.run.session import Session, run_plain
+from gradus.flows.compare.run.jobs import do_job
+from gradus.flows.compare.run.session import ComparisonSession, run_plain
 from gradus.flows.orchestrator import server
-from gradus.flows.orchestrator.around_flow import FLUSH_LIMIT, flow_settings, flushed, quiet
+from gradus.flows.orchestrator.around_flow import FLUSH_TIMEOUT_SECONDS, flow_settings, flushed, logs_to_file
 from gradus.flows.orchestrator.flow_record import TAG, FlowRecord, flow_parameters
 from gradus.pipeline.common.interruption import Interrupted
 
@@ -34,7 +34,7 @@ ARTIFACT_LIMIT = 100_000
 class Tasks:
     """A comparison's jobs as tasks of a flow. The work's errors travel beside Prefect, in here."""
 
-    def __init__(self, session: Session):
+    def __init__(self, session: ComparisonSession):
         self.session = session
         self.errors: dict[str, BaseException] = {}
         """By the job's name."""
@@ -55,7 +55,7 @@ class Tasks:
         job = next(job for job in self.session.jobs if job.name == name)
         self.attempted.add(name)
         try:
-            do(job, self.session.children)
+            do_job(job, self.session.trainer)
         except Interrupted as error:
             self.errors[name] = error
             return State(type=StateType.CANCELLED, name="Stopped", message="the same command again goes on")
@@ -86,7 +86,7 @@ def _train(run: str) -> State[Any]:
 def comparison(run_dir: str, host: str) -> State[Any]:
     """Train every arm on every seed, as ``host`` sees the comparison's folder, and compare them."""
     session = _current().session
-    session.patience.install()  # instead of Prefect's handler, which it removes itself at the end
+    session.interrupts.install()  # instead of Prefect's handler, which it removes itself at the end
     context, record = FlowRunContext.get(), FlowRecord(session.folder)
     if context is not None and context.flow_run is not None:
         session.note(f"Prefect shows this comparison at {record.begin(context.flow_run)}")
@@ -104,7 +104,7 @@ def comparison(run_dir: str, host: str) -> State[Any]:
     return Failed(message=f"without {', '.join(failed)}") if failed else Completed(message="every arm is done")
 
 
-def run_flow(session: Session) -> None:
+def run_flow(session: ComparisonSession) -> None:
     """The comparison as a flow. The caller holds its lock. Raises: Interrupted, or what ended it early."""
     try:
         url = server.ensure_server()
@@ -112,10 +112,15 @@ def run_flow(session: Session) -> None:
         session.note(f"{error}; the comparison goes on without Prefect")
         return run_plain(session)
     record, trouble = FlowRecord(session.folder), None
-    with quiet(session.folder / "prefect.log"), flow_settings(url), flushed(lambda: FLUSH_LIMIT), _bound(session):
+    with (
+        logs_to_file(session.folder / "prefect.log"),
+        flow_settings(url),
+        flushed(lambda: FLUSH_TIMEOUT_SECONDS),
+        _bound(session),
+    ):
         record.settle(url, session.note)
         try:
-            with session.patience.installed(), tags(TAG, "compare", session.folder.name):
+            with session.interrupts.installed(), tags(TAG, "compare", session.folder.name):
                 named: Any = comparison.with_options(
                     flow_run_name=session.folder.name, task_runner=session.task_runner()
                 )
@@ -136,7 +141,7 @@ def run_flow(session: Session) -> None:
 
 
 @contextlib.contextmanager
-def _bound(session: Session) -> Iterator[None]:
+def _bound(session: ComparisonSession) -> Iterator[None]:
     token = _tasks.set(Tasks(session))
     try:
         yield

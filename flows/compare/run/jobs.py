@@ -25,8 +25,8 @@ GRACE = 120.0
 """Seconds that a process may take to finish its step and write a checkpoint."""
 
 
-class Trainers(Protocol):
-    """What trains runs: :class:`Children`, or a cluster."""
+class RunTrainer(Protocol):
+    """What trains runs: :class:`LocalTrainer`, or a cluster."""
 
     def train(self, run: RunFolder) -> None: ...
 
@@ -43,7 +43,7 @@ class Watcher(Protocol):
     def look(self, jobs: Sequence[Job]) -> None: ...
 
 
-class Children:
+class LocalTrainer:
     """The processes that train; each is a session of its own, so that Ctrl-C reaches their parent alone."""
 
     def __init__(self) -> None:
@@ -117,12 +117,12 @@ def last_words(log: Path, start: int) -> str:
     return told[-1] if told else f"it printed nothing ({log})"
 
 
-def work_through(
+def run_jobs(
     jobs: Sequence[Job],
     parallel: int,
     call: Callable[[Job], None],
     watcher: Watcher,
-    children: Trainers,
+    trainer: RunTrainer,
     leave: Callable[[], None],
 ) -> None:
     """Do every job, ``parallel`` of them at a time, in their order as far as what they wait for allows.
@@ -146,11 +146,11 @@ def work_through(
                 _collect(running, wait(running, LOOK_EVERY, FIRST_COMPLETED).done, watcher)
                 watcher.look(jobs)
         except BaseException:
-            children.end()
+            trainer.end()
             try:
                 _collect(running, wait(running, GRACE).done, watcher)
             finally:
-                children.kill()
+                trainer.kill()
             raise
 
 
@@ -183,12 +183,12 @@ def _collect(running: dict[Future[None], Job], done: Iterable[Future[None]], wat
         watcher.changed(job)
 
 
-def do(job: Job, children: Trainers) -> None:
+def do_job(job: Job, trainer: RunTrainer) -> None:
     """Make the job's run and train what is left of it. Raises: StageFailed, UserError, Interrupted."""
     job.run = job.make()
     if job.run.summary() is not None:
         job.state = "reused"
         return
-    children.train(job.run)
+    trainer.train(job.run)
     if job.run.summary() is None:
         raise StageFailed(f"its process ended well, and the run is not complete ({job.run.path / LOG_FILE})")

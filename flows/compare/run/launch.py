@@ -9,11 +9,11 @@ from rich.console import Console
 
 from gradus.flows.compare.measures import Measures
 from gradus.flows.compare.plan.arms import BASE, Plan
-from gradus.flows.compare.plan.folder import Place, arm_run
-from gradus.flows.compare.plan.schedule import Tuning, Work
+from gradus.flows.compare.plan.folder import ComparisonFolder, arm_run
+from gradus.flows.compare.plan.schedule import ComparisonWork, Tuning
 from gradus.flows.compare.report.publish import begin_tracking, end_tracking, publish, same_command
-from gradus.flows.compare.run.ray import Cluster, RayChildren
-from gradus.flows.compare.run.session import Session, run_plain
+from gradus.flows.compare.run.ray import Cluster, RayTrainer
+from gradus.flows.compare.run.session import ComparisonSession, run_plain
 from gradus.flows.compare.run.watch import Watch
 from gradus.flows.screen.text import shown_path
 from gradus.pipeline.common import locks
@@ -24,23 +24,23 @@ from gradus.pipeline.runs.run_folder import RUN_FILE
 
 def open_comparison(
     runs: Path, name: str, plan: Plan, seeds: Sequence[int], tuning: Tuning | None, threads: int
-) -> Work:
+) -> ComparisonWork:
     """The comparison's folder and its jobs; nothing is written yet. Raises: UserError."""
     folder = runs.absolute() / name
     if (folder / RUN_FILE).is_file():
         raise UserError(f"{name!r} is a run, not a comparison", where=shown_path(folder), fix="choose another --name")
-    place = Place(folder, plan, threads)
-    work = Work(place, seeds, tuning)
+    made = ComparisonFolder(folder, plan, threads)
+    work = ComparisonWork(made, seeds, tuning)
     for seed in seeds:  # a run that was begun as something else is told before any compute
-        place.check(arm_run(BASE, seed), place.placed(plan.base(seed)))
+        made.check(arm_run(BASE, seed), made.placed(plan.base(seed)))
         if tuning is None:
             for arm in plan.arms:
-                place.check(arm_run(arm.label, seed), place.placed(plan.arm(arm, seed)))
+                made.check(arm_run(arm.label, seed), made.placed(plan.arm(arm, seed)))
     return work
 
 
 def launch(
-    work: Work,
+    work: ComparisonWork,
     foreign: Sequence[Measures],
     parallel: int,
     engine: str,
@@ -49,44 +49,44 @@ def launch(
     cluster: Cluster | None = None,
 ) -> int:
     """Train what is left, write the report; returns how many runs it lacks. Raises: UserError, Interrupted."""
-    place, plan = work.place, work.place.plan
-    place.folder.mkdir(parents=True, exist_ok=True)
+    folder, plan = work.folder, work.folder.plan
+    folder.path.mkdir(parents=True, exist_ok=True)
     watch = Watch(console, plan.usual)
-    with locks.hold(place.folder):
-        place.write_config()
+    with locks.hold(folder.path):
+        folder.write_config()
         for text in plan.notes:
             watch.say(text)
-        watch.say(f"comparison {place.name} in {shown_path(place.folder)}")
+        watch.say(f"comparison {folder.name} in {shown_path(folder.path)}")
         names = ", ".join(arm.label for arm in plan.arms)
         watch.say(f"{names}: {plan.budget} each, seeds {', '.join(map(str, work.seeds))}, {parallel} runs at a time")
         said = same_command(command)
-        session = Session(
-            place.folder, work.jobs, parallel, watch, watch.say, lambda: publish(work, foreign, said, parallel)
+        session = ComparisonSession(
+            folder.path, work.jobs, parallel, watch, watch.say, lambda: publish(work, foreign, said, parallel)
         )
         if cluster is not None:
-            session.children, session.task_runner = RayChildren(cluster), cluster.task_runner
+            session.trainer, session.task_runner = RayTrainer(cluster), cluster.task_runner
         status = "FAILED"
         begin_tracking(work, said)
         try:
             with watch.shown():
                 _engine(engine)(session)
-            status = "FINISHED" if not lacking(work) else "FAILED"
+            status = "FINISHED" if not missing_runs(work) else "FAILED"
         except Interrupted:
             status = "KILLED"
             raise
         finally:
             end_tracking(work, session.markdown or "", status)
             if session.markdown:
-                watch.say(f"report: {shown_path(place.folder / 'report.html')} (also report.md, report.json)")
-    return lacking(work)
+                watch.say(f"report: {shown_path(folder.path / 'report.html')} (also report.md, report.json)")
+    return missing_runs(work)
 
 
-def lacking(work: Work) -> int:
+def missing_runs(work: ComparisonWork) -> int:
     """Runs that the comparison lacks."""
     return sum(job.needed and job.state in ("failed", "skipped") for job in work.jobs)
 
 
-def _engine(name: str) -> Callable[[Session], None]:
+def _engine(name: str) -> Callable[[ComparisonSession], None]:
     """How runs are called. The Prefect server starts in the background while Prefect is being imported."""
     if name == "none":
         return run_plain

@@ -61,8 +61,8 @@ class Cluster:
         return RayTaskRunner(self.address or None, options | ({"address": "auto"} if self.address == "auto" else {}))
 
 
-class RayChildren:
-    """Stands in for :class:`gradus.flows.compare.run.jobs.Children`: the processes that train are on the cluster."""
+class RayTrainer:
+    """Stands in for :class:`gradus.flows.compare.run.jobs.LocalTrainer`: the processes that train are on the cluster."""
 
     def __init__(self, cluster: Cluster):
         self.cluster = cluster
@@ -109,21 +109,21 @@ def train_here(run_name: str, runs: str) -> dict[str, str]:
     """On a node: train a run in a process of its own until it is complete or asked to stop; how that ended."""
     import socket
 
-    from gradus.flows.compare.run.jobs import Children
+    from gradus.flows.compare.run.jobs import LocalTrainer
     from gradus.stages import discover
 
     run = RunFolder(Path(runs) / run_name, [stage.config for stage in discover().values()])
-    children, over = Children(), threading.Event()
+    trainer, over = LocalTrainer(), threading.Event()
 
     def obey() -> None:
         while not over.wait(LOOK_EVERY):
             if (run.path / STOP_FILE).exists():
-                children.end()
+                trainer.end()
 
     threading.Thread(target=obey, daemon=True).start()
     told = {"outcome": "done", "host": socket.gethostname(), "worker": str(os.getpid()), "reason": ""}
     try:
-        children.train(run)
+        trainer.train(run)
     except Interrupted:
         told |= {"outcome": "stopped"}
     except StageFailed as error:
@@ -131,7 +131,7 @@ def train_here(run_name: str, runs: str) -> dict[str, str]:
     finally:
         over.set()
         with contextlib.suppress(Exception):
-            children.kill()
+            trainer.kill()
     return told
 
 

@@ -96,7 +96,7 @@ def run_comparison(
         first = next((job for job in comparison.jobs if job.state == "failed"), None)
         why = f" ({first.title}: {first.reason})" if first is not None else ""
         raise StageFailed(f"{failed} of {len(comparison.jobs)} runs failed{why}; the same command tries them again")
-    return comparison.place.folder
+    return comparison.folder.path
 
 
 def runs_at_once(config: PipelineConfig, asked: int | None, room: int) -> int:

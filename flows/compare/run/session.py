@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from gradus.flows.compare.plan.job import Job
-from gradus.flows.compare.run.jobs import Children, Trainers, Watcher, do, work_through
-from gradus.flows.orchestrator.interrupts import Patience
+from gradus.flows.compare.run.jobs import LocalTrainer, RunTrainer, Watcher, do_job, run_jobs
+from gradus.flows.orchestrator.interrupts import DeferredInterrupts
 
 
 @dataclass
-class Session:
+class ComparisonSession:
     """What a comparison works on; it never passes through Prefect."""
 
     folder: Path
@@ -23,10 +23,10 @@ class Session:
     note: Callable[[str], None]
     report: Callable[[], str]
     """Writes the report of what is done, and returns it as Markdown."""
-    children: Trainers = field(default_factory=Children)
+    trainer: RunTrainer = field(default_factory=LocalTrainer)
     task_runner: Callable[[], Any] = lambda: None
     """Makes Prefect's task runner, where the runs train on a cluster."""
-    patience: Patience = field(init=False)
+    interrupts: DeferredInterrupts = field(init=False)
     errors: dict[str, BaseException] = field(default_factory=dict)
     """By the job's name."""
     attempted: set[str] = field(default_factory=set)
@@ -35,12 +35,12 @@ class Session:
     markdown: str | None = None
 
     def __post_init__(self) -> None:
-        self.patience = Patience(self.note)
+        self.interrupts = DeferredInterrupts(self.note)
 
     def work(self, call: Callable[[Job], None]) -> None:
         """All jobs and the report; what ends it early is kept in ``error``. The report is of whatever is done."""
         try:
-            work_through(self.jobs, self.parallel, call, self.watcher, self.children, self.patience.leave_if_requested)
+            run_jobs(self.jobs, self.parallel, call, self.watcher, self.trainer, self.interrupts.leave_if_requested)
         except BaseException as error:
             self.error = error
         try:
@@ -50,12 +50,12 @@ class Session:
 
     def plain(self, job: Job) -> None:
         """One job as a plain call."""
-        do(job, self.children)
+        do_job(job, self.trainer)
 
 
-def run_plain(session: Session) -> None:
+def run_plain(session: ComparisonSession) -> None:
     """The comparison without Prefect. Raises: Interrupted."""
-    with session.patience.installed():
+    with session.interrupts.installed():
         session.work(session.plain)
     if session.error is not None:
         raise session.error

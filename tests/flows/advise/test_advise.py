@@ -176,17 +176,17 @@ def test_a_stage_is_estimated_by_its_own_ranking(gradus: Gradus) -> None:
     """Which need not be the one that was probed for: the advice may propose another."""
     stages = discover()
     loaded = load_config("tiny.yaml", ["stages.gfpo.group_size=4"], [stage.config for stage in stages.values()])
-    counsel = work.advise(loaded, stages, work.find_subject(loaded, None, None, Path("runs")), 12, 8, lambda: None)
-    assert counsel.probe.diagnosis.ranking == ("reward",)
+    report = work.advise(loaded, stages, work.find_probed_policy(loaded, None, None, Path("runs")), 12, 8, lambda: None)
+    assert report.probe.diagnosis.ranking == ("reward",)
     chain = loaded.config.model_copy(
         update={"stages": [loaded.config.stages[1].model_copy(update={"ranking": ["reward", "shorter"]})]}
     )
     (plain,), (ranked,) = (
-        [cost for cost in work.costs(config, stages, counsel) if cost.label == "gfpo"]
+        [cost for cost in work.costs(config, stages, report) if cost.label == "gfpo"]
         for config in (loaded.config, chain)
     )
-    assert plain.useful == counsel.probe.diagnosis.ordered[4].value
-    by_hand = ordered_groups(counsel.probe.groups, ["reward", "shorter"])[4].value
+    assert plain.useful == report.probe.diagnosis.ordered[4].value
+    by_hand = ordered_groups(report.probe.groups, ["reward", "shorter"])[4].value
     assert ranked.useful == by_hand > plain.useful and ranked.step_seconds > plain.step_seconds
 
 

@@ -23,9 +23,9 @@ from small_pipeline import STAGE_CONFIGS
 from gradus.flows.compare.plan.arms import make_plan
 from gradus.flows.compare.plan.budget import Budget
 from gradus.flows.compare.plan.job import Job
-from gradus.flows.compare.plan.schedule import Tuning, Work
+from gradus.flows.compare.plan.schedule import ComparisonWork, Tuning
 from gradus.flows.compare.report.publish import publish
-from gradus.flows.compare.run.jobs import Children, do, work_through
+from gradus.flows.compare.run.jobs import LocalTrainer, do_job, run_jobs
 from gradus.flows.compare.run.launch import launch, open_comparison
 from gradus.flows.order import run_plain
 from gradus.pipeline.common import locks
@@ -45,7 +45,7 @@ def arms_of(comparison: subprocess.Popen[str]) -> list[psutil.Process]:
     return [p for p in psutil.Process(comparison.pid).children() if "gradus.flows.cli.arm" in p.cmdline()]
 
 
-def planned(folder: Path, name: str, tuning: Tuning | None = None) -> Work:
+def planned(folder: Path, name: str, tuning: Tuning | None = None) -> ComparisonWork:
     """The work of a comparison in this process."""
     loaded = load_config(str(folder / "tiny.yaml"), [], STAGE_CONFIGS)
     plan = make_plan(loaded, discover(), "gfpo,staged", Budget(720 if tuning is None else 120), [], folder / "runs")
@@ -156,7 +156,7 @@ def test_other_options_are_refused_before_any_compute(comparison: Comparison) ->
     assert "gfpo-seed-0" in said and "stages.gfpo.lr: 0.0001 -> 5e-05" in said
 
 
-class Here(Children):
+class Here(LocalTrainer):
     """Trains in this very process: the same work without the seconds that a new one takes to import everything."""
 
     def train(self, run: RunFolder) -> None:
@@ -175,15 +175,15 @@ class Silent:
 def test_each_arm_gets_the_value_that_does_best_on_the_validation_prompts(tmp_path: Path) -> None:
     Comparison(tmp_path)
     work = planned(tmp_path, "tuned", Tuning.parse("lr=1e-5,3e-3", 9, [0]))
-    children = Here()
-    work_through(work.jobs, 1, lambda job: do(job, children), Silent(), children, lambda: None)
+    trainer = Here()
+    run_jobs(work.jobs, 1, lambda job: do_job(job, trainer), Silent(), trainer, lambda: None)
     assert [job.state for job in work.jobs] == ["done"] * 8
     scores = {label: chosen["scores"] for label, chosen in work.chosen.items()}
     for label, chosen in work.chosen.items():
         assert chosen["value"] == max(scores[label], key=scores[label].__getitem__)
-        own = work.place.open(f"{label}-seed-0").config.stages[1:]
+        own = work.folder.open(f"{label}-seed-0").config.stages[1:]
         assert {stage.lr for stage in own} == {float(chosen["value"])}
-        tried = work.place.open(f"tune-{label}-lr-3e-3")
+        tried = work.folder.open(f"tune-{label}-lr-3e-3")
         last = metric_history(tried.stage_dir(len(tried.config.stages) - 1) / "journal.jsonl")["validation/accuracy"]
         assert 0 <= scores[label]["3e-3"] <= 1 and last
     assert {job.name for job in work.reported()} == {"gfpo-seed-0", "staged-seed-0"}

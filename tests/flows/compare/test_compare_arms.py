@@ -13,7 +13,7 @@ from gradus.flows.cli.compare import parse_seeds
 from gradus.flows.compare import measures
 from gradus.flows.compare.plan import folder
 from gradus.flows.compare.plan.arms import Plan, make_plan
-from gradus.flows.compare.plan.budget import Budget, rollouts_a_step, shared_out
+from gradus.flows.compare.plan.budget import Budget, divide_budget, rollouts_per_step
 from gradus.flows.compare.plan.schedule import Tuning
 from gradus.flows.compare.report import claims, figures, pages
 from gradus.flows.compare.run import jobs
@@ -38,7 +38,7 @@ def spent(found: Plan, label: str) -> list[tuple[str, int, int]]:
     """(stage, steps, rollouts) of an arm."""
     arm = next(each for each in found.arms if each.label == label)
     own = found.arm(arm, 0).stages[1:]
-    return [(stage.label, stage.steps, stage.steps * rollouts_a_step(stage, STAGES)) for stage in own]
+    return [(stage.label, stage.steps, stage.steps * rollouts_per_step(stage, STAGES)) for stage in own]
 
 
 def test_every_arm_spends_what_the_chain_spends() -> None:
@@ -63,7 +63,7 @@ def test_an_arm_has_about_twenty_points_wherever_its_stages_end() -> None:
         own = found.arm(arm, 0).stages[1:]
         points = sum(-(-stage.steps // stage.eval_every) for stage in own)
         assert 18 <= points <= 23, arm.label
-        gaps = {stage.eval_every * rollouts_a_step(stage, STAGES) for stage in own}
+        gaps = {stage.eval_every * rollouts_per_step(stage, STAGES) for stage in own}
         assert all(abs(gap - 46_080 / 20) < 256 for gap in gaps), "as dense in every stage"
 
 
@@ -105,7 +105,7 @@ def test_validation_prompts_are_kept_where_there_are_none() -> None:
 def test_tokens_and_seconds_end_stages_by_rule() -> None:
     staged = plan()
     own = staged.arm(staged.arms[-1], 0).stages[1:]
-    parts = shared_out(Budget.parse("900s"), "staged", own, (0.2, 0.3, 0.5), STAGES)
+    parts = divide_budget(Budget.parse("900s"), "staged", own, (0.2, 0.3, 0.5), STAGES)
     assert [part["until"] for part in parts] == [{"seconds": 180.0}, {"seconds": 270.0}, {"seconds": 450.0}]
     assert Budget.parse("1e6 tokens") == Budget(1_000_000, "tokens")
 
