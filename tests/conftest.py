@@ -12,6 +12,9 @@ from tiny_policies import tiny_policy
 from gradus.pipeline.policy.policy import Policy
 from gradus.pipeline.types import Prompt
 
+pytest_plugins = ["command_line", "flow_runs", "tracking_runs", "trained_chain"]
+"""The helpers whose fixtures any test may ask for; a session's are then made once in each process."""
+
 
 @pytest.fixture
 def policy() -> Policy:

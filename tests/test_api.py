@@ -22,7 +22,6 @@ import pytest
 from command_line import TINY, Gradus
 from paths import REPOSITORY, search_path
 from small_pipeline import pipeline, write_task
-from trained_chain import untracked as untracked  # a fixture
 
 import gradus
 from gradus.flows import launch
@@ -32,6 +31,8 @@ from gradus.pipeline.common import yaml_text
 from gradus.pipeline.common.observer import Observer
 from gradus.pipeline.config.options import identity
 from gradus.pipeline.runs.run_folder import RunFolder
+
+pytestmark = pytest.mark.usefixtures("untracked")
 
 PUBLIC = [
     "Comparison",

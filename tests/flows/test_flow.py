@@ -22,8 +22,6 @@ from typing import Any
 import pytest
 from dry_execution import Rehearsal
 from flow_runs import LABELS, Listener, api, artifacts, flow_run, open_run, task_states, work
-from flow_runs import home as home  # the fixtures
-from flow_runs import staged as staged
 from paths import REPOSITORY
 from small_pipeline import STAGE_CONFIGS, pipeline, write_task
 

@@ -17,8 +17,6 @@ import dry_execution
 import pytest
 from dry_execution import Rehearsal
 from flow_runs import LABELS, api, artifacts, flow_run, open_run, task_states, work
-from flow_runs import home as home  # the fixtures
-from flow_runs import staged as staged
 from paths import HELPERS, search_path
 from small_pipeline import STAGE_CONFIGS, pipeline, write_task
 

@@ -12,7 +12,6 @@ from pathlib import Path
 import psutil
 import pytest
 from flow_runs import STAGE_CONFIGS, api, flow_run, task_states
-from flow_runs import home as home  # the fixture
 from paths import search_path
 from prefect_home import servers_of
 from small_pipeline import pipeline, write_task

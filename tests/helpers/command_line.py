@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -72,13 +73,22 @@ class Gradus:
         return process.returncode, output, errors
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quiet_process() -> Iterator[None]:
-    """Commands change the environment of their process, which in these tests is everyone's."""
+@contextlib.contextmanager
+def unchanged_environment() -> Iterator[None]:
+    """Undo what this block does to the environment: a command changes its process's, and tests share one process."""
     before = dict(os.environ)
-    yield
-    os.environ.clear()
-    os.environ.update(before)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+@pytest.fixture(scope="module")
+def quiet_process() -> Iterator[None]:
+    """What the commands of a module's tests do to the environment ends with the module."""
+    with unchanged_environment():
+        yield
 
 
 @pytest.fixture

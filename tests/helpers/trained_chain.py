@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from command_line import TINY, Gradus
+from command_line import TINY, Gradus, unchanged_environment
 from paths import search_path
 
 from gradus.pipeline.runs.checkpoint import checkpoints_in
@@ -78,8 +78,8 @@ class Chain(Gradus):
         return [(run.result(index) or {})["content"] for index in range(len(run.config.stages))]
 
 
-@pytest.fixture(autouse=True)
-def untracked(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+@pytest.fixture
+def untracked(monkeypatch: pytest.MonkeyPatch) -> None:
     """Launches in this process keep their curves for later: importing MLflow takes longer than training."""
     monkeypatch.setattr(client, "start_uploader", lambda path: UploaderHandle(path, None, ""))
 
@@ -87,7 +87,7 @@ def untracked(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -
 @pytest.fixture(scope="session")
 def trained_chain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     chain = Chain(tmp_path_factory.mktemp("chain"))
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, unchanged_environment():
         patch.setattr(client, "start_uploader", lambda path: UploaderHandle(path, None, ""))
         chain.tell("run", str(chain.config))
     return chain.folder

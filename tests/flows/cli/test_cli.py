@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pytest
 from command_line import Gradus
-from command_line import gradus as gradus  # the fixtures
-from command_line import quiet_process as quiet_process
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -22,6 +20,8 @@ from gradus.flows.screen.options import describe_options
 from gradus.pipeline.config import StageConfig
 from gradus.pipeline.config.loading import load_config
 from gradus.stages import discover
+
+pytestmark = pytest.mark.usefixtures("quiet_process")
 
 
 @pytest.fixture(scope="module")

@@ -16,13 +16,8 @@ from typing import Any
 
 import pytest
 from command_line import Gradus
-from command_line import gradus as gradus  # the fixtures
-from command_line import quiet_process as quiet_process
 from rich.console import Console
 from trained_chain import DONE, PATHED, Chain, flip, table
-from trained_chain import chain as chain  # the fixtures
-from trained_chain import trained_chain as trained_chain
-from trained_chain import untracked as untracked
 
 from gradus.flows import launch
 from gradus.pipeline.common import locks
@@ -32,6 +27,8 @@ from gradus.pipeline.runs.checkpoint import checkpoints_in
 from gradus.pipeline.runs.run_folder import RunFolder
 from gradus.pipeline.tracking import client
 from gradus.pipeline.tracking.client import UploaderHandle
+
+pytestmark = pytest.mark.usefixtures("quiet_process", "untracked")
 
 # --- plan -------------------------------------------------------------------------------------------------------------
 

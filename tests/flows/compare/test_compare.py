@@ -16,7 +16,6 @@ import psutil
 import pytest
 from comparisons import NAMES, PATIENCE, Comparison
 from flow_runs import api, artifacts, task_states
-from flow_runs import home as home  # the fixture
 from rich.console import Console
 from small_pipeline import STAGE_CONFIGS
 

@@ -9,7 +9,6 @@ import psutil
 import pytest
 from comparisons import NAMES, PATIENCE, Comparison
 from flow_runs import api
-from flow_runs import home as home  # the fixture
 from typer.testing import CliRunner
 
 from gradus.flows.cli import app

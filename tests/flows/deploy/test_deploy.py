@@ -18,7 +18,6 @@ from typing import Any
 import psutil
 import pytest
 from flow_runs import FINAL, STAGE_CONFIGS, api, make_pool, task_states
-from flow_runs import home as home  # the fixture
 from paths import REPOSITORY, search_path
 from prefect.utilities.templating import apply_values
 from small_pipeline import pipeline, write_task

@@ -15,8 +15,6 @@ from child_scripts import TRAINER, exists, script, wait_for
 from paths import SOURCES
 from small_pipeline import STAGE_CONFIGS, pipeline, write_task
 from tracking_runs import client, log_steps, new_run, new_stage, steps_of
-from tracking_runs import empty_store as empty_store  # the fixtures
-from tracking_runs import runs_folder as runs_folder
 
 from gradus.flows.order import run_plain
 from gradus.pipeline.common import locks, yaml_text

@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
-from command_line import quiet_process as quiet_process  # the fixtures
 from trained_chain import DONE, Chain, table
-from trained_chain import chain as chain
-from trained_chain import trained_chain as trained_chain
-from trained_chain import untracked as untracked
+
+pytestmark = pytest.mark.usefixtures("quiet_process", "untracked")
 
 CODE = {
     "pipeline/advantages.py": "6ca644ed",

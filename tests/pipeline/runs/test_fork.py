@@ -8,17 +8,15 @@ import shutil
 from pathlib import Path
 
 import pytest
-from command_line import quiet_process as quiet_process  # the fixtures
 from trained_chain import DONE, Chain, flip, table
-from trained_chain import chain as chain
-from trained_chain import trained_chain as trained_chain
-from trained_chain import untracked as untracked
 
 from gradus.flows.resume_run import restart_from
 from gradus.pipeline.common import locks
 from gradus.pipeline.runs import fork as forking
 from gradus.pipeline.runs.checkpoint import read_record
 from gradus.pipeline.runs.run_folder import RunFolder
+
+pytestmark = pytest.mark.usefixtures("quiet_process", "untracked")
 
 
 def weights(folder: Path) -> list[str]:

@@ -10,8 +10,6 @@ from pathlib import Path
 
 import pytest
 from tracking_runs import client, full_run, log_steps, new_run, new_stage, steps_of
-from tracking_runs import empty_store as empty_store  # the fixtures
-from tracking_runs import runs_folder as runs_folder
 
 from gradus.pipeline.common.addresses import redacted, resolve_uri
 from gradus.pipeline.common.errors import UserError

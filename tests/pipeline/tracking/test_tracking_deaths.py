@@ -13,8 +13,6 @@ from typing import Any
 
 import pytest
 from tracking_runs import client
-from tracking_runs import empty_store as empty_store  # the fixtures
-from tracking_runs import runs_folder as runs_folder
 
 from gradus.pipeline.common.addresses import resolve_uri
 from gradus.pipeline.tracking import events

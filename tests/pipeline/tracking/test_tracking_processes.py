@@ -15,8 +15,6 @@ import pytest
 from child_scripts import TRAINER, exists, script, wait_for
 from paths import SOURCES
 from tracking_runs import client, full_run, log_steps, new_run, new_stage, steps_of
-from tracking_runs import empty_store as empty_store  # the fixtures
-from tracking_runs import runs_folder as runs_folder
 
 from gradus.pipeline.common.errors import UserError
 from gradus.pipeline.common.locks import file_lock
