@@ -1,7 +1,7 @@
-"""Whether a team's Prefect server takes us, asked before a launch; no Prefect is imported for it.
+"""Checks before a launch that the user's Prefect server grants access. Prefect is not imported for it.
 
-A server that does not answer is no reason to stop, since the run can do without. One that refuses would show nothing of
-the run, and only the user can put that right.
+A server that does not answer is no reason to stop, because a run also works without it. A server that refuses access
+would show nothing of the run, and only the user can correct that.
 """
 
 from __future__ import annotations
@@ -14,12 +14,11 @@ from gradus.flows.orchestrator.settings import users_api_url, users_credentials
 from gradus.pipeline.common.addresses import holds_secret, redacted
 from gradus.pipeline.common.errors import UserError
 
-TIME_LIMIT = 3.0
-"""Seconds to wait for the server's answer."""
+ANSWER_TIMEOUT_SECONDS = 3.0
 
 
 def check_prefect(engine: str) -> None:
-    """Ask the user's Prefect server, where there is one and it will be used. Raises: UserError where it says no."""
+    """Ask the user's Prefect server for access, if it will be used. Raises: UserError if it refuses."""
     url = users_api_url()
     if engine != "prefect" or url is None:
         return
@@ -38,17 +37,16 @@ def check_prefect(engine: str) -> None:
         request.add_unredirected_header("Authorization", shown)  # to this server alone
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        opener.open(request, timeout=TIME_LIMIT).close()
+        opener.open(request, timeout=ANSWER_TIMEOUT_SECONDS).close()
     except urllib.error.HTTPError as error:
         error.close()
         if error.code == 401:
-            said = (
-                "with what PREFECT_API_AUTH_STRING says" if auth else "with an API key" if key else "without a password"
-            )
+            shown_with = "PREFECT_API_AUTH_STRING" if auth else "an API key" if key else None
+            asked = f"asked with {shown_with}" if shown_with else "asked without a password"
             raise UserError(
                 "the Prefect server refuses access",
                 where=f"PREFECT_API_URL, {redacted(url)}",
-                got=f"401 {error.reason}, asked {said}",
+                got=f"401 {error.reason}, {asked}",
                 fix="set PREFECT_API_AUTH_STRING to USER:PASSWORD as the server has it; --engine none needs no server",
             ) from None
     except (OSError, ValueError):

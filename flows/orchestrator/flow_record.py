@@ -1,7 +1,7 @@
 """``prefect.json`` in the run folder: which flow run shows this run, and whether Prefect knows how it ended.
 
-A killed process leaves its flow run, and the task it was in, Running for ever; the next launch of the run finds the
-record and puts that right. Every launch is a flow run of its own, which shows the ones that it goes on from.
+If a process is killed, its flow run and the task it was in stay Running for ever; the next launch of the run finds the
+record and corrects that. Every launch is a new flow run, whose page links to those that it continues.
 """
 
 from __future__ import annotations
@@ -34,38 +34,39 @@ from gradus.pipeline.common.process import process_start
 from gradus.pipeline.runs.run_folder import RunFolder
 
 TAG = "gradus"
-"""Every flow run of ours has it."""
+"""The tag of every flow run that gradus makes."""
 OPEN = [StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING]
+"""Types of the states of a flow run that has not ended."""
 
 
 def flow_parameters(run_path: Path) -> dict[str, Any]:
-    """What a flow run of this run, on this machine, is called with."""
+    """The parameters of a flow run that shows this run on this machine."""
     return {"run_dir": str(run_path), "host": socket.gethostname()}
 
 
 class FlowRecord:
-    """The record in one run folder: of the latest flow run and, under ``earlier``, of those before it, oldest first."""
+    """The record in a run folder: the latest flow run and, under ``earlier``, the ones before it, oldest first."""
 
     def __init__(self, run_path: Path):
         self.path = run_path / "prefect.json"
 
     def read(self) -> dict[str, Any]:
-        """Empty where there is none; otherwise what :meth:`begin` writes."""
+        """What :meth:`begin` has written; empty if there is no record or it is damaged."""
         try:
             return read_json(self.path) or {}
         except ValueError:
             return {}
 
     def earlier(self) -> list[dict[str, Any]]:
-        """Records of the flow runs that the latest one goes on from, oldest first."""
+        """Records of the flow runs that the latest one continues, oldest first."""
         return self.read().get("earlier", [])
 
     def page_of_origin(self, run: RunFolder) -> str:
-        """The page of the latest flow run of the run that this one was forked from; empty where there is none."""
+        """The page of the latest flow run of the run that this one was forked from; empty if there is none."""
         return FlowRecord(run.path.parent / run.origin["run"]).read().get("page", "") if run.origin else ""
 
     def begin(self, flow_run: FlowRun) -> str:
-        """This process has begun a flow run; returns the address of its page."""
+        """Record that this process has begun a flow run; returns the address of its page."""
         page, last = url_for(flow_run) or "", self.read()
         earlier = last.pop("earlier", [])
         record = {
@@ -84,24 +85,25 @@ class FlowRecord:
         return page
 
     def settled(self, state: str) -> None:
-        """Prefect has taken the final state of that name."""
+        """Record that Prefect has stored the final state of that name."""
         if record := self.read():
             self._write(record | {"state": state})
 
     def finish(self, outcome: Literal["completed", "failed", "stopped"], message: str) -> None:
-        """The work is over, whether or not Prefect could be told."""
+        """Record how the work ended, whether or not Prefect has stored it."""
         record = self.read()
-        if record and record["pid"] == os.getpid():  # not an earlier launch's, where this one had no flow run
+        if record and record["pid"] == os.getpid():  # otherwise it is an earlier launch's
             self._write(record | {"outcome": outcome, "message": message})
 
     def settle(self, api_url: str, note: Callable[[str], None], current: FlowRun | None = None) -> None:
-        """Give flow runs whose process is gone the final state that they could not report. The run's lock is held.
+        """Give flow runs whose process has ended the final state that they could not report.
 
-        ``current`` is the one that this process works on already: one that a worker tries again has a record here.
+        The caller holds the run's lock. ``current`` is the flow run of this process; when a worker retries one, it has
+        a record here already.
         """
         record = self.read()
         known = [*record.get("earlier", []), record] if record else []
-        with contextlib.suppress(Exception):  # a server that is away is told of where the flow begins
+        with contextlib.suppress(Exception):  # a server that is away is reported where the flow begins
             self._settle_unrecorded({entry["flow_run_id"] for entry in known})
         for entry in known:
             if entry["state"] or entry["api_url"] != api_url:
@@ -109,7 +111,7 @@ class FlowRecord:
             if current is not None and entry["flow_run_id"] == str(current.id):
                 continue
             if entry["process"] is not None and process_start(entry["pid"]) == entry["process"]:
-                continue  # this very process, which tries again, or one that still runs
+                continue  # this process, which retries the flow run, or another one that still runs
             state = _final_state(entry)
             try:
                 with get_client(sync_client=True) as client:
@@ -123,30 +125,31 @@ class FlowRecord:
             self._write(record)
 
     def _settle_unrecorded(self, known: set[str]) -> None:
-        """A launch that was killed after Prefect made its flow run and before :meth:`begin` left no record of it."""
+        """Correct flow runs without a record: their launch was killed after Prefect made them, before :meth:`begin`."""
         opened = FlowRunFilter(
             tags=FlowRunFilterTags(all_=[TAG]), state=FlowRunFilterState(type=FlowRunFilterStateType(any_=OPEN))
         )
         with get_client(sync_client=True) as client:
             for flow_run in client.read_flow_runs(flow_run_filter=opened):
                 if flow_run.parameters == flow_parameters(self.path.parent) and str(flow_run.id) not in known:
-                    _force(client, flow_run.id, Crashed(message="The process that ran it ended before it had begun."))
+                    _force(client, flow_run.id, Crashed(message="The process ended before the work began."))
 
     def _write(self, record: dict[str, Any]) -> None:
-        """Replace the record; a full disk ends the work with words of its own, not with this file's."""
+        """Replace the record. A full disk is reported by the work itself, not here."""
         with contextlib.suppress(OSError):
             write_json(self.path, record)
 
 
 def _final_state(record: dict[str, Any]) -> State[Any]:
+    """The state in which a recorded flow run has to end."""
     message = record.get("message") or ""
     if record["outcome"] == "completed":
-        return Completed(message="Completed; the server was away when it ended.")
+        return Completed(message="Completed; the Prefect server was not available when it ended.")
     if record["outcome"] == "stopped":
         return State(type=StateType.CANCELLED, name="Stopped", message=message)
     if record["outcome"]:
         return Failed(message=message)
-    return Crashed(message=f"The process that ran it ({record['pid']}) ended without a word.")
+    return Crashed(message=f"The process ({record['pid']}) ended without reporting a result.")
 
 
 def _force(client: SyncPrefectClient, flow_run_id: UUID, state: State[Any]) -> None:

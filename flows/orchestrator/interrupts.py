@@ -1,7 +1,7 @@
-"""Signals while Prefect is talking: the first is noted and obeyed as soon as Prefect is done, a second ends at once.
+"""Signals while Prefect is at work: the first is obeyed as soon as Prefect has finished, a second ends at once.
 
-An exception in the middle of one of its requests would leave a record that says nothing, and a long traceback. The
-work itself is not concerned: there :mod:`gradus.pipeline.common.interruption` answers.
+An exception in the middle of one of Prefect's requests would leave an unusable record and a long traceback. During the
+work itself :mod:`gradus.pipeline.common.interruption` handles signals instead.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from gradus.pipeline.common.interruption import SIGNALS, Interrupted
 
 
 class DeferredInterrupts:
-    """Notes a first SIGINT or SIGTERM for whoever asks :meth:`leave_if_requested` next."""
+    """Keeps a first SIGINT or SIGTERM until the next call of :meth:`leave_if_requested`."""
 
-    def __init__(self, tell: Callable[[str], None]):
-        self._tell = tell
+    def __init__(self, note: Callable[[str], None]):
+        self._note = note
         self.requested: int | None = None
 
     @contextlib.contextmanager
     def installed(self) -> Iterator[None]:
-        """Answer the signals in this block; only the main thread may set handlers, elsewhere this does nothing."""
+        """Handle the signals in this block; does nothing outside the main thread, which alone may set handlers."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -37,13 +37,13 @@ class DeferredInterrupts:
                 signal.signal(number, handler)
 
     def install(self) -> None:
-        """Answer the signals from here on, in place of whoever answers them now."""
+        """Handle the signals from now on, in place of the present handlers."""
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
                 signal.signal(number, self._answer)
 
     def leave_if_requested(self) -> None:
-        """Raises: Interrupted, where a signal has come."""
+        """Raises: Interrupted, if a signal has arrived."""
         if self.requested is not None:
             raise Interrupted(self.requested)
 
@@ -51,4 +51,4 @@ class DeferredInterrupts:
         if self.requested is not None:
             raise Interrupted(number)
         self.requested = number
-        self._tell("stopping once Prefect knows of it; the same signal again stops at once")
+        self._note("stopping as soon as Prefect has recorded it; the same signal again stops at once")

@@ -1,7 +1,7 @@
-"""What a run shows in Prefect's pages: each stage's progress, the table of stages, and the way to MLflow.
+"""What Prefect's pages show of a run: each stage's progress, the table of stages, and where its curves are.
 
-A view is never worth a stage: everything is published from a thread, a failure is noted once and then met with growing
-patience, and progress that cannot be shown in time is dropped.
+Publishing must never delay or fail a stage: it happens in a thread, the first failure is noted, further attempts are
+made at growing intervals, and progress that cannot be shown in time is dropped.
 """
 
 from __future__ import annotations
@@ -26,35 +26,39 @@ from gradus.pipeline.common.observer import Observer
 from gradus.pipeline.runs.run_folder import RunFolder
 
 logger = logging.getLogger("prefect.flow_runs.gradus")
-"""Below Prefect's own logger, so that the lines appear among the run's logs."""
+"""A child of Prefect's own logger, so that its lines appear in the flow run's log."""
 
-PROGRESS_EVERY = 10.0
-"""Seconds between two updates of a stage's progress; one costs the server 20 ms."""
+PROGRESS_INTERVAL_SECONDS = 10.0
+"""Time between two updates of a stage's progress; one costs the server 20 ms."""
+FIRST_RETRY_SECONDS = 30.0
+"""How long progress is not published after a failure; doubled by every further failure."""
+CLOSE_TIMEOUT_SECONDS = 5.0
+"""How long the end of a run waits for what is being published."""
 
 
 class PrefectView(Observer):
-    """Publishes a run's progress as artifacts; made inside the flow run that it belongs to."""
+    """Publishes a run's progress as artifacts. It must be made inside the flow run that it belongs to."""
 
     def __init__(self, run: RunFolder, note: Callable[[str], None]):
         self.run = run
-        self._tell_user, self._told_user = note, False
+        self._note_for_user, self._noted = note, False
         self.resumed: dict[str, int] = {}
-        """Stage -> steps that were done before this launch went on with it."""
+        """Stage -> steps that were done before this launch."""
         self._rows: dict[str, dict[str, Any]] = {}
         self._ids: dict[str, UUID] = {}
         self._shown_at = 0.0
-        self._patience, self._blocked_until = 30.0, 0.0
+        self._retry_seconds, self._blocked_until = FIRST_RETRY_SECONDS, 0.0
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="prefect-view")
         self._pending: Future[None] | None = None
 
     def opened(self, earlier: Sequence[Mapping[str, Any]] = (), origin_page: str = "") -> None:
-        """The flow run has begun: say where its curves are and, of one that goes on, where it comes from."""
+        """The flow run has begun: publish where its curves are and which run or flow runs it continues."""
         tracking = self.run.config.tracking
         text = curves_text(tracking.uri, tracking.experiment, self.run.path.parent)
         self._publish("curves", "markdown", text, "Where the curves are")
         if lineage := lineage_text(self.run.origin, origin_page, earlier):
             logger.info(re.sub(r"\[(.+?)\]\((.+?)\)", r"\1 (\2 )", lineage))  # the log shows addresses as links
-            self._publish("lineage", "markdown", lineage, "What this flow run goes on from")
+            self._publish("lineage", "markdown", lineage, "Where this flow run comes from")
 
     def prepared(self, accuracy: float, interval: tuple[float, float]) -> None:
         logger.info("prepared: the policy's accuracy before any stage is %.3f (%.3f - %.3f)", accuracy, *interval)
@@ -66,7 +70,7 @@ class PrefectView(Observer):
 
     def step_done(self, label: str, step: int, steps: int, metrics: Mapping[str, float]) -> None:
         now, last = time.monotonic(), step >= steps
-        if now - self._shown_at < PROGRESS_EVERY and not last:
+        if now - self._shown_at < PROGRESS_INTERVAL_SECONDS and not last:
             return
         self._shown_at = now
         line = f"{label}: {progress_line(step, steps, metrics)}"
@@ -75,24 +79,26 @@ class PrefectView(Observer):
             self._publish(f"progress-{label}", "progress", round(100 * step / max(steps, 1), 1), line)
 
     def work_done(self, label: str, result: Mapping[str, Any]) -> None:
-        """A stage has returned its record, freshly made or reused; the table of stages is published anew."""
+        """A stage has returned its record, freshly made or reused; publish the table of stages again."""
         row = self._rows[label] = table_row(label, result, self.resumed.get(label, 0))
-        told = ", ".join(filter(None, (f"accuracy {row['accuracy before']} -> {row['accuracy after']}", row["note"])))
-        logger.info("%s: %s", label, told)
+        outcome = ", ".join(
+            filter(None, (f"accuracy {row['accuracy before']} -> {row['accuracy after']}", row["note"]))
+        )
+        logger.info("%s: %s", label, outcome)
         self._publish("stages", "table", json.dumps(list(self._rows.values())), "Stages so far")
 
     def note(self, text: str) -> None:
         logger.info(text)
 
-    def close(self, patience: float = 5.0) -> None:
-        """Give what is still on its way a moment, then let go of it."""
+    def close(self) -> None:
+        """Wait briefly for what is being published, and discard the rest."""
         if self._pending is not None:
             with contextlib.suppress(TimeoutError):
-                self._pending.result(1.0 if time.monotonic() < self._blocked_until else patience)
+                self._pending.result(1.0 if time.monotonic() < self._blocked_until else CLOSE_TIMEOUT_SECONDS)
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     def _publish(self, name: str, kind: str, data: str | float, description: str) -> None:
-        """Create the artifact, or update the one of that name, in the background and in the caller's run context."""
+        """Create or update the artifact of that name in the background, in the caller's run context."""
         context = contextvars.copy_context()
         self._pending = self._thread.submit(context.run, self._publish_now, name, kind, data, description)
 
@@ -114,13 +120,15 @@ class PrefectView(Observer):
                     task_run_id=task_run,
                 )
                 self._ids[name] = client.create_artifact(wanted).id
-            self._patience, self._blocked_until = 30.0, 0.0
+            self._retry_seconds, self._blocked_until = FIRST_RETRY_SECONDS, 0.0
         except Exception as error:
-            if not self._told_user:
-                self._told_user = True
-                self._tell_user(f"Prefect does not take the run's artifacts ({type(error).__name__}); training goes on")
-            self._blocked_until = time.monotonic() + self._patience
-            self._patience *= 2
+            if not self._noted:
+                self._noted = True
+                self._note_for_user(
+                    f"Prefect does not accept the run's artifacts ({type(error).__name__}); training continues"
+                )
+            self._blocked_until = time.monotonic() + self._retry_seconds
+            self._retry_seconds *= 2
 
 
 def curves_text(uri: str | None, experiment: str, runs_dir: Path) -> str:
@@ -132,10 +140,10 @@ def curves_text(uri: str | None, experiment: str, runs_dir: Path) -> str:
 
 
 def lineage_text(origin: Mapping[str, Any] | None, page: str, earlier: Sequence[Mapping[str, Any]]) -> str:
-    """Markdown that links a flow run to those it goes on from, the newest first, and a fork to its origin.
+    """Markdown that links a flow run to those that it continues, newest first, and a fork to its origin.
 
     >>> lineage_text(None, "", [{"began": "2026-01-31 10:00:00", "page": "http://p/1", "state": "Stopped"}])
-    'This flow run goes on from:\\n\\n- [the flow run of 2026-01-31 10:00:00](http://p/1): Stopped'
+    'This flow run continues:\\n\\n- [the flow run of 2026-01-31 10:00:00](http://p/1): Stopped'
     """
     paragraphs = []
     if origin is not None:
@@ -144,11 +152,11 @@ def lineage_text(origin: Mapping[str, Any] | None, page: str, earlier: Sequence[
         paragraphs.append(f"{what} and changes")
         paragraphs.append("\n".join(f"- `{change}`" for change in origin["changes"]) or "- nothing")
     if earlier:
-        paragraphs.append("This flow run goes on from:")
+        paragraphs.append("This flow run continues:")
         lines = []
         for entry in reversed(earlier):
             link = f"[the flow run of {entry.get('began', 'an earlier launch')}]({entry['page']})"
-            lines.append(f"- {link}: {entry['state'] or 'its end is not known'}")
+            lines.append(f"- {link}: {entry['state'] or 'how it ended is not known'}")
         paragraphs.append("\n".join(lines))
     return "\n\n".join(paragraphs)
 
@@ -168,7 +176,7 @@ def progress_line(step: int, steps: int, metrics: Mapping[str, float]) -> str:
 
 
 def table_row(label: str, result: Mapping[str, Any], done: int = 0) -> dict[str, Any]:
-    """A stage's line in the table of stages, of one that went on after ``done`` steps."""
+    """A stage's row in the table of stages; ``done``: the steps that earlier launches had done."""
     low, high = result.get("interval") or (None, None)
     came = f"shared with {result['shared']}" if "shared" in result else "reused" if result.get("reused") else ""
     came = came or (f"resumed after step {done}" if done else "")

@@ -1,6 +1,7 @@
-"""The server process itself: ``python serve.py DESCRIPTOR``, on a listening socket that the launcher has bound.
+"""The server process: ``python serve.py DESCRIPTOR`` serves a listening socket that the launcher has bound.
 
-Run by path, so that it needs nothing of gradus; its settings come from the environment (``gradus.flows.orchestrator.settings``).
+It is started by its path and imports nothing of gradus. Its settings come from the environment
+(``gradus.flows.orchestrator.settings``).
 """
 
 import contextlib
@@ -18,17 +19,17 @@ def main(descriptor: int) -> None:
 
     database = Path(os.environ["PREFECT_HOME"]) / "prefect.db"
     if not database.exists():
-        with contextlib.suppress(Exception):  # Prefect then makes it in its own way
+        with contextlib.suppress(Exception):  # Prefect then makes it itself
             make_database(database)
     config = uvicorn.Config(create_app(final=True), log_level="warning", timeout_keep_alive=75)
     uvicorn.Server(config).run(sockets=[socket.socket(fileno=descriptor)])
 
 
 def make_database(path: Path) -> None:
-    """Make Prefect's database by its own migrations, but in one thread.
+    """Make Prefect's database by Prefect's own migrations, but in one thread.
 
-    Prefect runs them through an asynchronous driver: 34,000 hand-overs between two threads, 3 s more on a quiet core,
-    and one to three minutes where three processes share one. The tables that come out are the same.
+    Prefect runs them through an asynchronous driver, which switches 34,000 times between two threads: 3 s more on an
+    idle core, and one to three minutes when three processes share a core. The resulting tables are the same.
     """
     import sqlalchemy
     from alembic.runtime.environment import EnvironmentContext

@@ -1,11 +1,11 @@
-"""The loopback Prefect server that a launch ensures: started once, detached, reused by every later launch.
+"""gradus's own Prefect server on the loopback address: started once, detached, reused by every later launch.
 
-Prefect's own temporary server loses records when two launches meet, outlives its parent and hangs on Ctrl-C, so gradus
-keeps one server of its own, under ``~/.gradus`` (or ``$GRADUS_HOME``). A user whose Prefect already has an API URL
-(environment, profile, ``prefect.toml``) keeps it, and nothing is started.
+Prefect's own temporary server loses records when two launches overlap, outlives its parent and hangs on Ctrl-C, so
+gradus keeps one server under ``~/.gradus`` (or ``$GRADUS_HOME``). If the user's Prefect has an API URL (environment,
+profile, ``prefect.toml``), that server is used and nothing is started.
 
-Only the standard library is imported here, and nothing slow: Prefect reads its settings while it is being imported, so
-they have to be in place before (``gradus.flows.orchestrator.settings``). The server process itself is ``serve.py``.
+Nothing slow is imported here, and not Prefect: it reads its settings while it is being imported, so they have to be in
+place before (``gradus.flows.orchestrator.settings``). The server process itself is ``serve.py``.
 """
 
 from __future__ import annotations
@@ -37,28 +37,34 @@ from gradus.flows.orchestrator.settings import (
 from gradus.pipeline.common.locks import file_lock
 from gradus.pipeline.common.process import process_start
 
-START_LIMIT = 120.0
-"""Seconds a server may take until it answers: 3 on a quiet core, 6 the first time, when it makes its database."""
+START_TIMEOUT_SECONDS = 120.0
+"""How long a server may take until it answers: 3 s on an idle core, 6 s the first time, when it makes its database."""
 
-PORT_PATIENCE = 3.0
-"""Seconds that the last server's port may stay taken until another is used."""
+PORT_TIMEOUT_SECONDS = 3.0
+"""How long to wait for the last server's port before another one is used."""
 
-SLOW_ANSWERS = 10
-"""Health checks of 2 s each that a running server may miss, on a busy machine, before it is taken for hung."""
+HEALTH_TIMEOUT_SECONDS = 2.0
+"""How long one health check waits for the answer."""
+
+MISSED_HEALTH_CHECKS = 10
+"""Health checks that a running server may miss on a busy machine before it counts as hung."""
+
+STOP_TIMEOUTS_SECONDS = ((signal.SIGTERM, 10.0), (signal.SIGKILL, 5.0))
+"""The signals that end a server, and how long each may take."""
 
 
 def ensure_server(deployments: bool = False) -> str:
-    """URL of a Prefect API that answers, for this process and its children; starts the server where that is needed.
+    """URL of a Prefect API that answers, for this process and its children; starts the server if necessary.
 
-    With ``deployments``, gradus's own server also has the services that schedules and workers need; one that runs
-    without them is started again on its port, which a run that it shows survives, and has them from then on.
-    Raises: RuntimeError where the server does not come up; its message names the log file.
+    With ``deployments``, gradus's own server also has the services that schedules and workers need. A server without
+    them is restarted on the same port, and has them from then on; runs that it shows survive that.
+    Raises: RuntimeError if the server does not start; the message names the log file.
     """
     return _until_healthy(_prepare(deployments))
 
 
 def start_server_in_background() -> Future[str]:
-    """As :func:`ensure_server`, but waits in a thread: the server starts while torch loads.
+    """Like :func:`ensure_server`, but waits in a thread, so that the server starts while torch is being imported.
 
     The environment is complete when this returns, so Prefect may be imported before the server answers.
     """
@@ -78,10 +84,10 @@ def start_server_in_background() -> Future[str]:
 
 
 def server_status() -> dict[str, Any]:
-    """What is there; starts nothing.
+    """The state of the server that would be used; starts nothing.
 
-    ``owns`` (``gradus`` or ``user``), ``url``, ``running``, ``healthy``; of gradus's own server also ``log`` and, where
-    it runs, ``pid``, ``since`` (seconds since the epoch), ``version`` of Prefect and ``memory_mb``.
+    ``owns`` (``gradus`` or ``user``), ``url``, ``running``, ``healthy``; for gradus's own server also ``log`` and,
+    while it runs, ``pid``, ``since`` (seconds since the epoch), ``version`` of Prefect and ``memory_mb``.
     """
     if url := users_api_url():
         return {"owns": "user", "url": url, "running": True, "healthy": _healthy(url)}
@@ -96,7 +102,7 @@ def server_status() -> dict[str, Any]:
 
 
 def stop_server() -> bool:
-    """End gradus's own server, if it runs; false where there was none. Never touches a process it did not start."""
+    """End gradus's own server; false if none was running. Only a process that gradus started is ever ended."""
     with _locked():
         record = _read_record()
         if record:
@@ -105,9 +111,9 @@ def stop_server() -> bool:
 
 
 def revive_server() -> None:
-    """Start gradus's own server again where it has died (and was not stopped); does not wait for it.
+    """Restart gradus's own server if it has died and was not stopped; does not wait for it.
 
-    What is asked of it meanwhile waits in its socket, so a client only sees a slow answer.
+    Requests in the meantime wait in its socket, so that a client only sees a slow answer.
     """
     record = _read_record()
     if users_api_url() is None and record and not record.get("stopped") and not _alive(record):
@@ -117,11 +123,11 @@ def revive_server() -> None:
 
 # --- one launch -------------------------------------------------------------------------------------------------------
 
-_children: list[subprocess.Popen[bytes]] = []  # so that a server this process started can be reaped when it ends
+_children: list[subprocess.Popen[bytes]] = []  # servers that this process started; it has to reap them
 
 
 def _prepare(deployments: bool = False) -> str:
-    """Complete the environment and see that a server is there or on its way; returns its URL at once."""
+    """Complete the environment and make sure that a server runs or is starting; returns its URL at once."""
     url = users_api_url()
     if url is None:
         with _locked():
@@ -137,10 +143,11 @@ def _prepare(deployments: bool = False) -> str:
 
 
 def _usable(record: dict[str, Any]) -> bool:
-    """Whether the recorded server answers, or is young enough to be still starting, or is only slow."""
+    """Whether the recorded server answers, or may still be starting, or is only slow."""
     if not _alive(record):
         return False
-    return time.time() - record["since"] < START_LIMIT or any(_healthy(record["url"]) for _ in range(SLOW_ANSWERS))
+    starting = time.time() - record["since"] < START_TIMEOUT_SECONDS
+    return starting or any(_healthy(record["url"]) for _ in range(MISSED_HEALTH_CHECKS))
 
 
 def _start(port: int, deployments: bool) -> dict[str, Any]:
@@ -177,11 +184,11 @@ def _start(port: int, deployments: bool) -> dict[str, Any]:
 
 
 def _listen(port: int) -> socket.socket:
-    """A listening loopback socket on the port of last time, so that links stay valid, or else on any free one.
+    """A listening loopback socket on the port of the last server, so that links stay valid, or on any free port.
 
-    It is bound here and handed to the server, so no one can take the port in between and no request is ever refused.
+    It is bound here and passed to the server, so that no other process can take the port and no request is refused.
     """
-    deadline = time.monotonic() + PORT_PATIENCE
+    deadline = time.monotonic() + PORT_TIMEOUT_SECONDS
     while True:
         listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -193,17 +200,17 @@ def _listen(port: int) -> socket.socket:
             listener.close()
             if port == 0:
                 raise
-        # A killed process counts as gone before its last thread has let go of the port.
+        # A killed process is reported as ended before its last thread has released the port.
         time.sleep(0.02)
         port = port if time.monotonic() < deadline else 0
 
 
 def _until_healthy(url: str) -> str:
-    """Wait for gradus's own server; a URL of the user's is taken as it is."""
+    """Wait until gradus's own server answers; the user's server is not waited for."""
     record = _read_record()
     if users_api_url() == url or record.get("url") != url:
         return url
-    deadline = time.monotonic() + START_LIMIT
+    deadline = time.monotonic() + START_TIMEOUT_SECONDS
     while not _healthy(url):
         log = prefect_home() / "server.log"
         if not _alive(record):
@@ -211,7 +218,7 @@ def _until_healthy(url: str) -> str:
         if time.monotonic() > deadline:
             with _locked():
                 _stop(record)
-            raise RuntimeError(f"the Prefect server did not answer within {START_LIMIT:.0f} s; see {log}")
+            raise RuntimeError(f"the Prefect server did not answer within {START_TIMEOUT_SECONDS:.0f} s; see {log}")
         time.sleep(0.05)
     return url
 
@@ -221,7 +228,7 @@ def _until_healthy(url: str) -> str:
 
 @contextlib.contextmanager
 def _locked() -> Iterator[None]:
-    """Hold the server's record; the lock dies with the process."""
+    """Hold the lock of the server's record; the kernel releases it when the process ends."""
     folder = prefect_home()
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     with file_lock(folder / "server.lock"):
@@ -243,21 +250,24 @@ def _write_record(record: dict[str, Any]) -> None:
 
 
 def _alive(record: dict[str, Any]) -> bool:
-    """Whether the very process that was recorded still runs."""
+    """Whether the recorded process still runs; a later process with the same number does not count."""
     _children[:] = [child for child in _children if child.poll() is None]
     return bool(record) and record["started"] is not None and process_start(record["pid"]) == record["started"]
 
 
 def _stop(record: dict[str, Any]) -> bool:
-    """End the recorded process, gently and then not; the caller holds the lock."""
+    """End the recorded process, by SIGTERM and if necessary SIGKILL; returns whether it was running.
+
+    The caller holds the lock.
+    """
     was_alive = _alive(record)
-    for kind, patience in ((signal.SIGTERM, 10.0), (signal.SIGKILL, 5.0)):
+    for kind, timeout in STOP_TIMEOUTS_SECONDS:
         if not _alive(record):
             break
         with contextlib.suppress(ProcessLookupError):
             os.kill(record["pid"], kind)
-            os.kill(record["pid"], signal.SIGCONT)  # a suspended process would not see it
-        deadline = time.monotonic() + patience
+            os.kill(record["pid"], signal.SIGCONT)  # a suspended process would not handle it
+        deadline = time.monotonic() + timeout
         while _alive(record) and time.monotonic() < deadline:
             time.sleep(0.02)
     return was_alive
@@ -267,7 +277,7 @@ def _healthy(url: str) -> bool:
     """Whether the API answers."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with opener.open(f"{url}/health", timeout=2) as answer:
+        with opener.open(f"{url}/health", timeout=HEALTH_TIMEOUT_SECONDS) as answer:
             return bool(answer.status == 200)
     except (OSError, urllib.error.URLError, ValueError):
         return False

@@ -13,27 +13,27 @@ CLIENT_SETTINGS = {
     "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_SERVER_EPHEMERAL_ENABLED": "false",
-    # With the defaults a server that died held up a run of 20 s for almost four minutes.
+    # With Prefect's defaults a dead server delayed a run of 20 s by almost four minutes.
     "PREFECT_CLIENT_MAX_RETRIES": "1",
     "PREFECT_API_REQUEST_TIMEOUT": "10",
     "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
 }
-"""Defaults for this process; what the user has set stays."""
+"""Defaults for this process; settings of the user take precedence."""
 
 IDLE_SERVICES = ("CLEANUP_RECONCILER", "EVENT_LOGGER", "PAUSE_EXPIRATIONS", "TRIGGERS")
-"""Services for automations and the like. Task runs are recorded without them."""
+"""Services for automations and similar features. Task runs are recorded without them."""
 
 DEPLOYMENT_SERVICES = ("CANCELLATION_CLEANUP", "FOREMAN", "LATE_RUNS", "REPOSSESSOR", "SCHEDULER")
-"""Services for deployments and workers: schedules, who is alive, slots whose holder is gone. Idle until one is made."""
+"""Services for deployments and workers: schedules, heartbeats, abandoned slots. Off until a deployment is made."""
 
 
 def gradus_home() -> Path:
-    """Where gradus keeps what is not part of a run: ``$GRADUS_HOME``, else ``~/.gradus``."""
+    """The folder for what is not part of a run: ``$GRADUS_HOME``, or ``~/.gradus``."""
     return Path(os.environ.get("GRADUS_HOME") or Path.home() / ".gradus").expanduser().absolute()
 
 
 def prefect_home() -> Path:
-    """Home of gradus's own server: its database, its log, the record of the process."""
+    """The folder of gradus's own server: its database, its log, the record of its process."""
     return gradus_home() / "prefect"
 
 
@@ -41,20 +41,20 @@ def use_own_server(url: str) -> None:
     """Point this process and its children at gradus's own server."""
     os.environ |= {"PREFECT_HOME": str(prefect_home()), "PREFECT_API_URL": url, "GRADUS_PREFECT_API_URL": url}
     for name in ("PREFECT_PROFILE", "PREFECT_PROFILES_PATH"):
-        os.environ.pop(name, None)  # they name things that a private home does not have
+        os.environ.pop(name, None)  # they name profiles that gradus's own home does not have
     for name in ("NO_PROXY", "no_proxy"):
         hosts = [*filter(None, os.environ.get(name, "").split(","))]
         os.environ[name] = ",".join(hosts if "127.0.0.1" in hosts else [*hosts, "127.0.0.1"])
 
 
 def set_client_defaults() -> None:
-    """Quiet and impatient, except where the user has chosen otherwise."""
+    """Set little output and short timeouts, except where the user has set something else."""
     for name, value in CLIENT_SETTINGS.items():
         os.environ.setdefault(name, value)
 
 
 def server_environment(port: int, deployments: bool = False) -> dict[str, str]:
-    """The whole environment of gradus's own server; no Prefect setting of the user's reaches it."""
+    """The environment of gradus's own server, without any Prefect setting of the user."""
     home, origin = prefect_home(), f"http://127.0.0.1:{port}"
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
     settings = {
@@ -77,7 +77,7 @@ def server_environment(port: int, deployments: bool = False) -> dict[str, str]:
 
 
 def users_api_url() -> str | None:
-    """The API URL that Prefect would use by itself, in its own order of precedence; None where it has none."""
+    """The API URL that Prefect would use by itself, by its own order of precedence; None if it has none."""
     url = os.environ.get("PREFECT_API_URL")
     if url:
         return None if url == os.environ.get("GRADUS_PREFECT_API_URL") else url
@@ -85,14 +85,14 @@ def users_api_url() -> str | None:
 
 
 def users_credentials() -> tuple[str | None, str | None]:
-    """(``user:password``, API key) that Prefect would show to the user's server."""
+    """(``user:password``, API key) that Prefect would send to the user's server."""
     names = ("auth_string", "key")
     auth, key = (os.environ.get(f"PREFECT_API_{name.upper()}") or _users_setting(name) for name in names)
     return auth, key
 
 
 def _users_setting(name: str) -> str | None:
-    """A setting of Prefect's group ``api`` from the files it reads, in its own order of precedence."""
+    """A setting of Prefect's group ``api`` from the files that Prefect reads, by its order of precedence."""
     variable = f"PREFECT_API_{name.upper()}"
     home = Path(os.environ.get("PREFECT_HOME") or "~/.prefect").expanduser()
     profiles = _toml(Path(os.environ.get("PREFECT_PROFILES_PATH") or home / "profiles.toml").expanduser())
