@@ -1,4 +1,4 @@
-""""""
+"""The command ``gradus``, in this process and in one of its own, in a folder with a tiny configuration."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-""""""
+"""The command ``gradus compare`` on a tiny pipeline: two arms and their shared start, two seeds."""
 
 from __future__ import annotations
 
@@ -15,12 +15,8 @@ from gradus.pipeline.common import yaml_text
 from gradus.pipeline.runs.run_folder import RunFolder
 
 NAMES = ["base-seed-0", "base-seed-1", "gfpo-seed-0", "gfpo-seed-1", "staged-seed-0", "staged-seed-1"]
-
-
 PATIENCE = 280.0
 """Seconds: a bound against waiting for ever. On a busy machine a process takes a minute to import everything."""
-
-
 ARMS = ["--arms", "gfpo,staged", "--seeds", "2", "--budget", "720", "--parallel", "2"]
 
 

@@ -1,9 +1,8 @@
 """One run in several lives: each but the last is ended by a signal at a moment of its own.
 
-As a script: ``python killed_runs.py FOLDER NAME LIFE ...`` where a life is ``label:step:share:signal``: once that step of
-that stage, or a later one, is done, the signal comes after that share of a further step's time; ``-``
-lets a life end in peace.
-Every life is a process of its own, forked from one that has imported everything.
+As a script: ``python killed_runs.py FOLDER NAME LIFE ...`` where a life is ``label:step:share:signal``: once that step
+of that stage, or a later one, is done, the signal comes after that share of a further step's time; ``-`` lets a life
+end undisturbed. Every life is a process of its own, forked from one that has imported everything.
 """
 
 from __future__ import annotations
@@ -27,6 +26,8 @@ from gradus.pipeline.common.observer import Observer
 from gradus.pipeline.config.pipeline import pipeline_model
 from gradus.pipeline.runs.run_folder import RunFolder
 from gradus.pipeline.runs.same_outcome import outcome_differences
+
+KILL, TERM, INT = int(signal.SIGKILL), int(signal.SIGTERM), int(signal.SIGINT)
 
 
 class Fate(Observer):
@@ -89,11 +90,7 @@ def main(folder: Path, name: str, *lives: str) -> None:
 
 def run_lives(folder: Path, name: str, *lives: str) -> RunFolder:
     """The run after these lives, see :func:`main`."""
-    environment = {
-        **os.environ,
-        "PYTHONPATH": search_path(HELPERS),
-        "OMP_NUM_THREADS": "1",
-    }
+    environment = {**os.environ, "PYTHONPATH": search_path(HELPERS), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(HELPERS / "killed_runs.py"), str(folder), name, *lives]
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert ended.returncode == 0, ended.stdout + ended.stderr
@@ -101,14 +98,12 @@ def run_lives(folder: Path, name: str, *lives: str) -> RunFolder:
 
 
 def assert_same(undisturbed: RunFolder, run: RunFolder) -> None:
+    """The two runs have the same outcome, bit for bit, and nothing half-made was left behind."""
     assert outcome_differences(undisturbed, run) == []
     assert run.state() == "done"
     assert not [path for path in run.path.rglob("*") if "attempt" in path.name]
     leftovers = [path.name for path in run.path.rglob(".*") if not path.name.startswith(".mlflow")]
     assert not leftovers
-
-
-KILL, TERM, INT = int(signal.SIGKILL), int(signal.SIGTERM), int(signal.SIGINT)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """A private PostgreSQL cluster in a temporary folder, from Debian's packages or whatever is on the path.
 
-    python tests/postgres.py            # starts one, says where it is, and stops it at Ctrl-C
+    python tests/helpers/postgres.py    # starts one, says where it is, and stops it at Ctrl-C
 
 PostgreSQL refuses to run as root; then the cluster belongs to the packages' own user, or to nobody. It listens on the
 loopback interface alone, asks for a password, and writes nothing outside its folder.

@@ -1,4 +1,4 @@
-""""""
+"""A pipeline that trains in seconds: its task, its configuration, and a run of it without a flow."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ STAGE_CONFIGS = [stage.config for stage in discover().values()]
 
 
 def write_task(folder: Path, rows: int = 60) -> None:
+    """``task.jsonl``: sums with their answers and worked solutions, the same in every call."""
     rng = random.Random(0)
     seen = {(rng.randint(0, 40), rng.randint(0, 40)) for _ in range(3 * rows)}
     lines = [
@@ -28,6 +29,7 @@ def write_task(folder: Path, rows: int = 60) -> None:
 
 
 def pipeline(stages: list[dict], configs=STAGE_CONFIGS, **options) -> PipelineConfig:
+    """A configuration of these stages with small defaults; ``options`` replace whole top-level entries."""
     small = {"steps": 2, "prompts_per_step": 3, "warmup": 0, "kl_every": 1}
     architecture = {"model_type": "llama", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
     raw = {
@@ -54,6 +56,7 @@ def pipeline(stages: list[dict], configs=STAGE_CONFIGS, **options) -> PipelineCo
 
 
 def launch(folder: Path, config: PipelineConfig, name="run", observer=None, configs=STAGE_CONFIGS) -> RunFolder:
+    """Train a run to its end in this process, without a flow, a lock or an uploader."""
     if not (folder / "task.jsonl").exists():
         write_task(folder)
     run = RunFolder.create(folder / "runs", config, name, folder / "tiny.yaml", configs)
@@ -65,7 +68,7 @@ def launch(folder: Path, config: PipelineConfig, name="run", observer=None, conf
 
 
 class Notes(Observer):
-    """Collects what a user is told."""
+    """Collects the notes that a user would see."""
 
     def __init__(self, notes: list[str]):
         self.note = notes.append

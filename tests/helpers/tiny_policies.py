@@ -1,4 +1,4 @@
-""""""
+"""The smallest policy that real sampling and training accept."""
 
 from __future__ import annotations
 

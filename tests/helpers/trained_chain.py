@@ -22,8 +22,6 @@ evaluation: {reward: exact_answer}
 rewards:
   - {reward: length, name: brevity, params: {max: 5, falloff: 15}} # one that a new policy earns in part
 """
-
-
 GFPO = """\
   - stage: gfpo
     steps: 2
@@ -32,15 +30,11 @@ GFPO = """\
     ranking: [reward, shorter]
 checkpoints: {every_steps: 1, keep: 9}
 """
-
-
 CHAIN = TINY.replace("name: tiny", "name: chain").replace("rewards:\n", GRADED) + GFPO
-
-
 CONFIGS = [stage.config for stage in discover().values()]
-
-
 PATHED = {**os.environ, "PYTHONPATH": search_path()}
+DONE = "done, 0.000 -> 0.000"
+"""How a complete stage that learned nothing is listed."""
 
 
 class Chain(Gradus):
@@ -86,6 +80,7 @@ def untracked(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def trained_chain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the complete run; tests change copies of it alone."""
     chain = Chain(tmp_path_factory.mktemp("chain"))
     with pytest.MonkeyPatch.context() as patch, unchanged_environment():
         patch.setattr(client, "start_uploader", lambda path: UploaderHandle(path, None, ""))
@@ -102,6 +97,7 @@ def chain(trained_chain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def flip(file: Path) -> None:
+    """Damage one bit in the middle of a file."""
     raw = bytearray(file.read_bytes())
     raw[len(raw) // 2] ^= 1
     file.write_bytes(raw)
@@ -113,6 +109,3 @@ def table(text: str) -> list[list[str]]:
     begin = next(number for number, line in enumerate(lines) if line.startswith("stage "))
     block = lines[begin + 1 : lines.index("", begin)] if "" in lines[begin:] else lines[begin + 1 :]
     return [re.split(r"  +", line) for line in block]
-
-
-DONE = "done, 0.000 -> 0.000"

@@ -1,6 +1,6 @@
-"""vLLM in one process with a policy, for test_vllm.py: ``python tests/vllm_local.py FOLDER KIND``, where vLLM is.
+"""vLLM in one process with a policy: ``python tests/helpers/vllm_local.py FOLDER KIND``, in an environment with vLLM.
 
-Prints, as JSON, what came of it. It needs of the project what vLLM's own environment can import.
+Prints its findings as JSON for test_vllm.py. It imports of the project only what vLLM's own environment can import.
 """
 
 from __future__ import annotations
