@@ -147,6 +147,7 @@ FAULTS = {
     "sideways": (upward_offenders, {"pipeline/types.py": "import gradus.pipeline.tasks.task\n"}),
     "relative": (upward_offenders, {"pipeline/common/files.py": "from ..tasks.task import read\n"}),
     "by name": (upward_offenders, {"stages/sft.py": "importlib.import_module('gradus.flows.order')\n"}),
+    "a public name": (upward_offenders, {"flows/order.py": "from gradus import __version__, run\n"}),
     "another name": (upward_offenders, {"flows/order.py": "import pipeline.types\n"}),
     "circle": (
         circle_offenders,

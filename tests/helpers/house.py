@@ -143,8 +143,15 @@ def upward_offenders(house: House) -> Iterator[str]:
                 levels = f"level {house.levels[own]} imports level {house.levels[other]}"
                 yield f"{house.shown(module)} imports {name}: {own} -> {other}, {levels}"
         for name in module.imports():
-            if name.split(".")[0] in ("tests", "benchmarks", "pipeline", "stages", "flows"):
+            outside = name.split(".")[0] in ("tests", "benchmarks", "pipeline", "stages", "flows")
+            if outside or (own != "gradus" and _public(house, name)):
                 yield f"{house.shown(module)} imports {name}"
+
+
+def _public(house: House, name: str) -> bool:
+    """Whether it is a name that ``gradus`` offers to users, from a package that may be above."""
+    root, _, rest = name.partition(".")
+    return root == "gradus" and rest not in ("", "__version__") and rest.split(".")[0] not in house.modules
 
 
 def circle_offenders(house: House) -> Iterator[str]:
