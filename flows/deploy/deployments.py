@@ -1,7 +1,7 @@
 """Deployments: a pipeline registered with Prefect on a work pool, from which workers take its runs.
 
-The deployment holds the whole configuration, so what was deployed is what runs, whatever becomes of the file. What a
-worker starts for a flow run is ``gradus deployed`` (:mod:`gradus.flows.deploy.worker`), in a process, a container or a pod.
+The deployment holds the whole configuration, so later changes of the file do not affect it. For each flow run a worker
+starts ``gradus deployed`` (:mod:`gradus.flows.deploy.worker`) in a process, a container or a pod.
 """
 
 from __future__ import annotations
@@ -30,65 +30,67 @@ from gradus.pipeline.common.errors import UserError, did_you_mean
 from gradus.pipeline.config.loading import LoadedConfig
 
 POOL_TYPES = ("process", "docker", "kubernetes")
-"""Work pools whose workers start a command that one can name."""
-PATIENCE = 5
-"""Times that a request is repeated where the server is too busy for it (503), at growing intervals: a minute in all."""
+"""Types of work pools whose workers start a command that the deployment can choose."""
+BUSY_RETRIES = 5
+"""How often a request is repeated if the server is too busy (503): at growing intervals, for about a minute in all."""
 
 
 @dataclass(frozen=True)
 class DeploymentRequest:
-    """What is to be run, and where its runs go."""
+    """The pipeline to run, and the folder and the name of its runs."""
 
     loaded: LoadedConfig
     runs: str
     """The folder of the runs, as the worker sees it."""
     name: str | None = None
+    """The run's name, which every flow run then continues; None if every flow run is a new run."""
 
     def parameters(self) -> dict[str, Any]:
-        """What a flow run of :func:`gradus.flows.staged.deployed_pipeline` is called with."""
+        """The parameters of a flow run of :func:`gradus.flows.staged.deployed_pipeline`."""
         config = self.loaded.config.model_dump(mode="json")
         return {"config": config, "source": str(self.loaded.path), "runs": self.runs, "name": self.name}
 
 
 @dataclass(frozen=True)
 class DeploymentOptions:
-    """What a deployment says besides the pipeline itself."""
+    """The options of a deployment besides the pipeline itself."""
 
     cron: str | None = None
+    """The schedule in five fields; None if runs are only made on request."""
     timezone: str = "UTC"
     at_once: int | None = None
-    """Runs of it at a time, over all workers; further ones wait."""
+    """The most runs of the deployment at a time, over all workers; further runs wait. None: no limit."""
     job: Mapping[str, Any] = field(default_factory=dict)
     """Job variables of the pool's template, such as ``image`` or ``env``."""
 
 
 @contextlib.contextmanager
 def prefect_client(url: str) -> Iterator[SyncPrefectClient]:
-    """A client of the server. Raises: UserError where it does not answer or refuses.
+    """A client of the server. Raises: UserError if the server does not answer or refuses a request.
 
-    Here the server is no mere witness, as it is for a run: there is no going on without its answer.
+    A run continues if the server is away; a deployment cannot, because only the server holds it.
     """
-    patient = temporary_settings({PREFECT_CLIENT_MAX_RETRIES: max(PATIENCE, PREFECT_CLIENT_MAX_RETRIES.value())})
+    retrying = temporary_settings({PREFECT_CLIENT_MAX_RETRIES: max(BUSY_RETRIES, PREFECT_CLIENT_MAX_RETRIES.value())})
     try:
-        with flow_settings(url), patient, get_client(sync_client=True) as client:
+        with flow_settings(url), retrying, get_client(sync_client=True) as client:
             yield client
     except PrefectHTTPStatusError as error:
-        said = error.response.text.strip()[:300]
-        raise UserError("the Prefect server refuses this", where=url, got=said or str(error)) from error
+        answer = error.response.text.strip()[:300]
+        raise UserError("the Prefect server refuses this", where=url, got=answer or str(error)) from error
     except (httpx.TransportError, OSError) as error:
-        fix = "start that server, correct PREFECT_API_URL, or take it away to use gradus's own server on this machine"
+        fix = "start that server, correct PREFECT_API_URL, or unset it to use gradus's own server on this machine"
         got = f"{type(error).__name__}: {error}".strip(": ")
         raise UserError("the Prefect server does not answer", where=url, got=got, fix=fix) from error
 
 
 def find_pool(client: SyncPrefectClient, name: str, url: str) -> WorkPool:
-    """The work pool of that name, of a type that can run pipelines. Raises: UserError."""
+    """The work pool of that name. Raises: UserError if there is none, or its type cannot run pipelines."""
     try:
         pool = client.read_work_pool(name)
     except ObjectNotFound:
         known = sorted(pool.name for pool in client.read_work_pools() if pool.type in POOL_TYPES)
         create = f"{prefect_command(url)} work-pool create {shlex.quote(name)} --type process"
-        fix = f"`{create}` makes it"
+        fix = f"`{create}` creates it"
         if known:
             fix = f"{did_you_mean(name, known)}; or {fix}"
         got, expected = name, f"one of {', '.join(known)}" if known else "a work pool; the server has none yet"
@@ -105,7 +107,7 @@ def find_pool(client: SyncPrefectClient, name: str, url: str) -> WorkPool:
 
 
 def check_job_variables(pool: WorkPool, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The variables of the pool's template, by name. Raises: UserError where one that is given is none of them."""
+    """The variables of the pool's template, by name. Raises: UserError if a given one is not among them."""
     known: dict[str, Any] = pool.base_job_template.get("variables", {}).get("properties", {})
     for key in given:
         if key not in known:
@@ -115,7 +117,7 @@ def check_job_variables(pool: WorkPool, given: Mapping[str, Any]) -> dict[str, A
 
 
 def job_variables(pool: WorkPool, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The job variables of a deployment on this pool: the command, and what is given. Raises: UserError."""
+    """The job variables of a deployment on this pool: the command and those given. Raises: UserError."""
     known = check_job_variables(pool, given)
     if pool.type == "process":
         return {"command": shlex.join([sys.executable, "-P", "-m", "gradus", "deployed"]), **given}
@@ -130,12 +132,12 @@ def job_variables(pool: WorkPool, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def deployment_name(request: DeploymentRequest, pool: str) -> str:
-    """``quickstart@gpus``: one deployment for each pipeline and pool."""
+    """The name of a deployment, such as ``quickstart@gpus``: there is one for each pipeline and pool."""
     return f"{request.loaded.config.name}@{pool}"
 
 
 def deploy(client: SyncPrefectClient, request: DeploymentRequest, pool: WorkPool, options: DeploymentOptions) -> Any:
-    """Register a pipeline on a pool, in place of what was there before under its name; returns the deployment's id."""
+    """Register a pipeline on a pool, replacing an earlier deployment of that name; returns the deployment's id."""
     schema = parameter_schema(deployed_pipeline.fn)
     return client.create_deployment(
         flow_id=client.create_flow_from_name(FLOW),
@@ -155,7 +157,7 @@ def deploy(client: SyncPrefectClient, request: DeploymentRequest, pool: WorkPool
 
 
 def submit(client: SyncPrefectClient, request: DeploymentRequest, pool: WorkPool, job: Mapping[str, Any]) -> FlowRun:
-    """Ask for one run. The pipeline's deployment on the pool stays as it is; where there is none, one is made."""
+    """Submit one run. An existing deployment of the pipeline on the pool stays as it is; otherwise one is made."""
     try:
         known = client.read_deployment_by_name(f"{FLOW}/{deployment_name(request, pool.name)}").id
         check_job_variables(pool, job)
@@ -170,20 +172,20 @@ def submit(client: SyncPrefectClient, request: DeploymentRequest, pool: WorkPool
     )
 
 
+def prefect_command(url: str) -> str:
+    """The beginning of a shell command that calls Prefect's own command line with this server."""
+    return f"PREFECT_API_URL={url} {shlex.quote(sys.executable)} -m prefect"
+
+
 def _schedule(options: DeploymentOptions) -> CronSchedule:
-    """Raises: UserError."""
+    """The schedule in Prefect's form. Raises: UserError."""
     try:
         return CronSchedule(cron=options.cron or "", timezone=options.timezone)
     except (ValidationError, ValueError) as error:
         wrong_zone = "timezone" in str(error).lower()
         raise UserError(
-            "there is no such time zone" if wrong_zone else "this is no schedule",
+            "there is no such time zone" if wrong_zone else "this is not a schedule",
             where="--timezone" if wrong_zone else "--cron",
             got=options.timezone if wrong_zone else options.cron,
             expected="a name such as Europe/Berlin" if wrong_zone else 'five fields of cron, such as "0 3 * * 1-5"',
         ) from None
-
-
-def prefect_command(url: str) -> str:
-    """How to call Prefect's own command line against this server."""
-    return f"PREFECT_API_URL={url} {shlex.quote(sys.executable)} -m prefect"

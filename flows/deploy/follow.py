@@ -1,4 +1,4 @@
-"""Following a flow run that works elsewhere, by what the Prefect server knows of it: its states and its log."""
+"""Following a flow run on another machine, through its states and its log on the Prefect server."""
 
 from __future__ import annotations
 
@@ -15,31 +15,33 @@ from prefect.client.schemas.sorting import LogSort
 
 from gradus.flows.deploy.worker import REFUSED
 
-EVERY = 1.0
-"""Seconds between two looks."""
-PATIENCE = 15.0
-"""Seconds that a run waits before the user is told why it may."""
-PAGE = 200
-"""Log lines that the server is asked for at a time."""
-LATE = timedelta(seconds=20)
-"""How much later than others a line may reach the server: several processes send them, in batches."""
-REST = 3.0
-"""Seconds that the last lines of a run get."""
+POLL_INTERVAL_SECONDS = 1.0
+"""Time between two requests for the state and the log."""
+EXPLAIN_TIMEOUT_SECONDS = 15.0
+"""If no worker has begun the run after this time, a line explains why."""
+LINES_PER_REQUEST = 200
+"""The most log lines in one answer of the server."""
+LONGEST_LOG_DELAY = timedelta(seconds=20)
+"""How long after newer lines a line may reach the server: several processes send lines, in batches."""
+LAST_LINES_TIMEOUT_SECONDS = 3.0
+"""How long to wait for the last lines of a run that has ended."""
 
 
-class Log:
-    """A flow run's log lines, each once."""
+class FlowRunLog:
+    """The log of a flow run, of which each line is returned once."""
 
     def __init__(self, client: SyncPrefectClient, flow_run_id: UUID):
         self.client, self.of_run = client, LogFilterFlowRunId(any_=[flow_run_id])
         self.seen: set[UUID | None] = set()
         self.since: datetime | None = None
 
-    def news(self) -> list[str]:
-        """What has come in since the last time."""
-        timestamp = LogFilterTimestamp(after_=self.since - LATE) if self.since is not None else None
+    def new_lines(self) -> list[str]:
+        """The lines that have reached the server since the last call."""
+        timestamp = LogFilterTimestamp(after_=self.since - LONGEST_LOG_DELAY) if self.since is not None else None
         wanted, found = LogFilter(flow_run_id=self.of_run, timestamp=timestamp), list[Any]()
-        while page := self.client.read_logs(wanted, limit=PAGE, offset=len(found), sort=LogSort.TIMESTAMP_ASC):
+        while page := self.client.read_logs(
+            wanted, limit=LINES_PER_REQUEST, offset=len(found), sort=LogSort.TIMESTAMP_ASC
+        ):
             found += page
         new = [line for line in found if line.id not in self.seen]
         self.seen.update(line.id for line in new)
@@ -50,28 +52,28 @@ class Log:
 def follow(
     client: SyncPrefectClient, flow_run_id: UUID, pool: str, start_worker: str, say: Callable[[str], None]
 ) -> int:
-    """Tell a flow run's states and log until it is over; returns the exit code that goes with its end."""
-    log, shown, waiting_since = Log(client, flow_run_id), "", time.monotonic()
+    """Show the states and the log of a flow run until it ends; returns the exit code for its final state."""
+    log, shown, waiting_since = FlowRunLog(client, flow_run_id), "", time.monotonic()
     while True:
         state = client.read_flow_run(flow_run_id).state
-        over = state is not None and state.is_final()
-        if over:
-            time.sleep(REST)
-        for message in log.news():
+        ended = state is not None and state.is_final()
+        if ended:
+            time.sleep(LAST_LINES_TIMEOUT_SECONDS)
+        for message in log.new_lines():
             say(f"  {message}")
         if state is None:
             continue
         if state.name != shown:
             shown = state.name or ""
             say(state_line(state))
-        if over:
+        if ended:
             return exit_code(state)
         if state.type not in (StateType.SCHEDULED, StateType.PENDING):
             waiting_since = float("inf")
-        elif time.monotonic() - waiting_since > PATIENCE:
+        elif time.monotonic() - waiting_since > EXPLAIN_TIMEOUT_SECONDS:
             waiting_since = float("inf")
             say(why_it_waits(client, pool, start_worker))
-        time.sleep(EVERY)
+        time.sleep(POLL_INTERVAL_SECONDS)
 
 
 def why_it_waits(client: SyncPrefectClient, pool: str, start_worker: str) -> str:
@@ -79,8 +81,8 @@ def why_it_waits(client: SyncPrefectClient, pool: str, start_worker: str) -> str
     workers = client.read_workers_for_work_pool(pool)
     alive = [worker.name for worker in workers if worker.status == WorkerStatus.ONLINE]
     if alive:
-        return f"it waits for its turn; workers on {pool}: {', '.join(alive)}"
-    return f"no worker looks at {pool}; on the machine that is to train: {start_worker}"
+        return f"the run waits for its turn; workers of the pool {pool}: {', '.join(alive)}"
+    return f"no worker of the pool {pool} is running; start one on the machine that is to train: {start_worker}"
 
 
 def state_line(state: State) -> str:
@@ -93,7 +95,7 @@ def state_line(state: State) -> str:
 
 
 def exit_code(state: State) -> int:
-    """What ``gradus run`` would have ended with.
+    """The exit code that ``gradus run`` would have returned.
 
     >>> exit_code(State(type=StateType.COMPLETED)), exit_code(State(type=StateType.CANCELLED, name="Stopped"))
     (0, 143)
