@@ -1,4 +1,4 @@
-"""How a command ends: errors as words and an exit code, tracebacks in a file."""
+"""How a command ends: errors become messages and exit codes, tracebacks go to a file."""
 
 from __future__ import annotations
 
@@ -23,17 +23,18 @@ P = ParamSpec("P")
 
 
 class CurrentCommand:
-    """What error reporting must know of the command that is running."""
+    """The state of the running command that error reports need."""
 
     debug = False
+    """Whether tracebacks are printed."""
     folder: Path | None = None
     """The run folder, once there is one."""
 
 
 def command(group: typer.Typer, **options: Any) -> Callable[[Callable[P, None]], Callable[P, None]]:
-    """Register a command whose errors end as words and an exit code.
+    """Register a command whose errors become messages and exit codes.
 
-    2 is the user's, 1 a failed stage, a full disk or a mistake of ours, 130 Ctrl-C, 143 SIGTERM.
+    2: an error of the user; 1: a failed stage, a full disk or an error in gradus; 130: Ctrl-C; 143: SIGTERM.
     """
 
     def register(function: Callable[P, None]) -> Callable[P, None]:
@@ -46,7 +47,7 @@ def command(group: typer.Typer, **options: Any) -> Callable[[Callable[P, None]],
             except UserError as error:
                 _leave(str(error), 2, error)
             except StageFailed as error:
-                _leave(" ".join(str(error).split()) + how_to_go_on("\n"), 1, error)
+                _leave(" ".join(str(error).split()) + resume_hint("\n"), 1, error)
             except (Interrupted, KeyboardInterrupt) as error:
                 code = int(error.code or 0) if isinstance(error, Interrupted) else 130
                 _leave(_stopped(), code, error)
@@ -54,12 +55,12 @@ def command(group: typer.Typer, **options: Any) -> Callable[[Callable[P, None]],
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
                 raise typer.Exit(1) from None
             except Exception as error:
-                if told := full_disk(error):
-                    _leave(f"{told}{how_to_go_on('; free some space, ')}", 1, error)
+                if message := full_disk(error):
+                    _leave(f"{message}{resume_hint('; free some space, ')}", 1, error)
                 text = " ".join(str(error).split())
                 line = f"{type(error).__name__}: {text}"[:300] if text else type(error).__name__
-                kept = f"This is not your doing. The traceback is in {_write_traceback()}"
-                _leave(f"{line}\n{kept}{how_to_go_on(chr(10))}", 1, error)
+                kept = f"This is an error in gradus. The traceback is in {_write_traceback()}"
+                _leave(f"{line}\n{kept}{resume_hint(chr(10))}", 1, error)
 
         return group.command(**options)(reported)
 
@@ -67,7 +68,7 @@ def command(group: typer.Typer, **options: Any) -> Callable[[Callable[P, None]],
 
 
 def quiet_libraries() -> None:
-    """Keep other libraries' progress bars and advice off the terminal; before they are imported."""
+    """Turn off progress bars and advice of other libraries; to be called before they are imported."""
     for name in (
         "HF_HUB_DISABLE_PROGRESS_BARS",
         "HF_DATASETS_DISABLE_PROGRESS_BARS",
@@ -77,42 +78,43 @@ def quiet_libraries() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 
-def how_to_go_on(before: str = "") -> str:
-    """What to type to go on with the run of this command, after these words; empty where there is none."""
-    from gradus.flows.screen.text import runs_option
+def resume_hint(before: str = "") -> str:
+    """How to continue the run of this command, after the text ``before``; empty if it has no run."""
+    from gradus.flows.screen.text import CONTINUE_HINT, runs_option
     from gradus.pipeline.runs.run_folder import RUN_FILE
 
-    if CurrentCommand.folder is None or not (CurrentCommand.folder / RUN_FILE).is_file():
+    folder = CurrentCommand.folder
+    if folder is None or not (folder / RUN_FILE).is_file():
         return ""
-    return f"{before}to go on: gradus resume {CurrentCommand.folder.name}{runs_option(CurrentCommand.folder.parent)}"
+    return f"{before}{CONTINUE_HINT} gradus resume {folder.name}{runs_option(folder.parent)}"
 
 
 def _stopped() -> str:
-    """The one line about a command that a signal ended."""
+    """The message of a command that a signal has ended."""
     from gradus.pipeline.runs.run_folder import SUMMARY_FILE
 
     if CurrentCommand.folder is not None and (CurrentCommand.folder / SUMMARY_FILE).is_file():
-        return "stopped; the run is complete, and `gradus sync` delivers what MLflow may lack"
-    go_on = how_to_go_on("; ")
-    return f"stopped: what was finished is kept{go_on}" if go_on else "stopped"
+        return "stopped; the run is complete, and `gradus sync` sends MLflow what it may still lack"
+    hint = resume_hint("; ")
+    return f"stopped: what was finished is kept{hint}" if hint else "stopped"
 
 
 def full_disk(error: BaseException | None) -> str:
-    """What to say where a full disk or a quota is behind an error, of whatever library; empty otherwise."""
+    """The message if a full disk or a quota caused this error, in any library; empty otherwise."""
     from gradus.pipeline.runs.checkpoint import NO_ROOM
 
     while error is not None:
         if isinstance(error, OSError) and error.errno in NO_ROOM:
             where = f" ({error.filename})" if error.filename else ""
-            return f"there is no room left on the disk{where}: {error.strerror or error}"
-        if any(f"os error {number}" in str(error) for number in NO_ROOM):  # libraries written in Rust say it in words
-            return f"there is no room left on the disk: {' '.join(str(error).split())[:200]}"
+            return f"there is no space left on the disk{where}: {error.strerror or error}"
+        if any(f"os error {number}" in str(error) for number in NO_ROOM):  # libraries written in Rust
+            return f"there is no space left on the disk: {' '.join(str(error).split())[:200]}"
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     return ""
 
 
 def _leave(message: str, code: int, error: BaseException) -> NoReturn:
-    """End the command with a message on standard error; with --debug the traceback comes first."""
+    """End the command with a message on standard error, with --debug after the traceback."""
     if CurrentCommand.debug:
         traceback.print_exception(error)
     print(message, file=sys.stderr)
@@ -120,7 +122,7 @@ def _leave(message: str, code: int, error: BaseException) -> NoReturn:
 
 
 def _write_traceback() -> Path:
-    """Keep the traceback of the current exception in the run folder, or among the temporary files."""
+    """Write the traceback of the current exception to the run folder, or to a temporary file."""
     text = (
         f"{time.strftime('%Y-%m-%d %H:%M:%S')} gradus {__version__}: {' '.join(sys.argv)}\n{traceback.format_exc()}\n"
     )

@@ -1,4 +1,4 @@
-"""Option classes as tables: every option with its type, its default and what it means."""
+"""Option classes as tables: every option with its type, its default and its description."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gradus.pipeline.config.options import Options, fields_of
 
 
 def describe_options(options: type[BaseModel], without: type[BaseModel] | None = None) -> list[dict[str, str]]:
-    """name, type, default and description of each option; ``without`` leaves out what that class declares alike."""
+    """name, type, default and description of each option, except those that ``without`` declares in the same way."""
     rows = []
     for name, field in fields_of(options).items():
         inherited = fields_of(without).get(name) if without else None
@@ -32,7 +32,7 @@ def describe_options(options: type[BaseModel], without: type[BaseModel] | None =
 
 
 def type_in_words(annotation: Any) -> str:
-    """A type as a configuration's author says it.
+    """A type in words for the author of a configuration.
 
     >>> type_in_words(list[int] | None), type_in_words(Literal["a", "b"])
     ('list of whole number or null', 'a | b')
@@ -68,7 +68,7 @@ def _value(value: Any) -> str:
 
 
 def describe_stage(name: str, origin: str, stage: Any, problem: str, common: type[BaseModel]) -> dict[str, Any]:
-    """A stage as plain data, without the options that all stages have; one that cannot be used has its problem."""
+    """A stage as plain data, without the options of all stages; ``problem`` says why a stage cannot be used."""
     if stage is None:
         return {"name": name, "from": origin, "summary": "cannot be used", "options": [], "problem": problem}
     options = describe_options(stage.config, common)
@@ -76,7 +76,7 @@ def describe_stage(name: str, origin: str, stage: Any, problem: str, common: typ
 
 
 def print_options(stages: Sequence[Mapping[str, Any]], common: list[dict[str, str]], console: Console) -> None:
-    """Every stage with its origin and its own options, then the options of all."""
+    """Print every stage with its origin and its own options, then the options of all stages."""
     for stage in stages:
         heading = f"[bold]{escape(stage['name'])}[/bold]  {escape(stage['summary'])}"
         console.print(f"{heading}\n  from: {escape(stage['from'])}", highlight=False, soft_wrap=True)

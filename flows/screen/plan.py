@@ -1,4 +1,4 @@
-"""What a launch would do, before it does it: the plan as plain data, and the ways on where a launch would refuse."""
+"""What a launch would do, as plain data, and the alternatives if it would be refused."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ KEYS_AND_VALUES = ["--set", "KEY=VALUE"]
 def describe(
     run: RunFolder | None, config: PipelineConfig, runs_dir: Path, name: str, asked: Sequence[str], fresh: str = ""
 ) -> dict[str, Any]:
-    """The plan of launching ``config`` as the run of this name, as plain data.
+    """The plan of launching ``config`` as the run ``name``, as plain data.
 
-    ``asked`` are the words of the launching command without a name (``gradus run CONFIG ...``), empty where no
-    configuration was given; ``fresh`` is the name that it would take by itself, where that is another one.
+    ``asked`` are the words of the command without ``--name`` (``gradus run CONFIG ...``), empty if no configuration was
+    given; ``fresh`` is the name that this command would choose for a new run, if it is another one.
     """
     where = runs_option(runs_dir)
     stages = [asdict(stage) for stage in plan(run, config)]
@@ -41,11 +41,11 @@ def describe(
     named = f"{shlex.join([*asked[:3], '--name', name, *asked[3:]])}{where}"
     if planned["changes"] and identity(run.config) != identity(config):
         refusal = f"`{named}` refuses this: " if asked else "A run's configuration stays as it is: "
-        planned["notes"].append(f"{refusal}{name} was begun with another configuration. The ways on:")
-        planned |= {"refused": True, "ways_on": ways_on(run, config, runs_dir, asked)}
+        planned["notes"].append(f"{refusal}{name} was begun with another configuration. What you can do:")
+        planned |= {"refused": True, "ways_on": alternatives(run, config, runs_dir, asked)}
     elif (holder := run.holder()) is not None:
         at = "process {pid} on {host}, since {since}".format(**UNKNOWN_HOLDER | holder)
-        planned["notes"].append(f"{name} is running ({at}); this is what a launch would do if that ended now.")
+        planned["notes"].append(f"{name} is running ({at}); this is what a launch would do if that process ended now.")
         for stage in (each for each in stages if each["action"] == "resume"):
             stage["why"] = f"running; its newest checkpoint is that of step {stage['step']}"
     elif run.summary() is not None and all(stage["action"] == "reuse" for stage in stages):
@@ -62,25 +62,25 @@ def describe(
 
 
 def drift_lines(run: RunFolder, config: PipelineConfig, stages: Sequence[dict[str, Any]]) -> list[str]:
-    """Everything that differs between what is asked for and what the run is; a stage's options go by its label."""
+    """All differences between the configuration asked for and the run; stages are named by their labels."""
     asked = [change.removeprefix("stages.") for change in differences(identity(run.config), identity(config))]
     found = [change for stage in stages for change in stage["changes"]]
     return list(dict.fromkeys([*asked, *found]))
 
 
 def runtime_changes(run: RunFolder, config: PipelineConfig) -> list[str]:
-    """Changed options that only say how to compute; a run takes them over."""
+    """Changed options that only decide how to compute; a run adopts them."""
     changed = differences(identity(run.config), identity(config))
     everything = differences(run.config.model_dump(mode="json"), config.model_dump(mode="json"))
     return [change for change in everything if change not in changed]
 
 
 def refuse_drift(run: RunFolder, config: PipelineConfig) -> None:
-    """A run goes on with what it was begun with. Raises: UserError with every difference and the ways on."""
+    """A run continues only with its own configuration. Raises: UserError with every difference and the alternatives."""
     changed = differences(identity(run.config), identity(config))
     if not changed:
         return
-    ways = ways_on(run, config, run.path.parent, ["gradus", "run", "CONFIG"])
+    ways = alternatives(run, config, run.path.parent, ["gradus", "run", "CONFIG"])
     raise UserError(
         f"the run {run.name!r} was begun with another configuration",
         where=shown_path(run.path / "config.yaml"),
@@ -90,12 +90,12 @@ def refuse_drift(run: RunFolder, config: PipelineConfig) -> None:
     )
 
 
-def ways_on(run: RunFolder, config: PipelineConfig, runs_dir: Path, asked: Sequence[str]) -> list[dict[str, str]]:
-    """Commands, and what each would do, where a run asked for something else than is asked for now."""
+def alternatives(run: RunFolder, config: PipelineConfig, runs_dir: Path, asked: Sequence[str]) -> list[dict[str, str]]:
+    """Commands, and what each would do, if a run has another configuration than the one asked for."""
     where, ways = runs_option(runs_dir), []
     if run.summary() is None:
-        goes_on = "goes on with the configuration that it has"
-        ways.append({"command": f"gradus resume {run.name}{where}", "what": goes_on})
+        unchanged = "continues with its own configuration"
+        ways.append({"command": f"gradus resume {run.name}{where}", "what": unchanged})
     index = _first_changed(run, config)
     if index is not None and (last := shareable_until(run)) >= 0:
         label = run.config.stages[min(index, last)].label
@@ -109,7 +109,7 @@ def ways_on(run: RunFolder, config: PipelineConfig, runs_dir: Path, asked: Seque
 
 
 def _first_changed(run: RunFolder, config: PipelineConfig) -> int | None:
-    """The stage that a fork with this configuration would begin with; None where no fork could ask for it."""
+    """The first stage that a fork with this configuration would train; None if no fork can have it."""
     old, new = identity(run.config), identity(config)
     if any(old[name] != new[name] for name in ("policy", "task")):
         return None
@@ -124,7 +124,7 @@ def _first_changed(run: RunFolder, config: PipelineConfig) -> int | None:
 
 
 def _overrides(run: RunFolder, config: PipelineConfig) -> list[str]:
-    """The changes as ``--set`` options, where each can be said as one."""
+    """The changes as ``--set`` options; a placeholder if one of them cannot be written as an option."""
     options = []
     for change in differences(identity(run.config), identity(config)):
         key, _, values = change.partition(": ")

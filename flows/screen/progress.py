@@ -1,4 +1,4 @@
-"""What a person sees in a terminal: progress while a run works, and tables of what it learned."""
+"""The progress of a run in the terminal: a live line, or plain lines in logs and pipes."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from gradus.flows.screen.text import Lines, duration
 from gradus.pipeline.common.observer import Observer
 
-EVERY_SECONDS = 10.0
-"""Longest silence of a run whose output is no terminal."""
-EVERY_SHARE = 0.1
-"""Share of a stage's steps after which such a run says something."""
+LINE_INTERVAL_SECONDS = 10.0
+"""If the output is not a terminal, a line is printed at least this often."""
+LINE_INTERVAL_SHARE = 0.1
+"""A line is also printed after this share of a stage's steps."""
 
 
 @contextmanager
@@ -31,31 +31,32 @@ def watching(console: Console) -> Iterator[Observer]:
 
 
 class PlainObserver(Lines):
-    """A line now and then, for logs and pipes."""
+    """A line at intervals, for logs and pipes."""
 
     def __init__(self, console: Console):
         super().__init__(console)
-        self._began = self._spoke = time.monotonic()
-        self._spoke_at = self._done = 0
+        self._began = self._printed = time.monotonic()
+        self._printed_at = self._done = 0
 
     def stage_started(self, label: str, index: int, total: int, steps: int, done: int) -> None:
-        on = f", going on after {done}" if done else ""
-        self.say(f"{label}: stage {index + 1} of {total}, {steps} steps{on}")
-        self._began = self._spoke = time.monotonic()
-        self._spoke_at = self._done = done
+        continued = f", continued after step {done}" if done else ""
+        self.say(f"{label}: stage {index + 1} of {total}, {steps} steps{continued}")
+        self._began = self._printed = time.monotonic()
+        self._printed_at = self._done = done
 
     def step_done(self, label: str, step: int, steps: int, metrics: Mapping[str, float]) -> None:
         now = time.monotonic()
-        if step < steps and now - self._spoke < EVERY_SECONDS and step - self._spoke_at < EVERY_SHARE * steps:
+        soon = now - self._printed < LINE_INTERVAL_SECONDS and step - self._printed_at < LINE_INTERVAL_SHARE * steps
+        if soon and step < steps:
             return
-        self._spoke, self._spoke_at = now, step
+        self._printed, self._printed_at = now, step
         left = (now - self._began) / (step - self._done) * (steps - step)
         facts = [f"{label}: step {step}/{steps}", *step_facts(metrics), f"{duration(left)} left" if left >= 1 else ""]
         self.say(", ".join(filter(None, facts)))
 
 
 class LiveObserver(Lines):
-    """One live line for the stage that is running."""
+    """One live line about the running stage."""
 
     def __init__(self, console: Console):
         super().__init__(console)
@@ -93,7 +94,7 @@ class LiveObserver(Lines):
 
 
 def step_facts(metrics: Mapping[str, float]) -> list[str]:
-    """Reward (or loss, where nothing is rewarded) and speed of one step."""
+    """Reward (or loss, if the stage has no reward) and speed of one step."""
     reward, loss = metrics.get("reward/mean"), metrics.get("update/loss")
     speed = metrics.get("throughput/tokens_per_second")
     facts = [f"reward {reward:.3f}"] if reward is not None else [f"loss {loss:.3f}"] if loss is not None else []

@@ -1,4 +1,4 @@
-"""What a pipeline takes on some hardware, on paper: bytes and seconds a stage, as plain data and as tables."""
+"""Estimates of a pipeline on given hardware: bytes and seconds of each stage, as plain data and as tables."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ PARTS = {
 }
 TIMES = ("sampling", "learning", "all steps")
 PHASES = ("sampling", "learning", "evaluating")
-CHEAPER: dict[str, dict[str, Any]] = {
+SAVINGS: dict[str, dict[str, Any]] = {
     "gradient_checkpointing: true": {"checkpointing": True},
     "token_budget: 4096": {"pack_tokens": 4096},
     "sampling.token_budget: 16384": {"cache_tokens": 16_384},
@@ -39,15 +39,15 @@ CHEAPER: dict[str, dict[str, Any]] = {
     "policy.lora: {rank: 16}": {"lora_rank": 16},
     "policy.dtype: bfloat16": {"weight_bytes": 2},
 }
-"""Options -> what they change of a load."""
+"""Options that save memory -> what they change in a load."""
 MOST_DOUBLINGS = 7
-"""Of the number of devices."""
+"""How often the number of devices is doubled to find one that is enough."""
 
 
 def sizes(
     config: PipelineConfig, stages: Mapping[str, Stage], hardware: Hardware, prompt_tokens: int
 ) -> dict[str, Any]:
-    """The plan's part about memory and time, as plain data. Raises: UserError where the model is not known."""
+    """Memory and time of every stage, as plain data. Raises: UserError if the model is not known."""
     size = model_size(config.policy)
     loads = [
         Load.of(config, stage, stages[stage.stage].needs(stage), prompt_tokens, hardware.cuda, hardware.devices)
@@ -77,7 +77,7 @@ def _row(size: ModelSize, load: Load, hardware: Hardware) -> dict[str, Any]:
 
 
 def _ways(size: ModelSize, load: Load, hardware: Hardware) -> list[str]:
-    """What would make a stage fit, or come nearer, by this very model: options one by one and together, devices."""
+    """What would make a stage fit, or save memory, by the same formulas: single options, all of them, more devices."""
 
     def peak(change: dict[str, Any], devices: int = hardware.devices) -> float:
         share = hardware.devices / devices
@@ -85,26 +85,26 @@ def _ways(size: ModelSize, load: Load, hardware: Hardware) -> list[str]:
         changed = replace(replace(load, **change), prompts=prompts, evaluated=evaluated)
         return hardware.overhead * memory(size, changed, devices).peak + load.engine_share * hardware.memory
 
-    def told(what: str, after: float) -> str:
+    def described(what: str, after: float) -> str:
         return f"{what}: {size_text(round(after))}{', fits' if after <= hardware.memory else ''}"
 
-    helping = {option: change for option, change in CHEAPER.items() if peak(change) < 0.97 * peak({})}
-    ways = [told(option, peak(change)) for option, change in helping.items()]
+    helping = {option: change for option, change in SAVINGS.items() if peak(change) < 0.97 * peak({})}
+    ways = [described(option, peak(change)) for option, change in helping.items()]
     together = {name: value for change in helping.values() for name, value in change.items()}
     if len(helping) > 1:
-        ways.append(told("all of these", peak(together)))
+        ways.append(described("all of these", peak(together)))
     tried: list[tuple[dict[str, Any], str]] = [({}, ""), (together, " and all of these")]
     for change, also in tried:
         for power in range(1, MOST_DOUBLINGS + 1):
             devices = hardware.devices * 2**power
             if peak(change, devices) <= hardware.memory:
-                return [*ways, told(f"{devices} x {hardware.name}{also}", peak(change, devices))]
+                return [*ways, described(f"{devices} x {hardware.name}{also}", peak(change, devices))]
     more = hardware.devices * 2**MOST_DOUBLINGS
-    return [*ways, f"up to {more:,} x {hardware.name} do not: each samples with weights that it holds whole"]
+    return [*ways, f"up to {more:,} x {hardware.name} are not enough: each holds all weights while it samples"]
 
 
 def print_sizes(found: Mapping[str, Any], console: Console) -> None:
-    """Tables: memory by part, then time."""
+    """Print the tables: memory by part, then time."""
     say, model, rows = Lines(console).say, found["model"], found["stages"]
     hardware = Hardware(**{key: value for key, value in found["hardware"].items() if key != "shown"})
     kind = "float32" if found["weight_bytes"] == 4 else "16-bit"
@@ -115,7 +115,7 @@ def print_sizes(found: Mapping[str, Any], console: Console) -> None:
         lines.append(["vLLM", *(_bytes(row["engine"]) for row in rows)])
     lines += [[f"while {phase}", *(_bytes(row[phase]) for row in rows)] for phase in PHASES]
     if hardware.overhead != 1:
-        lines.append(["with the heap's own", *(_bytes(row["peak"]) for row in rows)])
+        lines.append(["with fragmentation", *(_bytes(row["peak"]) for row in rows)])
     share = [f"{row['peak'] / hardware.memory:.0%}{'' if row['fits'] else ' !'}" for row in rows]
     header = ["", *(row["label"] for row in rows)]
     print_table(console, header, [*lines, ["of the device", *share]], header[1:])
@@ -131,7 +131,7 @@ def print_sizes(found: Mapping[str, Any], console: Console) -> None:
     ]
     print_table(console, ["stage", "sampling", "learning", "all steps", "most of it"], times, TIMES)
     if found["ways_on"]:
-        say(f"\n{found['heaviest']} is the heaviest and does not fit. What would change that:")
+        say(f"\n{found['heaviest']} needs the most memory and does not fit. What would save memory:")
     for way in found["ways_on"]:
         say(f"  {way}")
     for line in assumptions(hardware):
@@ -139,11 +139,11 @@ def print_sizes(found: Mapping[str, Any], console: Console) -> None:
 
 
 def assumptions(hardware: Hardware) -> Sequence[str]:
-    """What the estimate takes for granted."""
+    """The assumptions of the estimate."""
     lines = [
-        f"Time: products at {hardware.efficiency:.0%} of the peak ({hardware.decoding:.0%} while sampling), memory at "
-        f"{READING:.0%} of its bandwidth,\n{hardware.operation * 1e6:.0f} us to start an operation; without rewards, "
-        "evaluations and checkpoints."
+        f"Time: matrix products at {hardware.efficiency:.0%} of the peak ({hardware.decoding:.0%} while sampling), "
+        f"memory at {READING:.0%} of its bandwidth,\n{hardware.operation * 1e6:.0f} us to start an operation; "
+        "without rewards, evaluations and checkpoints."
     ]
     if hardware.devices > 1:
         lines.append("Several devices: each has its share of the prompts; weights, gradients and moments in shards.")
@@ -155,7 +155,7 @@ def _bytes(value: float) -> str:
 
 
 def _time(seconds: float) -> str:
-    """Two digits from a millisecond to days.
+    """A time with two digits, from milliseconds to hours.
 
     >>> [_time(s) for s in (0, 0.0004, 0.0123, 3.21, 84, 5000, 200000)]
     ['', '0.4 ms', '12 ms', '3.2 s', '84 s', '83 min', '56 h']
@@ -170,7 +170,7 @@ def _time(seconds: float) -> str:
 
 
 def _many(parameters: int) -> str:
-    """``6.74 G``."""
+    """A number of parameters, such as ``6.74 G``."""
     for factor, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if parameters >= factor:
             return f"{parameters / factor:.3g} {unit}"

@@ -1,4 +1,4 @@
-"""What the run folders say about themselves, read without importing torch."""
+"""The state of runs, read from their folders without importing torch; and the search for a run or a checkpoint."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from gradus.pipeline.runs.checkpoint import checkpoints_in, step_of
 from gradus.pipeline.runs.fork import forks_in
 from gradus.pipeline.runs.run_folder import RUN_FILE, RunFolder
 
-TAIL = 65_536
-"""Bytes at the end of a journal that are read for the step that a stage is at."""
+TAIL_BYTES = 65_536
+"""How much of the end of a journal is read to find a stage's last step."""
 STEP_METRIC = "time/step"
-"""A metric that every step has, and nothing else."""
+"""A metric that every step has, and no other event."""
 
 
 def all_runs(runs_dir: Path, stage_configs: list[type[StageConfig]]) -> list[dict[str, Any]]:
-    """Every run in the folder, oldest first; one that cannot be read says why in its state."""
+    """All runs in the folder, oldest first; the state of a run that cannot be read says why."""
     folders, forks = [file.parent for file in Path(runs_dir).glob(f"[!.]*/{RUN_FILE}")], forks_in(Path(runs_dir))
     statuses = [run_status(RunFolder(folder, stage_configs), forks) for folder in folders]
     return sorted(statuses, key=lambda status: (status["created"], status["name"]))
 
 
 def run_status(run: RunFolder, forks: dict[str, list[dict[str, str]]] | None = None) -> dict[str, Any]:
-    """One run: state, stages done of how many, accuracy at the start and now, lineage, an entry for every stage.
+    """One run: its state, finished and total stages, accuracy at the start and now, origin and forks, every stage.
 
-    ``stage``, ``step`` and ``steps`` say where a run is that is not done; without a step it is before that stage.
+    ``stage``, ``step`` and ``steps`` are the position of an unfinished run; without a step the stage has not begun.
     """
     status: dict[str, Any] = {"name": run.name, "path": str(run.path), "state": "", "created": "", "seed": None}
     status |= {"done": 0, "total": 0, "accuracy_start": None, "accuracy_end": None, "stages": []}
@@ -61,12 +61,12 @@ def run_status(run: RunFolder, forks: dict[str, list[dict[str, str]]] | None = N
 
 
 def _position(entry: dict[str, Any]) -> dict[str, Any]:
-    """Where a run is whose first stage without a result has this entry."""
+    """The position of a run whose first unfinished stage has this entry."""
     return {"stage": entry["name"], "step": entry.get("step"), "steps": entry["steps"]}
 
 
 def _stage_entry(run: RunFolder, index: int, running: bool) -> dict[str, Any]:
-    """A stage's success record, or what is known of it without one; ``step`` where it has begun."""
+    """A stage's result, or its state if it has none yet; ``step`` if it has begun."""
     result, config, folder = run.result(index), run.config.stages[index], run.stage_dir(index)
     if result is not None:
         return result
@@ -81,11 +81,11 @@ def _stage_entry(run: RunFolder, index: int, running: bool) -> dict[str, Any]:
 
 
 def last_step(journal: Path) -> int | None:
-    """The last step in the end of a journal, unless a resume, which begins at its checkpoint, came after it."""
+    """The last step in a journal; None if a resume, which starts at a checkpoint, came after it."""
     try:
         with journal.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - TAIL))
+            file.seek(max(0, size - TAIL_BYTES))
             lines = file.read().split(b"\n")[:-1]
     except OSError:
         return None
@@ -97,12 +97,12 @@ def last_step(journal: Path) -> int | None:
             if event["kind"] == "metrics" and STEP_METRIC in event["values"]:
                 return event["step"]
         except (ValueError, KeyError, TypeError):
-            continue  # the first line is cut, and others may be damaged
+            continue  # the first line is incomplete, and others may be damaged
     return None
 
 
 def _stage_folder(run: RunFolder, index: int) -> dict[str, Any]:
-    """What lies in a stage's folder: its checkpoints, newest first, and earlier attempts, oldest first."""
+    """The content of a stage's folder: its checkpoints, newest first, and earlier attempts, oldest first."""
     result, folder = run.result(index), run.stage_dir(index)
     handed = result["checkpoint"] if result else None
     shared = result.get("shared") if result else None
@@ -118,7 +118,7 @@ def _stage_folder(run: RunFolder, index: int) -> dict[str, Any]:
 
 
 def checkpoint_or_run(text: str, runs: Path, hub: bool = False) -> Path:
-    """The folder that was named, or that of the run of this name; with ``hub``, a Hub id is let through.
+    """The folder of this path, or of the run of this name; with ``hub``, an id of the Hub is accepted, too.
 
     Raises: UserError.
     """

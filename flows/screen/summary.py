@@ -1,4 +1,4 @@
-""""""
+"""What is printed at the end of a run: what was learned, where it is, and what to do next."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gradus.pipeline.runs.run_folder import RunFolder
 
 
 def print_summary(run: RunFolder, summary: dict[str, Any], runs_dir: Path, console: Console) -> None:
-    """What was learned, where it is, and what to do next."""
+    """Print the stages, the change in accuracy, the checkpoints, and commands to try next."""
 
     def say(text: str = "") -> None:
         console.print(text, highlight=False, markup=False, soft_wrap=True)
@@ -29,10 +29,10 @@ def print_summary(run: RunFolder, summary: dict[str, Any], runs_dir: Path, conso
         owner = (run.result(index) or {}).get("shared")
         say(f"  {stage['name']}: {shown_path(stage['checkpoint'])}" + (f" (shared with {owner})" if owner else ""))
     say(f"Curves, in MLflow: gradus ui{runs_option(runs_dir)}")
-    say(f'Try it: gradus sample {shown_path(summary["stages"][-1]["checkpoint"])} "{_example(run)}"')
+    say(f'Try it: gradus sample {shown_path(summary["stages"][-1]["checkpoint"])} "{_example_question(run)}"')
 
 
-def _example(run: RunFolder) -> str:
+def _example_question(run: RunFolder) -> str:
     """A held-out question of the run's task, short enough for a command line."""
     with contextlib.suppress(Exception):
         import pyarrow.parquet

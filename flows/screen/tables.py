@@ -1,4 +1,4 @@
-"""What the run folders say, as tables and lines for a person."""
+"""The state of runs, plans and verifications, as tables and lines."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from gradus.flows.screen.text import (
 from gradus.pipeline.runs.verify import Finding
 
 RIGHT = ("steps", "step", "rollouts", "tokens", "time", "size")
-"""Columns of numbers."""
+"""Columns of numbers, which are aligned to the right."""
 
 
 def print_stages(stages: Sequence[Mapping[str, Any]], console: Console) -> None:
-    """A row a stage, from the entries of a run's summary; missing values stay empty."""
+    """Print a row for each stage, from the entries of a run's summary; missing values stay empty."""
     rows = []
     for stage in stages:
         change = f"{number(stage.get('accuracy_before'))} -> {number(stage.get('accuracy_after'))}"
         numbers = [count(stage.get("rollouts")), count(stage.get("tokens")), duration(stage.get("seconds"))]
-        state = str(stage.get("state", "")).partition(":")[0]  # why a stage failed is told above the table
+        state = str(stage.get("state", "")).partition(":")[0]  # why a stage failed is shown above the table
         what = f"{state} at step {stage['step']}" if "step" in stage else state or change
         interval = interval_text(stage.get("interval"))
         rows.append([stage["name"], count(stage.get("steps")), what, interval, *numbers, ended_by(stage)])
@@ -43,7 +43,7 @@ def print_stages(stages: Sequence[Mapping[str, Any]], console: Console) -> None:
 
 
 def print_runs(runs: Sequence[Mapping[str, Any]], console: Console) -> None:
-    """A row a run: stages done, accuracy at the start and now, where it comes from, what it is doing."""
+    """Print a row for each run: finished stages, accuracy at the start and now, origin, state."""
     rows = []
     for run in runs:
         change = f"{number(run['accuracy_start'])} -> {number(run['accuracy_end'])}" if run["total"] else ""
@@ -57,7 +57,7 @@ def print_runs(runs: Sequence[Mapping[str, Any]], console: Console) -> None:
 
 
 def state_text(run: Mapping[str, Any]) -> str:
-    """What a run is doing, and where.
+    """The state of a run and its position.
 
     >>> state_text({"state": "stopped", "stage": "gfpo", "step": 40, "steps": 120, "done": 2, "total": 4})
     'stopped at gfpo step 40/120'
@@ -73,13 +73,13 @@ def state_text(run: Mapping[str, Any]) -> str:
 
 
 def origin_text(run: Mapping[str, Any]) -> str:
-    """``fork of quickstart before gfpo``, empty for a run of its own."""
+    """The origin of a fork, such as ``fork of quickstart before gfpo``; empty for other runs."""
     origin = run.get("fork")
     return f"fork of {origin['run']} before {origin['stage']}" if origin else ""
 
 
 def print_run(run: Mapping[str, Any], console: Console) -> None:
-    """One run: what it is doing, where it comes from, its stages, its checkpoints."""
+    """Print one run: its state, its origin, its stages, its checkpoints."""
     say = Lines(console).say
     done = f"({run['done']} of {run['total']} stages) " if run["total"] else ""
     say(f"{run['name']}: {state_text(run)} {done}in {shown_path(run['path'])}")
@@ -97,11 +97,11 @@ def print_run(run: Mapping[str, Any], console: Console) -> None:
     if any(folder["checkpoints"] or folder["attempts"] for folder in folders):
         say("\nCheckpoints, each a normal Hugging Face folder:")
     for folder in folders:
-        _tell_checkpoints(folder, say)
+        _print_checkpoints(folder, say)
 
 
-def _tell_checkpoints(folder: Mapping[str, Any], say: Any) -> None:
-    """A stage's checkpoints, newest first, and the attempts at it that were set aside."""
+def _print_checkpoints(folder: Mapping[str, Any], say: Any) -> None:
+    """Print a stage's checkpoints, newest first, and its attempts that were set aside."""
     shared = f" (shared with {folder['shared']})" if folder["shared"] else ""
     for place, checkpoint in enumerate(folder["checkpoints"]):
         name = f"{folder['stage']}:" if place == 0 else " " * (len(folder["stage"]) + 1)
@@ -112,11 +112,11 @@ def _tell_checkpoints(folder: Mapping[str, Any], say: Any) -> None:
 
 
 def print_plan(planned: Mapping[str, Any], console: Console) -> None:
-    """A launch before it happens: a row a stage, what drifted, and what a command would do about it."""
+    """Print the plan of a launch: the stages, what has changed, and what commands would do about it."""
     say = Lines(console).say
     print_stage_plans(planned["stages"], console)
     if planned["changes"]:
-        say("\nWhat is asked for differs from what the run was begun with:")
+        say("\nThe configuration differs from the one that the run was begun with:")
     for line in planned["changes"]:
         say(f"  {line}")
     for line in planned["notes"]:
@@ -125,14 +125,14 @@ def print_plan(planned: Mapping[str, Any], console: Console) -> None:
 
 
 def print_commands(ways: Sequence[Mapping[str, str]], console: Console) -> None:
-    """Commands to type, each with what it does."""
+    """Print commands, each with what it does."""
     width = max((len(way["command"]) for way in ways), default=0)
     for way in ways:
         Lines(console).say(f"  {way['command'].ljust(width)}  {way['what']}")
 
 
 def print_stage_plans(stages: Sequence[Mapping[str, Any]], console: Console) -> None:
-    """What a launch does about each stage and why; below it the stages whose code has changed."""
+    """Print what a launch does about each stage and why, then the stages whose code has changed."""
     words = {"reuse": "reuse", "run": "run"}
     rows = [
         [s["label"], str(s["steps"]), words.get(s["action"], f"resume at step {s['step']}"), s["why"]] for s in stages
@@ -146,7 +146,7 @@ def print_stage_plans(stages: Sequence[Mapping[str, Any]], console: Console) -> 
 
 
 def print_findings(name: str, findings: Sequence[Finding], running: bool, console: Console) -> None:
-    """What was looked at, and one line about what to do."""
+    """Print what was verified, and what to do about it."""
     say = Lines(console).say
     rows = []
     for finding in findings:
@@ -156,14 +156,14 @@ def print_findings(name: str, findings: Sequence[Finding], running: bool, consol
     damaged = [finding for finding in findings if finding.damage]
     say("")
     if running:
-        say(f"{name} is running: what it is writing or removing right now may look damaged.")
+        say(f"{name} is running: a file that it is writing or removing may look damaged.")
     if damaged:
         say(f"{len(damaged)} of {len(findings)} damaged:")
         for finding in damaged:
             say(f"  {finding.what}{'' if finding.step is None else f' step {finding.step}'}: {finding.remedy}")
     elif not findings:
-        say(f"{name} has nothing to look at yet: it was stopped before its data were ready.")
+        say(f"{name} has nothing to verify yet: it was stopped before its data were ready.")
     else:
         total = size_text(sum(finding.bytes for finding in findings))
-        left = " What is left over is removed at the next launch." if any(f.leftover for f in findings) else ""
+        left = " The next launch removes what is left over." if any(f.leftover for f in findings) else ""
         say(f"Everything is as it was written: {total}.{left}")

@@ -1,4 +1,4 @@
-""""""
+"""Formatting that every output shares: lines, tables, numbers, durations, sizes, paths."""
 
 from __future__ import annotations
 
@@ -14,27 +14,28 @@ from rich.console import Console
 
 from gradus.pipeline.common.observer import Observer
 
+CONTINUE_HINT = "to continue:"
+"""How the line begins that says which command continues a run."""
 
-def console() -> Any:
-    """Standard output as rich sees it."""
-    from rich.console import Console
 
+def console() -> Console:
+    """Rich's console on standard output."""
     return Console()
 
 
-def line_printer(console: Any) -> Callable[[str], None]:
-    """How to print a line as it is."""
+def line_printer(console: Console) -> Callable[[str], None]:
+    """A function that prints a line without wrapping or highlighting."""
     return functools.partial(console.print, highlight=False, markup=False, soft_wrap=True)
 
 
 class Lines(Observer):
-    """The lines that stay on the screen whichever way progress is shown."""
+    """Base class of the progress displays: the lines that stay on the screen."""
 
     def __init__(self, console: Console):
         self.console = console
 
     def say(self, text: str) -> None:
-        """One line, as it is."""
+        """Print one line without wrapping or highlighting."""
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def prepared(self, accuracy: float, interval: tuple[float, float]) -> None:
@@ -48,27 +49,27 @@ class Lines(Observer):
         self.say(f"{label}: held-out accuracy {change} ({interval}) in {result.get('steps')} steps, {seconds}{ended}")
 
     def note(self, text: str) -> None:
-        with contextlib.suppress(RuntimeError):  # a signal's answer may come in the middle of another line
+        with contextlib.suppress(RuntimeError):  # a signal handler may print while another line is printed
             self.say(text)
 
 
 def number(value: Any) -> str:
-    """An accuracy with three digits, empty where there is none."""
+    """An accuracy with three digits; empty if there is none."""
     return f"{value:.3f}" if isinstance(value, int | float) and math.isfinite(value) else ""
 
 
 def count(value: Any) -> str:
-    """A whole number with separators, empty where there is none."""
+    """A whole number with separators; empty if there is none."""
     return f"{value:,}" if isinstance(value, int) else ""
 
 
 def interval_text(interval: Any) -> str:
-    """The two ends of an interval."""
+    """An interval such as ``0.512 to 0.598``; empty if there is none."""
     return f"{interval[0]:.3f} to {interval[1]:.3f}" if interval and None not in interval else ""
 
 
 def ended_by(result: Mapping[str, Any]) -> str:
-    """The rule that ended a stage before its steps were done; empty where none did.
+    """The rule that ended a stage before its last step; empty if none did.
 
     >>> ended_by({"events": [{"rule": "guard", "action": "slower"}, {"rule": "plateau", "action": "end"}]})
     'plateau'
@@ -77,7 +78,7 @@ def ended_by(result: Mapping[str, Any]) -> str:
 
 
 def duration(seconds: Any) -> str:
-    """A span of time as a person says it.
+    """A duration in units that are easy to read; empty if there is none.
 
     >>> [duration(s) for s in (0.4, 42, 200, 7300, None)]
     ['0.4 s', '42 s', '3 min 20 s', '2 h 1 min', '']
@@ -94,18 +95,18 @@ def duration(seconds: Any) -> str:
 
 
 def shown_path(path: Any) -> str:
-    """A path as short as it can be typed from here."""
+    """A path as short as possible: relative if it is below the current folder."""
     absolute = Path(path).absolute()
     return str(absolute.relative_to(Path.cwd())) if absolute.is_relative_to(Path.cwd()) else str(absolute)
 
 
 def runs_option(runs_dir: Path) -> str:
-    """`` --runs DIR`` for a command that is to be typed from here, empty where the folder is the usual one."""
+    """`` --runs DIR`` for a command to be typed in the current folder; empty for the default folder."""
     return "" if runs_dir.absolute() == Path("runs").absolute() else f" --runs {shlex.quote(shown_path(runs_dir))}"
 
 
 def size_text(size: int) -> str:
-    """Bytes as a person says them.
+    """A number of bytes in units that are easy to read.
 
     >>> [size_text(n) for n in (512, 1_500_000, 2_300_000_000)]
     ['512 bytes', '1.5 MB', '2.3 GB']
@@ -119,7 +120,7 @@ def size_text(size: int) -> str:
 def print_table(
     console: Console, header: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str] = ()
 ) -> None:
-    """Aligned columns, those named in ``right`` to the right. No line is cut: a terminal wraps it, a pipe keeps it."""
+    """Print aligned columns, those named in ``right`` to the right. Lines are never cut: a terminal wraps them."""
     cells = [[" ".join(str(cell).split()) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
     for row in (header, *cells):

@@ -112,7 +112,7 @@ def test_ctrl_c_ends_with_one_line_and_the_run_is_stopped(gradus: Gradus) -> Non
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 130
     (line,) = errors.strip().splitlines()
-    assert line == "stopped: what was finished is kept; to go on: gradus resume tiny"
+    assert line == "stopped: what was finished is kept; to continue: gradus resume tiny"
     assert re.search(r"stopped at sft step \d+/100000", gradus("status", "--runs", str(gradus.runs)).output)
 
 

@@ -96,7 +96,7 @@ def test_plan_tells_what_drifted_field_by_field_and_the_two_ways_on(chain: Chain
     assert table(said)[1:] == [["dapo", "2", "reuse", DONE], ["gfpo", "2", "run", "its configuration changed"]]
     assert '\n  gfpo.lr: 0.0001 -> 5e-05\n  gfpo.schedule: "constant" -> "linear"\n' in said
     assert "`gradus run chain.yaml --name chain --set" in said and "refuses this" in said
-    assert re.search(r"\n  gradus resume chain +goes on with the configuration that it has\n", said)
+    assert re.search(r"\n  gradus resume chain +continues with its own configuration\n", said)
     sets = "--set stages.gfpo.lr=5e-05 --set stages.gfpo.schedule=linear"
     assert f"\n  gradus fork chain --from gfpo {sets}  a new run that shares what is done before gfpo\n" in said
     planned = json.loads(chain.tell("plan", "--name", "chain", *changes, "--json"))
@@ -150,7 +150,7 @@ def test_resume_goes_on_to_the_same_result(chain: Chain) -> None:
     chain.stop_after(1, 1)
     said = chain.tell("resume", "chain")
     assert ["dapo", "2", "resume at step 1", "stopped after step 1"] in [row[:4] for row in table(said)]
-    assert "dapo: stage 2 of 3, 2 steps, going on after 1" in said and "What was learned" in said
+    assert "dapo: stage 2 of 3, 2 steps, continued after step 1" in said and "What was learned" in said
     assert chain.contents() == undisturbed and chain.run().state() == "done"
 
 
@@ -179,7 +179,7 @@ def test_the_summary_goes_first_and_the_last_stage_next(chain: Chain, monkeypatc
 
     monkeypatch.setattr(RunFolder, "set_aside", set_aside)
     said = chain.tell("resume", "chain", "--from", "sft", code=130)
-    assert said.endswith("stopped: what was finished is kept; to go on: gradus resume chain\n")
+    assert said.endswith("stopped: what was finished is kept; to continue: gradus resume chain\n")
     assert seen == [(2, False, True), (1, False, True)]
     monkeypatch.undo()
     assert [row[2] for row in table(chain.tell("plan", "--name", "chain"))] == ["reuse", "reuse", "run"]
@@ -220,7 +220,7 @@ def test_a_launch_that_does_nothing_is_no_success(chain: Chain, monkeypatch: pyt
     chain.stop_after(2, 1)
     monkeypatch.setattr(launch, "_engine", lambda name: lambda path, observer: {"stages": []})
     said = chain.tell("resume", "chain", code=1)
-    assert said.endswith("the launch took no steps, and chain is not complete\nto go on: gradus resume chain\n")
+    assert said.endswith("the launch took no steps, and chain is not complete\nto continue: gradus resume chain\n")
 
 
 def test_run_with_a_name_takes_over_runtime_options_and_refuses_others(chain: Chain) -> None:
@@ -238,9 +238,9 @@ def test_run_with_a_name_takes_over_runtime_options_and_refuses_others(chain: Ch
 @pytest.mark.parametrize(
     ("error", "words"),
     [
-        (OSError(errno.ENOSPC, "No space left on device", "runs/x"), "there is no room left on the disk (runs/x)"),
-        (OSError(errno.EDQUOT, "Disk quota exceeded"), "there is no room left on the disk: Disk quota exceeded"),
-        (RuntimeError("I/O error: No space left (os error 28)"), "there is no room left on the disk: I/O error"),
+        (OSError(errno.ENOSPC, "No space left on device", "runs/x"), "there is no space left on the disk (runs/x)"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), "there is no space left on the disk: Disk quota exceeded"),
+        (RuntimeError("I/O error: No space left (os error 28)"), "there is no space left on the disk: I/O error"),
         (StageFailed("5 updates in a row\nwere skipped"), "5 updates in a row were skipped"),
     ],
 )
@@ -255,7 +255,7 @@ def test_a_full_disk_and_a_failed_stage_say_how_to_go_on(
 
     monkeypatch.setattr(launch, "launch", fail)
     said = chain.tell("resume", "chain", "--from", "gfpo", code=1)
-    assert words in said and said.endswith("to go on: gradus resume chain\n") and "traceback" not in said.lower()
+    assert words in said and said.endswith("to continue: gradus resume chain\n") and "traceback" not in said.lower()
 
 
 def test_what_a_killed_process_left_is_removed_at_launch(chain: Chain) -> None:
@@ -314,7 +314,7 @@ def test_killed_in_mid_stage_a_run_is_stopped_at_once_and_goes_on(
     assert f"stopped at dapo step {newest}/60" in chain.tell("status")
     assert (chain.run().path / "lock").read_text(), "what the dead process wrote is still there"
     said = chain.tell("resume", "chain")
-    assert f"dapo: stage 2 of 3, 60 steps, going on after {newest}" in said
+    assert f"dapo: stage 2 of 3, 60 steps, continued after step {newest}" in said
     assert chain.run().state() == "done" and "done" in chain.tell("status")
     assert "Everything is as it was written" in chain.tell("verify", "chain")
 
@@ -339,7 +339,7 @@ def test_a_signal_finishes_the_step_a_second_one_ends_at_once(
     process.send_signal(one)
     _, errors = process.communicate(timeout=12)  # a step takes sixteen
     assert process.returncode == 128 + one
-    assert errors == "stopped: what was finished is kept; to go on: gradus resume chain\n"
+    assert errors == "stopped: what was finished is kept; to continue: gradus resume chain\n"
     (tmp_path / "be-slow").unlink()
     process = chain.process("resume", "chain", "--engine", "none")
     assert process.stdout is not None and any("dapo: step" in line for line in process.stdout)

@@ -184,7 +184,7 @@ def test_a_fork_appears_whole_or_not_at_all(chain: Chain, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(forking, "write_json", fail)
     before = sorted(chain.runs.iterdir())
-    assert "there is no room left on the disk" in chain.tell("fork", "chain", "--from", "dapo", code=1)
+    assert "there is no space left on the disk" in chain.tell("fork", "chain", "--from", "dapo", code=1)
     assert sorted(chain.runs.iterdir()) == before
 
 
