@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import subprocess
@@ -12,11 +13,13 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+from installed import install
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from paths import REPOSITORY
 
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+FOLDERS = ("pipeline", "stages", "flows", "tests", "benchmarks")
 DECLARED = [Requirement(line) for line in PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"]]
 LOCK = {
     canonicalize_name(name): version
@@ -28,16 +31,6 @@ LOCK = {
 }
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("dist")
-    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(REPOSITORY)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stdout + done.stderr
-    (built,) = folder.glob("*.whl")
-    return built
-
-
 def test_the_wheel_holds_the_product_and_nothing_else(wheel: Path) -> None:
     assert wheel.name == f"gradus_rl-{PROJECT['version']}-py3-none-any.whl"
     with zipfile.ZipFile(wheel) as archive:
@@ -46,11 +39,7 @@ def test_the_wheel_holds_the_product_and_nothing_else(wheel: Path) -> None:
         scripts = archive.read(next(n for n in names if n.endswith("entry_points.txt"))).decode()
     tops = {name.split("/")[0] for name in names}
     assert tops == {"gradus", f"gradus_rl-{PROJECT['version']}.dist-info"}
-    sources = {
-        f"gradus/{p.relative_to(REPOSITORY)}"
-        for top in ("pipeline", "stages", "flows")
-        for p in (REPOSITORY / top).rglob("*.py")
-    }
+    sources = {f"gradus/{p.relative_to(REPOSITORY)}" for top in FOLDERS[:3] for p in (REPOSITORY / top).rglob("*.py")}
     assert sources <= set(names)
     configs = {f"gradus/configs/{path.name}" for path in (REPOSITORY / "configs").glob("*.yaml")}
     assert configs and configs <= set(names)
@@ -60,28 +49,10 @@ def test_the_wheel_holds_the_product_and_nothing_else(wheel: Path) -> None:
 
 
 def test_the_wheel_works_outside_the_checkout(wheel: Path, tmp_path: Path) -> None:
-    target, elsewhere = tmp_path / "site", tmp_path / "elsewhere"
+    installed, elsewhere = install(wheel, tmp_path), tmp_path / "elsewhere"
     elsewhere.mkdir()
-    install = [
-        sys.executable,
-        "-m",
-        "pip",
-        "install",
-        "-qq",
-        "--no-deps",
-        "--no-index",
-        "--target",
-        str(target),
-        str(wheel),
-    ]
-    subprocess.run(install, check=True, timeout=120)
-    environment = {**os.environ, "PYTHONPATH": str(target)}
-    done = subprocess.run(
-        [sys.executable, str(target / "bin" / "gradus"), "check", "quickstart"],
-        cwd=elsewhere, env=environment, capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert str(target / "gradus" / "configs" / "quickstart.yaml") in done.stdout
+    shown = installed.gradus(elsewhere, "check", "quickstart", IMPORTS_LOG="")
+    assert str(installed.target / "gradus" / "configs" / "quickstart.yaml") in shown
     assert not list(elsewhere.iterdir()), "a check leaves nothing behind"
 
 
@@ -108,29 +79,24 @@ def test_the_lock_suits_every_machine() -> None:
 
 def test_every_import_is_declared() -> None:
     """A package that only another one brings along may be gone with its next release."""
-    import ast
-
     optional = [Requirement(line) for extra in ("bench", "ray") for line in PROJECT["optional-dependencies"][extra]]
     declared = {canonicalize_name(requirement.name) for requirement in DECLARED + optional}
     by_module = metadata.packages_distributions()
     own = {
         "gradus",
-        "tests",
-        "benchmarks",
         "vllm",  # measured where somebody has installed it
         *sys.stdlib_module_names,
-        *(p.stem for p in (REPOSITORY / "tests").rglob("*.py")),
     }
+    outside = {"benchmarks", "tests", *(path.stem for path in (REPOSITORY / "tests").rglob("*.py"))}
     missing = {}
-    for path in [
-        p for top in ("pipeline", "stages", "flows", "tests", "benchmarks") for p in (REPOSITORY / top).rglob("*.py")
-    ]:
+    for path in [path for folder in FOLDERS for path in (REPOSITORY / folder).rglob("*.py")]:
+        known = own | (outside if path.relative_to(REPOSITORY).parts[0] in ("tests", "benchmarks") else set())
         for node in ast.walk(ast.parse(path.read_text())):
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
             names += [node.module] if isinstance(node, ast.ImportFrom) and node.module and not node.level else []
-            for top in {name.split(".")[0] for name in names} - own:
-                if not declared & {canonicalize_name(name) for name in by_module.get(top, [top])}:
-                    missing[top] = str(path.relative_to(REPOSITORY))
+            for name in {name.split(".")[0] for name in names} - known:
+                if not declared & {canonicalize_name(package) for package in by_module.get(name, [name])}:
+                    missing[name] = str(path.relative_to(REPOSITORY))
     assert not missing
 
 
