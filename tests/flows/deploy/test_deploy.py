@@ -1,4 +1,4 @@
-"""Deployments, for real: a server, a process worker, runs that it is given, limits, schedules, cancelling."""
+"""Deployments with a real server and a real process worker: runs, limits, schedules, cancelling, refusals."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def gradus(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def pool(home: Path) -> str:
-    """A pool with room for one run at a time, on a server that has the services for it."""
+    """A pool for one run at a time, on a server with the services that deployments need."""
     server.ensure_server(deployments=True)
     make_pool(POOL, concurrency_limit=1)
     return POOL
@@ -56,7 +56,7 @@ def pool(home: Path) -> str:
 
 @pytest.fixture(scope="module")
 def worker(pool: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A process worker as a user starts it; what it prints."""
+    """The log of a process worker that is started as a user starts it."""
     log = tmp_path_factory.mktemp("worker") / "log"
     users = {name: value for name, value in environment().items() if not name.startswith(("PREFECT", "GRADUS_PREFECT"))}
     users |= {"PREFECT_API_URL": os.environ["PREFECT_API_URL"], "PREFECT_WORKER_QUERY_SECONDS": "2"}
@@ -106,9 +106,9 @@ def test_a_worker_runs_what_is_submitted_as_gradus_run_does(worker: Path, tmp_pa
     write_config(tmp_path, QUICK)
     done = gradus(tmp_path, "run", "tiny.yaml", "--on", POOL)
     assert done.returncode == 0, done.stdout + done.stderr + worker.read_text()
-    assert "Running" in done.stdout and "prepared: the policy's accuracy" in done.stdout, "it follows states and log"
+    assert "Running" in done.stdout and "prepared: the policy's accuracy" in done.stdout, "it shows states and log"
     run = RunFolder(tmp_path / "runs" / "tiny", STAGE_CONFIGS)
-    wait_until(lambda: run.holder() is None, 60, worker.read_text)  # MLflow is given the rest
+    wait_until(lambda: run.holder() is None, 60, worker.read_text)  # the last records go to MLflow
     assert run.state() == "done"
     given, record = flow_run_id(done.stdout), read_json(run.path / "prefect.json")
     assert record["flow_run_id"] == given, "the flow run that was submitted is the one that shows the stages"
@@ -118,7 +118,7 @@ def test_a_worker_runs_what_is_submitted_as_gradus_run_does(worker: Path, tmp_pa
 
 
 def set_state(flow_run: str, kind: str, name: str) -> None:
-    """What the buttons of Prefect's pages do."""
+    """Set a state as the buttons of Prefect's pages do."""
     api(f"/flow_runs/{flow_run}/set_state", {"state": {"type": kind, "name": name}, "force": kind == "SCHEDULED"})
 
 
@@ -133,13 +133,13 @@ def limit_pool(limit: int | None) -> None:
         try:
             return urllib.request.urlopen(request, timeout=30).close()
         except urllib.error.HTTPError as error:
-            if error.code != 503 or attempt == 4:  # a busy SQLite; Prefect's own clients ask again
+            if error.code != 503 or attempt == 4:  # SQLite is busy; Prefect's own clients retry, too
                 raise
             time.sleep(1)
 
 
 def cancel(flow_run: str, run: RunFolder, log: Path) -> float:
-    """Cancel a run at work; seconds until its process and all that belong to it are gone."""
+    """Cancel a running run; returns the seconds until its process and all child processes have ended."""
     holder = run.holder()
     assert holder is not None, log.read_text()
     trainer = psutil.Process(int(holder["pid"]))
@@ -152,7 +152,7 @@ def cancel(flow_run: str, run: RunFolder, log: Path) -> float:
     return seconds
 
 
-def test_limits_hold_and_a_cancelled_run_ends_within_seconds_and_goes_on(worker: Path, tmp_path: Path) -> None:
+def test_limits_hold_and_a_cancelled_run_ends_within_seconds_and_can_be_resumed(worker: Path, tmp_path: Path) -> None:
     write_config(tmp_path, LONG, "long")
     limit_pool(2)
     said = call("deploy", str(tmp_path / "tiny.yaml"), "--pool", POOL, "--at-once", "1", "--runs", str(tmp_path / "r"))
@@ -168,19 +168,19 @@ def test_limits_hold_and_a_cancelled_run_ends_within_seconds_and_goes_on(worker:
     limit_pool(1)
     write_config(tmp_path, QUICK, "other")
     third = flow_run_id(call(*submit).output)
-    time.sleep(8)  # four looks of the worker
+    time.sleep(8)  # four queries of the worker
     assert state(third)["name"] in ("Scheduled", "Late"), "the pool has no room"
     assert state(first)["type"] == "RUNNING" and run.state() == "running"
 
     seconds = cancel(first, run, worker)
-    print(f"gone after {seconds:.1f} s")
+    print(f"ended after {seconds:.1f} s")
     assert seconds < 25 and state(first)["name"] == "Stopped" and "gradus resume long" in state(first)["message"]
     assert run.state() == "stopped"
     done = next(step for step, _ in checkpoints_in(run.stage_dir(1)))
     assert [stage.action for stage in plan(run, run.config)] == ["reuse", "resume"]
     wait_until(lambda: state(third)["type"] == "COMPLETED", 150, lambda: (state(third), worker.read_text()))
 
-    # The worker has its own last word on a cancelled run, seconds later; it would also cancel what is retried before.
+    # Seconds later the worker itself cancels the flow run again; a retry that began before would be cancelled, too.
     wait_until(lambda: "Cancelled flow run 'long'" in worker.read_text(), 60, worker.read_text)
     time.sleep(2)
     assert state(first)["type"] == "CANCELLED"
@@ -190,7 +190,9 @@ def test_limits_hold_and_a_cancelled_run_ends_within_seconds_and_goes_on(worker:
         150,
         lambda: f"{state(first)}\n{worker.read_text()}",
     )
-    assert {path.parent.name for path in (tmp_path / "r").glob("*/run.json")} == {"long", "other"}, "in its own run"
+    assert {path.parent.name for path in (tmp_path / "r").glob("*/run.json")} == {"long", "other"}, (
+        "a retry continues the same run"
+    )
     assert task_states(first, 4)["sft"] == "Reused"
     cancel(first, run, worker)
     assert run.state() == "stopped"
@@ -224,7 +226,7 @@ def test_a_schedule_makes_runs(pool: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["docker", "kubernetes"])
-def test_the_templates_for_containers_are_taken_and_filled(pool: str, tmp_path: Path, kind: str) -> None:
+def test_the_templates_for_containers_are_accepted_and_filled(pool: str, tmp_path: Path, kind: str) -> None:
     template = json.loads((REPOSITORY / "deploy" / f"{kind}-pool.json").read_text())
     api("/work_pools/", {"name": f"{kind}s", "type": kind, "base_job_template": template})
     config = str(write_config(tmp_path, QUICK, "boxed"))
@@ -250,7 +252,7 @@ def refused(*words: str) -> str:
     return said.output
 
 
-def test_bad_requests_are_refused_in_words(pool: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bad_requests_are_refused_with_a_message(pool: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = str(write_config(tmp_path, QUICK))
     make_pool("cloud", "ecs")
     make_pool("boxes", "docker")
@@ -272,5 +274,5 @@ def test_bad_requests_are_refused_in_words(pool: str, tmp_path: Path, monkeypatc
 
 
 def call(*words: str) -> Any:
-    """A command in this process."""
+    """Run a command in this process."""
     return CliRunner().invoke(app.app, list(words))

@@ -1,4 +1,4 @@
-"""The loopback Prefect server: started once, reused, revived, and never confused with someone else's process."""
+"""The loopback Prefect server: started once, reused, restarted, and never confused with another process."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from gradus.flows.orchestrator import server, settings
 
 @pytest.fixture
 def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """What the functions under test do to the environment is undone."""
+    """Restore the environment variables that the functions under test change."""
     saved = dict(os.environ)
     monkeypatch.chdir(tmp_path)
     yield
@@ -32,7 +32,7 @@ def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Non
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A gradus home; its server is gone when the tests are."""
+    """A gradus home, whose server is ended after the tests."""
     home = tmp_path_factory.mktemp("gradus")
     yield home
     end_servers(home)
@@ -57,7 +57,7 @@ def test_two_launches_at_once_start_one_server(home: Path) -> None:
     urls = [launch.communicate(timeout=150)[0].strip() for launch in launches]
     assert urls[0] == urls[1]
     assert answers(urls[0])
-    assert len(servers_of(home)) == 1, "it outlives the launches, and there is one"
+    assert len(servers_of(home)) == 1, "one server, which outlives the launches"
 
 
 def test_the_next_launch_reuses_it(own: Path) -> None:
@@ -83,7 +83,7 @@ def test_a_killed_server_is_started_again_on_the_same_port(own: Path) -> None:
     while server.server_status()["running"]:
         time.sleep(0.01)
     server.revive_server()
-    assert answers(url), "a request made before the server is up waits instead of being refused"
+    assert answers(url), "a request that is made before the server is up waits and is not refused"
     assert server.server_status()["pid"] != pid
     assert server.ensure_server() == url
 
@@ -99,14 +99,14 @@ def test_a_hung_server_is_replaced(own: Path, monkeypatch: pytest.MonkeyPatch) -
     assert not psutil.pid_exists(record["pid"])
 
 
-def test_stop_ends_it_and_says_so(own: Path) -> None:
+def test_stop_ends_it_and_returns_whether_it_was_running(own: Path) -> None:
     server.ensure_server()
     assert server.stop_server()
     assert not server.stop_server()
     status = server.server_status()
     assert not status["running"] and not status["healthy"]
     server.revive_server()
-    assert not server.server_status()["running"], "what was stopped on purpose stays stopped"
+    assert not server.server_status()["running"], "a server that the user stopped stays stopped"
 
 
 def test_a_process_with_the_recorded_id_but_another_start_is_left_alone(own: Path) -> None:
@@ -132,7 +132,7 @@ def test_an_unreadable_record_counts_as_none(own: Path, record: str) -> None:
     assert not server.stop_server()
 
 
-def test_the_database_is_the_one_that_prefect_would_make(tmp_path: Path) -> None:
+def test_the_database_equals_the_one_that_prefect_would_make(tmp_path: Path) -> None:
     code = """if True:
         import asyncio, sqlite3
         from pathlib import Path
@@ -181,7 +181,7 @@ def test_the_users_own_prefect_is_found(
         assert not (tmp_path / "prefect").exists(), "and nothing is started"
 
 
-def test_what_the_user_has_set_stays(environment: None) -> None:
+def test_settings_of_the_user_take_precedence(environment: None) -> None:
     os.environ["PREFECT_CLIENT_MAX_RETRIES"] = "7"
     settings.set_client_defaults()
     assert os.environ["PREFECT_CLIENT_MAX_RETRIES"] == "7"

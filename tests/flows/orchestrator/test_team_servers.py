@@ -1,6 +1,6 @@
-"""A team's servers for real: PostgreSQL from the system's packages, Prefect and MLflow with passwords, one small run.
+"""A small run on a team's real servers: PostgreSQL from the system's packages, Prefect and MLflow with passwords.
 
-What the run leaves on them must be what it leaves in the embedded SQLite files, and no password may be left anywhere.
+The run must record the same on them as in the embedded SQLite files, and no password may be recorded anywhere.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ SECRETS = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
 
 @pytest.fixture(scope="module")
 def embedded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Future[Path]]:
-    """Folder of a run with nothing set, which trains while the team's servers make their tables."""
+    """The folder of a run with default settings, which trains while the team's servers make their tables."""
     folder = tmp_path_factory.mktemp("embedded")
 
     def run() -> Path:
@@ -61,7 +61,7 @@ def servers(embedded: Future[Path], tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def gradus(folder: Path, *arguments: str, code: int = 0, **environment: str) -> str:
-    """What the command prints, in a home of its own; ``environment`` is what a user has set."""
+    """Run a command in a separate home with a user's ``environment`` variables, and return what it prints."""
     command = [sys.executable, "-m", "gradus", *arguments, "--runs", str(folder / "runs")]
     (folder / "tiny.yaml").write_text(TINY)
     kept = {k: v for k, v in clean_environment(folder / "home").items() if not k.startswith("MLFLOW")}
@@ -77,13 +77,13 @@ def run_command(servers: Team) -> list[str]:
 
 @pytest.fixture(scope="module")
 def on_team(servers: Team, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """(Folder of the same run, gone to the team's servers, and what it printed)."""
+    """The folder of the same run on the team's servers, and what it printed."""
     folder = tmp_path_factory.mktemp("on-team")
     return folder, gradus(folder, *run_command(servers), **servers.client)
 
 
 def curves(folder: Path, uri: str) -> dict[str, dict[str, list[tuple[int, float]]]]:
-    """label -> metric -> every (step, value) in MLflow's tables, without metrics that tell the time."""
+    """label -> metric -> every (step, value) in MLflow's tables, without metrics of time."""
     found: dict[str, dict[str, list[tuple[int, float]]]] = {}
     engine = sqlalchemy.create_engine(uri)
     points = sqlalchemy.text("SELECT key, step, value FROM metrics WHERE run_uuid = :run ORDER BY key, step, value")
@@ -98,7 +98,7 @@ def curves(folder: Path, uri: str) -> dict[str, dict[str, list[tuple[int, float]
 
 
 def states(folder: Path, auth: str | None) -> dict[str, str]:
-    """What Prefect's API says of the flow run and its tasks."""
+    """Task name -> name of its state in Prefect's API; the empty name is the flow run itself."""
     record = read_json(folder / "runs" / "tiny" / "prefect.json")
     assert record is not None
     headers = {"Content-Type": "application/json"}
@@ -136,8 +136,8 @@ def test_the_artifacts_are_in_the_teams_store(servers: Team, on_team: tuple[Path
     assert not (on_team[0] / "runs" / "mlflow.db").exists() and not (on_team[0] / "runs" / "mlartifacts").exists()
 
 
-def test_no_password_is_left_anywhere(servers: Team, on_team: tuple[Path, str]) -> None:
-    """Not in run folders, on the terminal, or in the data bases, where MLflow's own accounts are hashed."""
+def test_no_password_is_recorded_anywhere(servers: Team, on_team: tuple[Path, str]) -> None:
+    """In run folders, on the terminal and in the databases, where MLflow's own accounts are hashed."""
     folder, printed = on_team
     places = {"terminal": printed.encode()}
     places |= {
@@ -150,7 +150,7 @@ def test_no_password_is_left_anywhere(servers: Team, on_team: tuple[Path, str]) 
         assert not [place for place, content in places.items() if password.encode() in content]
 
 
-def test_a_wrong_password_is_told_before_compute(servers: Team, tmp_path: Path) -> None:
+def test_a_wrong_password_is_reported_before_compute(servers: Team, tmp_path: Path) -> None:
     cases = (
         ({"MLFLOW_TRACKING_PASSWORD": WRONG}, ("MLflow server refuses access", "as 'admin'")),
         ({"MLFLOW_TRACKING_PASSWORD": ""}, ("MLflow server refuses access", "without user name and password")),
@@ -162,32 +162,32 @@ def test_a_wrong_password_is_told_before_compute(servers: Team, tmp_path: Path) 
         return gradus(tmp_path, *run_command(servers), code=2, **{**servers.client, **wrong})
 
     with ThreadPoolExecutor(2) as beside:
-        told = list(beside.map(refused, [wrong for wrong, _ in cases]))
-    for text, (_, said) in zip(told, cases, strict=True):
-        assert all(words in text for words in said), text
+        printed = list(beside.map(refused, [wrong for wrong, _ in cases]))
+    for text, (_, expected) in zip(printed, cases, strict=True):
+        assert all(words in text for words in expected), text
         assert not [password for password in (WRONG, *servers.passwords) if password in text]
     assert not (tmp_path / "runs" / "tiny").exists()
     right = gradus(tmp_path, "check", "tiny.yaml", "--set", f"tracking.uri={servers.mlflow}", **servers.client)
     assert "is valid" in right
 
 
-def test_a_database_that_refuses_is_told_before_compute(servers: Team, tmp_path: Path) -> None:
-    """Also without a server between: the address names the user, and the environment knows the password."""
+def test_a_database_that_refuses_access_is_reported_before_compute(servers: Team, tmp_path: Path) -> None:
+    """Without an MLflow server between: the address holds the user's name, and the environment the password."""
     uri = f"postgresql+psycopg2://{postgres.ADMIN}@127.0.0.1:{servers.database.port}/mlflow"
     check = ["check", "tiny.yaml", "--set", f"tracking.uri={uri}"]
     assert "is valid" in gradus(tmp_path, *check, PGPASSWORD=servers.database.password)
-    told = gradus(tmp_path, *check, code=2, PGPASSWORD=WRONG)
-    assert "data base of the tracking address refuses access" in told and "password authentication failed" in told
-    assert WRONG not in told
+    printed = gradus(tmp_path, *check, code=2, PGPASSWORD=WRONG)
+    assert "data base of the tracking address refuses access" in printed and "password authentication failed" in printed
+    assert WRONG not in printed
     assert "does not exist" in gradus(
         tmp_path, *check[:-1], f"{check[-1]}x", code=2, PGPASSWORD=servers.database.password
     )
 
 
-def test_a_password_that_is_changed_on_the_way_costs_nothing(
+def test_no_record_is_lost_if_the_password_changes_during_a_run(
     servers: Team, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The uploader is refused, which training never notices; the records wait for the right password."""
+    """The server refuses the uploader, which does not affect training; the records wait for the right password."""
     run = new_run(tmp_path / "runs", uri=servers.mlflow)
     new_stage(run, steps=3).end()
     for name in SECRETS:
@@ -200,7 +200,7 @@ def test_a_password_that_is_changed_on_the_way_costs_nothing(
     assert (sync_run(run).delivered, sync_run(run).undelivered) == (6, 0)
 
 
-def test_the_servers_ask_everyone_and_listen_here_alone(servers: Team) -> None:
+def test_the_servers_require_a_password_and_listen_on_this_machine_only(servers: Team) -> None:
     for url in (f"{servers.prefect}/flows/count", f"{servers.mlflow}/api/2.0/mlflow/experiments/search"):
         with pytest.raises(urllib.error.HTTPError) as refused:
             urllib.request.urlopen(urllib.request.Request(url, b"{}", {"Content-Type": "application/json"}), timeout=60)

@@ -1,4 +1,4 @@
-"""What a team's set-up promises, as far as it needs no data base: `compose.yaml`, and servers asked before a launch."""
+"""A team's set-up without a database: what `compose.yaml` says, and the checks of servers before a launch."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ SERVICES = yaml.safe_load(TEXT)["services"]
 SECRET = "correct-horse"
 
 
-def test_every_service_is_looked_after_and_listens_on_this_machine_alone() -> None:
+def test_every_service_has_a_health_check_and_listens_on_this_machine_only() -> None:
     assert set(SERVICES) == {"postgres", "prefect", "mlflow"}
     for name, service in SERVICES.items():
         assert service["restart"] == "unless-stopped" and service["healthcheck"]["test"][0] == "CMD", name
         assert all(port.startswith("${BIND:-127.0.0.1}:") for port in service.get("ports", [])), name
-    assert "ports" not in SERVICES["postgres"]  # the two servers alone reach it
+    assert "ports" not in SERVICES["postgres"]  # only the two servers reach it
     assert all(
         SERVICES[name]["depends_on"]["postgres"] == {"condition": "service_healthy"} for name in ("prefect", "mlflow")
     )
 
 
 def test_no_password_has_a_default() -> None:
-    """Compose stops where ``${NAME:?message}`` is not set."""
+    """Compose stops with an error if ``${NAME:?message}`` is not set."""
     secret = re.findall(r"\$\{(\w*(?:PASSWORD|AUTH|SECRET)\w*)(:[-?])?", TEXT)
     assert {name for name, _ in secret} == {"POSTGRES_PASSWORD", "PREFECT_AUTH", "MLFLOW_PASSWORD", "MLFLOW_SECRET"}
     assert {kind for _, kind in secret} == {":?"}
@@ -52,10 +52,10 @@ def test_every_variable_is_documented() -> None:
 
 
 class Refusing(BaseHTTPRequestHandler):
-    """Answers 401 to everyone but who shows ``ann``'s password."""
+    """Answers 401 to every request without ``ann``'s password."""
 
     def do_GET(self) -> None:
-        """As MLflow and Prefect do it."""
+        """Check the password as MLflow and Prefect do."""
         known = "Basic YW5uOmNvcnJlY3QtaG9yc2U="  # base64 of ann:correct-horse
         self.send_response(200 if self.headers.get("Authorization") == known else 401)
         self.end_headers()
@@ -64,12 +64,12 @@ class Refusing(BaseHTTPRequestHandler):
     do_POST = do_GET
 
     def log_message(self, *_: object) -> None:
-        """Quiet."""
+        """Print nothing."""
 
 
 @pytest.fixture
 def refusing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
-    """URL of a server that asks for a password; nothing of the user's own set-up is seen."""
+    """The URL of a server that requires a password, in an environment without any setting of the user."""
     for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"):
         monkeypatch.delenv(name, raising=False)
     for name in ("PREFECT_API_URL", "PREFECT_API_AUTH_STRING", "PREFECT_API_KEY", "GRADUS_PREFECT_API_URL"):
@@ -84,7 +84,7 @@ def refusing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
     server.server_close()
 
 
-def test_mlflow_is_asked_with_what_it_would_find(
+def test_mlflow_is_asked_with_the_credentials_that_it_would_find(
     refusing: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     tracking = TrackingConfig(uri=refusing)
@@ -98,13 +98,15 @@ def test_mlflow_is_asked_with_what_it_would_find(
     assert "wrong-horse" not in str(refused.value)
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", SECRET)
     check_tracking(tracking, tmp_path)
-    monkeypatch.delenv("MLFLOW_TRACKING_PASSWORD")  # then MLflow looks into its file
+    monkeypatch.delenv("MLFLOW_TRACKING_PASSWORD")  # then MLflow reads its credentials file
     (tmp_path / ".mlflow").mkdir()
     (tmp_path / ".mlflow" / "credentials").write_text(f"[mlflow]\nmlflow_tracking_password = {SECRET}\n")
     check_tracking(tracking, tmp_path)
 
 
-def test_prefect_is_asked_with_what_it_would_find(refusing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prefect_is_asked_with_the_credentials_that_it_would_find(
+    refusing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PREFECT_API_URL", f"{refusing}/api")
     monkeypatch.setenv("PREFECT_API_AUTH_STRING", "ann:wrong-horse")
     with pytest.raises(UserError, match="Prefect server refuses access") as refused:
@@ -129,9 +131,9 @@ def test_an_address_with_a_password_is_refused_and_not_repeated(uri: str, tmp_pa
     config = tmp_path / "tiny.yaml"
     config.write_text(TINY)
     for arguments in (["check", str(config), "--set", f"tracking.uri={uri}"], ["check", str(config)]):
-        told = CliRunner().invoke(app.app, arguments)
-        assert told.exit_code == 2 and "must not hold a password" in told.stderr + told.output
-        assert SECRET not in told.stderr + told.output
+        result = CliRunner().invoke(app.app, arguments)
+        assert result.exit_code == 2 and "must not hold a password" in result.stderr + result.output
+        assert SECRET not in result.stderr + result.output
         config.write_text(f"{TINY}tracking:\n  uri: {uri}\n")
 
 
