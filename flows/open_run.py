@@ -10,6 +10,7 @@ from typing import Any
 
 from gradus.flows.screen.plan import refuse_drift
 from gradus.flows.screen.text import runs_option
+from gradus.pipeline.common.addresses import unused_environment
 from gradus.pipeline.common.errors import UserError
 from gradus.pipeline.config import PipelineConfig
 from gradus.pipeline.config.loading import LoadedConfig
@@ -88,6 +89,8 @@ def open_run(
     Raises: UserError where the named run was begun with another configuration, with the commands that would help.
     """
     configs = [stage.config for stage in stages.values()]
+    for line in unused_environment(loaded.config.tracking.model_dump(), runs_dir):
+        say(line)
     if name is None:
         name = reserve(runs_dir, loaded.config.name)
         if name != loaded.config.name and (runs_dir / loaded.config.name / RUN_FILE).is_file():

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from gradus.flows.open_run import check_world
 from gradus.flows.screen.text import runs_option
+from gradus.pipeline.common.addresses import unused_environment
 from gradus.pipeline.common.errors import UserError
 from gradus.pipeline.common.files import sync_folder
 from gradus.pipeline.config.loading import LoadedConfig
@@ -51,6 +52,8 @@ def plan_resumption(
         stages[-1] = made_again(run, len(stages) - 1, last)
         before = functools.partial(forget_summary, run)
     _check_launch(run, engine)
+    for line in unused_environment(run.config.tracking.model_dump(), run.path.parent):
+        say(line)
     return Resumption(run, stages, before)
 
 

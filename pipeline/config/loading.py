@@ -11,7 +11,7 @@ from typing import Any, cast
 from pydantic import BaseModel, ValidationError
 
 from gradus.pipeline.common import user_code, yaml_text
-from gradus.pipeline.common.addresses import refuse_secret
+from gradus.pipeline.common.addresses import refuse_secret, tracking_with_environment
 from gradus.pipeline.common.errors import UserError, did_you_mean
 from gradus.pipeline.config import explain
 from gradus.pipeline.config.explain import Origin, label_of, show
@@ -136,6 +136,8 @@ def _checked(
     origin = origin_class(shown, yaml_text.Document(_labelled(data), document.lines), overridden)
     tracking = data.get("tracking")
     refuse_secret(tracking.get("uri") if isinstance(tracking, dict) else None, f"{shown}, tracking.uri")
+    if tracking is None or isinstance(tracking, dict):
+        data["tracking"] = tracking_with_environment(tracking or {})
     model = model_for(data, stage_configs, shown, origin.where)
     try:
         config = model.model_validate(data)
