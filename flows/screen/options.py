@@ -95,5 +95,6 @@ def _table(rows: Sequence[Mapping[str, str]]) -> Table:
         table.add_column(column, max_width=30)
     table.add_column("description", ratio=1)
     for row in rows:
-        table.add_row("  " + row["name"], row["type"], row["default"], row["description"])
+        cells = [escape(row[column]) for column in ("name", "type", "default", "description")]  # brackets are no markup
+        table.add_row(f"  {cells[0]}", *cells[1:])
     return table

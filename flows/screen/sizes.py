@@ -26,7 +26,7 @@ PARTS = {
     "drawing": "drawing tokens",
     "gradients": "gradients",
     "activations": "activations",
-    "logits": "logits, a piece",
+    "logits": "logits, one piece",
     "evaluation": "evaluation",
 }
 TIMES = ("sampling", "learning", "all steps")
@@ -129,7 +129,7 @@ def print_sizes(found: Mapping[str, Any], console: Console) -> None:
         ]
         for row in rows
     ]
-    print_table(console, ["stage", "sampling", "learning", "all steps", "most of it"], times, TIMES)
+    print_table(console, ["stage", "sampling", "learning", "all steps", "largest part"], times, TIMES)
     if found["ways_on"]:
         say(f"\n{found['heaviest']} needs the most memory and does not fit. What would save memory:")
     for way in found["ways_on"]:
@@ -146,8 +146,8 @@ def assumptions(hardware: Hardware) -> Sequence[str]:
         "without rewards, evaluations and checkpoints."
     ]
     if hardware.devices > 1:
-        lines.append("Several devices: each has its share of the prompts; weights, gradients and moments in shards.")
-    return [*lines, "docs/scaling.md has the formulas, and how far they are off where it was measured."]
+        lines.append("Several devices: each has its share of the prompts; weights, gradients and moments are sharded.")
+    return [*lines, "docs/scaling.md has the formulas, and their errors where they were measured."]
 
 
 def _bytes(value: float) -> str:
