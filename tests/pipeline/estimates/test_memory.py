@@ -238,7 +238,7 @@ def test_the_plan_prints_it(tmp_path: Path) -> None:
     runs = ["--runs", str(tmp_path)]
     told = CliRunner().invoke(app.app, ["plan", "quickstart", "--hardware", "cpu:24GiB", *runs])
     assert told.exit_code == 0
-    for words in ("cpu (25.8 GB)", "KV cache", "while evaluating", "most of it", "docs/scaling.md"):
+    for words in ("cpu (25.8 GB)", "KV cache", "while evaluating", "largest part", "docs/scaling.md"):
         assert words in told.output
     wanted = ["plan", "examples/scaling/7b.yaml", "--hardware", "1xH100", "--json", *runs]
     found = json.loads(CliRunner().invoke(app.app, wanted).output)["sizes"]
