@@ -16,6 +16,7 @@ import sys
 import time
 import urllib.request
 from pathlib import Path
+from typing import IO
 
 from gradus.pipeline.common.addresses import resolve_uri
 from gradus.pipeline.common.errors import UserError
@@ -49,7 +50,8 @@ def serve_ui(
     url = f"http://{host}:{port}"
     runs_dir.mkdir(parents=True, exist_ok=True)
     log = runs_dir / "mlflow-ui.log"
-    with file_lock(_store_lock_path(uri, runs_dir)), open(log, "wb") as output:  # the server may create the store
+    with file_lock(_store_lock_path(uri, runs_dir)), open(log, "wb") as output:
+        _ensure_database(uri, output)
         process = subprocess.Popen(
             [
                 sys.executable,
@@ -97,6 +99,22 @@ def _newest_uri(runs_dir: Path) -> str:
 def _store_lock_path(uri: str, runs_dir: Path) -> Path:
     path = Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else runs_dir / "mlflow.db"
     return path.with_name(path.name + ".lock")
+
+
+def _ensure_database(uri: str, output: IO[bytes]) -> None:
+    """Make an SQLite store that does not exist yet: the server would make one that an interruption leaves unusable."""
+    path = Path(uri.removeprefix("sqlite:///"))
+    if uri.startswith("sqlite:///") and not path.exists():
+        module = [sys.executable, "-P", "-m", "gradus.pipeline.tracking.uploader"]
+        # A failure is in the log, and the server then reports its own.
+        subprocess.run(
+            [*module, "--make-database", str(path)],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            env=child_environment(),
+            check=False,
+        )
 
 
 def _server_command(uri: str, runs_dir: Path, host: str, port: int) -> list[str]:

@@ -24,6 +24,7 @@ from typing import Any
 
 from gradus.pipeline.common.addresses import redacted
 from gradus.pipeline.common.errors import UserError
+from gradus.pipeline.common.files import sync_folder
 from gradus.pipeline.common.locks import file_lock, holder
 from gradus.pipeline.common.process import MLFLOW_ENVIRONMENT
 from gradus.pipeline.tracking.delivery import RunDelivery
@@ -107,6 +108,8 @@ class Uploader:
             return self._store
         mlflow = _import_mlflow()
         with _store_lock(self.uri):
+            if self.uri.startswith("sqlite:///"):
+                make_database(Path(self.uri.removeprefix("sqlite:///")))
             client = mlflow.MlflowClient(tracking_uri=self.uri)
             found = client.get_experiment_by_name(self.experiment)
             if found is None:
@@ -141,6 +144,34 @@ def _import_mlflow() -> Any:
     for name in ("mlflow", "alembic", "sqlalchemy", "urllib3"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     return mlflow
+
+
+def make_database(path: Path) -> None:
+    """Make MLflow's tables in an SQLite file, unless there is one; the caller must hold the lock of the store.
+
+    MLflow's migrations cannot be repeated once one was interrupted, so they work on a temporary file, which gets its
+    name when it is complete and durable.
+    """
+    _import_mlflow()
+    from mlflow.store.db import utils
+
+    making = path.with_name(f".{path.name}.making")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(f"{making.name}*"):  # of a process that was killed, with SQLite's own files
+        left.unlink()
+    if path.exists() and path.stat().st_size:
+        return
+    engine = utils.create_sqlalchemy_engine(f"sqlite:///{making}")
+    try:
+        utils._initialize_tables(engine)
+        engine.dispose()
+        with making.open("rb") as file:
+            os.fsync(file.fileno())
+        making.replace(path)
+        sync_folder(path.parent)
+    finally:
+        engine.dispose()
+        making.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -243,10 +274,14 @@ def _is_over(run_dir: Path, parent: _Parent, report: Report) -> bool:
 def main(arguments: list[str] | None = None) -> int:
     """The child process's entry."""
     parser = argparse.ArgumentParser(prog="python -m gradus.pipeline.tracking.uploader")
-    parser.add_argument("run_dir", type=Path)
+    parser.add_argument("run_dir", type=Path, metavar="PATH", help="run folder, or database with --make-database")
+    parser.add_argument("--make-database", action="store_true", help="make MLflow's tables, if there is no such file")
     parser.add_argument("--follow", action="store_true", help="go on until the parent process ends")
     parser.add_argument("--parent-pid", type=int, default=os.getppid())
     options = parser.parse_args(arguments)
+    if options.make_database:
+        make_database(options.run_dir.absolute())
+        return 0
     output, sys.stdout = sys.stdout, sys.stderr  # the report is the only thing on standard output
     if options.follow:
         os.nice(5)
