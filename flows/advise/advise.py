@@ -1,4 +1,4 @@
-"""One probe, from a configuration to advice and estimates. Imports torch when it runs."""
+"""From a configuration to advice and estimates by one probe. torch is imported when the probe begins."""
 
 from __future__ import annotations
 
@@ -33,21 +33,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ProbedPolicy:
-    """Which policy is probed."""
+    """The policy to probe."""
 
     shown: str
-    """What it is called on the screen."""
+    """Its name in the report."""
     checkpoint: Path | None
-    """Its folder; None for the policy that the configuration starts from."""
+    """Its folder; None for the policy with which the configuration starts."""
     untrained: bool
     """Whether its weights are random."""
     data: Path | None = None
-    """A run's data of the same task, which need not be made again."""
+    """The data of a run with the same task, so that they need not be made again; None if there is none."""
 
 
 @dataclass(frozen=True)
 class AdviceReport:
-    """A probe and what follows from it."""
+    """The result of a probe, and the advice that follows from it."""
 
     probed: ProbedPolicy
     probe: Probe
@@ -55,14 +55,14 @@ class AdviceReport:
     advice: list[Advice]
 
     def record(self, costs: list[StageCost]) -> dict[str, Any]:
-        """As plain data."""
-        found: dict[str, Any] = dataclasses.asdict(dataclasses.replace(self.probe, groups=[]))
-        del found["groups"]
+        """The report with these estimates as plain data."""
+        data: dict[str, Any] = dataclasses.asdict(dataclasses.replace(self.probe, groups=[]))
+        del data["groups"]
         estimates = [dataclasses.asdict(cost) | {"seconds": cost.seconds} for cost in costs]
         probed = {"what": self.probed.shown, "checkpoint": self.probed.checkpoint and str(self.probed.checkpoint)}
         return {
-            "probed": probed | {"untrained": self.probed.untrained, **found.pop("policy")},
-            **found,
+            "probed": probed | {"untrained": self.probed.untrained, **data.pop("policy")},
+            **data,
             "situation": dataclasses.asdict(self.situation),
             "advice": [dataclasses.asdict(each) for each in self.advice],
             "estimates": estimates,
@@ -70,9 +70,9 @@ class AdviceReport:
 
 
 def find_probed_policy(loaded: LoadedConfig, source: str | None, after: str | None, runs: Path) -> ProbedPolicy:
-    """The policy to probe: the configuration's, a checkpoint, a run's latest, or what a run's stage handed over.
+    """The policy to probe: that of the configuration, a checkpoint, a run's latest one, or the result of a run's stage.
 
-    Raises: UserError where there is none.
+    Raises: UserError if there is none.
     """
     from gradus.flows.screen.status import checkpoint_or_run
     from gradus.flows.screen.text import shown_path
@@ -85,7 +85,7 @@ def find_probed_policy(loaded: LoadedConfig, source: str | None, after: str | No
         new = config.policy.path is None
         return ProbedPolicy("a new policy with random weights" if new else str(config.policy.path), None, new)
     if source is None and not (runs / config.name / RUN_FILE).is_file():
-        fix = f"`gradus run` trains one; or name a run or a checkpoint with --from, of which --after {after} is a stage"
+        fix = f"`gradus run` trains one; or name a run with --from that has the stage --after {after}"
         raise UserError(f"there is no run called {config.name!r} yet", where=str(runs.absolute()), fix=fix)
     path = checkpoint_or_run(source or config.name, runs)
     run = _run_around(path)
@@ -94,7 +94,7 @@ def find_probed_policy(loaded: LoadedConfig, source: str | None, after: str | No
             raise UserError(
                 "--after names a stage of a run", got=str(path), fix="name a run with --from, or leave it out"
             )
-        path = _latest(run) if after is None else _after(run, after)
+        path = _latest_checkpoint(run) if after is None else _checkpoint_after(run, after)
     if not (path / RECORD_FILE).is_file():
         check_policy(config.policy.model_copy(update={"path": str(path), "architecture": None}))
         return ProbedPolicy(shown_path(path), path, False)
@@ -111,41 +111,41 @@ def _run_around(path: Path) -> RunFolder | None:
     return next((RunFolder(folder, configs) for folder in folders), None)
 
 
-def _after(run: RunFolder, label: str) -> Path:
+def _checkpoint_after(run: RunFolder, label: str) -> Path:
     result = run.result(run.stage_index(label))
     if result is None:
-        fix = f"`gradus resume {run.name}` goes on with it"
+        fix = f"`gradus resume {run.name}` continues it"
         raise UserError(f"the stage {label!r} of the run {run.name!r} is not done", where=str(run.path), fix=fix)
     return Path(result["checkpoint"])
 
 
-def _latest(run: RunFolder) -> Path:
+def _latest_checkpoint(run: RunFolder) -> Path:
     done = [result for result in map(run.result, range(len(run.config.stages))) if result]
     return Path((done[-1] if done else run.start() or {}).get("checkpoint", run.path / "start"))
 
 
 def _same_data(run: RunFolder, config: PipelineConfig) -> Path | None:
-    """The run's data where they are of this very task."""
+    """The folder of the run's data if they are of the same task."""
     record = read_json(run.data_dir / "data.json")
     same = record is not None and record["config"] == config.task.model_dump(mode="json")
     return run.data_dir if same else None
 
 
 def probed_stage(config: PipelineConfig, stages: Mapping[str, Stage]) -> StageConfig:
-    """The first stage that samples: its batch and its options are what a probe imitates."""
+    """The first stage that samples; the probe uses its batch and its options."""
     sampling = [each for each in config.stages if stages[each.stage].needs(each).completions == "policy"]
     return sampling[0] if sampling else StageConfig(stage="probe", steps=1)
 
 
 def ranking_of(config: PipelineConfig, stages: Mapping[str, Stage]) -> list[str]:
-    """The keys of the first ranked stage, the reward first; the reward alone where there is none."""
+    """The ranking keys of the first stage that ranks, with the reward first; only the reward if no stage ranks."""
     rankings = [stages[each.stage].needs(each).ranking for each in config.stages]
     keys = next((list(keys) for keys in rankings if keys), [])
     return ["reward", *(key for key in keys if key != "reward")]
 
 
 def situation_of(config: PipelineConfig, stages: Mapping[str, Stage], probed: ProbedPolicy) -> Situation:
-    """What the rules must know of the configuration."""
+    """What the rules need to know about the configuration."""
     sampling = [each for each in config.stages if stages[each.stage].needs(each).completions == "policy"]
     return Situation(
         untrained=probed.untrained,
@@ -165,7 +165,7 @@ def advise(
     samples: int,
     on_group: Callable[[], None],
 ) -> AdviceReport:
-    """Probe the policy and apply the decision table. Nothing but a temporary folder is written, and that is removed."""
+    """Probe the policy and apply the decision table. Only a temporary folder is written, and removed again."""
     config = loaded.config
     with interruption.handled(), tempfile.TemporaryDirectory(prefix="gradus-advise-") as folder:
         task, policy = _open(loaded, probed, Path(folder))
@@ -180,7 +180,7 @@ def advise(
 
 
 def _open(loaded: LoadedConfig, probed: ProbedPolicy, folder: Path) -> tuple[TaskData, Any]:
-    """The task's data, made while torch is imported, and the policy."""
+    """The task and the policy. The task's data are made while torch is being imported."""
     config, data = loaded.config, probed.data or folder / "data"
     importing = probed.data is None and "torch" not in sys.modules
     with data_ahead(config.task, loaded.base_dir, data) if importing else contextlib.nullcontext():
@@ -198,25 +198,26 @@ def _open(loaded: LoadedConfig, probed: ProbedPolicy, folder: Path) -> tuple[Tas
 
 
 def costs(config: PipelineConfig, stages: Mapping[str, Stage], report: AdviceReport) -> list[StageCost]:
-    """An estimate for each stage. An untrained policy's lengths are no guide: demonstrations' stand for them."""
+    """An estimate for each stage. If the policy is untrained, completions are assumed as long as demonstrations."""
     diagnosis, speed = report.probe.diagnosis, report.probe.speed
     found: list[StageCost] = []
     if any(each.topic == "already solved" and each.verdict == "yes" for each in report.advice):
-        return found  # there is nothing to train
+        return found  # nothing has to be trained
     for each in config.stages:
         needs = stages[each.stage].needs(each)
-        shown = speed.demonstration_tokens if needs.completions == "demonstrations" or report.probed.untrained else None
-        by_group = _ordered(report.probe, needs.ranking) if needs.ranking else diagnosis.useful
+        from_demonstrations = needs.completions == "demonstrations" or report.probed.untrained
+        length = (speed.demonstration_tokens if from_demonstrations else None) or diagnosis.length_mean
+        by_group = _ordered_by(report.probe, needs.ranking) if needs.ranking else diagnosis.useful
         sizes = [k for k in by_group if k <= each.group_size]
-        unknown = report.probed.untrained or needs.completions == "demonstrations" or not sizes
-        all_weigh = needs.critic is not None or needs.reference_rewards  # a baseline from beyond the group
-        useful = None if unknown else 1.0 if all_weigh else by_group[max(sizes)].value
-        found.append(stage_cost(each, needs, speed, shown or diagnosis.length_mean, useful))
+        unknown = from_demonstrations or not sizes
+        all_useful = needs.critic is not None or needs.reference_rewards  # the baseline is not the group's mean
+        useful = None if unknown else 1.0 if all_useful else by_group[max(sizes)].value
+        found.append(stage_cost(each, needs, speed, length, useful))
     return found
 
 
-def _ordered(probe: Probe, ranking: Sequence[str]) -> dict[int, Estimate]:
-    """Groups that these keys order, which need not be those that were probed for."""
+def _ordered_by(probe: Probe, ranking: Sequence[str]) -> dict[int, Estimate]:
+    """Group size -> share of groups that these keys order, also for other keys than those of the probe."""
     if tuple(ranking) == probe.diagnosis.ranking:
         return probe.diagnosis.ordered
     return ordered_groups(probe.groups, ranking)

@@ -1,4 +1,4 @@
-"""A probe as one picture, for a report: what the policy can do, which groups teach, how long its answers are."""
+"""A diagnosis as one figure: pass@k, how often prompts are solved, and which groups are useful."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 KINDS = (".svg", ".png", ".pdf")
-"""Files that can be drawn."""
+"""The kinds of files that can be drawn."""
 _INK, _WRONG, _MIXED, _RIGHT, _RANKED = "#30343b", "#e45756", "#4c78a8", "#54a24b", "#b279a2"
 
 
 def check_plot(target: Path) -> None:
-    """The picture's file can be written. Raises: UserError."""
+    """Check that the figure's file can be written. Raises: UserError."""
     if target.suffix not in KINDS:
         raise UserError(
             "a plot of this kind cannot be drawn", where="--plot", got=str(target), expected=", ".join(KINDS)
@@ -30,7 +30,7 @@ def check_plot(target: Path) -> None:
 
 
 def draw(diagnosis: Diagnosis, title: str, target: Path) -> None:
-    """Four panels into ``target``; its ending says which kind of file."""
+    """Draw four panels into ``target``, whose suffix decides the kind of file."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -39,9 +39,9 @@ def draw(diagnosis: Diagnosis, title: str, target: Path) -> None:
     figure.suptitle(title, x=0.01, ha="left", color=_INK, fontsize=12, fontweight="bold")
     (left, right), (low_left, low_right) = figure.subplots(2, 2)
     _curve(left, diagnosis.pass_at, "pass@k", _MIXED)
-    _panel(left, "What sampling finds: pass@k", "k")
+    _panel(left, "Prompts solved by k samples: pass@k", "k")
     right.bar(SUCCESS, diagnosis.success, color=[_WRONG, *[_MIXED] * 4, _RIGHT], width=0.8)
-    _panel(right, f"{diagnosis.prompts} prompts by share of right completions", "share solved", limit=None)
+    _panel(right, f"{diagnosis.prompts} prompts by share of correct completions", "share solved", limit=None)
     right.set_ylabel("prompts")
     sizes = list(diagnosis.mixed)
     base = [0.0] * len(sizes)
@@ -59,7 +59,7 @@ def draw(diagnosis: Diagnosis, title: str, target: Path) -> None:
     _curve(low_right, diagnosis.useful, "unequal rewards", _MIXED)
     if len(diagnosis.ranking) > 1:
         _curve(low_right, diagnosis.ordered, " > ".join(diagnosis.ranking), _RANKED)
-    _panel(low_right, "Groups that teach: by reward, by ranking", "group size K")
+    _panel(low_right, "Useful groups: by reward, by ranking", "group size K")
     low_right.legend(frameon=False)
     figure.savefig(target)
 

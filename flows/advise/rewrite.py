@@ -1,4 +1,4 @@
-"""The advised configuration: the user's own file with what the advice changes, comments and layout kept."""
+"""The advised configuration: the user's file with the advised changes; its comments and layout are kept."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from gradus.pipeline.execution.preflight import preflight
 from gradus.pipeline.stage import Stage
 
 IMITATION, WARM_UPS, RANKED, LAST = "sft", ("dapo", "vapo"), "gfpo", "srpo"
-"""The chain's places and who may stand there."""
+"""The positions of the chain and the algorithms that may stand there."""
 NEW_STEPS = 80
-"""Steps of a stage that the advice adds to a chain without one whose number it could take: the quickstart's."""
+"""Steps of an added stage if no other stage's number can be used: those of the quickstart."""
 
 
 def check_target(target: Path, force: bool) -> None:
-    """The file can be written. Raises: UserError, before anything is computed."""
+    """Check, before anything is computed, that the file can be written. Raises: UserError."""
     if target.suffix not in (".yaml", ".yml"):
         raise UserError("a configuration is a YAML file", where="--write", got=str(target), expected="a name in .yaml")
     if target.is_dir() or not target.absolute().parent.is_dir():
@@ -48,14 +48,14 @@ def advised(
 def advised_config(
     loaded: LoadedConfig, overrides: Sequence[str], advice: Sequence[Advice], stages: Mapping[str, Stage]
 ) -> PipelineConfig:
-    """The advised configuration; its relative paths are as they were written."""
+    """The advised configuration; relative paths stay as they were written."""
     data = advised(loaded, overrides, advice, stages)
     model = model_for(data, [stage.config for stage in stages.values()], str(loaded.path))
     return model.model_validate(data)
 
 
 def apply(data: MutableMapping[str, Any], advice: Sequence[Advice], stages: Mapping[str, Stage]) -> None:
-    """Change a configuration's data in place as the advice says; what the advice leaves open stays as it is."""
+    """Change a configuration's data in place as advised; what the advice leaves open stays as it is."""
     decided = {each.topic: each for each in advice}
     entries = data["stages"]
 
@@ -79,11 +79,12 @@ def apply(data: MutableMapping[str, Any], advice: Sequence[Advice], stages: Mapp
 
 
 def _having(entries: Sequence[Any], *names: str) -> list[int]:
+    """The positions of the stages with these algorithms."""
     return [place for place, entry in enumerate(entries) if entry["stage"] in names]
 
 
 def _set_warm_up(entries: MutableSequence[Any], name: str, stages: Mapping[str, Stage]) -> None:
-    """The first warm-up becomes this one; without any, one is put in after the imitation."""
+    """Replace the first warm-up stage by this algorithm; without one, insert it after imitation."""
     if _having(entries, name):
         return
     places = _having(entries, *WARM_UPS)
@@ -102,7 +103,7 @@ def _set_warm_up(entries: MutableSequence[Any], name: str, stages: Mapping[str, 
 
 
 def _set_ranked(entries: MutableSequence[Any], ranked: Advice) -> None:
-    """The ranked stage with these keys; where there is nothing to rank, its steps go to the warm-up."""
+    """Set the keys of the ranked stage; if there is nothing to rank, give its steps to the warm-up."""
     places = _having(entries, RANKED)
     warm = _having(entries, *WARM_UPS)
     if ranked.verdict == "no":
@@ -121,7 +122,7 @@ def _set_ranked(entries: MutableSequence[Any], ranked: Advice) -> None:
 
 
 def _set_last(entries: MutableSequence[Any], last: Advice) -> None:
-    """The stabilising stage at the end, or none."""
+    """Add or remove the stabilising stage at the end."""
     places = _having(entries, LAST)
     if last.verdict == "yes" and not places:
         entries.append({"stage": LAST, "steps": NEW_STEPS, "schedule": "linear"})
@@ -131,7 +132,7 @@ def _set_last(entries: MutableSequence[Any], last: Advice) -> None:
 
 
 def _set_group_size(entry: MutableMapping[str, Any], size: int, stages: Mapping[str, Stage]) -> None:
-    """K as advised, and as many prompts a step as keep the number of completions."""
+    """Set K as advised, and change the prompts per step so that the number of completions stays about the same."""
     fields = stages[entry["stage"]].config.model_fields
     before, prompts = (entry.get(name, fields[name].default) for name in ("group_size", "prompts_per_step"))
     if before != size:
@@ -140,14 +141,14 @@ def _set_group_size(entry: MutableMapping[str, Any], size: int, stages: Mapping[
 
 
 def _set_max_tokens(data: MutableMapping[str, Any], limit: int) -> None:
-    """The limit, and for a new model as many more positions."""
+    """Set the limit, and give a new model as many more positions."""
     sampling = data.setdefault("sampling", {})
-    more = limit - sampling.get("max_tokens", limit // 2)
+    added = limit - sampling.get("max_tokens", limit // 2)
     for options in (sampling, *(entry["sampling"] for entry in data["stages"] if entry.get("sampling"))):
         options["max_tokens"] = limit
     architecture = data["policy"].get("architecture") or {}
     if isinstance(architecture.get("max_position_embeddings"), int):
-        architecture["max_position_embeddings"] += more
+        architecture["max_position_embeddings"] += added
 
 
 def write(
@@ -158,13 +159,13 @@ def write(
     target: Path,
     probed: str,
 ) -> None:
-    """Write the advised configuration, checked. Where the layout cannot be kept, every option is written out instead.
+    """Check and write the advised configuration. If the layout cannot be kept, all options are written instead.
 
-    Raises: UserError where the advice is not to train, or the result does not pass the check.
+    Raises: UserError if the advice is not to train, or the result does not pass the check.
     """
-    refuse = next((each for each in advice if each.topic == "already solved" and each.verdict == "yes"), None)
-    if refuse is not None:
-        raise UserError("there is no configuration to advise", got=refuse.reason, fix=refuse.say)
+    solved = next((each for each in advice if each.topic == "already solved" and each.verdict == "yes"), None)
+    if solved is not None:
+        raise UserError("there is no configuration to advise", got=solved.reason, fix=solved.say)
     header = comment(advice, probed)
     kinds = [stage.config for stage in stages.values()]
     expected = _loaded(
@@ -192,7 +193,7 @@ def comment(advice: Sequence[Advice], probed: str) -> str:
 def _edited(
     loaded: LoadedConfig, overrides: Sequence[str], advice: Sequence[Advice], stages: Mapping[str, Stage], target: Path
 ) -> str:
-    """The user's text with the changes in it."""
+    """The text of the user's file with the changes."""
     from ruamel.yaml import YAML
     from ruamel.yaml.comments import CommentedSeq
 
@@ -204,7 +205,7 @@ def _edited(
         apply_override(override, data)
     apply(data, advice, stages)
     for entry in data["stages"]:
-        if type(entry.get("ranking")) is list:  # a new one, which is easier to read on one line
+        if type(entry.get("ranking")) is list:  # a new list, which is easier to read on one line
             entry["ranking"] = CommentedSeq(entry["ranking"])
             entry["ranking"].fa.set_flow_style()
     stream = io.StringIO()
@@ -213,7 +214,7 @@ def _edited(
 
 
 def _placed(data: Any, loaded: LoadedConfig, target: Path) -> Any:
-    """Relative paths made absolute where the new file lies in another folder than the old one."""
+    """Make relative paths absolute if the new file is in another folder than the old one."""
     if target.absolute().parent == loaded.base_dir:
         return data
     for group, key in (("task", "path"), ("task", "heldout_path"), ("task", "dataset"), ("policy", "path")):
@@ -224,7 +225,7 @@ def _placed(data: Any, loaded: LoadedConfig, target: Path) -> Any:
 
 
 def _loaded(text: str, target: Path, kinds: list[Any]) -> LoadedConfig:
-    """The text as a checked configuration, by way of a file beside the target, where relative paths start."""
+    """Load the text as a configuration, from a temporary file beside the target, so that relative paths are right."""
     import tempfile
 
     with tempfile.NamedTemporaryFile(

@@ -1,6 +1,6 @@
 """The decision table: from a probe's diagnosis to advice, each with its reason and the rule behind it. Pure functions.
 
-Rules compare intervals with limits, not points: what an interval leaves open is said to be open.
+Rules compare intervals with limits. If the limit lies inside the interval, the decision stays open.
 """
 
 from __future__ import annotations
@@ -14,50 +14,50 @@ from gradus.pipeline.estimates.diagnosis import Diagnosis, KeyUse
 from gradus.pipeline.statistics.groups import Estimate
 
 REACHABLE = 0.1
-"""Least pass@K: below it more than nine of ten groups are all wrong, and a group's mean teaches nothing there."""
+"""The least pass@K: below it more than nine of ten groups are all wrong, and such groups have no gradient."""
 REACHABLE_K = 16
-"""Largest K that pass@K is asked at: of a thousand samples one is right by luck, and no stage can afford so many."""
+"""The largest K for that rule: among very many samples one is right by luck, and no stage can afford so many."""
 SATURATED = 0.95
-"""pass@1 from which on rewards have hardly anything to add, at most one answer in twenty."""
+"""From this pass@1 on, rewards can improve one answer in twenty at most."""
 NOISY = 0.2
-"""Share of scorer's noise in a group's variance from which on a fifth of every push is chance: worth a critic."""
+"""The share of scoring noise in the variance within groups from which on a critic is worth its cost."""
 FEW_USEFUL = 0.3
-"""Share of useful groups below which a group's own mean wastes more than two thirds of the sampling."""
+"""Below this share of useful groups, a group's mean as baseline wastes more than two thirds of the sampling."""
 MIXED_WANTED = 0.5
-"""Share of mixed groups that K is chosen for: half of what is sampled then teaches."""
+"""K is chosen for this share of mixed groups, so that half of what is sampled is useful."""
 MIXED_GAIN = 1.25
-"""Factor by which a doubling of K must raise the share of mixed groups, where MIXED_WANTED cannot be reached: a rare
-success doubles it, prompts that are always or never solved leave it as it is."""
+"""If MIXED_WANTED cannot be reached, K is doubled as long as that raises the share of mixed groups by this factor. A
+rare success doubles the share; prompts that are always or never solved do not change it."""
 SMALLEST_K = 4
-"""The mean of K takes 1/K of a completion's own reward away; with 4 three quarters of the signal stay."""
+"""The group's mean removes 1/K of a completion's own reward; with K = 4 three quarters of the signal remain."""
 TIES_BROKEN = 0.1
-"""Share of the reward's ties that ranking keys must break, or a ranking says what the reward says."""
+"""The share of the reward's ties that ranking keys must break; otherwise a ranking adds nothing to the reward."""
 COIN = 0.5
-"""A key that agrees with the reward less often than a coin would teach against it."""
+"""A key that agrees with the reward less often than a coin would work against the reward."""
 LONG_RUN = 100
-"""Steps of reinforcement from which on a run is long enough to lose again what it has gained."""
+"""From this number of reinforcement steps on, a run is long enough to lose what it has gained."""
 CUT_OFF = 0.05
-"""Share of truncated completions that is tolerated: a cut answer is scored wrong whatever it would have been."""
+"""The accepted share of truncated completions; a truncated answer is scored as wrong."""
 
 Verdict = Literal["yes", "no", "open"]
 
 
 @dataclass(frozen=True)
 class Situation:
-    """What the rules must know besides the diagnosis."""
+    """What the rules need to know besides the diagnosis."""
 
     untrained: bool
     """Whether the probed policy has random weights."""
     trained: bool
-    """Whether it is a checkpoint rather than the policy that the configuration starts from."""
+    """Whether it is a trained checkpoint, not the policy with which the configuration starts."""
     demonstrations: bool
     """Whether the task has worked solutions to imitate."""
     group_size: int
     """K of the configuration's first sampling stage."""
     reinforcement_steps: int
-    """Steps of all its sampling stages, or of those that would be added to a chain without any."""
+    """Steps of all sampling stages, or of those that would be added if there are none."""
     rewarded: tuple[str, ...]
-    """Labels of rewards with a weight: they are in the reward already, and only rank through it."""
+    """Labels of rewards with a weight: they are part of the reward and do not rank separately."""
 
 
 @dataclass(frozen=True)
@@ -67,18 +67,20 @@ class Advice:
     topic: str
     verdict: Verdict
     value: Any
-    """What to set: a number, an algorithm's name, a list of ranking keys; None where there is nothing to set."""
+    """What to set: a number, an algorithm's name, a list of ranking keys; None if there is nothing to set."""
     say: str
     """The decision in a few words."""
     reason: str
     """The numbers behind it."""
     rule: str
-    """The rule, and whose it is: the manual's or ours."""
+    """The rule and its origin: the manual, or ours."""
 
 
 def decide(diagnosis: Diagnosis, situation: Situation) -> list[Advice]:
-    """The whole table, in the order of the pipeline. What depends on a policy that can do something stays open until
-    there is one."""
+    """Apply the whole table, in the order of the pipeline.
+
+    Decisions that need a policy with some success stay open until there is one.
+    """
     first = sft_first(diagnosis, situation)
     saturated = is_saturated(diagnosis)
     if saturated.verdict == "yes":
@@ -98,40 +100,44 @@ def _after_sft() -> Advice:
 
 
 def sft_first(diagnosis: Diagnosis, situation: Situation) -> Advice:
-    """Is imitation needed before rewards can teach anything?"""
+    """Is imitation needed before rewards can be learned from?"""
     rule = f"ours: rewards teach where pass@K reaches {REACHABLE:g}; the manual's chain begins with SFT"
     k = max(k for k in diagnosis.pass_at if k <= REACHABLE_K)
     found = diagnosis.pass_at[k]
-    reason = f"pass@{k} is {_interval(found)}"
+    reason = f"pass@{k} is {interval(found)}"
     how = "" if situation.demonstrations else "; the task has no demonstrations: set task.demonstrations"
     if situation.untrained:
         reason = f"the probed policy is new, its weights are random; {reason}{how}"
         return Advice("SFT first", "yes", "sft", "yes, then probe again", reason, rule)
     if found.high < REACHABLE:
-        reason += f": nearly every group is all wrong, and all its weights are 0{how}"
+        reason += f": nearly all groups are all wrong and give no gradient{how}"
         return Advice("SFT first", "yes", "sft", "yes: more of it, or an easier task", reason, rule)
     if found.low < REACHABLE:
         reason += f", which leaves open whether it is above {REACHABLE:g}: probe more prompts"
         return Advice("SFT first", "open", None, "open", reason, rule)
-    say = "no more than this policy has had" if situation.trained else "not needed: rewards can teach this policy"
+    say = (
+        "no more of it: rewards can improve this policy"
+        if situation.trained
+        else "not needed: rewards can improve this policy"
+    )
     return Advice("SFT first", "no", None, say, reason, rule)
 
 
 def is_saturated(diagnosis: Diagnosis) -> Advice:
-    """Is there anything left to learn?"""
+    """Is the task solved already?"""
     first = diagnosis.pass_at[1]
     rule = f"ours: from pass@1 = {SATURATED:g} on the task is solved; the manual does not say when to stop"
-    reason = f"pass@1 is {_interval(first)}"
+    reason = f"pass@1 is {interval(first)}"
     if first.low >= SATURATED:
-        say = "nothing left to learn: take a harder task"
+        say = "the task is solved: take a harder task"
         return Advice("already solved", "yes", None, say, reason, rule)
     k = max(diagnosis.pass_at)
-    reason += f", pass@{k} {diagnosis.pass_at[k].value:.2f}: what sampling finds, rewards can make usual"
+    reason += f", pass@{k} {diagnosis.pass_at[k].value:.2f}: rewards can make frequent what sampling finds"
     return Advice("already solved", "no", None, "no: there is room", reason, rule)
 
 
 def group_size(diagnosis: Diagnosis, situation: Situation) -> Advice:
-    """The smallest K with MIXED_WANTED mixed groups, else the one that doubling raises by MIXED_GAIN at most."""
+    """The smallest K with MIXED_WANTED mixed groups, or the one whose doubling adds MIXED_GAIN at most."""
     known = {k: e.value for k, e in diagnosis.mixed.items() if k in diagnosis.useful and k in diagnosis.ordered}
     mixed = {k: value for k, value in known.items() if k >= SMALLEST_K} or known
     rule = f"ours: the smallest K with {percent(MIXED_WANTED)} mixed groups, "
@@ -153,30 +159,30 @@ def group_size(diagnosis: Diagnosis, situation: Situation) -> Advice:
             )
     elif situation.group_size > chosen and situation.group_size in mixed:
         configured = percent(mixed[situation.group_size])
-        reason += f"; with {situation.group_size}, as configured, {configured}, at fewer prompts a step"
+        reason += f"; with {situation.group_size}, as configured, {configured}, with fewer prompts per step"
     return Advice("group size K", "yes", chosen, f"K = {chosen}", reason, rule)
 
 
 def warm_up(diagnosis: Diagnosis, k: int) -> Advice:
-    """DAPO for a fast start, VAPO where the reward is noisy or few groups teach by their own mean."""
+    """DAPO for a fast start; VAPO if the reward is noisy or few groups are useful."""
     rule = "manual: DAPO is fast but fragile, VAPO stable but slow and meant for noisy rewards"
     rule += f"; ours: noisy from {NOISY:g} of the variance, few groups below {FEW_USEFUL:g}"
     useful, noise = diagnosis.useful[k], diagnosis.noise
-    noise_text = "no group's rewards differ" if noise is None else f"noise is {_interval(noise)} of the group variance"
+    noise_text = "no group's rewards differ" if noise is None else f"noise is {interval(noise)} of the group variance"
     reason = f"{noise_text}; {percent(useful.value)} of groups of {k} are useful"
     if noise is not None and noise.low >= NOISY:
         reason += "; the mean of one noisy group is a poor baseline, a critic averages over many"
         return Advice("warm-up", "yes", "vapo", "VAPO", reason, rule)
     if useful.high < FEW_USEFUL:
-        reason += "; VAPO's value also weighs groups that are all right or all wrong"
+        reason += "; VAPO's critic also learns from groups that are all right or all wrong"
         return Advice("warm-up", "yes", "vapo", "VAPO", reason, rule)
     if noise is not None and noise.high >= NOISY:
-        reason += f"; whether noise is above {NOISY:g} is open, so the quicker one: probe more prompts"
+        reason += f"; whether noise is above {NOISY:g} is open, so the faster algorithm is advised; probe more prompts"
     return Advice("warm-up", "yes", "dapo", "DAPO", reason, rule)
 
 
 def ranking(diagnosis: Diagnosis, situation: Situation, k: int) -> Advice:
-    """Has GFPO an order to learn that the reward alone does not give?"""
+    """Is there an order for GFPO that the reward alone does not give?"""
     rule = "manual: GFPO first for reasoning, because the order is denser than the reward; ours: denser means that "
     rule += f"{percent(TIES_BROKEN)} of the ties are broken, by keys that agree with the reward more often than a coin"
     keys = [use for use in diagnosis.keys if use.key not in situation.rewarded]
@@ -194,8 +200,8 @@ def ranking(diagnosis: Diagnosis, situation: Situation, k: int) -> Advice:
         return Advice("GFPO", "yes" if len(kept) > 1 else "no", kept, f"without {worst.key}", reason, rule)
     broken = diagnosis.ranked_ties
     more = diagnosis.ordered[k].value - diagnosis.useful[k].value
-    who = "the ranking breaks" if configured else "nothing but the reward ranks; it breaks"
-    reason = f"{who} {_interval(broken)} of the ties"
+    who = "the ranking breaks" if configured else "only the reward ranks; it breaks"
+    reason = f"{who} {interval(broken)} of the ties"
     if configured and broken.low >= TIES_BROKEN:
         reason += f", so that {percent(diagnosis.ordered[k].value)} of groups of {k} have an order (+{percent(more)})"
         return Advice(
@@ -210,13 +216,13 @@ def ranking(diagnosis: Diagnosis, situation: Situation, k: int) -> Advice:
         )
         return Advice("GFPO", "yes", ["reward", use.key], f"yes, ranked by reward, {use.key}", reason, rule)
     if broken.high < TIES_BROKEN:
-        reason += "; a component of weight 0 that grades the reasoning would"
+        reason += "; a reward of weight 0 that grades the reasoning would break them"
         return Advice("GFPO", "no", None, "no: nothing to rank beside the reward", reason, rule)
     return Advice("GFPO", "open", list(diagnosis.ranking), "open: as configured", f"{reason}: probe more prompts", rule)
 
 
 def _helpful(keys: Sequence[KeyUse]) -> list[KeyUse]:
-    """Keys that break enough ties and prefer the better answer where the reward tells, the most telling first."""
+    """Keys that break enough ties and agree with the reward, the one with most agreement first."""
     good = [
         use
         for use in keys
@@ -226,7 +232,7 @@ def _helpful(keys: Sequence[KeyUse]) -> list[KeyUse]:
 
 
 def stabilise(diagnosis: Diagnosis, situation: Situation) -> Advice:
-    """SRPO at the end of a run that is long enough to fall back."""
+    """Is the run long enough to need SRPO at its end?"""
     rule = (
         f"manual: SRPO last, for long runs that must not regress, with small gains; ours: long from {LONG_RUN} steps on"
     )
@@ -239,17 +245,17 @@ def stabilise(diagnosis: Diagnosis, situation: Situation) -> Advice:
 
 
 def length_limit(diagnosis: Diagnosis) -> Advice:
-    """Does max_tokens cut answers that might have been right?"""
-    rule = f"ours: at most {percent(CUT_OFF)} of completions cut off; the manual does not speak of it"
+    """Does max_tokens truncate too many answers?"""
+    rule = f"ours: at most {percent(CUT_OFF)} of completions cut off; the manual does not mention it"
     cut, limit = diagnosis.truncated, diagnosis.max_tokens
-    reason = f"{_interval(cut)} of completions end at max_tokens = {limit}; 95 % are {diagnosis.length_high} or shorter"
+    reason = f"{interval(cut)} of completions end at max_tokens = {limit}; 95 % are {diagnosis.length_high} or shorter"
     if cut.low > CUT_OFF:
         return Advice("max_tokens", "yes", 2 * limit, f"raise it to {2 * limit}", reason, rule)
     return Advice("max_tokens", "no", None, f"{limit} is enough", reason, rule)
 
 
 def percent(value: float) -> str:
-    """A share in words.
+    """A share in per cent.
 
     >>> percent(0.594)
     '59 %'
@@ -257,7 +263,12 @@ def percent(value: float) -> str:
     return f"{100 * value:.0f} %"
 
 
-def _interval(estimate: Estimate) -> str:
+def interval(estimate: Estimate) -> str:
+    """A share and its 95 % interval.
+
+    >>> interval(Estimate(0.5, 0.4, 0.6))
+    '0.50 (0.40 to 0.60)'
+    """
     return f"{estimate.value:.2f} ({estimate.low:.2f} to {estimate.high:.2f})"
 
 

@@ -1,4 +1,4 @@
-"""A probe and its advice as a person reads them in a terminal: bars of text, at most as wide as the screen."""
+"""The report of a probe in the terminal: numbers with bars of text, the advice, and the estimates."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from gradus.flows.advise.advise import AdviceReport
-from gradus.flows.advise.rules import Advice, Situation, percent
+from gradus.flows.advise.rules import Advice, Situation, interval, percent
 from gradus.flows.screen.text import duration, print_table, size_text
 from gradus.pipeline.estimates.diagnosis import Diagnosis
 from gradus.pipeline.estimates.stage_cost import StageCost
 from gradus.pipeline.statistics.groups import Estimate
 
 WIDEST = 80
-"""Columns that text is wrapped at, on wider screens too: long lines are hard to read."""
+"""Text is wrapped at this column even on wider screens, because long lines are hard to read."""
 BAR = 30
 """Columns of a full bar."""
 SUCCESS = ("never", "to 1/4", "to 1/2", "to 3/4", "below 1", "always")
-"""Prompts by how often they are solved."""
+"""Classes of prompts by how often they are solved."""
 
 
 def print_report(report: AdviceReport, costs: Sequence[StageCost], console: Console) -> None:
-    """Everything, from what was probed to what it will cost."""
+    """Print the whole report, from the probed policy to the estimated cost."""
     diagnosis, speed, policy = report.probe.diagnosis, report.probe.speed, report.probe.policy
     _say(console, f"Probed {report.probed.shown}")
     parameters = policy["parameters"]
@@ -33,8 +33,8 @@ def print_report(report: AdviceReport, costs: Sequence[StageCost], console: Cons
         console,
         f"{diagnosis.prompts} training prompts x {diagnosis.samples} completions, {duration(report.probe.seconds)}",
     )
-    for label, said in report.probe.failures.items():
-        _say(console, f"the reward {label} failed on some completions: {said}")
+    for label, failure in report.probe.failures.items():
+        _say(console, f"the reward {label} failed on some completions: {failure}")
     print_diagnosis(diagnosis, report.situation, console)
     _heading(console, "Advice")
     for each in report.advice:
@@ -46,13 +46,13 @@ def print_report(report: AdviceReport, costs: Sequence[StageCost], console: Cons
     measured = (
         f"Measured: {speed.sample_tokens_per_second:,.0f} tokens/s sampled, {speed.score_seconds * 1000:.2g} ms a "
         f"score, {speed.update_tokens_per_second:,.0f} tokens/s in a real learner step, {size_text(speed.peak_bytes)} "
-        "at most. Not in it: evaluations, checkpoints, servers; lengths that change as the policy learns."
+        "at most. Not included: evaluations, checkpoints, servers; lengths that change as the policy learns."
     )
     _say(console, measured)
 
 
 def print_diagnosis(diagnosis: Diagnosis, situation: Situation, console: Console) -> None:
-    """The numbers, each share with its bar and its 95 % interval."""
+    """Print the numbers, each share with its bar and its 95 % interval."""
     _heading(console, "What the policy can do (95 % intervals over prompts)")
     for k, found in diagnosis.pass_at.items():
         _bar(console, f"pass@{k}", found)
@@ -77,12 +77,12 @@ def print_diagnosis(diagnosis: Diagnosis, situation: Situation, console: Console
     total = diagnosis.within + diagnosis.between
     by_prompt = f" ({percent(diagnosis.between / total)} lies between prompts)" if total > 0 else ""
     _fact(console, "variance", f"within prompts {diagnosis.within:.3f}, between {diagnosis.between:.3f}{by_prompt}")
-    noise = "none to be seen: no group has unequal rewards"
+    noise = "not known: no group has unequal rewards"
     if diagnosis.noise is not None:
         noise = f"{interval(diagnosis.noise)} of the variance within prompts, scored twice"
     _fact(console, "noise", noise)
     if diagnosis.flips.value:
-        _fact(console, "verdict", f"changes on {interval(diagnosis.flips)}: pass@k counts lucky ones as well")
+        _fact(console, "verdict", f"changes on {interval(diagnosis.flips)}: pass@k counts lucky completions, too")
     if diagnosis.failed.value:
         _fact(console, "failures", f"{interval(diagnosis.failed)} of completions could not be scored")
     _heading(console, "Ranking: what breaks the ties that the reward leaves")
@@ -99,7 +99,7 @@ def print_diagnosis(diagnosis: Diagnosis, situation: Situation, console: Console
 
 
 def print_advice(each: Advice, console: Console) -> None:
-    """A decision, its reason, its rule."""
+    """Print a decision, its reason and its rule."""
     mark = {"yes": "bold green", "no": "bold", "open": "bold yellow"}[each.verdict]
     console.print(f"{each.topic:<14} {each.say}", style=mark, highlight=False, markup=False, soft_wrap=True)
     for style, text in ((None, each.reason), ("dim", f"rule: {each.rule}")):
@@ -108,28 +108,19 @@ def print_advice(each: Advice, console: Console) -> None:
 
 
 def print_costs(costs: Sequence[StageCost], console: Console) -> None:
-    """A row a stage."""
+    """Print a row for each stage."""
     rows = []
     for c in costs:
         useful, step = "" if c.useful is None else percent(c.useful), f"{c.step_seconds:.2f} s"
         numbers = [f"{c.steps:,}", f"{c.rollouts:,}", useful, step, duration(c.seconds), size_text(c.memory_bytes)]
         rows.append([c.label, *numbers])
     rows.append(["all", f"{sum(c.steps for c in costs):,}", "", "", "", duration(sum(c.seconds for c in costs)), ""])
-    header = ["stage", "steps", "rollouts/step", "useful groups", "a step", "all steps", "memory"]
+    header = ["stage", "steps", "rollouts/step", "useful groups", "one step", "all steps", "memory"]
     print_table(console, header, rows, header[1:])
 
 
-def interval(found: Estimate) -> str:
-    """A share and its 95 % interval.
-
-    >>> interval(Estimate(0.5, 0.4, 0.6))
-    '0.50 (0.40 to 0.60)'
-    """
-    return f"{found.value:.2f} ({found.low:.2f} to {found.high:.2f})"
-
-
 def bar(value: float, width: int, plain: bool = False) -> str:
-    """A share as a bar, to an eighth of a column where the terminal has such characters.
+    """A share as a bar, exact to an eighth of a column unless the terminal has only ``plain`` characters.
 
     >>> bar(0.5, 4), bar(0.5, 4, plain=True), bar(0.0, 4), bar(0.01, 4)
     ('██', '##', '', '▏')

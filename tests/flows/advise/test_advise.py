@@ -207,7 +207,7 @@ def test_where_nothing_is_right_it_asks_for_sft(gradus: Gradus) -> None:
 def test_where_everything_is_right_there_is_nothing_to_write(gradus: Gradus) -> None:
     arguments = ("--prompts", "100", "--write", "solved.yaml")
     result = gradus.advise(*arguments, judge="kind", code=2)
-    assert "nothing left to learn" in result.stdout and "harder task" in result.stderr
+    assert "the task is solved: take a harder task" in result.stdout and "harder task" in result.stderr
     assert not (gradus.folder / "solved.yaml").exists()
 
 
