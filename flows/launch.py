@@ -79,6 +79,7 @@ def launch(
         held.enter_context(run.lock())
         held.enter_context(interruption.handled(say))
         held.enter_context(starting_up())
+        run.settle()
         before()
         held.enter_context(_head_start(run))
         run_engine = _engine(engine) if isinstance(engine, str) else engine

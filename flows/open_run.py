@@ -86,7 +86,8 @@ def open_run(
 ) -> RunFolder:
     """The folder to work in: that of the named run, which is continued if it exists, or one under the next free name.
 
-    Raises: UserError where the named run was begun with another configuration, with the commands that would help.
+    Raises: UserError where another process works on the named run, and where that was begun with another configuration,
+    with the commands that would help.
     """
     configs = [stage.config for stage in stages.values()]
     for line in unused_environment(loaded.config.tracking.model_dump(), runs_dir):
@@ -99,6 +100,9 @@ def open_run(
     if not (runs_dir / name / RUN_FILE).is_file():
         return RunFolder.create(runs_dir, loaded.config, name, loaded.path, configs)
     earlier = RunFolder(runs_dir / name, configs)
+    if earlier.holder() is not None:
+        with earlier.lock():  # raises the error that names the process
+            pass
     refuse_drift(earlier, loaded.config)
     before = earlier.config.model_dump(mode="json")
     run = RunFolder.create(runs_dir, loaded.config, name, loaded.path, configs)

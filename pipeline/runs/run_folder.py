@@ -44,6 +44,14 @@ __all__ = [
 class RunFolder(RunRecords):
     """One run on disk. Opening it reads only small files; torch is not needed."""
 
+    def __init__(self, path: Path | str, stage_configs: list[type[StageConfig]], asked: PipelineConfig | None = None):
+        """``asked``: the configuration that a launch asks for; None: the run keeps its own.
+
+        Raises: UserError where ``path`` is no run.
+        """
+        super().__init__(path, stage_configs)
+        self.asked = asked
+
     @classmethod
     def create(
         cls,
@@ -55,41 +63,70 @@ class RunFolder(RunRecords):
     ) -> RunFolder:
         """The folder of a new run, or of an existing run with the same configuration, which is then continued.
 
-        Raises: UserError with every difference, where a run of that name has another configuration.
+        Raises: UserError with every difference, where a run of that name has another configuration, and where another
+        process is making the run.
         """
         folder = Path(runs_dir).absolute() / name
-        if (folder / RUN_FILE).is_file():
-            run = cls(folder, stage_configs)
-            changed = differences(identity(run.config), identity(config))
-            if changed:
-                raise UserError(
-                    f"the run {name!r} exists with another configuration",
-                    where=str(folder / CONFIG_FILE),
-                    got="\n            ".join(changed),
-                    expected="the configuration the run was started with",
-                    fix=f"`gradus resume {name}` keeps the old configuration; `gradus fork {name} --from STAGE "
-                    "--set KEY=VALUE` makes a new run that shares what is done before STAGE; or choose another --name",
-                )
-            if run.holder() is None:
-                run.adopt(config)
-            return run
-        write_text(folder / CONFIG_FILE, yaml_text.dump(config.model_dump(mode="json")))
-        write_json(folder / RUN_FILE, new_record(name, config, Path(config_file).absolute()))
-        return cls(folder, stage_configs)
+        if not (folder / RUN_FILE).is_file():
+            folder.mkdir(parents=True, exist_ok=True)
+            with _locked(folder):
+                if not (folder / RUN_FILE).is_file():  # another launch may have made the run meanwhile
+                    write_text(folder / CONFIG_FILE, yaml_text.dump(config.model_dump(mode="json")))
+                    write_json(folder / RUN_FILE, new_record(name, config, Path(config_file).absolute()))
+                    return cls(folder, stage_configs, config)
+        run = cls(folder, stage_configs, config)
+        run._refuse_drift(config)
+        if run.holder() is None:
+            run.adopt(config)
+        return run
 
     def tag(self, tags: dict[str, str]) -> None:
-        """Set the tags that tracking shows for the run and its stages, beside its own; call it before the launch."""
-        if self.record.get("tags") != tags:
-            self.record["tags"] = tags
-            write_json(self.path / RUN_FILE, self.record)
+        """Set the tags that tracking shows for the run and its stages, beside its own; call it before the launch.
 
-    def adopt(self, config: PipelineConfig) -> list[str]:
-        """Take over the runtime options of a configuration that is the same otherwise; returns what changed."""
-        changed = differences(self.config.model_dump(mode="json"), config.model_dump(mode="json"))
-        if changed:
+        Raises: UserError where another process works on the run.
+        """
+        if self.record.get("tags") != tags:
+            with self.lock():
+                self.record["tags"] = tags
+                write_json(self.path / RUN_FILE, self.record)
+
+    def adopt(self, config: PipelineConfig) -> None:
+        """Take over the runtime options of a configuration that is the same otherwise.
+
+        Raises: UserError where another process works on the run.
+        """
+        if _changes(self.config, config):
+            with self.lock():
+                self._write(config)
+
+    def settle(self) -> None:
+        """Read the run again, and write down what was asked for when it was opened; the caller holds the run's lock.
+
+        Another launch may have opened the run, and have adopted its own options, before this one had the lock.
+        Raises: UserError where the run has another configuration by now.
+        """
+        self.__dict__.pop("config", None)
+        if self.asked is not None:
+            self._refuse_drift(self.asked)
+            self._write(self.asked)
+
+    def _refuse_drift(self, config: PipelineConfig) -> None:
+        """Raises: UserError with every difference other than in the runtime options."""
+        if changed := differences(identity(self.config), identity(config)):
+            raise UserError(
+                f"the run {self.name!r} exists with another configuration",
+                where=str(self.path / CONFIG_FILE),
+                got="\n            ".join(changed),
+                expected="the configuration the run was started with",
+                fix=f"`gradus resume {self.name}` keeps the old configuration; `gradus fork {self.name} --from STAGE "
+                "--set KEY=VALUE` makes a new run that shares what is done before STAGE; or choose another --name",
+            )
+
+    def _write(self, config: PipelineConfig) -> None:
+        """Replace the run's configuration, unless it is the same; the caller holds the lock."""
+        if _changes(self.config, config):
             write_text(self.path / CONFIG_FILE, yaml_text.dump(config.model_dump(mode="json")))
-            self.__dict__.pop("config")  # cached; the next access reads the new file
-        return changed
+            self.__dict__.pop("config", None)  # cached; the next access reads the new file
 
     def set_aside(self, index: int) -> Path | None:
         """Keep a stage's folder as its next numbered attempt, so that the stage can start again; returns its new path.
@@ -114,8 +151,8 @@ class RunFolder(RunRecords):
 
         The lock ends with the process. Raises: UserError that names the process that holds it.
         """
-        with locks.hold(self.path):
-            remove_leftovers(self.path)
+        with _locked(self.path):
+            self.__dict__.pop("record", None)  # it may have been written while this process waited
             yield
 
     def holder(self) -> dict[str, Any] | None:
@@ -130,6 +167,18 @@ class RunFolder(RunRecords):
             return "done"
         failures = [f for f in map(self.failure, range(len(self.config.stages))) if f]
         return f"failed: {failures[-1]['error']}" if failures else "stopped"
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Lock a folder that is a run or becomes one, and remove what a dead process left half-written in it."""
+    with locks.hold(folder):
+        remove_leftovers(folder)
+        yield
+
+
+def _changes(old: PipelineConfig, new: PipelineConfig) -> list[str]:
+    return differences(old.model_dump(mode="json"), new.model_dump(mode="json"))
 
 
 def new_record(name: str, config: PipelineConfig, config_file: Path) -> dict[str, Any]:
