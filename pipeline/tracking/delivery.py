@@ -13,7 +13,7 @@ from pathlib import Path
 
 from gradus.pipeline.tracking.events import Target
 from gradus.pipeline.tracking.failures import RunMissing, Unreachable
-from gradus.pipeline.tracking.journal import JournalEvent, iter_events
+from gradus.pipeline.tracking.journal import JournalEvent, iter_events, located
 from gradus.pipeline.tracking.mlflow_run import Metric, MlflowRun, Store
 from gradus.pipeline.tracking.position import Position, Report
 from gradus.pipeline.tracking.sending import MAX_METRICS, Sender
@@ -89,6 +89,8 @@ class RunDelivery:
                 metrics, records = [], 0
             metrics += new
             if event and event["kind"] != "metrics":
+                if "path" in event:
+                    event = {**event, "path": str(located(self.journal, event["path"]))}
                 sender.send_event(event)
                 self._confirm([], behind, 1, report)
             else:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+
+UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR)
+"""Errors of a local folder of artifacts that cannot be written, which is no reason to hold back what comes after."""
+
 
 class Unreachable(Exception):
     """MLflow cannot take anything now; this pass ends, and a later one tries again."""
@@ -21,6 +26,8 @@ def refused(error: Exception) -> bool:
     An error without a status comes from the client and concerns the content, unless network or data base raised it.
     """
     status = status_of(error)
+    if isinstance(error, OSError) and error.errno in UNWRITABLE:
+        return True
     if status is None:
         return not isinstance(error, OSError | MemoryError) and not type(error).__module__.startswith("sqlalchemy")
     return 400 <= status < 500 and status not in (401, 403, 408, 409, 429)

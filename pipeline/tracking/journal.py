@@ -129,11 +129,11 @@ class Journal(EventLog):
     def model(self, name: str, path: str | Path, step: int, metrics: Mapping[str, Any] | None = None) -> None:
         """A checkpoint and its scores; tracking records its path and copies nothing."""
         finite = {tracked_name(k): number for k, v in (metrics or {}).items() if (number := _finite(v)) is not None}
-        self._append("model", name=name, path=str(Path(path).absolute()), step=int(step), metrics=finite)
+        self._append("model", name=name, path=self._stored(path), step=int(step), metrics=finite)
 
     def artifact(self, path: str | Path) -> None:
         """A small file that is uploaded."""
-        self._append("artifact", path=str(Path(path).absolute()))
+        self._append("artifact", path=self._stored(path))
 
     def tags(self, values: Mapping[str, Any]) -> None:
         """Tags of the run; ``mlflow.note.content`` is its description, in Markdown."""
@@ -142,6 +142,12 @@ class Journal(EventLog):
     def end(self, status: str = "FINISHED") -> None:
         """The run ends: FINISHED, FAILED or KILLED."""
         self._append("end", status=status)
+
+    def _stored(self, path: str | Path) -> str:
+        """A path as the journal holds it: relative to the journal's folder where it is in the run, which may move."""
+        place = Path(path).absolute()
+        inside = place.is_relative_to(_run_dir(self.path))
+        return os.path.relpath(place, self.path.absolute().parent) if inside else str(place)
 
 
 class SilentJournal(Journal):
@@ -181,6 +187,25 @@ def read_events(path: str | Path, offset: int = 0) -> tuple[list[JournalEvent], 
         if event is not None:
             events.append(event)
     return events, offset
+
+
+def located(journal: Path, stored: str) -> Path:
+    """Where a file is now that a journal names.
+
+    Journals of earlier versions hold absolute paths; if the run has moved since, the file has moved with it.
+    """
+    run_dir, path = _run_dir(journal), Path(stored)
+    if not path.is_absolute():
+        return Path(os.path.normpath(journal.absolute().parent / path))
+    names = [place for place, part in enumerate(path.parts) if part == run_dir.name]
+    moved = [run_dir.joinpath(*path.parts[place + 1 :]) for place in reversed(names)]
+    return next((each for each in moved if each.exists()), path)
+
+
+def _run_dir(journal: Path) -> Path:
+    """The folder of the run that a journal belongs to: its own folder, or, for a stage's journal, two above."""
+    folder = journal.absolute().parent
+    return folder.parents[1] if folder.parent.name == "stages" else folder
 
 
 def journals(run_dir: str | Path) -> list[tuple[str, Path]]:

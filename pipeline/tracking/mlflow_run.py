@@ -5,8 +5,10 @@ MLflow's module and client are given to this module; only ``uploader.py`` import
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import re
+import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +20,11 @@ from gradus.pipeline.tracking.journal import JournalEvent
 
 SET_ASIDE = re.compile(r"\.attempt-\d+$")
 """The end of the name of a stage's folder that was set aside."""
+
+OWN_EXPERIMENT = {"mlflow.experimentKind": "custom_model_development"}
+"""The tag of experiments that gradus creates, with which MLflow's UI opens with the runs."""
+ADDRESSES = (("experiments", "artifact_location"), ("runs", "artifact_uri"), ("logged_models", "artifact_location"))
+"""Table and column of every address of artifacts in MLflow's database."""
 
 Metric = tuple[str, float, int, int]
 """Name, value, time (ms), step."""
@@ -54,6 +61,28 @@ class Store:
     def log_metrics(self, run_id: str, metrics: Sequence[Metric]) -> None:
         """Send metrics in one request."""
         self.client.log_batch(run_id, metrics=[self.mlflow.entities.Metric(*metric) for metric in metrics])
+
+
+def follow_move(database: Path) -> None:
+    """Point gradus's own SQLite store at the artifacts beside it, where the folder of both has moved.
+
+    MLflow stores the absolute addresses of artifacts with its experiments, runs and models.
+    """
+    here = (database.parent / "mlartifacts").as_uri()
+    marked = "SELECT experiment_id FROM experiment_tags WHERE key = ? AND value = ?"
+    with contextlib.closing(sqlite3.connect(database, timeout=60)) as connection, connection:
+        found = connection.execute(
+            f"SELECT DISTINCT artifact_location FROM experiments WHERE experiment_id IN ({marked})",
+            (*OWN_EXPERIMENT.keys(), *OWN_EXPERIMENT.values()),
+        )
+        own = [location for (location,) in found if location and re.fullmatch(r"file:.*/mlartifacts", location)]
+        for old in own:
+            for table, column in ADDRESSES if old != here else ():
+                below = f"{column} = ? OR substr({column}, 1, ?) = ?"
+                connection.execute(
+                    f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE {below}",
+                    (here, len(old) + 1, old, len(old) + 1, f"{old}/"),
+                )
 
 
 class MlflowRun:

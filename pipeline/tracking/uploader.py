@@ -30,7 +30,7 @@ from gradus.pipeline.common.process import MLFLOW_ENVIRONMENT
 from gradus.pipeline.tracking.delivery import RunDelivery
 from gradus.pipeline.tracking.failures import Undeliverable, Unreachable, one_line
 from gradus.pipeline.tracking.journal import journals
-from gradus.pipeline.tracking.mlflow_run import Store
+from gradus.pipeline.tracking.mlflow_run import OWN_EXPERIMENT, Store, follow_move
 from gradus.pipeline.tracking.position import (
     Position,
     Report,
@@ -110,6 +110,7 @@ class Uploader:
         with _store_lock(self.uri):
             if self.uri.startswith("sqlite:///"):
                 make_database(Path(self.uri.removeprefix("sqlite:///")))
+                follow_move(Path(self.uri.removeprefix("sqlite:///")))
             client = mlflow.MlflowClient(tracking_uri=self.uri)
             found = client.get_experiment_by_name(self.experiment)
             if found is None:
@@ -126,9 +127,8 @@ class Uploader:
         elif not self.uri.startswith(("http", "databricks")):
             # MLflow's default depends on the current folder.
             location = (self.run_dir.parent / "mlartifacts").as_uri()
-        tags = {"mlflow.experimentKind": "custom_model_development"}  # so that the UI opens with the runs
         try:
-            return client.create_experiment(self.experiment, artifact_location=location, tags=tags)
+            return client.create_experiment(self.experiment, artifact_location=location, tags=OWN_EXPERIMENT)
         except Exception:
             found = client.get_experiment_by_name(self.experiment)  # another uploader was faster
             if found is None:

@@ -1,4 +1,4 @@
-"""MLflow's data base, interrupted while it is made: the next delivery makes it, and nothing is left of the first try."""
+"""MLflow's database, interrupted while it is made: the next delivery makes it, and leaves nothing else behind."""
 
 from __future__ import annotations
 
