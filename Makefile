@@ -26,7 +26,7 @@ demo: $(VENV)/.installed ## train the quickstart pipeline and say what it learne
 	@$(BIN)/gradus run $(CONFIG)
 
 test: lint types ## lint, types and the whole test suite
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.installed ## ruff, rules and format
 	@$(BIN)/ruff check .

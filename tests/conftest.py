@@ -16,6 +16,28 @@ pytest_plugins = ["command_line", "flow_runs", "tracking_runs", "trained_chain"]
 """The helpers whose fixtures any test may ask for; a session's are then made once in each process."""
 
 
+SLOW = [
+    "pipeline/execution/test_launch.py",
+    "flows/deploy/test_deploy.py",
+    "flows/compare/test_compare.py",
+    "pipeline/runs/test_resume.py",
+    "flows/orchestrator/test_team_servers.py",
+    "test_import_name.py",
+    "flows/cli/test_cli_resume.py",
+    "pipeline/tracking/test_tracking_deaths.py",
+    "pipeline/execution/test_tracking_resume.py",
+    "flows/test_flow_interrupted.py",
+    "flows/test_killed_launch.py",
+]
+"""The files that take longest, longest first: they begin first, so that no worker ends with one of them alone."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {Path(__file__).parent / name: place for place, name in enumerate(SLOW)}
+    assert all(path.exists() for path in places), "a file of this list was moved"
+    items.sort(key=lambda item: places.get(item.path, len(places)))
+
+
 @pytest.fixture
 def policy() -> Policy:
     return tiny_policy()
