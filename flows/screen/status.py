@@ -7,8 +7,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from gradus.pipeline.common.errors import UserError
 from gradus.pipeline.common.files import read_json
 from gradus.pipeline.config import StageConfig
@@ -26,7 +24,7 @@ def all_runs(runs_dir: Path, stage_configs: list[type[StageConfig]]) -> list[dic
     """All runs in the folder, oldest first; the state of a run that cannot be read says why."""
     folders, forks = [file.parent for file in Path(runs_dir).glob(f"[!.]*/{RUN_FILE}")], forks_in(Path(runs_dir))
     statuses = [run_status(RunFolder(folder, stage_configs), forks) for folder in folders]
-    return sorted(statuses, key=lambda status: (status["created"], status["name"]))
+    return sorted(statuses, key=lambda status: (str(status["created"]), status["name"]))
 
 
 def run_status(run: RunFolder, forks: dict[str, list[dict[str, str]]] | None = None) -> dict[str, Any]:
@@ -55,8 +53,8 @@ def run_status(run: RunFolder, forks: dict[str, list[dict[str, str]]] | None = N
         if finished:
             status["accuracy_end"] = finished[-1]["accuracy_after"]
         status |= next((_position(e) for e in status["stages"] if "accuracy_after" not in e), {})
-    except (ValidationError, UserError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        status["state"] = f"unreadable: {str(error).splitlines()[0]}"
+    except Exception as error:  # whatever is wrong with this run, the others are still listed
+        status["state"] = f"unreadable: {(str(error) or type(error).__name__).splitlines()[0]}"
     return status
 
 
