@@ -1,13 +1,13 @@
-"""What an arm's run measured, as plain data: the form in which arms of other systems join a comparison, too.
+"""The measures of an arm's run as plain data. Results of other systems join a comparison in the same form.
 
-arm, seed      whose it is
-start          content hash of the checkpoint it started from, and its validation accuracy where known
-curve          [[rollouts, accuracy on the validation prompts], ...] from the start on
-entropy, length, reward   [[rollouts, nats a token | tokens a completion | mean reward], ...]
-marks          [[rollouts, "dapo ends"], ...] where a stage handed over, with the event that ended it
-rollouts, tokens, seconds   what was spent: sampled completions, their tokens, training time with its evaluations
+arm, seed      the label of the arm and the seed
+start          content hash of the checkpoint it started from, and its validation accuracy if known
+curve          [[rollouts, accuracy on the validation prompts], ...] from the start
+entropy, length, reward   [[rollouts, nats per token | tokens per completion | mean reward], ...]
+marks          [[rollouts, "dapo ends"], ...] at the end of each stage, with the event that ended it
+rollouts, tokens, seconds   what was spent: sampled completions, their tokens, training time with evaluations
 accuracy       on the held-out prompts at the end
-heldout        {prompt id: correct} behind it
+heldout        {prompt id: correct}, from which that accuracy follows
 """
 
 from __future__ import annotations
@@ -22,16 +22,17 @@ from gradus.pipeline.runs.run_folder import RunFolder
 from gradus.pipeline.tracking.journal import metric_history
 
 CURVES = {"entropy": "policy/entropy", "length": "completion/length", "reward": "reward/mean"}
-"""What is drawn besides accuracy: a measure -> the metric it comes from."""
+"""Curves besides accuracy: a measure -> the metric that it is read from."""
 MOST_POINTS = 40
-"""Points that a curve of every step is thinned to, by means of neighbours."""
+"""How many points remain of a curve with a point for every step; neighbours are averaged."""
 REQUIRED = ("arm", "seed", "start", "curve", "rollouts", "tokens", "seconds", "accuracy", "heldout")
+"""What the results of another system must have."""
 
 Measures = dict[str, Any]
 
 
 def measure(run: RunFolder, base: RunFolder, arm: str, seed: int) -> Measures:
-    """What a complete arm measured. Reads records and journals only."""
+    """The measures of an arm's complete run, read from its records and journals."""
     first = len(base.config.stages)
     results = [run.result(index) or {} for index in range(len(run.config.stages))][first:]
     measures: Measures = {"arm": arm, "seed": seed, "run": run.name, "marks": [], "stages": [], "curve": []}
@@ -56,7 +57,7 @@ def measure(run: RunFolder, base: RunFolder, arm: str, seed: int) -> Measures:
 
 
 def start_of(base: RunFolder) -> dict[str, Any]:
-    """The checkpoint that all arms of a seed start from: content, held-out and validation accuracy, answers."""
+    """The checkpoint that all arms of a seed start from: content hash, held-out and validation accuracy."""
     index = len(base.config.stages) - 1
     result, history = base.result(index) or {}, metric_history(base.stage_dir(index) / "journal.jsonl")
     step = int(Path(result["checkpoint"]).name.removeprefix("step-"))
@@ -65,14 +66,14 @@ def start_of(base: RunFolder) -> dict[str, Any]:
 
 
 def _mark(result: Mapping[str, Any], last: bool) -> str:
-    """Why a stage is over: its event, or simply its steps."""
+    """How a stage ended, with the rule that ended it, if one did."""
     events = result.get("events") or ()
     why = f" ({events[-1]['rule']})" if events else ""
     return f"{result['name']} ends{why}" if last or why else f"{result['name']} hands over"
 
 
 def points(values: Mapping[int, float], at: Mapping[int, float]) -> list[list[float]]:
-    """step -> value as [rollouts, value], of the steps whose rollouts are known, in their order.
+    """step -> value as [rollouts, value], for the steps whose rollouts are known, in their order.
 
     >>> points({2: 0.5, 1: 0.4, 0: 0.3}, {1: 128, 2: 256})
     [[128, 0.4], [256, 0.5]]
@@ -81,7 +82,7 @@ def points(values: Mapping[int, float], at: Mapping[int, float]) -> list[list[fl
 
 
 def thinned(curve: Sequence[Sequence[float]], most: int) -> list[list[float]]:
-    """At most ``most`` points: means of neighbours, each at the mean of their places.
+    """At most ``most`` points: means of neighbours, each at the mean of their positions.
 
     >>> thinned([[1, 2.0], [2, 4.0], [3, 6.0], [4, 8.0]], 2)
     [[1.5, 3.0], [3.5, 7.0]]
@@ -94,7 +95,7 @@ def thinned(curve: Sequence[Sequence[float]], most: int) -> list[list[float]]:
 
 
 def read_external(files: Sequence[Path]) -> list[Measures]:
-    """Arms that another system has measured: files of one or a list of them, and folders of such. Raises: UserError."""
+    """Results of other systems: files with one arm or a list of arms, or folders of such files. Raises: UserError."""
     found: list[Measures] = []
     for file in (each for path in files for each in (sorted(path.glob("*.json")) if path.is_dir() else [path])):
         try:
@@ -109,19 +110,19 @@ def read_external(files: Sequence[Path]) -> list[Measures]:
                 expected = f"an object with {', '.join(REQUIRED)}"
                 got = f"without {', '.join(missing)}"
                 raise UserError(
-                    "these are no results of an arm", where=f"--external {file}", got=got, expected=expected
+                    "these are not results of an arm", where=f"--external {file}", got=got, expected=expected
                 )
             found.append({"marks": [], "stages": [], "run": None, **{name: [] for name in CURVES}, **each})
     return found
 
 
 def check_external(external: Measures, ours: Sequence[Measures]) -> None:
-    """The same start and held-out prompts as our arms of that seed, or it is no comparison. Raises: UserError."""
+    """Check that results of another system have the same start and held-out prompts as our arms. Raises: UserError."""
     same = [each for each in ours if each["seed"] == external["seed"]]
     what = f"the results of `{external['arm']}`, seed {external['seed']},"
     if not same:
         return
     if external["start"].get("content") != same[0]["start"]["content"]:
-        raise UserError(f"{what} started from another checkpoint", where="--external", fix="make them anew")
+        raise UserError(f"{what} started from another checkpoint", where="--external", fix="make them again")
     if external["heldout"].keys() != same[0]["heldout"].keys():
-        raise UserError(f"{what} are on other held-out prompts", where="--external", fix="make them anew")
+        raise UserError(f"{what} are on other held-out prompts", where="--external", fix="make them again")

@@ -54,6 +54,16 @@ def early_gain(curve: Curve, until: float) -> float:
     return round(float(np.trapezoid(heights, xs) / (xs[-1] - xs[0])), 12)
 
 
+def tail_mean(curve: Curve, share: float) -> float:
+    """Mean height of the last ``share`` of a curve's points, of one point at least.
+
+    >>> tail_mean([(0, 1.0), (10, 2.0), (20, 4.0), (30, 6.0)], 0.5)
+    5.0
+    """
+    last = curve[-max(1, round(share * len(curve))) :]
+    return float(np.mean([height for _, height in last]))
+
+
 def worst_drop(curve: Curve, window: int = 3) -> float:
     """The deepest drop of the smoothed curve below the highest point before it; 0 for a curve that only rises.
 

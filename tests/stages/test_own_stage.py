@@ -110,7 +110,7 @@ def test_two_stages_of_one_algorithm_are_numbered_by_its_name(own_folder: Path) 
 
 
 def test_a_comparison_takes_it_as_an_arm(own_folder: Path) -> None:
-    from gradus.flows.compare.plan.arms import make_plan
+    from gradus.flows.compare.plan.comparison import make_plan
     from gradus.flows.compare.plan.budget import Budget
 
     loaded = load_config("rloo.yaml", ["task.size=700"], CONFIGS)

@@ -1,4 +1,4 @@
-"""What every arm of a comparison may spend, in rollouts, tokens or seconds, and how an arm's stages share it."""
+"""The budget of every arm, in rollouts, tokens or seconds, and its division among the arm's stages."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from gradus.pipeline.config import StageConfig
 from gradus.pipeline.stage import Stage
 
 UNITS = ("rollouts", "tokens", "seconds")
-MANY = 1_000_000
-"""Steps of a stage that something else ends."""
+UNLIMITED_STEPS = 1_000_000
+"""Steps of a stage that another rule ends."""
 
 
 @dataclass(frozen=True)
 class Budget:
-    """An amount of one unit. Rollouts are counted as the trainer counts them: those of a reference policy too."""
+    """An amount of one unit. Rollouts include those of a reference policy, as the trainer counts them."""
 
     amount: float
     unit: str = "rollouts"
@@ -39,12 +39,12 @@ class Budget:
             amount = 0.0
         if unit not in UNITS or amount <= 0:
             expected = "a number above zero and, unless it counts rollouts, its unit: 40000, 1e6tokens or 600seconds"
-            raise UserError("this is no budget", where="--budget", got=text, expected=expected)
+            raise UserError("this is not a budget", where="--budget", got=text, expected=expected)
         return cls(amount, str(unit))
 
     @classmethod
     def of(cls, after: Sequence[StageConfig], stages: Mapping[str, Stage]) -> Budget:
-        """What these stages spend, each with all its steps."""
+        """What these stages spend if each trains all its steps."""
         return cls(float(sum(each.steps * rollouts_per_step(each, stages) for each in after)))
 
     def __str__(self) -> str:
@@ -52,7 +52,7 @@ class Budget:
 
 
 def rollouts_per_step(config: StageConfig, stages: Mapping[str, Stage]) -> int:
-    """Completions that one step samples, by the policy and, where the stage asks for it, by its reference too."""
+    """Completions that one step samples, with those of the reference policy if the stage asks for them."""
     passes = 2 if stages[config.stage].needs(config).reference_rewards else 1
     return config.prompts_per_step * config.group_size * passes
 
@@ -60,11 +60,11 @@ def rollouts_per_step(config: StageConfig, stages: Mapping[str, Stage]) -> int:
 def divide_budget(
     budget: Budget, label: str, own: Sequence[StageConfig], shares: Sequence[float], stages: Mapping[str, Stage]
 ) -> list[dict[str, Any]]:
-    """``steps`` of each stage of an arm and, where steps alone do not say it, the rule of ``until`` that ends it.
+    """``steps`` of each stage of an arm and, if steps alone do not express its part, the rule in ``until`` to end it.
 
-    Stages get their shares in whole steps; the last one gets what is left. A stage that samples further groups in the
-    place of others spends more than its steps tell, and ends by what it has spent.
-    Raises: UserError where that is no step.
+    Stages get their shares in whole steps; the last one gets what is left. A stage that replaces groups by further ones
+    spends more than its steps show, so that the rollouts that it has spent end it.
+    Raises: UserError if the budget does not pay for one step of each stage.
     """
     parts: list[dict[str, Any]] = []
     left = budget.amount
@@ -73,7 +73,7 @@ def divide_budget(
         amount = left if last else budget.amount * share
         if budget.unit != "rollouts":
             limit = amount if budget.unit == "seconds" else int(amount)
-            parts.append({"steps": MANY, **_ended_by(config, {budget.unit: limit})})
+            parts.append({"steps": UNLIMITED_STEPS, **_ended_by(config, {budget.unit: limit})})
             left -= amount
             continue
         cost = rollouts_per_step(config, stages)
@@ -94,6 +94,6 @@ def divide_budget(
 
 
 def _ended_by(config: StageConfig, limit: dict[str, float]) -> dict[str, Any]:
-    """``until`` of a stage with one rule more than its own."""
+    """A stage's ``until`` with this limit added."""
     own = getattr(config, "until", None)
     return {"until": (own.model_dump(mode="json", exclude_unset=True) if own is not None else {}) | limit}

@@ -1,11 +1,11 @@
 """The folder of a comparison, ``runs/NAME-compare``, and the runs in it.
 
-config.yaml        the configuration, resolved
-comparison.json    what was asked for last: arms, seeds, budget, the command
+config.yaml        the resolved configuration
 base-seed-0/       a run: the data, the new policy and the stages that all arms share
-gfpo-seed-0/       a run: a fork of the base of its seed; ``gradus status --runs`` this folder lists all of them
+gfpo-seed-0/       a run: a fork of the base of its seed; ``gradus status --runs`` with this folder lists all runs
 tune-gfpo-lr-0.0003/  a run whose validation accuracy helped to choose an option
-report.html report.md report.json
+report.html, report.md, report.json, figures/  the report
+journal.jsonl      what is sent to the comparison's own run in MLflow
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gradus.flows.compare.plan.arms import BASE, Arm, Plan
+from gradus.flows.compare.plan.arms import BASE, Arm
+from gradus.flows.compare.plan.comparison import ComparisonPlan
 from gradus.flows.screen.text import shown_path
 from gradus.pipeline.common import yaml_text
 from gradus.pipeline.common.addresses import resolve_uri
@@ -29,10 +30,10 @@ from gradus.pipeline.tracking.position import read_run_ids
 
 @dataclass(frozen=True)
 class ComparisonFolder:
-    """Where a comparison's runs are, and how each is made."""
+    """A comparison's folder, in which its runs are made and opened."""
 
     path: Path
-    plan: Plan
+    plan: ComparisonPlan
     threads: int
     """CPU threads of each process."""
 
@@ -42,29 +43,29 @@ class ComparisonFolder:
 
     @property
     def tracking(self) -> dict[str, Any]:
-        """The runs' tracking options: one experiment of the comparison's name, in the store of the runs folder."""
+        """The runs' tracking options: an experiment with the comparison's name, in the store of the runs folder."""
         own = self.plan.config.tracking
         uri = resolve_uri(own.uri, self.path.parent)
         return own.model_dump(mode="json") | {"uri": uri, "experiment": self.name}
 
     def write_config(self) -> None:
-        """The configuration, as every run of a comparison starts from it."""
-        whole = self.placed(self.plan.config)
+        """Write the configuration that every run of the comparison is made from."""
+        whole = self.adapted(self.plan.config)
         write_text(self.path / CONFIG_FILE, yaml_text.dump(whole.model_dump(mode="json")))
 
-    def placed(self, config: PipelineConfig) -> PipelineConfig:
-        """The configuration with what this comparison decides about where and how to compute."""
+    def adapted(self, config: PipelineConfig) -> PipelineConfig:
+        """The configuration with the comparison's number of threads and its tracking options."""
         policy = config.policy.model_copy(update={"threads": self.threads})
         tracking = type(config.tracking).model_validate(self.tracking)
         return config.model_copy(update={"policy": policy, "tracking": tracking})
 
     def open(self, name: str) -> RunFolder:
-        """A run that exists. Raises: UserError."""
+        """Open an existing run. Raises: UserError."""
         return RunFolder(self.path / name, [stage.config for stage in self.plan.stages.values()])
 
     def base(self, seed: int, name: str) -> RunFolder:
-        """The run that holds what the arms of a seed share, made where there is none. Raises: UserError."""
-        config = self.placed(self.plan.base(seed))
+        """The run of the shared stages of a seed, made if necessary. Raises: UserError."""
+        config = self.adapted(self.plan.base(seed))
         self.check(name, config)
         configs = [stage.config for stage in self.plan.stages.values()]
         run = RunFolder.create(self.path, config, name, self.plan.path, configs)
@@ -72,11 +73,11 @@ class ComparisonFolder:
         return run
 
     def arm(self, arm: Arm, seed: int, base: str, name: str) -> RunFolder:
-        """An arm's run: a fork of its base at the first stage of its own, made where there is none.
+        """An arm's run: a fork of the base run before the first stage of the arm, made if necessary.
 
         Raises: UserError.
         """
-        config = self.placed(self.plan.arm(arm, seed))
+        config = self.adapted(self.plan.arm(arm, seed))
         if self.check(name, config):
             run = self.open(name)
             if run.holder() is None:
@@ -89,7 +90,7 @@ class ComparisonFolder:
         return run
 
     def check(self, name: str, config: PipelineConfig) -> bool:
-        """Whether the run exists, as it is wanted. Raises: UserError where it was begun as something else."""
+        """Whether the run exists. Raises: UserError if it was begun with another configuration."""
         if not (self.path / name / RUN_FILE).is_file():
             return False
         changed = differences(identity(self.open(name).config), identity(config))
@@ -99,13 +100,13 @@ class ComparisonFolder:
                 where=shown_path(self.path / name),
                 got="\n            ".join(changed),
                 expected="the options that it was begun with",
-                fix="give the same options as before; or compare under another --name; or remove that folder, "
-                "and the run is trained anew",
+                fix="give the same options as before; or compare under another --name; or remove that folder "
+                "to train the run again",
             )
         return True
 
     def _tags(self, label: str, seed: int) -> dict[str, str]:
-        """What the tracking pages group the runs by."""
+        """The tags by which MLflow groups the runs."""
         tags = {"gradus.comparison": self.name, "gradus.arm": label, "gradus.seed": str(seed)}
         own = read_run_ids(self.path).get("")
         return tags | ({"mlflow.parentRunId": own} if own else {})

@@ -1,4 +1,4 @@
-""""""
+"""One run of a comparison as a job: how it is made, what it waits for, and how it ended."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from typing import Literal
 from gradus.pipeline.runs.run_folder import RunFolder
 
 LOG_FILE = "launch.log"
-"""In each run folder: everything that its processes have printed."""
-
+"""In each run's folder: the output of its processes."""
 
 JobState = Literal["waiting", "running", "done", "reused", "failed", "skipped", "stopped"]
 
@@ -20,18 +19,18 @@ class Job:
     """One run of the comparison."""
 
     name: str
-    """Of the run's folder."""
+    """The name of the run's folder."""
     arm: str
     seed: int
     title: str
-    """``gfpo seed 0``: what Prefect and the terminal call it."""
+    """What Prefect and the terminal show, such as ``gfpo seed 0``."""
     make: Callable[[], RunFolder]
-    """Makes or opens the run, once everything in ``after`` is done. Raises: UserError."""
+    """Makes or opens the run once all jobs in ``after`` have ended. Raises: UserError."""
     after: tuple[str, ...] = ()
-    """Names of the jobs without whose results it cannot begin."""
+    """Names of the jobs that must end before it."""
     needed: bool = True
-    """Whether the comparison lacks something without it; a tuning run may fail."""
+    """Whether the comparison is incomplete without it; a tuning run may fail."""
     state: JobState = "waiting"
     reason: str = ""
-    """Why it failed, in one line."""
+    """Why it failed or was skipped, in one line."""
     run: RunFolder | None = field(default=None, repr=False)

@@ -1,4 +1,4 @@
-"""A comparison's jobs, in order: tuning on a seed of its own, then the bases, then every arm on every seed."""
+"""The jobs of a comparison in their order: tuning on a separate seed, then the bases, then every arm on every seed."""
 
 from __future__ import annotations
 
@@ -6,24 +6,23 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-import numpy as np
-
 from gradus.flows.compare.measures import measure
 from gradus.flows.compare.plan.arms import BASE, Arm
 from gradus.flows.compare.plan.folder import ComparisonFolder, arm_run
 from gradus.flows.compare.plan.job import Job
 from gradus.pipeline.common.errors import StageFailed, UserError
 from gradus.pipeline.runs.run_folder import RunFolder
+from gradus.pipeline.statistics.curves import tail_mean
 
 TUNING_SEED = 1000
-"""The seed that options are tuned on, unless it is another."""
+"""The seed on which options are tuned, unless another one is given."""
 SCORED_SHARE = 0.25
-"""Share of the learning curve, at its end, whose mean scores a tuning run: one evaluation alone is noisy."""
+"""The share at the end of the learning curve whose mean is the score of a tuning run; one evaluation is noisy."""
 
 
 @dataclass(frozen=True)
 class Tuning:
-    """``lr=3e-5,1e-4``: an option and the values that each arm is tried with, all arms the same ones."""
+    """An option and the values that every arm tries, written ``lr=3e-5,1e-4``."""
 
     key: str
     values: tuple[str, ...]
@@ -31,29 +30,29 @@ class Tuning:
 
     @classmethod
     def parse(cls, text: str, seed: int, reported: Sequence[int]) -> Tuning:
-        """Raises: UserError."""
+        """The tuning that ``--tune`` asks for; ``reported`` are the seeds of the report. Raises: UserError."""
         key, _, values = text.partition("=")
         found = tuple(dict.fromkeys(filter(None, map(str.strip, values.split(",")))))
         if not re.fullmatch(r"[a-z_.]+", key) or len(found) < 2:
             expected = "an option of the stages and two or more values, such as lr=3e-5,1e-4,3e-4"
-            raise UserError("there is nothing to choose from", where="--tune", got=text, expected=expected)
+            raise UserError("there is nothing to choose between", where="--tune", got=text, expected=expected)
         if seed in reported:
-            fix = f"a --tune-seed beyond {', '.join(map(str, reported))}"
-            what = "the seed that options are tuned on would also be reported"
+            fix = f"a --tune-seed other than {', '.join(map(str, reported))}"
+            what = "the seed for tuning is also one of the reported seeds"
             raise UserError(what, where="--tune-seed", got=str(seed), fix=fix)
         return cls(key, found, seed)
 
 
 @dataclass
 class ComparisonWork:
-    """Everything there is to do, and what tuning has chosen so far."""
+    """All jobs of a comparison, and what tuning has chosen so far."""
 
     folder: ComparisonFolder
     seeds: Sequence[int]
     tuning: Tuning | None = None
     jobs: list[Job] = field(default_factory=list)
     chosen: dict[str, dict[str, object]] = field(default_factory=dict)
-    """arm -> {"value": the chosen one, "scores": {value: validation accuracy or None}}."""
+    """arm -> {"value": the chosen value, "scores": {value: validation accuracy, or None if it failed}}."""
 
     def __post_init__(self) -> None:
         plan, tuning = self.folder.plan, self.tuning
@@ -62,9 +61,9 @@ class ComparisonWork:
             base = f"tune-{BASE}"
             self.jobs.append(Job(base, BASE, tuning.seed, "tuning base", lambda: self.folder.base(tuning.seed, base)))
             for arm in plan.arms:
-                tries = [self._try(arm, value, tuning, base) for value in tuning.values]
-                tuned[arm.label] = tuple(job.name for job in tries)
-                self.jobs += tries
+                trials = [self._trial(arm, value, tuning, base) for value in tuning.values]
+                tuned[arm.label] = tuple(job.name for job in trials)
+                self.jobs += trials
         for seed in self.seeds:
             self.jobs.append(self._base(seed))
         for seed in self.seeds:
@@ -74,10 +73,10 @@ class ComparisonWork:
         name = arm_run(BASE, seed)
         return Job(name, BASE, seed, f"{BASE} seed {seed}", lambda: self.folder.base(seed, name))
 
-    def _try(self, arm: Arm, value: str, tuning: Tuning, base: str) -> Job:
+    def _trial(self, arm: Arm, value: str, tuning: Tuning, base: str) -> Job:
         name = f"tune-{arm.label}-{tuning.key.replace('_', '-')}-{value}"
         changed = replace(arm, changes=(*arm.changes, f"{tuning.key}={value}"))
-        self.folder.plan.arm(changed, tuning.seed)  # a value that cannot be is told before any compute
+        self.folder.plan.arm(changed, tuning.seed)  # an invalid value is an error before anything is trained
         title = f"{arm.label} {tuning.key}={value}"
 
         def make() -> RunFolder:
@@ -85,23 +84,23 @@ class ComparisonWork:
 
         return Job(name, arm.label, tuning.seed, title, make, (base,), needed=False)
 
-    def _arm(self, arm: Arm, seed: int, tries: tuple[str, ...]) -> Job:
+    def _arm(self, arm: Arm, seed: int, trials: tuple[str, ...]) -> Job:
         name, base = arm_run(arm.label, seed), arm_run(BASE, seed)
 
         def make() -> RunFolder:
-            return self.folder.arm(self.tuned(arm), seed, base, name)
+            return self.folder.arm(self.tuned_arm(arm), seed, base, name)
 
-        return Job(name, arm.label, seed, f"{arm.label} seed {seed}", make, (*tries, base))
+        return Job(name, arm.label, seed, f"{arm.label} seed {seed}", make, (*trials, base))
 
-    def tuned(self, arm: Arm) -> Arm:
-        """The arm with the value that did best on the validation prompts of the tuning seed.
+    def tuned_arm(self, arm: Arm) -> Arm:
+        """The arm with the value that scored best on the validation prompts of the tuning seed.
 
-        Raises: StageFailed where every value failed.
+        Raises: StageFailed if every value failed.
         """
         if self.tuning is None:
             return arm
-        tries = [job for job in self.jobs if job.arm == arm.label and job.seed == self.tuning.seed]
-        scores = dict(zip(self.tuning.values, map(self._score, tries), strict=True))
+        trials = [job for job in self.jobs if job.arm == arm.label and job.seed == self.tuning.seed]
+        scores = dict(zip(self.tuning.values, map(self._score, trials), strict=True))
         known = {value: score for value, score in scores.items() if score is not None}
         if not known:
             raise StageFailed(f"every value of {self.tuning.key} failed for the arm {arm.label}")
@@ -110,13 +109,12 @@ class ComparisonWork:
         return replace(arm, changes=(*arm.changes, f"{self.tuning.key}={best}"))
 
     def _score(self, job: Job) -> float | None:
-        """Mean validation accuracy over the end of a tuning run's curve; None where it failed."""
+        """Mean validation accuracy at the end of a tuning run's curve; None if the run failed."""
         assert self.tuning is not None
         if job.run is None or job.run.summary() is None:
             return None
         curve = measure(job.run, self.folder.open(f"tune-{BASE}"), job.arm, job.seed)["curve"]
-        last = curve[-max(1, round(SCORED_SHARE * len(curve))) :]
-        return round(float(np.mean([height for _, height in last])), 6)
+        return round(tail_mean(curve, SCORED_SHARE), 6)
 
     def reported(self) -> list[Job]:
         """The jobs whose results the report shows."""

@@ -1,4 +1,4 @@
-"""From what each arm measured on each seed to the comparison's numbers, as plain data: the content of report.json."""
+"""The numbers of a comparison, from the measures of every arm on every seed; the content of report.json."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ import numpy as np
 from gradus.flows.compare.measures import Measures
 from gradus.flows.compare.plan.arms import STAGED
 from gradus.flows.compare.report.claims import EARLY_SHARE, MARGIN, Facts, judge
-from gradus.pipeline.statistics.curves import crossing, early_gain, smooth, worst_drop
+from gradus.pipeline.statistics.curves import crossing, early_gain, smooth, tail_mean, worst_drop
 from gradus.pipeline.statistics.significance import MeanEstimate, holm, over_prompts, over_seeds, paired
 
 NEAR_BEST = 0.9
-"""Share of the best gain whose first reaching measures speed."""
+"""Speed is measured by when a curve first reaches this share of the best gain."""
 TAIL = 0.1
-"""Share of a curve, at its end, whose mean is reported of entropy and length."""
+"""The share at the end of the curves of entropy and length whose mean is reported."""
 
 ByArm = dict[str, dict[int, Measures]]
 
 
 def by_arm(measured: Sequence[Measures], order: Sequence[str]) -> ByArm:
-    """arm -> seed -> what was measured, the comparison's own arms in their order first."""
+    """arm -> seed -> measures; the comparison's own arms come first, in their order."""
     labels = list(dict.fromkeys([*order, *(each["arm"] for each in measured)]))
     found = {label: {each["seed"]: each for each in measured if each["arm"] == label} for label in labels}
     return {label: seeds for label, seeds in found.items() if seeds}
 
 
 def analyse(measured: Sequence[Measures], order: Sequence[str], early_until: float | None = None) -> dict[str, Any]:
-    """Every arm's figures, the differences of every pair, and the verdicts on the claims.
+    """The numbers of every arm, the differences of every pair, and the verdicts on the claims.
 
-    ``early_until`` is the number of rollouts that count as the beginning; default: a quarter of the longest arm's.
+    ``early_until`` is the number of rollouts that count as early; default: a quarter of the longest arm.
     """
     arms = by_arm(measured, order)
     spent = max((each["rollouts"] for each in measured), default=0)
@@ -58,7 +58,7 @@ def analyse(measured: Sequence[Measures], order: Sequence[str], early_until: flo
 
 
 def _targets(arms: ByArm) -> dict[int, float]:
-    """seed -> the validation accuracy that is 90 % of the way from the start to the best of all smoothed curves."""
+    """seed -> the validation accuracy 90 % of the way from the start to the best point of all smoothed curves."""
     targets = {}
     for seed in {seed for seeds in arms.values() for seed in seeds}:
         curves = [seeds[seed]["curve"] for seeds in arms.values() if seed in seeds]
@@ -69,7 +69,7 @@ def _targets(arms: ByArm) -> dict[int, float]:
 
 
 def _arm_row(arm: str, seeds: Mapping[int, Measures], facts: Facts, targets: Mapping[int, float]) -> dict[str, Any]:
-    """One arm's line of the report."""
+    """The numbers of one arm over its seeds."""
     each = [seeds[seed] for seed in sorted(seeds)]
     accuracy = over_seeds([m["accuracy"] for m in each])
     answers = facts.answers([arm])
@@ -88,8 +88,8 @@ def _arm_row(arm: str, seeds: Mapping[int, Measures], facts: Facts, targets: Map
         "near_best_at": _mean(known) if len(known) == len(reached) else None,
         "near_best_reached": len(known),
         "worst_drop": asdict(over_seeds([facts.drop[arm][m["seed"]] for m in each])),
-        "entropy": _mean([_tail(m["entropy"]) for m in each if m["entropy"]]),
-        "length": _mean([_tail(m["length"]) for m in each if m["length"]]),
+        "entropy": _mean([tail_mean(m["entropy"], TAIL) for m in each if m["entropy"]]),
+        "length": _mean([tail_mean(m["length"], TAIL) for m in each if m["length"]]),
         **{key: _mean([m[key] for m in each]) for key in ("rollouts", "tokens", "seconds")},
         "marks": [m["marks"] for m in each],
         "stages": each[0]["stages"],
@@ -97,7 +97,7 @@ def _arm_row(arm: str, seeds: Mapping[int, Measures], facts: Facts, targets: Map
 
 
 def _pairs(facts: Facts, arms: Sequence[str]) -> list[dict[str, Any]]:
-    """The paired difference of every two arms, those against the staged one first; Holm over all of them."""
+    """The paired difference of every two arms, pairs with the staged arm first; p values corrected by Holm."""
     ordered = sorted(combinations(arms, 2), key=lambda pair: STAGED not in pair)
     pairs = [(b, a) if b == STAGED else (a, b) for a, b in ordered]
     found: list[tuple[str, str, MeanEstimate, int]] = []
@@ -111,12 +111,6 @@ def _pairs(facts: Facts, arms: Sequence[str]) -> list[dict[str, Any]]:
         {"a": a, "b": b, "seeds": seeds, **asdict(each), "p_holm": next(adjusted) if each.p is not None else None}
         for a, b, each, seeds in found
     ]
-
-
-def _tail(curve: Sequence[Sequence[float]]) -> float:
-    """Mean height of the last tenth of a curve."""
-    last = curve[-max(1, round(TAIL * len(curve))) :]
-    return float(np.mean([height for _, height in last]))
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -1,7 +1,7 @@
-"""The manual's claims about the algorithms, as rules that a comparison's numbers decide. docs/claims.md explains them.
+"""The manual's claims about the algorithms as rules that a comparison decides. docs/claims.md explains them.
 
-Every rule is about an arm of the algorithm's own name, against the other arms that are one algorithm alone ("the
-others"). A claim whose arm was not compared, or on fewer than two seeds, stays undecided.
+Every rule compares the arm with the algorithm's name to the other arms of a single algorithm ("the others"). A claim
+stays undecided if one of these arms was not compared, or if there are fewer than two seeds.
 """
 
 from __future__ import annotations
@@ -24,15 +24,16 @@ from gradus.pipeline.statistics.significance import (
 )
 
 MARGIN = 0.01
-"""Least difference in accuracy that is worth a claim: one point in a hundred."""
+"""The smallest difference in accuracy that a claim is about: one percentage point."""
 EARLY_SHARE = 0.25
-"""Share of the budget that counts as the beginning."""
+"""The share of the budget that counts as early."""
 SINGLE = ("dapo", "vapo", "gfpo", "srpo")
+"""The arms of a single algorithm."""
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What the rules look at, for the arms that were compared."""
+    """What the rules use, for the arms that were compared."""
 
     early: Mapping[str, Mapping[int, float]]
     """arm -> seed -> mean gain over the first quarter of the budget, on the validation prompts."""
@@ -46,12 +47,12 @@ class Facts:
         return [each for each in SINGLE if each != arm and each in self.correct]
 
     def missing(self) -> list[str]:
-        """What to say where one of the single algorithms was not compared; the claims are about all four."""
+        """A note if one of the single algorithms was not compared; the claims are about all four."""
         absent = [each for each in SINGLE if each not in self.correct]
         return [f"{', '.join(absent)} not compared"] if absent else []
 
     def above_others(self, measure: Mapping[str, Mapping[int, float]], arm: str) -> MeanEstimate | None:
-        """An arm's measure minus the mean of the others', over the seeds that all have; None without others."""
+        """An arm's measure minus the mean of the others, over the seeds that all of them have; None without others."""
         others = self.others(arm)
         if arm not in measure or not others:
             return None
@@ -61,7 +62,7 @@ class Facts:
         return over_seeds([measure[arm][s] - float(np.mean([measure[each][s] for each in others])) for s in seeds])
 
     def answers(self, arms: Sequence[str]) -> np.ndarray | None:
-        """Correctness [A, S, N] of these arms on the seeds and prompts that all have; None where there are none."""
+        """Correctness [A, S, N] of these arms on the seeds and prompts that all have; None if there are none."""
         if not arms or any(arm not in self.correct for arm in arms):
             return None
         seeds = sorted(set.intersection(*(set(self.correct[arm]) for arm in arms)))
@@ -72,21 +73,21 @@ class Facts:
         return np.array(rows, dtype=float) if ids else None
 
     def final(self, arm: str, against: Sequence[str]) -> MeanEstimate | None:
-        """An arm's final accuracy minus the mean of the others', paired by seed and prompt."""
+        """An arm's final accuracy minus the mean of the arms ``against``, paired by seed and prompt."""
         found = self.answers([arm, *against]) if against else None
         return None if found is None else paired(found[0] - found[1:].mean(0))
 
 
 @dataclass(frozen=True)
 class Claim:
-    """One claim with its rule and what became of it."""
+    """One claim with its rule, the verdict and the reason for it."""
 
     claim: str
     rule: str
     verdict: Verdict
     because: str
     parts: dict[str, dict[str, Any]]
-    """What was measured: name -> an estimate."""
+    """The differences that decide it: name -> estimate."""
 
 
 def judge(facts: Facts) -> list[Claim]:
@@ -146,16 +147,16 @@ def judge(facts: Facts) -> list[Claim]:
 
 
 def _claim(facts: Facts, text: str, rule: str, parts: dict[str, MeanEstimate | None]) -> Claim:
-    """Whether each part's difference is above zero, where all single arms were compared."""
+    """A claim that is supported if each part's difference is above zero; undecided if a single arm is missing."""
     known = {name: each for name, each in parts.items() if each is not None}
-    told = "; ".join([*(f"difference {shown(each)}" for each in known.values()), *facts.missing()])
+    because = "; ".join([*(f"difference {shown(each)}" for each in known.values()), *facts.missing()])
     complete = len(known) == len(parts) and not facts.missing()
     found: Verdict = all_of([verdict(each, MARGIN) for each in known.values()]) if complete else "undecided"
-    return Claim(text, rule, found, told, {name: asdict(each) for name, each in known.items()})
+    return Claim(text, rule, found, because, {name: asdict(each) for name, each in known.items()})
 
 
 def _best(text: str, facts: Facts, arm: str, pairs: str) -> Claim:
-    """Whether an arm is above each of the single ones."""
+    """The claim that an arm is above each of the single arms."""
     rule = (
         f"Its held-out accuracy minus each other single arm's, {pairs}. Supported if every difference is positive with "
         f"Holm's p below 0.05, not supported if one whole 95 % interval is below {MARGIN:.2f}."
@@ -163,13 +164,13 @@ def _best(text: str, facts: Facts, arm: str, pairs: str) -> Claim:
     found = {other: facts.final(arm, [other]) for other in facts.others(arm)} if arm in facts.correct else {}
     known = {other: each for other, each in found.items() if each is not None}
     missing = facts.missing() if arm in facts.correct else [f"{arm} not compared"]
-    told = "; ".join([*(f"against {other} {shown(each)}" for other, each in known.items()), *missing])
+    because = "; ".join([*(f"against {other} {shown(each)}" for other, each in known.items()), *missing])
     result: Verdict = "undecided" if missing else best_of_all(list(known.values()), MARGIN)
-    return Claim(text, rule, result, told, {other: asdict(each) for other, each in known.items()})
+    return Claim(text, rule, result, because, {other: asdict(each) for other, each in known.items()})
 
 
 def _times(estimate: MeanEstimate | None, sign: float) -> MeanEstimate | None:
-    """An estimate of the same difference, taken the other way round where ``sign`` is -1."""
+    """The estimate, or that of the opposite difference if ``sign`` is -1."""
     if estimate is None or sign > 0:
         return estimate
     low = None if estimate.high is None else -estimate.high
@@ -178,7 +179,7 @@ def _times(estimate: MeanEstimate | None, sign: float) -> MeanEstimate | None:
 
 
 def shown(estimate: MeanEstimate) -> str:
-    """``+0.031 (-0.004 to 0.066)``; without an interval only the mean.
+    """A difference with its interval, or only its mean if there is one seed.
 
     >>> shown(MeanEstimate(0.0312, -0.0041, 0.0662)), shown(MeanEstimate(-0.02, None, None))
     ('+0.031 (-0.004 to 0.066)', '-0.020 (one seed: no interval)')

@@ -1,7 +1,7 @@
-"""The pictures of a comparison, as SVG that is readable on light and dark pages.
+"""The figures of a comparison, as SVG that can be read on light and dark pages.
 
-Text and axes get a colour that a page can replace by its own (``currentColor``); lines have hues of middle lightness,
-in an order that stays apart for the colour-blind (Okabe and Ito).
+Text and axes have a colour that a page can replace by its own (``currentColor``); lines have hues of medium lightness
+in an order that colour-blind readers can distinguish (Okabe and Ito).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from gradus.flows.compare.plan.arms import STAGED
 from gradus.pipeline.statistics.curves import on_grid
 
 INK = "#7b7f86"
-"""Of text and axes: readable on white and on black."""
+"""The colour of text and axes: readable on white and on black."""
 HUES = ("#e69f00", "#56b4e9", "#009e73", "#cc79a7", "#d55e00", "#0072b2", "#a0a000", "#8f6fd6", "#3fb7b0", "#b5651d")
 RC: dict[str, Any] = {
     "svg.fonttype": "none",
@@ -42,7 +42,7 @@ ByArm = Mapping[str, Mapping[int, Measures]]
 
 
 def figures(arms: ByArm, analysis: Mapping[str, Any]) -> dict[str, str]:
-    """name -> SVG of every figure that there is something for."""
+    """name -> SVG of every figure for which there are data."""
     hues = {arm: HUES[place % len(HUES)] for place, arm in enumerate(arms)}
     drawn = {
         "learning-curves": lambda: _learning_curves(arms, hues),
@@ -69,12 +69,12 @@ def _svg(figure: Figure) -> str:
 
 
 def for_page(svg: str) -> str:
-    """The same picture with the text colour of the page that it is put into."""
+    """The figure with the text colour of the page that shows it."""
     return svg.replace(INK, "currentColor")
 
 
 def band(curves: Sequence[Sequence[Sequence[float]]]) -> tuple[list[float], np.ndarray]:
-    """(places, heights [S, places]) of curves wherever one has a point and all have begun and not ended.
+    """(positions, heights [S, positions]) of curves, at every point of any curve within the range of all curves.
 
     >>> grid, heights = band([[(0, 1.0), (10, 3.0)], [(0, 2.0), (5, 2.0), (20, 5.0)]])
     >>> grid, heights.tolist()
@@ -108,7 +108,7 @@ def _learning_curves(arms: ByArm, hues: Mapping[str, str]) -> Figure:
 
 
 def _vertical_marks(axes: Any, seeds: Sequence[Measures], hue: str) -> None:
-    """Dashed lines where stages hand over: at the mean of the seeds, with the first seed's words."""
+    """Dashed lines where stages end: at the mean of the seeds, with the text of the first seed."""
     for place in range(min(len(m["marks"]) for m in seeds) - 1):
         x = float(np.mean([m["marks"][place][0] for m in seeds]))
         axes.axvline(x, color=hue, linestyle="--", linewidth=1)
@@ -163,7 +163,7 @@ def _differences(pairs: Sequence[Mapping[str, Any]]) -> Figure | None:
 
 
 def _seeds(arms: ByArm, hues: Mapping[str, str]) -> Figure:
-    """A panel for every arm with each seed's curve and where its stages ended."""
+    """A panel for every arm with the curve of each seed and the ends of its stages."""
     columns = min(3, len(arms))
     lines = -(-len(arms) // columns)
     figure = Figure(figsize=(9, 2.4 * lines + 0.4), layout="constrained")
@@ -183,7 +183,7 @@ def _seeds(arms: ByArm, hues: Mapping[str, str]) -> Figure:
 
 def _other_curves(arms: ByArm, hues: Mapping[str, str]) -> Figure | None:
     """Entropy, completion length and training reward against rollouts, means over seeds."""
-    wanted = {"entropy": "entropy, nats a token", "length": "completion length, tokens", "reward": "mean reward"}
+    wanted = {"entropy": "entropy, nats per token", "length": "completion length, tokens", "reward": "mean reward"}
     if not any(m[name] for seeds in arms.values() for m in seeds.values() for name in wanted):
         return None
     figure = Figure(figsize=(9, 3.2), layout="constrained")

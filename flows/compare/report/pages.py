@@ -1,4 +1,4 @@
-"""The report of a comparison: one set of tables and texts, as Markdown and as one self-contained page."""
+"""The report of a comparison: the same tables and texts as Markdown and as one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ Table = tuple[list[str], list[list[str]]]
 """Header and rows."""
 CAPTIONS = {
     "learning-curves": "Learning curves on the validation prompts: mean over seeds, shaded from the lowest to the "
-    "highest seed. Dashed: where the stages of a chain hand over.",
+    "highest seed. Dashed: the ends of the stages of a chain.",
     "final-accuracy": "Accuracy on the held-out prompts after the whole budget: dots are seeds, diamonds their means.",
     "differences": "Differences in held-out accuracy of every pair, paired by seed and prompt.",
-    "seeds": "Every seed's learning curve; dashed where a stage handed over.",
+    "seeds": "The learning curve of every seed. Dashed: the ends of stages.",
     "entropy-length-reward": "Entropy, completion length and reward while training, means over seeds.",
 }
 METHODS = f"""\
@@ -43,7 +43,7 @@ evaluations included; arms that ran side by side slowed each other down."""
 
 
 def table_of_arms(analysis: Mapping[str, Any]) -> Table:
-    """A row an arm."""
+    """A row for each arm."""
     header = [
         "arm",
         "held-out accuracy",
@@ -68,7 +68,7 @@ def table_of_arms(analysis: Mapping[str, Any]) -> Table:
 
 
 def table_of_seeds(analysis: Mapping[str, Any]) -> Table:
-    """Held-out accuracy of every arm on every seed, the shared start first."""
+    """Held-out accuracy of every arm on every seed; the shared start comes first."""
     seeds = [each["seed"] for each in analysis["starts"]]
     rows = [["start (shared)", *(_number(each.get("accuracy"), ".3f") for each in analysis["starts"])]]
     for row in analysis["arms"]:
@@ -78,7 +78,7 @@ def table_of_seeds(analysis: Mapping[str, Any]) -> Table:
 
 
 def table_of_pairs(analysis: Mapping[str, Any]) -> Table:
-    """A row a pair."""
+    """A row for each pair of arms."""
     rows = []
     for pair in analysis["pairs"]:
         difference = shown(MeanEstimate(pair["mean"], pair["low"], pair["high"]))
@@ -88,7 +88,7 @@ def table_of_pairs(analysis: Mapping[str, Any]) -> Table:
 
 
 def table_of_claims(analysis: Mapping[str, Any]) -> Table:
-    """A row a claim."""
+    """A row for each claim."""
     rows = [
         [claim["claim"], f"**{claim['verdict']}**", claim["because"], claim["rule"]] for claim in analysis["claims"]
     ]
@@ -96,7 +96,7 @@ def table_of_claims(analysis: Mapping[str, Any]) -> Table:
 
 
 def table_of_stages(analysis: Mapping[str, Any]) -> Table:
-    """What each arm trained, on its first seed."""
+    """The stages of each arm on its first seed."""
     rows = []
     for row in analysis["arms"]:
         for stage in row["stages"]:
@@ -109,7 +109,7 @@ def table_of_stages(analysis: Mapping[str, Any]) -> Table:
 
 
 def table_of_tuning(tuning: Mapping[str, Any]) -> Table:
-    """Validation accuracy of every arm with every value that was tried; the chosen one is bold."""
+    """Validation accuracy of every arm with every value that it tried; the chosen value is bold."""
     values = list(dict.fromkeys(value for found in tuning["arms"].values() for value in found["scores"]))
     rows = []
     for arm, found in tuning["arms"].items():
@@ -119,7 +119,7 @@ def table_of_tuning(tuning: Mapping[str, Any]) -> Table:
 
 
 def sections(report: Mapping[str, Any]) -> list[tuple[str, str, Table | None, list[str]]]:
-    """(title, text in Markdown, table, names of figures) of every section, in order."""
+    """(title, text in Markdown, table, names of figures) of every section, in their order."""
     analysis = report["analysis"]
     about = [
         f"{len(analysis['arms'])} arms, {report['budget']} each, seeds {', '.join(map(str, report['seeds']))}, "
@@ -139,19 +139,15 @@ def sections(report: Mapping[str, Any]) -> list[tuple[str, str, Table | None, li
     ]
     if report["tuning"]:
         tuning = report["tuning"]
-        text = (
-            f"Each arm was tried with the same values on seed {tuning['seed']}, which is not reported. Scores are mean "
-        )
-        text += (
-            "accuracy on the validation prompts over the last quarter of the curve; held-out prompts had no part in it."
-        )
+        text = f"Each arm tried the same values on seed {tuning['seed']}, which is not reported. Scores are mean "
+        text += "accuracy on the validation prompts over the last quarter of the curve; held-out prompts were not used."
         found.append(("Tuning", text, table_of_tuning(tuning), []))
     found.append(("How it was measured", METHODS, None, []))
     return found
 
 
 def as_markdown(report: Mapping[str, Any], figures: Mapping[str, str]) -> str:
-    """The report in Markdown; figures are referred to as files in ``figures/``."""
+    """The report in Markdown, with links to the figures in ``figures/``."""
     parts = [f"# {report['name']}"]
     for title, text, table, names in sections(report):
         parts += [f"## {title}"] if title else []
@@ -162,7 +158,7 @@ def as_markdown(report: Mapping[str, Any], figures: Mapping[str, str]) -> str:
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table, with the bars in its cells escaped."""
+    """A table in Markdown; vertical bars in its cells are escaped."""
     lines = [[cell.replace("|", "\\|") for cell in row] for row in (header, *rows)]
     texts = ["| " + " | ".join(line) + " |" for line in lines]
     return "\n".join([texts[0], "|" + "---|" * len(header), *texts[1:]])
@@ -187,7 +183,7 @@ code { font-size: 0.88em; overflow-wrap: anywhere; }
 
 
 def as_page(report: Mapping[str, Any], figures: Mapping[str, str]) -> str:
-    """The report as one file: styles and pictures inside, nothing fetched."""
+    """The report as one HTML file that contains its styles and figures and loads nothing."""
     title = html.escape(report["name"])
     body = [f"<h1>{title}</h1>"]
     for heading, text, table, names in sections(report):
@@ -214,7 +210,7 @@ def _html_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _inline(text: str) -> str:
-    """The little Markdown that the report uses inside a line, as HTML; verdicts get their colour.
+    """The Markdown that the report uses inside a line, as HTML; verdicts have a colour.
 
     >>> _inline("a **b** `c<d`")
     'a <b>b</b> <code>c&lt;d</code>'

@@ -1,4 +1,4 @@
-"""What a comparison leaves behind: report.html, report.md, report.json, figures/, and its own run in MLflow."""
+"""What a comparison publishes: report.html, report.md, report.json, figures/, and its own run in MLflow."""
 
 from __future__ import annotations
 
@@ -25,24 +25,25 @@ from gradus.pipeline.tracking.journal import Journal
 from gradus.pipeline.tracking.position import needs_delivery
 
 REPORT = "report"
-PATIENCE = 120.0
-"""Seconds that MLflow may take for the comparison's own run; `gradus sync` delivers what it lacks."""
+"""The name of the report's files, without suffix."""
+MLFLOW_TIMEOUT_SECONDS = 120.0
+"""How long MLflow may take for the comparison's own run; `gradus sync` delivers the rest."""
 
 
-def publish(work: ComparisonWork, foreign: Sequence[Measures], command: str, parallel: int) -> str:
-    """Write the report of what is done so far; returns it as Markdown, empty where nothing is.
+def publish(work: ComparisonWork, external: Sequence[Measures], command: str, parallel: int) -> str:
+    """Write the report of what is done so far; returns it as Markdown, empty if nothing is.
 
-    Raises: UserError where another system's results cannot be compared with ours.
+    Raises: UserError if results of another system cannot be compared with ours.
     """
     from gradus.flows.compare.report.analysis import analyse, by_arm
     from gradus.flows.compare.report.figures import figures
     from gradus.flows.compare.report.pages import as_markdown, as_page
 
-    measured = collected(work, foreign)
+    measured = collect_measures(work, external)
     if not measured:
         return ""
     order = [arm.label for arm in work.folder.plan.arms]
-    report = described(work, command, parallel) | {"analysis": analyse(measured, order)}
+    report = describe_comparison(work, command, parallel) | {"analysis": analyse(measured, order)}
     folder, drawn = work.folder.path, figures(by_arm(measured, order), report["analysis"])
     for name, svg in drawn.items():
         write_text(folder / "figures" / f"{name}.svg", svg)
@@ -54,20 +55,20 @@ def publish(work: ComparisonWork, foreign: Sequence[Measures], command: str, par
     return markdown
 
 
-def collected(work: ComparisonWork, foreign: Sequence[Measures]) -> list[Measures]:
-    """What every finished arm measured, the other systems' last. Raises: UserError where these cannot be compared."""
+def collect_measures(work: ComparisonWork, external: Sequence[Measures]) -> list[Measures]:
+    """The measures of every finished arm, then those of other systems. Raises: UserError if these do not fit."""
     found = [_measured(work, job) for job in work.reported() if job.state in ("done", "reused")]
-    for each in foreign:
+    for each in external:
         check_external(each, found)
-    return found + [each for each in foreign if each["seed"] in work.seeds]
+    return found + [each for each in external if each["seed"] in work.seeds]
 
 
 def _measured(work: ComparisonWork, job: Job) -> Measures:
     return measure(work.folder.open(job.name), work.folder.open(arm_run(BASE, job.seed)), job.arm, job.seed)
 
 
-def described(work: ComparisonWork, command: str, parallel: int) -> dict[str, Any]:
-    """What was compared, with what, on what, and what is missing of it."""
+def describe_comparison(work: ComparisonWork, command: str, parallel: int) -> dict[str, Any]:
+    """What was compared, by which command, on which machine, and what is missing."""
     plan, tuning = work.folder.plan, work.tuning
     missing = [f"{job.title}: {job.reason or job.state}" for job in work.reported() if not _over(job)]
     tuned = {"key": tuning.key, "seed": tuning.seed, "arms": work.chosen} if tuning and work.chosen else None
@@ -93,12 +94,12 @@ def _over(job: Job) -> bool:
 
 
 def same_command(words: Sequence[str]) -> str:
-    """The command as it was typed."""
+    """The command in a form that can be typed again."""
     return shlex.join(words)
 
 
 def begin_tracking(work: ComparisonWork, command: str) -> None:
-    """The comparison's own run in MLflow begins, or goes on, so that its arms appear under it."""
+    """Begin or continue the comparison's own run in MLflow; its arms appear below it."""
     plan, journal = work.folder.plan, Journal(work.folder.path / "journal.jsonl")
     tags = {"gradus.comparison": work.folder.name, "gradus.arm": "(comparison)"}
     arms = ",".join(arm.label for arm in plan.arms)
@@ -108,7 +109,7 @@ def begin_tracking(work: ComparisonWork, command: str) -> None:
 
 
 def end_tracking(work: ComparisonWork, markdown: str, status: str) -> None:
-    """Final figures, the report as its files, and how it ended."""
+    """Send MLflow the final numbers, the report's files, and how the comparison ended."""
     folder, journal = work.folder.path, Journal(work.folder.path / "journal.jsonl")
     with contextlib.suppress(OSError, ValueError, KeyError):
         analysis: Mapping[str, Any] = json.loads((folder / f"{REPORT}.json").read_text())["analysis"]
@@ -124,24 +125,24 @@ def end_tracking(work: ComparisonWork, markdown: str, status: str) -> None:
             journal.artifact(folder / f"{REPORT}.{suffix}")
     journal.end(status)
     deliver(folder)
-    if status != "KILLED":  # whoever presses Ctrl-C does not want to wait
+    if status != "KILLED":  # after Ctrl-C the user should not have to wait
         deliver_rest(folder)
 
 
 def deliver(folder: Path) -> None:
-    """Send what is new of the comparison's own run to MLflow; what it does not take stays for `gradus sync`."""
+    """Send new events of the comparison's own run to MLflow; `gradus sync` can send what fails."""
     _call("gradus.pipeline.tracking.uploader", str(folder), log=folder / "tracking.log")
 
 
 def deliver_rest(folder: Path) -> None:
-    """Send what arms could not that were stopped or killed."""
+    """Send what arms that were stopped or killed have not sent."""
     if any(needs_delivery(file.parent) for file in folder.glob("*/journal.jsonl")):
         _call("gradus", "sync", "--runs", str(folder), log=folder / "tracking.log")
 
 
 def _call(*words: str, log: Path) -> None:
-    """A module of ours in a process of its own: this one never imports MLflow."""
+    """Run a module of gradus in another process; this process never imports MLflow."""
     with contextlib.suppress(OSError, subprocess.TimeoutExpired), log.open("ab") as output:
         quiet: Any = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": output}
         command = [sys.executable, "-P", "-m", *words]
-        subprocess.run(command, env=child_environment(), timeout=PATIENCE, check=False, **quiet)
+        subprocess.run(command, env=child_environment(), timeout=MLFLOW_TIMEOUT_SECONDS, check=False, **quiet)

@@ -1,7 +1,7 @@
 """A comparison as a Prefect flow: every run of an arm is a task, several at a time, and the report is an artifact.
 
-As in :mod:`gradus.flows.staged` Prefect is a witness: what is done lies in the run folders, errors travel beside it, and where
-Prefect fails for reasons of its own the comparison goes on without it.
+As in :mod:`gradus.flows.staged`, Prefect shows the work and decides nothing: results are in the run folders, errors are
+kept outside Prefect, and if Prefect itself fails, the comparison continues without it.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ from gradus.flows.orchestrator.flow_record import TAG, FlowRecord, flow_paramete
 from gradus.pipeline.common.interruption import Interrupted
 
 ARTIFACT_LIMIT = 100_000
-"""Characters of the report that Prefect is given."""
+"""How many characters of the report are sent to Prefect."""
 
 
 class Tasks:
-    """A comparison's jobs as tasks of a flow. The work's errors travel beside Prefect, in here."""
+    """The jobs of a comparison as tasks of a flow. Errors of the work are kept here, outside Prefect."""
 
     def __init__(self, session: ComparisonSession):
         self.session = session
         self.errors: dict[str, BaseException] = {}
-        """By the job's name."""
+        """Name of the job -> its error."""
         self.attempted: set[str] = set()
 
     def as_task(self, job: Job) -> None:
-        """One job as a task of the flow; without it where Prefect cannot."""
+        """Do one job in a task of the flow, or without a task if Prefect cannot start one."""
         with contextlib.suppress(Exception):
             _train.with_options(name=job.arm, task_run_name=job.title)(job.name, return_state=True)
         if job.name not in self.attempted:
@@ -51,14 +51,14 @@ class Tasks:
         return None
 
     def attempt(self, name: str) -> State[Any]:
-        """Do a job and say in a state how it ended; its error itself stays here."""
+        """Do a job, keep its error here, and return the state that describes how it ended."""
         job = next(job for job in self.session.jobs if job.name == name)
         self.attempted.add(name)
         try:
             do_job(job, self.session.trainer)
         except Interrupted as error:
             self.errors[name] = error
-            return State(type=StateType.CANCELLED, name="Stopped", message="the same command again goes on")
+            return State(type=StateType.CANCELLED, name="Stopped", message="the same command continues it")
         except Exception as error:
             self.errors[name] = error
             return Failed(message=str(error).split("\n")[0])
@@ -72,19 +72,19 @@ _tasks: ContextVar[Tasks] = ContextVar("comparison")
 
 
 def _current() -> Tasks:
-    """The comparison at work. Flow and task ask here: Ray is sent them with all they name, which must be picklable."""
+    """The running comparison. Flow and task look it up here, because Ray pickles them with everything they refer to."""
     return _tasks.get()
 
 
 @task(persist_result=False, cache_policy=NO_CACHE)
 def _train(run: str) -> State[Any]:
-    """Train one run of the comparison in a process of its own."""
+    """Train one run of the comparison in another process."""
     return _current().attempt(run)
 
 
 @flow(name="comparison", persist_result=False)
 def comparison(run_dir: str, host: str) -> State[Any]:
-    """Train every arm on every seed, as ``host`` sees the comparison's folder, and compare them."""
+    """Train every arm on every seed and compare them; ``run_dir`` is the comparison's folder on ``host``."""
     session = _current().session
     session.interrupts.install()  # instead of Prefect's handler, which it removes itself at the end
     context, record = FlowRunContext.get(), FlowRecord(session.folder)
@@ -97,7 +97,7 @@ def comparison(run_dir: str, host: str) -> State[Any]:
             key = re.sub(r"[^a-z0-9]+", "-", session.folder.name.lower()).strip("-")
             create_markdown_artifact(session.markdown[:ARTIFACT_LIMIT], key=f"{key}-report", description="The report")
     if isinstance(session.error, Interrupted):
-        return State(type=StateType.CANCELLED, name="Stopped", message="the same command again goes on")
+        return State(type=StateType.CANCELLED, name="Stopped", message="the same command continues it")
     if session.error is not None:
         return Failed(message=str(session.error).split("\n")[0])
     failed = [job.title for job in session.jobs if job.needed and job.state in ("failed", "skipped")]
@@ -105,11 +105,11 @@ def comparison(run_dir: str, host: str) -> State[Any]:
 
 
 def run_flow(session: ComparisonSession) -> None:
-    """The comparison as a flow. The caller holds its lock. Raises: Interrupted, or what ended it early."""
+    """Run the comparison as a flow; the caller holds its lock. Raises: Interrupted, or what ended it early."""
     try:
         url = server.ensure_server()
     except (OSError, RuntimeError) as error:
-        session.note(f"{error}; the comparison goes on without Prefect")
+        session.note(f"{error}; the comparison continues without Prefect")
         return run_plain(session)
     record, trouble = FlowRecord(session.folder), None
     with (
@@ -131,10 +131,12 @@ def run_flow(session: ComparisonSession) -> None:
         except Exception as error:
             trouble = error
     if session.error is not None:
-        record.finish("stopped" if isinstance(session.error, Interrupted) else "failed", "the same command goes on")
+        record.finish(
+            "stopped" if isinstance(session.error, Interrupted) else "failed", "the same command continues it"
+        )
         raise session.error
     if session.markdown is None:
-        session.note(f"Prefect failed ({type(trouble).__name__}); the comparison goes on without it")
+        session.note(f"Prefect failed ({type(trouble).__name__}); the comparison continues without it")
         return run_plain(session)
     record.finish("completed", "")
     return None

@@ -1,4 +1,4 @@
-"""The work of a comparison: which runs there are, what each one waits for, and the processes that train them."""
+"""Doing the jobs of a comparison: in their order, several at a time, each in a process that trains its run."""
 
 from __future__ import annotations
 
@@ -14,19 +14,20 @@ from pathlib import Path
 from typing import Protocol
 
 from gradus.flows.compare.plan.job import LOG_FILE, Job
+from gradus.flows.screen.text import CONTINUE_HINT
 from gradus.pipeline.common.errors import StageFailed
 from gradus.pipeline.common.interruption import Interrupted
 from gradus.pipeline.common.process import child_environment
 from gradus.pipeline.runs.run_folder import RunFolder
 
-LOOK_EVERY = 0.5
-"""Seconds between two looks at what the processes are doing."""
-GRACE = 120.0
-"""Seconds that a process may take to finish its step and write a checkpoint."""
+POLL_INTERVAL_SECONDS = 0.5
+"""Time between two looks at the running jobs."""
+STOP_TIMEOUT_SECONDS = 120.0
+"""How long a process may take to finish its step and write a checkpoint."""
 
 
 class RunTrainer(Protocol):
-    """What trains runs: :class:`LocalTrainer`, or a cluster."""
+    """Trains runs: on this machine (:class:`LocalTrainer`) or on a cluster."""
 
     def train(self, run: RunFolder) -> None: ...
 
@@ -36,23 +37,25 @@ class RunTrainer(Protocol):
 
 
 class Watcher(Protocol):
-    """Hears what becomes of jobs; called from the thread that works them through."""
+    """Is informed about the jobs, in the thread of :func:`run_jobs`."""
 
-    def changed(self, job: Job) -> None: ...
+    def changed(self, job: Job) -> None:
+        """The job has begun or ended."""
 
-    def look(self, jobs: Sequence[Job]) -> None: ...
+    def refresh(self, jobs: Sequence[Job]) -> None:
+        """Called at intervals while jobs run."""
 
 
 class LocalTrainer:
-    """The processes that train; each is a session of its own, so that Ctrl-C reaches their parent alone."""
+    """Trains each run in a process of its own session, so that Ctrl-C reaches only this process."""
 
     def __init__(self) -> None:
-        self._lock, self._all, self._ending = threading.Lock(), set[subprocess.Popen[bytes]](), False
+        self._lock, self._running, self._ending = threading.Lock(), set[subprocess.Popen[bytes]](), False
 
     def train(self, run: RunFolder) -> None:
-        """Train a run to its end in a process of its own.
+        """Train a run to its end in another process.
 
-        Raises: StageFailed with the last words of one that failed, or what killed it; Interrupted where it was stopped.
+        Raises: StageFailed with the last line of a process that failed, or the signal that killed it; Interrupted.
         """
         log = run.path / LOG_FILE
         with log.open("ab") as output:
@@ -65,12 +68,12 @@ class LocalTrainer:
                     command, stdin=subprocess.PIPE, stdout=output, stderr=output, env=child_environment(),
                     start_new_session=True,
                 )  # fmt: skip
-                self._all.add(child)
+                self._running.add(child)
         try:
             code = child.wait()
         finally:
             with self._lock:
-                self._all.discard(child)
+                self._running.discard(child)
             if child.stdin is not None:
                 child.stdin.close()
         if code == 0:
@@ -78,29 +81,29 @@ class LocalTrainer:
         if self._ending:
             raise Interrupted(signal.SIGTERM)
         if run.summary() is not None:
-            return  # what it had left to do was to deliver curves, which `gradus sync` does
-        raise StageFailed(f"{_ending(code)} ({log})" if code < 0 else f"{_ending(code)}: {last_words(log, start)}")
+            return  # only delivering its curves failed, which `gradus sync` can do
+        raise StageFailed(f"{_ended(code)} ({log})" if code < 0 else f"{_ended(code)}: {last_line(log, start)}")
 
     def end(self) -> None:
-        """Ask all to finish the step in hand and end; none begins any more."""
+        """Ask all processes to finish their step and end; no further one is started."""
         self._signal(signal.SIGTERM)
 
     def kill(self) -> None:
-        """End all at once."""
+        """End all processes at once."""
         self._signal(signal.SIGKILL)
 
     def _signal(self, number: int) -> None:
         with self._lock:
             self._ending = True
-            for child in self._all:
+            for child in self._running:
                 with contextlib.suppress(ProcessLookupError):
                     child.send_signal(number)
 
 
-def _ending(code: int) -> str:
-    """How a process ended that did not end well.
+def _ended(code: int) -> str:
+    """How a process failed.
 
-    >>> _ending(-9), _ending(1)
+    >>> _ended(-9), _ended(1)
     ('its process was killed (SIGKILL)', 'its process ended with 1')
     """
     if code < 0:
@@ -108,13 +111,13 @@ def _ending(code: int) -> str:
     return f"its process ended with {code}"
 
 
-def last_words(log: Path, start: int) -> str:
-    """The last line that a process printed, of those after byte ``start`` of its log."""
+def last_line(log: Path, start: int) -> str:
+    """The last line that a process printed after byte ``start`` of its log, except the hint how to continue."""
     with log.open("rb") as file:
         file.seek(start)
         lines = file.read().decode(errors="replace").split("\n")
-    told = [line.strip() for line in lines if line.strip() and not line.startswith("to go on:")]
-    return told[-1] if told else f"it printed nothing ({log})"
+    printed = [line.strip() for line in lines if line.strip() and not line.startswith(CONTINUE_HINT)]
+    return printed[-1] if printed else f"it printed nothing ({log})"
 
 
 def run_jobs(
@@ -125,10 +128,11 @@ def run_jobs(
     trainer: RunTrainer,
     leave: Callable[[], None],
 ) -> None:
-    """Do every job, ``parallel`` of them at a time, in their order as far as what they wait for allows.
+    """Do all jobs, ``parallel`` at a time, in their order, each once the jobs that it waits for have ended.
 
-    ``call`` does one, in a thread with a copy of this thread's context. ``leave`` raises Interrupted where a signal has
-    come: nothing more begins then, and what runs is asked to end. One job's failure stops only those that need it.
+    ``call`` does one job, in a thread with a copy of this thread's context. ``leave`` raises Interrupted if a signal
+    has arrived; then no further job begins, and running ones are asked to end. A failure stops only the jobs that need
+    it.
 
     Raises: Interrupted.
     """
@@ -143,19 +147,19 @@ def run_jobs(
                     running[threads.submit(contextvars.copy_context().run, call, job)] = job
                 if not running:
                     break
-                _collect(running, wait(running, LOOK_EVERY, FIRST_COMPLETED).done, watcher)
-                watcher.look(jobs)
+                _collect(running, wait(running, POLL_INTERVAL_SECONDS, FIRST_COMPLETED).done, watcher)
+                watcher.refresh(jobs)
         except BaseException:
             trainer.end()
             try:
-                _collect(running, wait(running, GRACE).done, watcher)
+                _collect(running, wait(running, STOP_TIMEOUT_SECONDS).done, watcher)
             finally:
                 trainer.kill()
             raise
 
 
 def _ready(jobs: Sequence[Job]) -> list[Job]:
-    """Waiting jobs that can begin; those that never can are skipped."""
+    """Waiting jobs that can begin; jobs that need a failed one are skipped."""
     by_name = {job.name: job for job in jobs}
     ready = []
     for job in jobs:
@@ -170,7 +174,7 @@ def _ready(jobs: Sequence[Job]) -> list[Job]:
 
 
 def _collect(running: dict[Future[None], Job], done: Iterable[Future[None]], watcher: Watcher) -> None:
-    """What became of jobs whose call has returned."""
+    """Record how jobs ended whose call has returned."""
     for future in list(done):
         job, error = running.pop(future), future.exception()
         if error is None:
@@ -184,11 +188,13 @@ def _collect(running: dict[Future[None], Job], done: Iterable[Future[None]], wat
 
 
 def do_job(job: Job, trainer: RunTrainer) -> None:
-    """Make the job's run and train what is left of it. Raises: StageFailed, UserError, Interrupted."""
+    """Make the job's run and train what is not done. Raises: StageFailed, UserError, Interrupted."""
     job.run = job.make()
     if job.run.summary() is not None:
         job.state = "reused"
         return
     trainer.train(job.run)
     if job.run.summary() is None:
-        raise StageFailed(f"its process ended well, and the run is not complete ({job.run.path / LOG_FILE})")
+        raise StageFailed(
+            f"its process ended without an error, but the run is not complete ({job.run.path / LOG_FILE})"
+        )

@@ -1,4 +1,4 @@
-"""One launch of a comparison: its folder, its lock, the engine, the report at the end."""
+"""One launch of a comparison: its folder, its lock, the engine, and the report at the end."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from pathlib import Path
 from rich.console import Console
 
 from gradus.flows.compare.measures import Measures
-from gradus.flows.compare.plan.arms import BASE, Plan
+from gradus.flows.compare.plan.arms import BASE
+from gradus.flows.compare.plan.comparison import ComparisonPlan
 from gradus.flows.compare.plan.folder import ComparisonFolder, arm_run
 from gradus.flows.compare.plan.schedule import ComparisonWork, Tuning
 from gradus.flows.compare.report.publish import begin_tracking, end_tracking, publish, same_command
+from gradus.flows.compare.run.progress import ComparisonProgress
 from gradus.flows.compare.run.ray import Cluster, RayTrainer
 from gradus.flows.compare.run.session import ComparisonSession, run_plain
-from gradus.flows.compare.run.watch import Watch
 from gradus.flows.screen.text import shown_path
 from gradus.pipeline.common import locks
 from gradus.pipeline.common.errors import UserError
@@ -23,52 +24,52 @@ from gradus.pipeline.runs.run_folder import RUN_FILE
 
 
 def open_comparison(
-    runs: Path, name: str, plan: Plan, seeds: Sequence[int], tuning: Tuning | None, threads: int
+    runs: Path, name: str, plan: ComparisonPlan, seeds: Sequence[int], tuning: Tuning | None, threads: int
 ) -> ComparisonWork:
-    """The comparison's folder and its jobs; nothing is written yet. Raises: UserError."""
+    """The comparison's folder and jobs; nothing is written yet. Raises: UserError."""
     folder = runs.absolute() / name
     if (folder / RUN_FILE).is_file():
         raise UserError(f"{name!r} is a run, not a comparison", where=shown_path(folder), fix="choose another --name")
     made = ComparisonFolder(folder, plan, threads)
     work = ComparisonWork(made, seeds, tuning)
-    for seed in seeds:  # a run that was begun as something else is told before any compute
-        made.check(arm_run(BASE, seed), made.placed(plan.base(seed)))
+    for seed in seeds:  # a run with another configuration is an error before anything is trained
+        made.check(arm_run(BASE, seed), made.adapted(plan.base(seed)))
         if tuning is None:
             for arm in plan.arms:
-                made.check(arm_run(arm.label, seed), made.placed(plan.arm(arm, seed)))
+                made.check(arm_run(arm.label, seed), made.adapted(plan.arm(arm, seed)))
     return work
 
 
 def launch(
     work: ComparisonWork,
-    foreign: Sequence[Measures],
+    external: Sequence[Measures],
     parallel: int,
     engine: str,
     console: Console,
     command: Sequence[str],
     cluster: Cluster | None = None,
 ) -> int:
-    """Train what is left, write the report; returns how many runs it lacks. Raises: UserError, Interrupted."""
+    """Train what is not done and write the report; returns how many runs failed. Raises: UserError, Interrupted."""
     folder, plan = work.folder, work.folder.plan
     folder.path.mkdir(parents=True, exist_ok=True)
-    watch = Watch(console, plan.usual)
+    progress = ComparisonProgress(console, plan.rollouts_per_arm)
     with locks.hold(folder.path):
         folder.write_config()
         for text in plan.notes:
-            watch.say(text)
-        watch.say(f"comparison {folder.name} in {shown_path(folder.path)}")
+            progress.say(text)
+        progress.say(f"comparison {folder.name} in {shown_path(folder.path)}")
         names = ", ".join(arm.label for arm in plan.arms)
-        watch.say(f"{names}: {plan.budget} each, seeds {', '.join(map(str, work.seeds))}, {parallel} runs at a time")
-        said = same_command(command)
+        progress.say(f"{names}: {plan.budget} each, seeds {', '.join(map(str, work.seeds))}, {parallel} runs at a time")
+        typed = same_command(command)
         session = ComparisonSession(
-            folder.path, work.jobs, parallel, watch, watch.say, lambda: publish(work, foreign, said, parallel)
+            folder.path, work.jobs, parallel, progress, progress.say, lambda: publish(work, external, typed, parallel)
         )
         if cluster is not None:
             session.trainer, session.task_runner = RayTrainer(cluster), cluster.task_runner
         status = "FAILED"
-        begin_tracking(work, said)
+        begin_tracking(work, typed)
         try:
-            with watch.shown():
+            with progress.shown():
                 _engine(engine)(session)
             status = "FINISHED" if not missing_runs(work) else "FAILED"
         except Interrupted:
@@ -77,17 +78,17 @@ def launch(
         finally:
             end_tracking(work, session.markdown or "", status)
             if session.markdown:
-                watch.say(f"report: {shown_path(folder.path / 'report.html')} (also report.md, report.json)")
+                progress.say(f"report: {shown_path(folder.path / 'report.html')} (also report.md, report.json)")
     return missing_runs(work)
 
 
 def missing_runs(work: ComparisonWork) -> int:
-    """Runs that the comparison lacks."""
+    """How many needed runs failed or were skipped."""
     return sum(job.needed and job.state in ("failed", "skipped") for job in work.jobs)
 
 
 def _engine(name: str) -> Callable[[ComparisonSession], None]:
-    """How runs are called. The Prefect server starts in the background while Prefect is being imported."""
+    """The function that runs a session. The Prefect server starts in the background while Prefect is imported."""
     if name == "none":
         return run_plain
     from gradus.flows.orchestrator.server import start_server_in_background

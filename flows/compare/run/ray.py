@@ -1,7 +1,7 @@
-"""A comparison's runs on a Ray cluster: Prefect's Ray task runner places them, each trains in a process of its own.
+"""The runs of a comparison on a Ray cluster: Prefect's Ray task runner distributes them, one process trains each.
 
-The folder of the runs is mounted on every node. It also carries the one thing that has to reach a run at work: a file
-``stop`` asks it to finish its step and end.
+The folder of the runs is mounted on every node. A running run is stopped through it: a file ``stop`` asks the run to
+finish its step and end.
 """
 
 from __future__ import annotations
@@ -21,19 +21,21 @@ from gradus.pipeline.common.interruption import Interrupted
 from gradus.pipeline.runs.run_folder import RunFolder
 
 STOP_FILE = "stop"
-LOOK_EVERY = 0.5
-"""Seconds between two looks for it."""
+POLL_INTERVAL_SECONDS = 0.5
+"""Time between two looks for the file."""
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """Where runs train. ``address`` is empty for a Ray of this machine that lives as long as the comparison."""
+    """Where runs train. An empty ``address`` means a Ray cluster on this machine, for the time of the comparison."""
 
     address: str
     cpus: int
-    """Of one run."""
+    """Cores of one run."""
     gpus: int
+    """GPUs of one run."""
     parallel: int
+    """Runs at a time."""
 
     @classmethod
     def parse(cls, text: str, engine: str, cpus: int, gpus: int, parallel: int) -> Cluster:
@@ -41,9 +43,9 @@ class Cluster:
         found = re.fullmatch(r"ray(?:://([\w.\-]+(?::\d+)?))?", text)
         if found is None:
             expected = "ray (on this machine), ray://auto (this node's cluster) or ray://HOST:PORT"
-            raise UserError("there are no such workers", where="--workers", got=text, expected=expected)
+            raise UserError("unknown workers", where="--workers", got=text, expected=expected)
         if engine != "prefect":
-            raise UserError("Ray is driven by the Prefect flow", where="--engine", got=engine, expected="prefect")
+            raise UserError("Ray needs the Prefect flow", where="--engine", got=engine, expected="prefect")
         if importlib.util.find_spec("prefect_ray") is None:
             fix = "pip install 'gradus-rl[ray]'"
             raise UserError("prefect-ray is not installed", where="--workers", got=text, fix=fix)
@@ -62,14 +64,14 @@ class Cluster:
 
 
 class RayTrainer:
-    """Stands in for :class:`gradus.flows.compare.run.jobs.LocalTrainer`: the processes that train are on the cluster."""
+    """Trains runs on the cluster, in place of :class:`gradus.flows.compare.run.jobs.LocalTrainer`."""
 
     def __init__(self, cluster: Cluster):
         self.cluster = cluster
         self._lock, self._runs, self._ending = threading.Lock(), dict[str, Path](), False
 
     def train(self, run: RunFolder) -> None:
-        """Train a run to its end on some node. Raises: StageFailed, Interrupted."""
+        """Train a run to its end on a node. Raises: StageFailed, Interrupted."""
         from prefect_ray.context import remote_options  # type: ignore[import-not-found]
 
         stop = run.path / STOP_FILE
@@ -81,32 +83,34 @@ class RayTrainer:
         try:
             with remote_options(num_cpus=self.cluster.cpus, num_gpus=self.cluster.gpus, max_retries=0):
                 future = _task().with_options(task_run_name=f"{run.name} on Ray").submit(run.name, str(run.path.parent))
-            told = future.result(raise_on_failure=False)
+            result = future.result(raise_on_failure=False)
         finally:
             with self._lock:
                 self._runs.pop(run.name)
             stop.unlink(missing_ok=True)
-        if not isinstance(told, dict):
-            raise StageFailed(f"Ray lost it: {str(told).strip().splitlines()[0] if str(told).strip() else type(told)}")
-        if told["outcome"] == "stopped":
+        if not isinstance(result, dict):
+            raise StageFailed(
+                f"Ray lost the run: {str(result).strip().splitlines()[0] if str(result).strip() else type(result)}"
+            )
+        if result["outcome"] == "stopped":
             raise Interrupted(signal.SIGTERM)
-        if told["outcome"] == "failed":
-            raise StageFailed(told["reason"])
+        if result["outcome"] == "failed":
+            raise StageFailed(result["reason"])
 
     def end(self) -> None:
-        """Ask all to finish the step in hand and end; none begins any more."""
+        """Ask all runs to finish their step and end; no further one is started."""
         with self._lock:
             self._ending = True
             for stop in self._runs.values():
                 stop.touch()
 
     def kill(self) -> None:
-        """What is left ends with the flow's task runner: a run's process ends with its Ray worker."""
+        """Like :meth:`end`; remaining processes end with their Ray workers, when the task runner of the flow ends."""
         self.end()
 
 
 def train_here(run_name: str, runs: str) -> dict[str, str]:
-    """On a node: train a run in a process of its own until it is complete or asked to stop; how that ended."""
+    """On a node: train a run in another process until it is complete or asked to stop; returns how it ended."""
     import socket
 
     from gradus.flows.compare.run.jobs import LocalTrainer
@@ -115,28 +119,28 @@ def train_here(run_name: str, runs: str) -> dict[str, str]:
     run = RunFolder(Path(runs) / run_name, [stage.config for stage in discover().values()])
     trainer, over = LocalTrainer(), threading.Event()
 
-    def obey() -> None:
-        while not over.wait(LOOK_EVERY):
+    def watch_for_stop() -> None:
+        while not over.wait(POLL_INTERVAL_SECONDS):
             if (run.path / STOP_FILE).exists():
                 trainer.end()
 
-    threading.Thread(target=obey, daemon=True).start()
-    told = {"outcome": "done", "host": socket.gethostname(), "worker": str(os.getpid()), "reason": ""}
+    threading.Thread(target=watch_for_stop, daemon=True).start()
+    result = {"outcome": "done", "host": socket.gethostname(), "worker": str(os.getpid()), "reason": ""}
     try:
         trainer.train(run)
     except Interrupted:
-        told |= {"outcome": "stopped"}
+        result |= {"outcome": "stopped"}
     except StageFailed as error:
-        told |= {"outcome": "failed", "reason": str(error)}
+        result |= {"outcome": "failed", "reason": str(error)}
     finally:
         over.set()
         with contextlib.suppress(Exception):
             trainer.kill()
-    return told
+    return result
 
 
 def _task() -> Any:
-    """The task that Ray runs; made here, so that this module can be imported without Prefect."""
+    """The task that Ray runs; made in a function so that this module can be imported without Prefect."""
     from prefect import task
     from prefect.cache_policies import NO_CACHE
 

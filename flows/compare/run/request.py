@@ -1,4 +1,4 @@
-"""What a comparison is asked for, and the whole way from there to its report; nothing heavy is imported before that."""
+"""The request for a comparison, and its way to the report. Nothing heavy is imported before the checks have passed."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 ARMS = "dapo,vapo,gfpo,srpo,staged"
-"""What is compared unless something else is asked for."""
+"""The default arms."""
 THREADS = "OMP_NUM_THREADS"
-"""The environment variable that gives a run's process its number of threads."""
+"""The environment variable with the number of threads of a run's process."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class ComparisonRequest:
     seeds: Sequence[int] = (0, 1, 2)
     budget: str | None = None
     changes: Sequence[str] = ()
-    """``ARM.KEY=VALUE`` each."""
+    """Options of single arms, written ``ARM.KEY=VALUE``."""
     tune: str | None = None
     tune_seed: int = 1000
     external: Sequence[Path] = ()
@@ -59,14 +59,14 @@ def run_comparison(
     console: Console,
     command: Sequence[str] = (),
 ) -> Path:
-    """Train what is left of a comparison, write its report, and return its folder.
+    """Train what is not done of a comparison, write its report, and return its folder.
 
-    ``command`` is what the report says to type for the same comparison; by default it is made from the request.
-    Raises: UserError; StageFailed where runs failed, which the same call tries again; Interrupted.
+    ``command`` is the command that the report shows; by default it is made from the request.
+    Raises: UserError; Interrupted; StageFailed if runs failed, which the same call tries again.
     """
     from gradus.flows.compare.measures import read_external
-    from gradus.flows.compare.plan.arms import make_plan
     from gradus.flows.compare.plan.budget import Budget
+    from gradus.flows.compare.plan.comparison import make_plan
     from gradus.flows.compare.plan.schedule import Tuning
     from gradus.flows.compare.run import launch as comparisons
     from gradus.flows.compare.run.ray import Cluster
@@ -80,7 +80,7 @@ def run_comparison(
     tuning = Tuning.parse(request.tune, request.tune_seed, request.seeds) if request.tune else None
     name = request.name or f"{loaded.config.name}-compare"
     check_name(name)
-    foreign = read_external([file.absolute() for file in request.external])
+    results = read_external([file.absolute() for file in request.external])
     check_world(loaded, stages, runs)
     check_prefect(engine)
     threads = loaded.config.policy.threads or 1
@@ -91,7 +91,7 @@ def run_comparison(
     words = command or request.words(str(source), overrides or (), runs, engine)
     with _threads_of_children(threads):
         comparison = comparisons.open_comparison(runs, name, plan, request.seeds, tuning, threads)
-        failed = comparisons.launch(comparison, foreign, at_once, engine, console, words, cluster)
+        failed = comparisons.launch(comparison, results, at_once, engine, console, words, cluster)
     if failed:
         first = next((job for job in comparison.jobs if job.state == "failed"), None)
         why = f" ({first.title}: {first.reason})" if first is not None else ""
@@ -100,10 +100,10 @@ def run_comparison(
 
 
 def runs_at_once(config: PipelineConfig, asked: int | None, room: int) -> int:
-    """How many runs train at a time: the number that is asked for, or as many as there is ``room`` for.
+    """How many runs train at a time: the number asked for, or as many as there is ``room`` for.
 
-    On a vLLM server it is one, because the server holds the weights of one policy. Raises: UserError where more are
-    asked for there.
+    With a vLLM server it is one, because the server holds the weights of one policy. Raises: UserError if more are
+    asked for.
     """
     if config.rollouts.engine != "vllm-server":
         return asked or max(1, room)
@@ -120,7 +120,7 @@ def runs_at_once(config: PipelineConfig, asked: int | None, room: int) -> int:
 
 @contextlib.contextmanager
 def _threads_of_children(threads: int) -> Iterator[None]:
-    """Give the processes that are started in this block their number of threads, unless the environment does so."""
+    """Set the number of threads of processes that are started in this block, unless the environment sets it."""
     given = os.environ.get(THREADS)
     os.environ.setdefault(THREADS, str(threads))
     try:

@@ -1,4 +1,4 @@
-"""What a comparison works on, whichever engine shows it, and the engine that needs nothing but Python."""
+"""The session of a comparison, which every engine works on, and the engine without Prefect."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gradus.flows.orchestrator.interrupts import DeferredInterrupts
 
 @dataclass
 class ComparisonSession:
-    """What a comparison works on; it never passes through Prefect."""
+    """What a comparison works on. It never passes through Prefect."""
 
     folder: Path
     jobs: list[Job]
@@ -22,23 +22,20 @@ class ComparisonSession:
     watcher: Watcher
     note: Callable[[str], None]
     report: Callable[[], str]
-    """Writes the report of what is done, and returns it as Markdown."""
+    """Writes the report of what is done and returns it as Markdown."""
     trainer: RunTrainer = field(default_factory=LocalTrainer)
     task_runner: Callable[[], Any] = lambda: None
-    """Makes Prefect's task runner, where the runs train on a cluster."""
+    """Makes Prefect's task runner if the runs train on a cluster."""
     interrupts: DeferredInterrupts = field(init=False)
-    errors: dict[str, BaseException] = field(default_factory=dict)
-    """By the job's name."""
-    attempted: set[str] = field(default_factory=set)
     error: BaseException | None = None
-    """What ended the comparison before its end."""
+    """The error that ended the comparison early."""
     markdown: str | None = None
 
     def __post_init__(self) -> None:
         self.interrupts = DeferredInterrupts(self.note)
 
     def work(self, call: Callable[[Job], None]) -> None:
-        """All jobs and the report; what ends it early is kept in ``error``. The report is of whatever is done."""
+        """Do all jobs and write the report of what is done; an error that ends this early is kept in ``error``."""
         try:
             run_jobs(self.jobs, self.parallel, call, self.watcher, self.trainer, self.interrupts.leave_if_requested)
         except BaseException as error:
@@ -49,12 +46,12 @@ class ComparisonSession:
             self.error = self.error or error
 
     def plain(self, job: Job) -> None:
-        """One job as a plain call."""
+        """Do one job without Prefect."""
         do_job(job, self.trainer)
 
 
 def run_plain(session: ComparisonSession) -> None:
-    """The comparison without Prefect. Raises: Interrupted."""
+    """Run the comparison without Prefect. Raises: Interrupted, or the error that ended it early."""
     with session.interrupts.installed():
         session.work(session.plain)
     if session.error is not None:

@@ -19,8 +19,8 @@ from flow_runs import api, artifacts, task_states
 from rich.console import Console
 from small_pipeline import STAGE_CONFIGS
 
-from gradus.flows.compare.plan.arms import make_plan
 from gradus.flows.compare.plan.budget import Budget
+from gradus.flows.compare.plan.comparison import make_plan
 from gradus.flows.compare.plan.job import Job
 from gradus.flows.compare.plan.schedule import ComparisonWork, Tuning
 from gradus.flows.compare.report.publish import publish
@@ -168,7 +168,7 @@ class Silent:
 
     def changed(self, job: Job) -> None: ...
 
-    def look(self, jobs: Sequence[Job]) -> None: ...
+    def refresh(self, jobs: Sequence[Job]) -> None: ...
 
 
 def test_each_arm_gets_the_value_that_does_best_on_the_validation_prompts(tmp_path: Path) -> None:

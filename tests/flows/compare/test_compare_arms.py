@@ -12,8 +12,8 @@ from gradus.flows.cli import compare
 from gradus.flows.cli.compare import parse_seeds
 from gradus.flows.compare import measures
 from gradus.flows.compare.plan import folder
-from gradus.flows.compare.plan.arms import Plan, make_plan
 from gradus.flows.compare.plan.budget import Budget, divide_budget, rollouts_per_step
+from gradus.flows.compare.plan.comparison import ComparisonPlan, make_plan
 from gradus.flows.compare.plan.schedule import Tuning
 from gradus.flows.compare.report import claims, figures, pages
 from gradus.flows.compare.run import jobs
@@ -29,12 +29,12 @@ ARMS = "dapo,vapo,gfpo,srpo,staged"
 def plan(
     arms: str = ARMS, budget: str | None = None, changes: tuple[str, ...] = (), config: str = "quickstart",
     overrides: tuple[str, ...] = (), runs: Path = Path("no-runs"),
-) -> Plan:  # fmt: skip
+) -> ComparisonPlan:  # fmt: skip
     loaded = load_config(config, list(overrides), [stage.config for stage in STAGES.values()])
     return make_plan(loaded, STAGES, arms, Budget.parse(budget) if budget else None, changes, runs)
 
 
-def spent(found: Plan, label: str) -> list[tuple[str, int, int]]:
+def spent(found: ComparisonPlan, label: str) -> list[tuple[str, int, int]]:
     """(stage, steps, rollouts) of an arm."""
     arm = next(each for each in found.arms if each.label == label)
     own = found.arm(arm, 0).stages[1:]
@@ -121,7 +121,7 @@ def test_tokens_and_seconds_end_stages_by_rule() -> None:
         ("dapo,manual-example", (), None, (), ["another task or model", "task.dataset"]),
         ("dapo,staged", (), "500", (), ["too small for the arm `staged`", "at least 512 rollouts"]),
         ("dapo,gfpo", (), "127", (), ["too small for the arm `dapo`", "at least 128 rollouts"]),
-        ("dapo,gfpo", ("gfpoo.lr=1e-4",), None, (), ["no option of an arm", "did you mean `gfpo`?"]),
+        ("dapo,gfpo", ("gfpoo.lr=1e-4",), None, (), ["not an option of an arm", "did you mean `gfpo`?"]),
         ("dapo,gfpo", ("gfpo.lrr=1e-4",), None, (), ["unknown option `lrr`", "arm `gfpo`", "did you mean `lr`?"]),
         ("dapo,staged", ("staged.vapo.lr=1",), None, (), ["the arm `staged` has no stage `vapo`"]),
         ("dapo,gfpo", ("gfpo.lr=fast",), None, (), ["`lr` has a value it cannot have", "arm `gfpo`"]),
@@ -147,7 +147,7 @@ def test_without_a_shared_stage_there_is_no_common_start(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("text", ["", "many", "-3", "0", "2h", "3 apples"])
 def test_a_budget_that_is_none(text: str) -> None:
-    with pytest.raises(UserError, match="this is no budget"):
+    with pytest.raises(UserError, match="this is not a budget"):
         Budget.parse(text)
 
 
@@ -157,9 +157,9 @@ def test_seeds_and_tuning_as_they_are_typed() -> None:
         with pytest.raises(UserError):
             parse_seeds(text)
     assert Tuning.parse("lr=1e-4, 3e-4", 9, [0]).values == ("1e-4", "3e-4")
-    with pytest.raises(UserError, match="would also be reported"):
+    with pytest.raises(UserError, match="is also one of the reported seeds"):
         Tuning.parse("lr=1e-4,3e-4", 0, [0, 1])
-    with pytest.raises(UserError, match="nothing to choose from"):
+    with pytest.raises(UserError, match="nothing to choose between"):
         Tuning.parse("lr=1e-4", 9, [0])
 
 

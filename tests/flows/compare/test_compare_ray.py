@@ -47,7 +47,7 @@ def flow_run_of(comparison: Comparison) -> str:
     return read_json(comparison.path / "prefect.json")["flow_run_id"]
 
 
-@pytest.mark.parametrize(("words", "said"), [(["spark"], "no such workers"), (["ray", "--engine", "none"], "Prefect")])
+@pytest.mark.parametrize(("words", "said"), [(["spark"], "unknown workers"), (["ray", "--engine", "none"], "Prefect")])
 def test_bad_workers_are_refused(tmp_path: Path, words: list[str], said: str) -> None:
     found = CliRunner().invoke(app.app, ["compare", "quickstart", "--runs", str(tmp_path), "--workers", *words])
     assert found.exit_code == 2 and said in found.output, found.output
