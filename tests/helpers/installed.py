@@ -99,7 +99,7 @@ class Installed:
         """What the command prints that is run in this folder, as its entry point starts it."""
         command = [str(self.python), str(self.target / "bin" / "gradus"), *words]
         done = subprocess.run(
-            command, cwd=folder, env=self.environment(folder, **more), capture_output=True, text=True, timeout=240
+            command, cwd=folder, env=self.environment(folder, **more), capture_output=True, text=True, timeout=400
         )
         logs = [path.read_text(errors="replace")[-2000:] for path in folder.rglob("*.log")]
         assert done.returncode == 0, "\n".join([done.stdout, done.stderr, *logs])
