@@ -110,8 +110,8 @@ def test_two_stages_of_one_algorithm_are_numbered_by_its_name(own_folder: Path) 
 
 
 def test_a_comparison_takes_it_as_an_arm(own_folder: Path) -> None:
-    from gradus.flows.compare.plan.comparison import make_plan
     from gradus.flows.compare.plan.budget import Budget
+    from gradus.flows.compare.plan.comparison import make_plan
 
     loaded = load_config("rloo.yaml", ["task.size=700"], CONFIGS)
     arms, changes = "staged,dapo,rloo:STAGE,other=rloo:STAGE", ["staged.rloo.scale=3", "other.scale=2"]
