@@ -95,7 +95,7 @@ def decide(diagnosis: Diagnosis, situation: Situation) -> list[Advice]:
 
 
 def _after_sft() -> Advice:
-    rule = "manual: SFT, DAPO or VAPO, GFPO, SRPO; ours: a policy that solves nothing cannot tell which of them fit"
+    rule = "manual: SFT, DAPO or VAPO, GFPO, SRPO; ours: a policy that solves nothing does not show which of them fit"
     return Advice("after that", "open", None, "open: K, warm-up, GFPO, SRPO", "probe again after SFT", rule)
 
 

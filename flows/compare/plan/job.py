@@ -34,3 +34,14 @@ class Job:
     reason: str = ""
     """Why it failed or was skipped, in one line."""
     run: RunFolder | None = field(default=None, repr=False)
+    """Its run, once that is made."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether its run is complete."""
+        return self.state in ("done", "reused")
+
+    @property
+    def lost(self) -> bool:
+        """Whether it has no result and will not get one in this launch."""
+        return self.state in ("failed", "skipped")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import platform
-import shlex
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -57,7 +56,7 @@ def publish(work: ComparisonWork, external: Sequence[Measures], command: str, pa
 
 def collect_measures(work: ComparisonWork, external: Sequence[Measures]) -> list[Measures]:
     """The measures of every finished arm, then those of other systems. Raises: UserError if these do not fit."""
-    found = [_measured(work, job) for job in work.reported() if job.state in ("done", "reused")]
+    found = [_measured(work, job) for job in work.reported() if job.complete]
     for each in external:
         check_external(each, found)
     return found + [each for each in external if each["seed"] in work.seeds]
@@ -70,7 +69,7 @@ def _measured(work: ComparisonWork, job: Job) -> Measures:
 def describe_comparison(work: ComparisonWork, command: str, parallel: int) -> dict[str, Any]:
     """What was compared, by which command, on which machine, and what is missing."""
     plan, tuning = work.folder.plan, work.tuning
-    missing = [f"{job.title}: {job.reason or job.state}" for job in work.reported() if not _over(job)]
+    missing = [f"{job.title}: {job.reason or job.state}" for job in work.reported() if not job.complete]
     tuned = {"key": tuning.key, "seed": tuning.seed, "arms": work.chosen} if tuning and work.chosen else None
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "transformers"))
     return {
@@ -87,15 +86,6 @@ def describe_comparison(work: ComparisonWork, command: str, parallel: int) -> di
         "notes": list(plan.notes),
         "tuning": tuned,
     }
-
-
-def _over(job: Job) -> bool:
-    return job.state in ("done", "reused")
-
-
-def same_command(words: Sequence[str]) -> str:
-    """The command in a form that can be typed again."""
-    return shlex.join(words)
 
 
 def begin_tracking(work: ComparisonWork, command: str) -> None:

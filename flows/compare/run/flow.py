@@ -100,7 +100,7 @@ def comparison(run_dir: str, host: str) -> State[Any]:
         return State(type=StateType.CANCELLED, name="Stopped", message="the same command continues it")
     if session.error is not None:
         return Failed(message=str(session.error).split("\n")[0])
-    failed = [job.title for job in session.jobs if job.needed and job.state in ("failed", "skipped")]
+    failed = [job.title for job in session.jobs if job.needed and job.lost]
     return Failed(message=f"without {', '.join(failed)}") if failed else Completed(message="every arm is done")
 
 

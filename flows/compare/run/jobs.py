@@ -166,7 +166,7 @@ def _ready(jobs: Sequence[Job]) -> list[Job]:
         if job.state != "waiting":
             continue
         before = [by_name[name] for name in job.after]
-        if missing := [each for each in before if each.needed and each.state in ("failed", "skipped")]:
+        if missing := [each for each in before if each.needed and each.lost]:
             job.state, job.reason = "skipped", f"{missing[0].title} {missing[0].state}"
         elif not any(each.state in ("waiting", "running", "stopped") for each in before):
             ready.append(job)

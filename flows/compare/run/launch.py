@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from gradus.flows.compare.plan.arms import BASE
 from gradus.flows.compare.plan.comparison import ComparisonPlan
 from gradus.flows.compare.plan.folder import ComparisonFolder, arm_run
 from gradus.flows.compare.plan.schedule import ComparisonWork, Tuning
-from gradus.flows.compare.report.publish import begin_tracking, end_tracking, publish, same_command
+from gradus.flows.compare.report.publish import begin_tracking, end_tracking, publish
 from gradus.flows.compare.run.progress import ComparisonProgress
 from gradus.flows.compare.run.ray import Cluster, RayTrainer
 from gradus.flows.compare.run.session import ComparisonSession, run_plain
@@ -60,7 +61,7 @@ def launch(
         progress.say(f"comparison {folder.name} in {shown_path(folder.path)}")
         names = ", ".join(arm.label for arm in plan.arms)
         progress.say(f"{names}: {plan.budget} each, seeds {', '.join(map(str, work.seeds))}, {parallel} runs at a time")
-        typed = same_command(command)
+        typed = shlex.join(command)
         session = ComparisonSession(
             folder.path, work.jobs, parallel, progress, progress.say, lambda: publish(work, external, typed, parallel)
         )
@@ -84,7 +85,7 @@ def launch(
 
 def missing_runs(work: ComparisonWork) -> int:
     """How many needed runs failed or were skipped."""
-    return sum(job.needed and job.state in ("failed", "skipped") for job in work.jobs)
+    return sum(job.needed and job.lost for job in work.jobs)
 
 
 def _engine(name: str) -> Callable[[ComparisonSession], None]:

@@ -81,7 +81,7 @@ class ComparisonProgress:
         if not self.console.is_terminal and now - self._printed > LINE_INTERVAL_SECONDS:
             self._printed = now
             at_work = ", ".join(f"{j.title} {shares[j.name]:.0%}" for j in jobs if j.state == "running")
-            ended = sum(job.state in ("done", "reused", "failed", "skipped") for job in jobs)
+            ended = sum(job.complete or job.lost for job in jobs)
             self.say(f"{ended} of {len(jobs)} runs done; {at_work}{f'; {left}' if left else ''}")
 
     def _facts(self, job: Job, shares: dict[str, float]) -> str:
@@ -104,7 +104,7 @@ class ComparisonProgress:
 
 def share_done(job: Job) -> float:
     """The share of a run's steps that is done, without shared stages; 1 for a job that has ended."""
-    if job.state in ("done", "reused", "failed", "skipped"):
+    if job.complete or job.lost:
         return 1.0
     if job.run is None or job.state == "waiting":
         return 0.0

@@ -19,17 +19,21 @@ class ComparisonSession:
     folder: Path
     jobs: list[Job]
     parallel: int
+    """Jobs at a time."""
     watcher: Watcher
     note: Callable[[str], None]
+    """Shows the user a line."""
     report: Callable[[], str]
     """Writes the report of what is done and returns it as Markdown."""
     trainer: RunTrainer = field(default_factory=LocalTrainer)
     task_runner: Callable[[], Any] = lambda: None
     """Makes Prefect's task runner if the runs train on a cluster."""
     interrupts: DeferredInterrupts = field(init=False)
+    """Signals that arrive while the comparison runs."""
     error: BaseException | None = None
     """The error that ended the comparison early."""
     markdown: str | None = None
+    """The report, once it is written."""
 
     def __post_init__(self) -> None:
         self.interrupts = DeferredInterrupts(self.note)
