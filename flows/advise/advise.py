@@ -131,32 +131,6 @@ def _same_data(run: RunFolder, config: PipelineConfig) -> Path | None:
     return run.data_dir if same else None
 
 
-def probed_stage(config: PipelineConfig, stages: Mapping[str, Stage]) -> StageConfig:
-    """The first stage that samples; the probe uses its batch and its options."""
-    sampling = [each for each in config.stages if stages[each.stage].needs(each).completions == "policy"]
-    return sampling[0] if sampling else StageConfig(stage="probe", steps=1)
-
-
-def ranking_of(config: PipelineConfig, stages: Mapping[str, Stage]) -> list[str]:
-    """The ranking keys of the first stage that ranks, with the reward first; only the reward if no stage ranks."""
-    rankings = [stages[each.stage].needs(each).ranking for each in config.stages]
-    keys = next((list(keys) for keys in rankings if keys), [])
-    return ["reward", *(key for key in keys if key != "reward")]
-
-
-def situation_of(config: PipelineConfig, stages: Mapping[str, Stage], probed: ProbedPolicy) -> Situation:
-    """What the rules need to know about the configuration."""
-    sampling = [each for each in config.stages if stages[each.stage].needs(each).completions == "policy"]
-    return Situation(
-        untrained=probed.untrained,
-        trained=probed.checkpoint is not None and not probed.untrained,
-        demonstrations=config.task.demonstrations != "none",
-        group_size=probed_stage(config, stages).group_size,
-        reinforcement_steps=sum(each.steps for each in sampling) or 2 * NEW_STEPS,
-        rewarded=tuple(reward.label for reward in config.rewards if reward.weight != 0),
-    )
-
-
 def advise(
     loaded: LoadedConfig,
     stages: Mapping[str, Stage],
@@ -195,6 +169,32 @@ def _open(loaded: LoadedConfig, probed: ProbedPolicy, folder: Path) -> tuple[Tas
     if probed.checkpoint is None:
         return task, starting_policy(config, task, loaded.base_dir)
     return task, load_policy(probed.checkpoint, config.policy)
+
+
+def situation_of(config: PipelineConfig, stages: Mapping[str, Stage], probed: ProbedPolicy) -> Situation:
+    """What the rules need to know about the configuration."""
+    sampling = [each for each in config.stages if stages[each.stage].needs(each).completions == "policy"]
+    return Situation(
+        untrained=probed.untrained,
+        trained=probed.checkpoint is not None and not probed.untrained,
+        demonstrations=config.task.demonstrations != "none",
+        group_size=probed_stage(config, stages).group_size,
+        reinforcement_steps=sum(each.steps for each in sampling) or 2 * NEW_STEPS,
+        rewarded=tuple(reward.label for reward in config.rewards if reward.weight != 0),
+    )
+
+
+def probed_stage(config: PipelineConfig, stages: Mapping[str, Stage]) -> StageConfig:
+    """The first stage that samples; the probe uses its batch and its options."""
+    sampling = [each for each in config.stages if stages[each.stage].needs(each).completions == "policy"]
+    return sampling[0] if sampling else StageConfig(stage="probe", steps=1)
+
+
+def ranking_of(config: PipelineConfig, stages: Mapping[str, Stage]) -> list[str]:
+    """The ranking keys of the first stage that ranks, with the reward first; only the reward if no stage ranks."""
+    rankings = [stages[each.stage].needs(each).ranking for each in config.stages]
+    keys = next((list(keys) for keys in rankings if keys), [])
+    return ["reward", *(key for key in keys if key != "reward")]
 
 
 def costs(config: PipelineConfig, stages: Mapping[str, Stage], report: AdviceReport) -> list[StageCost]:

@@ -34,7 +34,47 @@ def check_target(target: Path, force: bool) -> None:
         raise UserError("this file exists", where="--write", got=str(target), fix="choose another, or add --force")
 
 
-def advised(
+def write(
+    loaded: LoadedConfig,
+    overrides: Sequence[str],
+    advice: Sequence[Advice],
+    stages: Mapping[str, Stage],
+    target: Path,
+    probed: str,
+) -> None:
+    """Check and write the advised configuration. If the layout cannot be kept, all options are written instead.
+
+    Raises: UserError if the advice is not to train, or the result does not pass the check.
+    """
+    solved = next((each for each in advice if each.topic == "already solved" and each.verdict == "yes"), None)
+    if solved is not None:
+        raise UserError("there is no configuration to advise", got=solved.reason, fix=solved.say)
+    header = header_comment(advice, probed)
+    kinds = [stage.config for stage in stages.values()]
+    expected = _loaded(
+        yaml_text.dump(_with_absolute_paths(advised_data(loaded, overrides, advice, stages), loaded, target)),
+        target,
+        kinds,
+    )
+    text = header + _edited(loaded, overrides, advice, stages, target)
+    try:
+        kept = _loaded(text, target, kinds).config == expected.config
+    except UserError:
+        kept = False
+    preflight(expected.config, target.absolute().parent, stages, None, str(target))
+    write_text(target.absolute(), text if kept else header + dump_config(expected.config))
+
+
+def advised_config(
+    loaded: LoadedConfig, overrides: Sequence[str], advice: Sequence[Advice], stages: Mapping[str, Stage]
+) -> PipelineConfig:
+    """The advised configuration; relative paths stay as they were written."""
+    data = advised_data(loaded, overrides, advice, stages)
+    model = model_for(data, [stage.config for stage in stages.values()], str(loaded.path))
+    return model.model_validate(data)
+
+
+def advised_data(
     loaded: LoadedConfig, overrides: Sequence[str], advice: Sequence[Advice], stages: Mapping[str, Stage]
 ) -> Any:
     """The plain data of the advised configuration."""
@@ -45,15 +85,6 @@ def advised(
     return data
 
 
-def advised_config(
-    loaded: LoadedConfig, overrides: Sequence[str], advice: Sequence[Advice], stages: Mapping[str, Stage]
-) -> PipelineConfig:
-    """The advised configuration; relative paths stay as they were written."""
-    data = advised(loaded, overrides, advice, stages)
-    model = model_for(data, [stage.config for stage in stages.values()], str(loaded.path))
-    return model.model_validate(data)
-
-
 def apply(data: MutableMapping[str, Any], advice: Sequence[Advice], stages: Mapping[str, Stage]) -> None:
     """Change a configuration's data in place as advised; what the advice leaves open stays as it is."""
     decided = {each.topic: each for each in advice}
@@ -62,7 +93,7 @@ def apply(data: MutableMapping[str, Any], advice: Sequence[Advice], stages: Mapp
     def of(topic: str) -> Advice | None:
         return decided.get(topic) if decided.get(topic) and decided[topic].verdict != "open" else None
 
-    if (first := of("SFT first")) and first.verdict == "yes" and not _having(entries, IMITATION):
+    if (first := of("SFT first")) and first.verdict == "yes" and not _positions(entries, IMITATION):
         entries.insert(0, {"stage": IMITATION, "steps": 2 * NEW_STEPS})
     if warm := of("warm-up"):
         _set_warm_up(entries, warm.value, stages)
@@ -78,18 +109,13 @@ def apply(data: MutableMapping[str, Any], advice: Sequence[Advice], stages: Mapp
         _set_max_tokens(data, limit.value)
 
 
-def _having(entries: Sequence[Any], *names: str) -> list[int]:
-    """The positions of the stages with these algorithms."""
-    return [place for place, entry in enumerate(entries) if entry["stage"] in names]
-
-
 def _set_warm_up(entries: MutableSequence[Any], name: str, stages: Mapping[str, Stage]) -> None:
     """Replace the first warm-up stage by this algorithm; without one, insert it after imitation."""
-    if _having(entries, name):
+    if _positions(entries, name):
         return
-    places = _having(entries, *WARM_UPS)
+    places = _positions(entries, *WARM_UPS)
     if not places:
-        entries.insert(max(_having(entries, IMITATION), default=-1) + 1, {"stage": name, "steps": NEW_STEPS})
+        entries.insert(max(_positions(entries, IMITATION), default=-1) + 1, {"stage": name, "steps": NEW_STEPS})
         return
     entry, known = entries[places[0]], fields_of(stages[name].config)
     for key in [key for key in entry if key not in known]:
@@ -104,8 +130,8 @@ def _set_warm_up(entries: MutableSequence[Any], name: str, stages: Mapping[str, 
 
 def _set_ranked(entries: MutableSequence[Any], ranked: Advice) -> None:
     """Set the keys of the ranked stage; if there is nothing to rank, give its steps to the warm-up."""
-    places = _having(entries, RANKED)
-    warm = _having(entries, *WARM_UPS)
+    places = _positions(entries, RANKED)
+    warm = _positions(entries, *WARM_UPS)
     if ranked.verdict == "no":
         for place in reversed(places):
             if warm:
@@ -117,13 +143,13 @@ def _set_ranked(entries: MutableSequence[Any], ranked: Advice) -> None:
                 entries[place]["ranking"] = ranked.value
     else:
         steps = entries[warm[-1]]["steps"] if warm else NEW_STEPS
-        place = (warm or _having(entries, IMITATION) or [-1])[-1] + 1
+        place = (warm or _positions(entries, IMITATION) or [-1])[-1] + 1
         entries.insert(place, {"stage": RANKED, "steps": steps, "ranking": ranked.value})
 
 
 def _set_last(entries: MutableSequence[Any], last: Advice) -> None:
     """Add or remove the stabilising stage at the end."""
-    places = _having(entries, LAST)
+    places = _positions(entries, LAST)
     if last.verdict == "yes" and not places:
         entries.append({"stage": LAST, "steps": NEW_STEPS, "schedule": "linear"})
     elif last.verdict == "no" and len(entries) > len(places):
@@ -151,36 +177,12 @@ def _set_max_tokens(data: MutableMapping[str, Any], limit: int) -> None:
         architecture["max_position_embeddings"] += added
 
 
-def write(
-    loaded: LoadedConfig,
-    overrides: Sequence[str],
-    advice: Sequence[Advice],
-    stages: Mapping[str, Stage],
-    target: Path,
-    probed: str,
-) -> None:
-    """Check and write the advised configuration. If the layout cannot be kept, all options are written instead.
-
-    Raises: UserError if the advice is not to train, or the result does not pass the check.
-    """
-    solved = next((each for each in advice if each.topic == "already solved" and each.verdict == "yes"), None)
-    if solved is not None:
-        raise UserError("there is no configuration to advise", got=solved.reason, fix=solved.say)
-    header = comment(advice, probed)
-    kinds = [stage.config for stage in stages.values()]
-    expected = _loaded(
-        yaml_text.dump(_placed(advised(loaded, overrides, advice, stages), loaded, target)), target, kinds
-    )
-    text = header + _edited(loaded, overrides, advice, stages, target)
-    try:
-        kept = _loaded(text, target, kinds).config == expected.config
-    except UserError:
-        kept = False
-    preflight(expected.config, target.absolute().parent, stages, None, str(target))
-    write_text(target.absolute(), text if kept else header + dump_config(expected.config))
+def _positions(entries: Sequence[Any], *names: str) -> list[int]:
+    """The positions of the stages with these algorithms."""
+    return [place for place, entry in enumerate(entries) if entry["stage"] in names]
 
 
-def comment(advice: Sequence[Advice], probed: str) -> str:
+def header_comment(advice: Sequence[Advice], probed: str) -> str:
     """The advice as comment lines."""
     import textwrap
 
@@ -209,11 +211,11 @@ def _edited(
             entry["ranking"] = CommentedSeq(entry["ranking"])
             entry["ranking"].fa.set_flow_style()
     stream = io.StringIO()
-    yaml.dump(_placed(data, loaded, target), stream)
+    yaml.dump(_with_absolute_paths(data, loaded, target), stream)
     return stream.getvalue()
 
 
-def _placed(data: Any, loaded: LoadedConfig, target: Path) -> Any:
+def _with_absolute_paths(data: Any, loaded: LoadedConfig, target: Path) -> Any:
     """Make relative paths absolute if the new file is in another folder than the old one."""
     if target.absolute().parent == loaded.base_dir:
         return data

@@ -14,9 +14,9 @@ from gradus.pipeline.estimates.diagnosis import Diagnosis
 from gradus.pipeline.estimates.stage_cost import StageCost
 from gradus.pipeline.statistics.groups import Estimate
 
-WIDEST = 80
+MAX_COLUMNS = 80
 """Text is wrapped at this column even on wider screens, because long lines are hard to read."""
-BAR = 30
+BAR_COLUMNS = 30
 """Columns of a full bar."""
 SUCCESS = ("never", "to 1/4", "to 1/2", "to 3/4", "below 1", "always")
 """Classes of prompts by how often they are solved."""
@@ -25,77 +25,79 @@ SUCCESS = ("never", "to 1/4", "to 1/2", "to 3/4", "below 1", "always")
 def print_report(report: AdviceReport, costs: Sequence[StageCost], console: Console) -> None:
     """Print the whole report, from the probed policy to the estimated cost."""
     diagnosis, speed, policy = report.probe.diagnosis, report.probe.speed, report.probe.policy
-    _say(console, f"Probed {report.probed.shown}")
+    _print_text(console, f"Probed {report.probed.shown}")
     parameters = policy["parameters"]
     assert isinstance(parameters, int)
-    _say(console, f"{policy['model_type']}, {parameters:,} parameters, {policy['dtype']} on {policy['device']}")
-    _say(
+    _print_text(console, f"{policy['model_type']}, {parameters:,} parameters, {policy['dtype']} on {policy['device']}")
+    _print_text(
         console,
         f"{diagnosis.prompts} training prompts x {diagnosis.samples} completions, {duration(report.probe.seconds)}",
     )
     for label, failure in report.probe.failures.items():
-        _say(console, f"the reward {label} failed on some completions: {failure}")
+        _print_text(console, f"the reward {label} failed on some completions: {failure}")
     print_diagnosis(diagnosis, report.situation, console)
-    _heading(console, "Advice")
+    _print_heading(console, "Advice")
     for each in report.advice:
         print_advice(each, console)
     if not costs:
         return
-    _heading(console, "Estimate for the advised chain on this machine")
+    _print_heading(console, "Estimate for the advised chain on this machine")
     print_costs(costs, console)
     measured = (
         f"Measured: {speed.sample_tokens_per_second:,.0f} tokens/s sampled, {speed.score_seconds * 1000:.2g} ms a "
         f"score, {speed.update_tokens_per_second:,.0f} tokens/s in a real learner step, {size_text(speed.peak_bytes)} "
         "at most. Not included: evaluations, checkpoints, servers; lengths that change as the policy learns."
     )
-    _say(console, measured)
+    _print_text(console, measured)
 
 
 def print_diagnosis(diagnosis: Diagnosis, situation: Situation, console: Console) -> None:
     """Print the numbers, each share with its bar and its 95 % interval."""
-    _heading(console, "What the policy can do (95 % intervals over prompts)")
+    _print_heading(console, "What the policy can do (95 % intervals over prompts)")
     for k, found in diagnosis.pass_at.items():
-        _bar(console, f"pass@{k}", found)
+        _print_share(console, f"pass@{k}", found)
     top = max(diagnosis.success)
-    _heading(console, "Prompts by how often they are solved")
+    _print_heading(console, "Prompts by how often they are solved")
     for name, count in zip(SUCCESS, diagnosis.success, strict=True):
-        _line(console, name, count / max(1, top), f"{count}")
+        _print_bar(console, name, count / max(1, top), f"{count}")
     sizes, rewarded = list(diagnosis.mixed), situation.rewarded
     k = max((size for size in sizes if size <= situation.group_size), default=sizes[0])
-    _heading(console, f"Groups of {k}")
+    _print_heading(console, f"Groups of {k}")
     for name, found in (
         ("all wrong", diagnosis.all_wrong),
         ("mixed", diagnosis.mixed),
         ("all right", diagnosis.all_right),
     ):
-        _bar(console, name, found[k])
-    _heading(console, "Mixed groups by group size K")
+        _print_share(console, name, found[k])
+    _print_heading(console, "Mixed groups by group size K")
     for size in sizes:
-        _bar(console, f"K = {size}", diagnosis.mixed[size])
-    _heading(console, "Reward")
-    _fact(console, "mean", f"{diagnosis.reward_mean:.3f}")
+        _print_share(console, f"K = {size}", diagnosis.mixed[size])
+    _print_heading(console, "Reward")
+    _print_fact(console, "mean", f"{diagnosis.reward_mean:.3f}")
     total = diagnosis.within + diagnosis.between
     by_prompt = f" ({percent(diagnosis.between / total)} lies between prompts)" if total > 0 else ""
-    _fact(console, "variance", f"within prompts {diagnosis.within:.3f}, between {diagnosis.between:.3f}{by_prompt}")
+    _print_fact(
+        console, "variance", f"within prompts {diagnosis.within:.3f}, between {diagnosis.between:.3f}{by_prompt}"
+    )
     noise = "not known: no group has unequal rewards"
     if diagnosis.noise is not None:
         noise = f"{interval(diagnosis.noise)} of the variance within prompts, scored twice"
-    _fact(console, "noise", noise)
+    _print_fact(console, "noise", noise)
     if diagnosis.flips.value:
-        _fact(console, "verdict", f"changes on {interval(diagnosis.flips)}: pass@k counts lucky completions, too")
+        _print_fact(console, "verdict", f"changes on {interval(diagnosis.flips)}: pass@k counts lucky completions, too")
     if diagnosis.failed.value:
-        _fact(console, "failures", f"{interval(diagnosis.failed)} of completions could not be scored")
-    _heading(console, "Ranking: what breaks the ties that the reward leaves")
-    _fact(console, "ties", f"{interval(diagnosis.ties)} of pairs have equal reward")
+        _print_fact(console, "failures", f"{interval(diagnosis.failed)} of completions could not be scored")
+    _print_heading(console, "Ranking: what breaks the ties that the reward leaves")
+    _print_fact(console, "ties", f"{interval(diagnosis.ties)} of pairs have equal reward")
     rows = [[use.key, _or_dash(use.breaks), _or_dash(use.agrees)] for use in diagnosis.keys if use.key not in rewarded]
     print_table(console, ["key", "breaks ties", "agrees with the reward"], rows)
-    _heading(console, "Length")
-    _fact(
+    _print_heading(console, "Length")
+    _print_fact(
         console,
         "tokens",
         f"mean {diagnosis.length_mean:.1f}, 95 % at most {diagnosis.length_high}, limit {diagnosis.max_tokens}",
     )
-    _bar(console, "truncated", diagnosis.truncated)
+    _print_share(console, "truncated", diagnosis.truncated)
 
 
 def print_advice(each: Advice, console: Console) -> None:
@@ -132,27 +134,27 @@ def bar(value: float, width: int, plain: bool = False) -> str:
     return "█" * whole + (" ▏▎▍▌▋▊▉"[rest] if rest else "")
 
 
-def _bar(console: Console, name: str, found: Estimate) -> None:
-    _line(console, name, found.value, interval(found))
+def _print_share(console: Console, name: str, found: Estimate) -> None:
+    _print_bar(console, name, found.value, interval(found))
 
 
-def _line(console: Console, name: str, value: float, text: str) -> None:
+def _print_bar(console: Console, name: str, value: float, text: str) -> None:
     plain = not console.encoding.lower().startswith("utf")
-    drawn = bar(value, BAR, plain).ljust(BAR)
+    drawn = bar(value, BAR_COLUMNS, plain).ljust(BAR_COLUMNS)
     console.print(f"  {name:<10} {drawn} {text}", highlight=False, markup=False, soft_wrap=True)
 
 
-def _fact(console: Console, name: str, text: str) -> None:
+def _print_fact(console: Console, name: str, text: str) -> None:
     for n, line in enumerate(textwrap.wrap(text, _width(console) - 13)):
-        _say(console, f"  {name if n == 0 else '':<10} {line}")
+        _print_text(console, f"  {name if n == 0 else '':<10} {line}")
 
 
-def _heading(console: Console, text: str) -> None:
+def _print_heading(console: Console, text: str) -> None:
     console.print()
     console.print(text, style="bold", highlight=False, markup=False, soft_wrap=True)
 
 
-def _say(console: Console, text: str) -> None:
+def _print_text(console: Console, text: str) -> None:
     for line in textwrap.wrap(text, _width(console), subsequent_indent="  " if text.startswith("  ") else ""):
         lead = text[: len(text) - len(text.lstrip())] if not line.startswith(" ") else ""
         console.print(lead + line, highlight=False, markup=False, soft_wrap=True)
@@ -163,4 +165,4 @@ def _or_dash(found: Estimate | None) -> str:
 
 
 def _width(console: Console) -> int:
-    return max(40, min(console.width, WIDEST))
+    return max(40, min(console.width, MAX_COLUMNS))

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from gradus.flows.advise import rules as rules
+from gradus.flows.advise import rules
 from gradus.flows.advise.rules import Advice, Situation, decide
 from gradus.pipeline.estimates.diagnosis import Diagnosis, KeyUse
 from gradus.pipeline.statistics.groups import Estimate
@@ -92,7 +92,7 @@ def test_new_weights_need_sft_whatever_they_score() -> None:
     assert "set task.demonstrations" in lacking["SFT first"].reason
 
 
-def test_after_sft_nobody_is_told_that_sft_was_not_needed() -> None:
+def test_after_sft_the_advice_does_not_call_sft_unneeded() -> None:
     assert "not needed" in table()["SFT first"].say
     assert "not needed" not in table(replace(SITUATION, trained=True))["SFT first"].say
 
@@ -152,7 +152,7 @@ def test_gfpo_needs_ties_that_its_keys_break(low: float, high: float, verdict: s
     assert table(ranked_ties=broken, keys=[nothing])["GFPO"].verdict == verdict
 
 
-def test_gfpo_is_told_of_a_key_that_would_rank() -> None:
+def test_a_key_that_would_rank_is_proposed_for_gfpo() -> None:
     found = table(ranking=("reward",), ranked_ties=exactly(0.0))["GFPO"]
     assert found.value == ["reward", "equation_steps"]  # shorter breaks as many ties, and agrees no more than a coin
     rewarded = replace(SITUATION, rewarded=("exact_answer", "equation_steps"))
