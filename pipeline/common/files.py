@@ -50,7 +50,7 @@ def sha256(path: Path) -> str:
 
 @contextmanager
 def folder_in_the_making(final: Path) -> Iterator[Path]:
-    """A temporary folder beside ``final``, which is renamed to it when the block ends and every file is durable.
+    """A temporary folder beside ``final``, which is renamed to it when the block ends and all in it is durable.
 
     An existing folder of that name is replaced. After an error the temporary folder is removed.
     """
@@ -60,7 +60,9 @@ def folder_in_the_making(final: Path) -> Iterator[Path]:
     try:
         yield making
         for path in sorted(making.rglob("*")):
-            if path.is_file():
+            if path.is_dir():
+                sync_folder(path)
+            elif path.is_file():
                 with path.open("rb") as stream:
                     os.fsync(stream.fileno())
         sync_folder(making)
