@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from typing import Any
 def write_text(path: Path, text: str) -> None:
     """Replace ``path`` atomically and durably: temporary name, flush, rename."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _beside(path)
+    temporary = beside(path)
     try:
         with temporary.open("x") as stream:
             stream.write(text)
@@ -55,7 +56,7 @@ def folder_in_the_making(final: Path) -> Iterator[Path]:
     An existing folder of that name is replaced. After an error the temporary folder is removed.
     """
     final.parent.mkdir(parents=True, exist_ok=True)
-    making = _beside(final)
+    making = beside(final)
     making.mkdir()
     try:
         yield making
@@ -75,18 +76,45 @@ def folder_in_the_making(final: Path) -> Iterator[Path]:
         raise
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Remove the temporary files that a killed process left below ``folder``; no other process may be writing there.
+def leftovers(folder: Path) -> Iterator[Path]:
+    """The temporary files and folders that killed processes left below ``folder``.
 
-    The uploader's temporary files are kept: it may outlive the process that it served.
+    The uploader's are left out: it may outlive the process that it served. Hidden files of other names are the user's.
     """
-    for path in list(folder.rglob(".*")):
-        if path.name.startswith(".mlflow"):
-            continue
-        if path.is_dir():
+    for place, folders, files in os.walk(folder):
+        for name in sorted((*folders, *files)):
+            meant = temporary_for(name)
+            if meant is not None and not meant.startswith("mlflow"):
+                yield Path(place, name)
+        folders[:] = [name for name in folders if not name.startswith(".")]
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what :func:`leftovers` finds; no other process may be writing there."""
+    for path in list(leftovers(folder)):
+        if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
+
+
+def temporary_for(name: str) -> str | None:
+    """The name that a temporary file or folder of ours would have got; None for any other name.
+
+    >>> temporary_for(".run.json.0a1b2c3d"), temporary_for(".gitignore"), temporary_for("run.json.0a1b2c3d")
+    ('run.json', None, None)
+    """
+    found = re.fullmatch(r"\.(.+)\.[0-9a-f]{8}", name)
+    return found and found[1]
+
+
+def beside(path: Path, tag: str | None = None) -> Path:
+    """A temporary name next to ``path``: a new one, or, with ``tag``, the same in every process.
+
+    Unlike mkstemp's file, what is made under it gets the permissions that the umask gives.
+    """
+    digits = secrets.token_hex(4) if tag is None else hashlib.sha256(tag.encode()).hexdigest()[:8]
+    return path.with_name(f".{path.name}.{digits}")
 
 
 def sync_folder(folder: Path) -> None:
@@ -96,8 +124,3 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _beside(path: Path) -> Path:
-    """A new hidden name next to ``path``. Unlike mkstemp's, the file gets the permissions that the umask gives."""
-    return path.with_name(f".{path.name}.{secrets.token_hex(4)}")

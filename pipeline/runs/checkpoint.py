@@ -208,7 +208,7 @@ def prune(stage_dir: Path, step: int, keep: int, also: set[int]) -> None:
     """
     older = [each for each, _ in checkpoints_in(stage_dir) if each <= step]
     kept = {f"step-{each:06d}" for each in {*older[:keep], *also}}
-    for path in (stage_dir / CHECKPOINTS).iterdir():
+    for _, path in checkpoints_in(stage_dir):
         if path.name not in kept:
             shutil.rmtree(path, ignore_errors=True)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gradus.pipeline.common.errors import UserError
-from gradus.pipeline.common.files import read_json, sha256
+from gradus.pipeline.common.files import leftovers, read_json, sha256
 from gradus.pipeline.runs.checkpoint import checkpoints_in, content_of, damaged_files, step_of
 from gradus.pipeline.runs.run_folder import RunFolder
 
@@ -47,9 +47,8 @@ def verify(run: RunFolder) -> Iterator[Finding]:
             remedy = f"only a fork may still need it; otherwise {folder.name} may be removed"
             for step, path in checkpoints_in(folder):
                 yield Finding(label, path, step, _size(path), damage(path), remedy)
-    for path in sorted(run.path.rglob(".*")):
-        if not path.name.startswith(".mlflow"):
-            yield Finding("left by a process that ended", path, None, _size(path), leftover=True)
+    for path in leftovers(run.path):
+        yield Finding("left by a process that ended", path, None, _size(path), leftover=True)
 
 
 def damage(checkpoint: Path, for_resume: bool = True) -> str:

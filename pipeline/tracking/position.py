@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gradus.pipeline.common.addresses import resolve_uri
-from gradus.pipeline.common.files import write_json
+from gradus.pipeline.common.files import temporary_for, write_json
 from gradus.pipeline.common.locks import holder
 from gradus.pipeline.tracking.journal import iter_events, journals
 
@@ -119,7 +119,8 @@ def remove_leftovers(run_dir: str | Path) -> None:
     """Remove the temporary files of an uploader that was killed; the caller must hold the upload lock."""
     for _, path in journals(run_dir):
         for leftover in path.parent.glob(f".{POSITION_FILE}.*"):
-            leftover.unlink(missing_ok=True)
+            if temporary_for(leftover.name) == POSITION_FILE:
+                leftover.unlink(missing_ok=True)
 
 
 def tracking_options(run_dir: str | Path) -> tuple[str, str]:

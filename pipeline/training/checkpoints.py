@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 
 from gradus.pipeline.common.errors import StageFailed
+from gradus.pipeline.common.files import beside
 from gradus.pipeline.runs.checkpoint import CHECKPOINTS, damaged_files, prune, save_checkpoint
 from gradus.pipeline.training.learner.shards import SHARDS, write_shards
 from gradus.pipeline.training.learner.state_files import spread_tensors, write_state
@@ -44,7 +45,7 @@ class StageCheckpoints:
         setup, folder = self.setup, self.folder(step)
         if self.newest == folder:
             return folder
-        began, state, aside = time.perf_counter(), state_now(), folder.with_name(f".{folder.name}.{SHARDS}")
+        began, state, aside = time.perf_counter(), state_now(), beside(folder, SHARDS)
         spread = write_shards(aside, spread_tensors(state), setup.ranks)
 
         def write(resume: Path) -> None:

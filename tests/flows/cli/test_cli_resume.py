@@ -22,6 +22,7 @@ from trained_chain import DONE, PATHED, Chain, flip, table
 from gradus.flows import launch
 from gradus.pipeline.common import locks
 from gradus.pipeline.common.errors import StageFailed
+from gradus.pipeline.common.files import beside, leftovers
 from gradus.pipeline.common.observer import Observer
 from gradus.pipeline.runs.checkpoint import checkpoints_in
 from gradus.pipeline.runs.run_folder import RunFolder
@@ -261,12 +262,22 @@ def test_a_full_disk_and_a_failed_stage_say_how_to_go_on(
 def test_what_a_killed_process_left_is_removed_at_launch(chain: Chain) -> None:
     chain.stop_after(2, 1)
     path = chain.run().path
-    (path / "stages" / "03-gfpo" / "checkpoints" / ".step-000002.abc").mkdir()
-    for name in (".run.json.x", ".mlflow.json.x"):
+    checkpoints = path / "stages" / "03-gfpo" / "checkpoints"
+    for ours in (".step-000002.0a1b2c3d", ".step-000001.9f8e7d6c/resume", f"{beside(Path('step-000002'), 'shards')}"):
+        (checkpoints / ours).mkdir(parents=True)
+    for name in (".run.json.0a1b2c3d", ".mlflow.json.0a1b2c3d"):
         (path / name).write_text("half")
-    assert "left over: .step-000002.abc" in chain.tell("verify", "chain")
+    theirs = [".gitignore", ".run.json.swp", ".git/.index.0a1b2c3d", "stages/.DS_Store", "stages/03-gfpo/.notes/a"]
+    theirs += ["stages/03-gfpo/checkpoints/.ipynb_checkpoints/a", "stages/03-gfpo/checkpoints/compared/table.csv"]
+    for name in theirs:
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_text("the user's own")
+    said = chain.tell("verify", "chain")
+    assert "left over: .step-000002.0a1b2c3d" in said and said.count("left over: ") == 4
     chain.tell("resume", "chain")
-    assert [file.name for file in path.rglob(".*")] == [".mlflow.json.x"]
+    kept = [file for file in path.rglob("*") if file.is_file() and file.read_bytes() == b"the user's own"]
+    assert sorted(str(file.relative_to(path)) for file in kept) == sorted(theirs)
+    assert not list(leftovers(path)) and (path / ".mlflow.json.0a1b2c3d").exists()
 
 
 # --- processes and signals --------------------------------------------------------------------------------------------
@@ -389,8 +400,8 @@ def test_status_says_where_a_run_is(chain: Chain) -> None:
     shutil.rmtree(chain.run().path / "stages")
     (chain.run().path / "start.json").unlink()
     assert "stopped before the first stage" in chain.tell("status")
-    (chain.runs / ".chain-fork.x").mkdir()
-    (chain.runs / ".chain-fork.x" / "run.json").write_text("{}")
+    (chain.runs / ".chain-fork.0a1b2c3d").mkdir()
+    (chain.runs / ".chain-fork.0a1b2c3d" / "run.json").write_text("{}")
     assert len(json.loads(chain.tell("status", "--json"))) == 1, "a fork in the making is no run yet"
 
 
