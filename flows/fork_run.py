@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +10,7 @@ from gradus.flows.open_run import check_name, check_world, load, reserve
 from gradus.pipeline.common.errors import UserError
 from gradus.pipeline.config.loading import LoadedConfig
 from gradus.pipeline.runs import fork as forking
+from gradus.pipeline.runs.changed_sources import changed_sources
 from gradus.pipeline.runs.run_folder import CONFIG_FILE, RUN_FILE, RunFolder
 
 
@@ -23,11 +24,16 @@ class Fork:
 
 
 def fork_run(
-    origin: RunFolder, from_stage: str, overrides: Sequence[str] | None, name: str | None, engine: str
+    origin: RunFolder,
+    from_stage: str,
+    overrides: Sequence[str] | None,
+    name: str | None,
+    engine: str,
+    say: Callable[[str], None],
 ) -> Fork:
     """Make a run that shares with ``origin`` what is before a stage; ``engine`` will launch it.
 
-    Raises: UserError.
+    What is shared is not made again, so its sources need not exist. Raises: UserError.
     """
     from gradus.flows.orchestrator.access import check_prefect
 
@@ -37,8 +43,10 @@ def fork_run(
     loaded, stages = load(str(origin.path / CONFIG_FILE), overrides, origin.base_dir)
     changes = forking.check_changes(origin, index, loaded.config)
     forking.check_parent(origin, index, loaded.config)
-    check_world(LoadedConfig(loaded.config, loaded.path, origin.base_dir), stages, runs)
+    check_world(LoadedConfig(loaded.config, loaded.path, origin.base_dir), stages, runs, origin.own_copies())
     check_prefect(engine)
+    for line in changed_sources(origin):
+        say(line)
     return Fork(forking.fork(origin, index, loaded.config, folder_for_fork(runs, origin.name, name)), changes)
 
 

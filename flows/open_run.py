@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from gradus.pipeline.common.errors import UserError
 from gradus.pipeline.config import PipelineConfig
 from gradus.pipeline.config.loading import LoadedConfig
 from gradus.pipeline.config.options import differences
+from gradus.pipeline.runs.changed_sources import changed_sources
 from gradus.pipeline.runs.run_folder import RUN_FILE, RunFolder
 from gradus.pipeline.stage import Stage
 
@@ -67,18 +68,26 @@ def begin_run(
 
     check_name(name)
     loaded, stages = load(config, overrides)
-    check_world(loaded, stages, runs)
+    check_world(loaded, stages, runs, own_copies(runs / name) if name is not None else ())
     check_prefect(engine)
     return open_run(loaded, runs, name, stages, say)
 
 
-def check_world(loaded: Any, stages: Mapping[str, Any], runs: Path) -> None:
-    """Check everything that can be known before compute is spent. Raises: UserError with every problem found."""
+def own_copies(folder: Path) -> set[str]:
+    """The sections of the configuration whose sources a run has copies of; none where there is no run yet."""
+    return RunFolder(folder, []).own_copies() if (folder / RUN_FILE).is_file() else set()
+
+
+def check_world(loaded: Any, stages: Mapping[str, Any], runs: Path, copied: Collection[str] = ()) -> None:
+    """Check everything that can be known before compute is spent; ``copied`` sections need their sources no more.
+
+    Raises: UserError with every problem found.
+    """
     from gradus.pipeline.config.loading import IN_PYTHON
     from gradus.pipeline.execution.preflight import preflight
 
     file = IN_PYTHON if loaded.path.name == IN_PYTHON else str(loaded.path)
-    preflight(loaded.config, loaded.base_dir, stages, runs, file)
+    preflight(loaded.config, loaded.base_dir, stages, runs, file, copied)
 
 
 def open_run(
@@ -108,6 +117,8 @@ def open_run(
     run = RunFolder.create(runs_dir, loaded.config, name, loaded.path, configs)
     for change in differences(before, run.config.model_dump(mode="json")):
         say(f"continues with {change}")
+    for line in changed_sources(run):
+        say(line)
     return run
 
 

@@ -13,6 +13,7 @@ from gradus.pipeline.common.addresses import unused_environment
 from gradus.pipeline.common.errors import UserError
 from gradus.pipeline.common.files import sync_folder
 from gradus.pipeline.config.loading import LoadedConfig
+from gradus.pipeline.runs.changed_sources import changed_sources
 from gradus.pipeline.runs.plan import StagePlan, made_again, plan
 from gradus.pipeline.runs.run_folder import CONFIG_FILE, SUMMARY_FILE, RunFolder
 
@@ -52,7 +53,7 @@ def plan_resumption(
         stages[-1] = made_again(run, len(stages) - 1, last)
         before = functools.partial(forget_summary, run)
     _check_launch(run, engine)
-    for line in unused_environment(run.config.tracking.model_dump(), run.path.parent):
+    for line in [*unused_environment(run.config.tracking.model_dump(), run.path.parent), *changed_sources(run)]:
         say(line)
     return Resumption(run, stages, before)
 
@@ -115,7 +116,8 @@ def _check_launch(run: RunFolder, engine: str) -> None:
     runs = run.path.parent
     check_prefect(engine)
     if run.start() is None:
-        check_world(LoadedConfig(run.config, run.path / CONFIG_FILE, run.base_dir), discover(), runs)
+        loaded = LoadedConfig(run.config, run.path / CONFIG_FILE, run.base_dir)
+        check_world(loaded, discover(), runs, run.own_copies())
         return
     check_runs_folder(runs)
     check_rewards(run.config.rewards, run.config.task.source)

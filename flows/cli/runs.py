@@ -126,7 +126,7 @@ def fork(
     quiet_libraries()
     screen = console()
     say = line_printer(screen)
-    made = fork_run(existing_run(runs, name), from_stage, overrides, new, "none" if no_run else engine)
+    made = fork_run(existing_run(runs, name), from_stage, overrides, new, "none" if no_run else engine, say)
     run = made.run
     CurrentCommand.folder = run.path
     say(f"run {run.name} in {run.path}")

@@ -20,7 +20,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.states import Completed, State
 
 from gradus.flows import launch
-from gradus.flows.open_run import check_name, check_world, load, open_run
+from gradus.flows.open_run import check_name, check_world, load, open_run, own_copies
 from gradus.flows.orchestrator.around_flow import flow_settings
 from gradus.flows.orchestrator.flow_record import FlowRecord
 from gradus.flows.screen.errors import CurrentCommand
@@ -68,7 +68,7 @@ def _launch(flow_run: FlowRun) -> None:
     runs = Path(asked["runs"])
     name = asked.get("name") or _run_of(str(flow_run.id), runs)
     check_name(name)
-    check_world(loaded, stages, runs)
+    check_world(loaded, stages, runs, own_copies(runs / name) if name is not None else ())
     folder = open_run(loaded, runs, name, stages, line_printer(screen))
     CurrentCommand.folder = folder.path
     line_printer(screen)(f"run {folder.name} in {folder.path}")

@@ -14,6 +14,7 @@ from gradus.pipeline.common.errors import UserError
 from gradus.pipeline.common.locks import UNKNOWN_HOLDER
 from gradus.pipeline.config import PipelineConfig
 from gradus.pipeline.config.options import differences, identity
+from gradus.pipeline.runs.changed_sources import changed_sources
 from gradus.pipeline.runs.fork import shareable_until
 from gradus.pipeline.runs.plan import plan
 from gradus.pipeline.runs.run_folder import RunFolder
@@ -54,6 +55,7 @@ def describe(
         planned["notes"].append(f"`{named}` does this, with {'; '.join(planned['runtime'])}.")
     else:
         planned["notes"].append(f"`gradus resume {name}{where}` does this.")
+    planned["notes"][:0] = changed_sources(run)
     if fresh:
         text = f"`{launching}` without --name begins a new run, {fresh}."
         place = len(planned["notes"]) - 1 if planned["ways_on"] else len(planned["notes"])

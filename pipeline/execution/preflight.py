@@ -11,7 +11,7 @@ import itertools
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 from gradus.pipeline.common.errors import UserError
@@ -26,22 +26,28 @@ SPARE_BYTES = 200_000_000
 
 
 def preflight(
-    config: PipelineConfig, base_dir: Path, stages: Mapping[str, Stage], runs_dir: Path | None = None, file: str = ""
+    config: PipelineConfig,
+    base_dir: Path,
+    stages: Mapping[str, Stage],
+    runs_dir: Path | None = None,
+    file: str = "",
+    copied: Collection[str] = (),
 ) -> None:
     """Check a configuration against the files, packages and servers it names. Raises: UserError with every problem.
 
     ``file``: the path of the configuration, for the messages. ``runs_dir``: where the run's folder will be made;
-    without it the disk is not checked.
+    without it the disk is not checked. ``copied``: the sections (``task``, ``policy``) whose sources the run has copies
+    of, so that they need not exist any more.
     """
     from gradus.pipeline.rewards import check_rewards
     from gradus.pipeline.rollouts.vllm.checks import check_rollouts
     from gradus.pipeline.tasks.task import check_task
     from gradus.pipeline.tracking.access import check_tracking
 
+    sources = {"policy": lambda: check_policy(config.policy), "task": lambda: check_task(config.task, base_dir)}
     checks: list[Callable[[], None]] = [
-        lambda: check_policy(config.policy),
+        *(check for section, check in sources.items() if section not in copied),
         lambda: _check_lengths(config),
-        lambda: check_task(config.task, base_dir),
         lambda: check_rewards(config.rewards, config.task.source),
         *(functools.partial(_check_stage, config, stage, stages) for stage in config.stages),
         *(functools.partial(_check_carry, *pair, stages) for pair in itertools.pairwise(config.stages)),

@@ -16,6 +16,7 @@ from gradus.pipeline.policy.devices import check_devices, use_threads
 from gradus.pipeline.policy.loading import load_policy
 from gradus.pipeline.policy.policy import Policy
 from gradus.pipeline.rollouts.factory import sampler_for
+from gradus.pipeline.runs.changed_sources import policy_seen
 from gradus.pipeline.runs.checkpoint import read_record, save_checkpoint
 from gradus.pipeline.runs.description import open_parent_journal
 from gradus.pipeline.runs.identity import fingerprint
@@ -52,6 +53,7 @@ def _prepare(run: RunFolder, observer: Observer) -> dict[str, Any]:
     task = build_task(config.task, run.base_dir, run.data_dir)
     for text in task.notes:
         observer.note(text)
+    sources = policy_seen(config, run.base_dir)
     policy = starting_policy(config, task, run.base_dir)
     folder = run.path / "start"
     made_of = fingerprint(identity(config.policy), config.seed, task.hashes)
@@ -62,7 +64,8 @@ def _prepare(run: RunFolder, observer: Observer) -> dict[str, Any]:
         evaluation = evaluate(policy, all_prompts(task, "heldout"), suite, config, sampler=sampler)
     Journal(run.path / "journal.jsonl").metrics(0, {"accuracy": evaluation.accuracy})
     made = {"checkpoint": folder.name, **evaluation.record(), "seconds": time.perf_counter() - began}
-    write_json(run.path / START_FILE, made | {"policy": policy.describe(), "content": read_record(folder).content})
+    made |= {"policy": policy.describe(), "content": read_record(folder).content, "sources": sources}
+    write_json(run.path / START_FILE, made)
     known = run.start()
     assert known is not None
     return known

@@ -10,6 +10,8 @@ from gradus.pipeline.common.files import read_json
 from gradus.pipeline.runs.checkpoint import CHECKPOINTS, content_of
 from gradus.pipeline.runs.run_paths import RunPaths, attempts_beside
 
+DATA_FILE = "data.json"
+"""In the folder of the data, written last: the hash of every file."""
 START_FILE = "start.json"
 """What was measured of the policy before any stage."""
 SUMMARY_FILE = "summary.json"
@@ -35,6 +37,14 @@ class RunRecords(RunPaths):
         folder = self.stage_dir(index)
         result = read_json(folder / RESULT_FILE)
         return result and result | {"checkpoint": str(_found(folder / result["checkpoint"], result))}
+
+    def own_copies(self) -> set[str]:
+        """The sources that the run needs no more, by their sections of the configuration: it has copies of them.
+
+        ``task`` once it has data, and ``policy`` once it has the policy before any stage; a fork shares both.
+        """
+        copies = {"task": self.data_dir / DATA_FILE, "policy": self.path / START_FILE}
+        return {section for section, file in copies.items() if file.is_file()}
 
     def heldout(self, index: int) -> dict[str, bool] | None:
         """id of a held-out prompt -> whether the stage's result answers it correctly; None before the stage is done.

@@ -12,9 +12,7 @@ from gradus.pipeline.common.errors import UserError
 from gradus.pipeline.common.files import leftovers, read_json, sha256
 from gradus.pipeline.runs.checkpoint import checkpoints_in, content_of, damaged_files, step_of
 from gradus.pipeline.runs.run_folder import RunFolder
-
-DATA_FILE = "data.json"
-"""In the data folder: the hash of every file."""
+from gradus.pipeline.runs.run_records import DATA_FILE
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from gradus.pipeline.common.errors import UserError
 from gradus.pipeline.common.files import folder_in_the_making, read_json, sha256, write_json
+from gradus.pipeline.common.sources import Seen, look_at
 from gradus.pipeline.config.task import FileTask, HubTask, ReasoningGymTask
 from gradus.pipeline.tasks.hub import check_hub, read_hub
 from gradus.pipeline.tasks.metadata import BATCH, Batch
@@ -114,6 +115,7 @@ def make_task(task: AnyTask, base_dir: Path, folder: Path) -> None:
     if record is not None and record["config"] == task.model_dump(mode="json"):
         return
     notes: list[str] = []
+    sources = {key: look_at(path) for key, path in task_sources(task, base_dir).items()}
     main, held = _read(task, base_dir, notes)
     pool = distinct(main, notes)
     splits = split(pool, None if held is None else distinct(held, notes), task.heldout, task.validation, notes)
@@ -130,7 +132,7 @@ def make_task(task: AnyTask, base_dir: Path, folder: Path) -> None:
                 fix="name the column that holds them, or set task.demonstrations to none",
             )
         splits["train"] = shown
-    _write(folder, splits, task, notes)
+    _write(folder, splits, task, notes, sources)
 
 
 def load_task(folder: Path) -> TaskData:
@@ -186,7 +188,19 @@ def _read(task: AnyTask, base_dir: Path, notes: list[str]) -> tuple[Iterator[Bat
     return main, read_hub(task, base_dir, task.heldout_split, "task.heldout_split", notes)
 
 
-def _write(folder: Path, splits: dict[str, pyarrow.Table], task: AnyTask, notes: list[str]) -> None:
+def task_sources(task: AnyTask, base_dir: Path) -> dict[str, Path]:
+    """Option -> the local file or folder that it names."""
+    if isinstance(task, FileTask):
+        named = {"task.path": task.path, "task.heldout_path": task.heldout_path}
+    else:
+        named = {"task.dataset": task.dataset if isinstance(task, HubTask) else None}
+    paths = {key: base_dir / Path(name).expanduser() for key, name in named.items() if name is not None}
+    return {key: path for key, path in paths.items() if path.exists()}
+
+
+def _write(
+    folder: Path, splits: dict[str, pyarrow.Table], task: AnyTask, notes: list[str], sources: dict[str, Seen]
+) -> None:
     """Write the folder, completely or not at all."""
     import pyarrow.parquet
 
@@ -197,6 +211,7 @@ def _write(folder: Path, splits: dict[str, pyarrow.Table], task: AnyTask, notes:
             "format": FORMAT,
             "source": _describe(task),
             "config": task.model_dump(mode="json"),
+            "sources": sources,
             "hashes": {name: content_hash(table) for name, table in splits.items()},
             "sizes": {name: table.num_rows for name, table in splits.items()},
             "has_demonstrations": task.demonstrations != "none",

@@ -110,7 +110,8 @@ def fork(
 
     with _screen(engine, progress) as screen:
         origin = existing_run(Path(runs), name)
-        folder = fork_run(origin, from_stage, _words(overrides), new_name, engine if train else "none").run
+        launched_by, say = engine if train else "none", line_printer(screen)
+        folder = fork_run(origin, from_stage, _words(overrides), new_name, launched_by, say).run
         return _trained(folder, engine, screen) if train else run_of(folder)
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gradus.flows.open_run import ConfigSource, check_name, check_world, load
+from gradus.flows.open_run import ConfigSource, check_name, check_world, load, own_copies
 from gradus.pipeline.common.errors import StageFailed, UserError
 from gradus.pipeline.config import PipelineConfig
 
@@ -65,8 +65,10 @@ def run_comparison(
     Raises: UserError; Interrupted; StageFailed if runs failed, which the same call tries again.
     """
     from gradus.flows.compare.measures import read_external
+    from gradus.flows.compare.plan.arms import BASE
     from gradus.flows.compare.plan.budget import Budget
     from gradus.flows.compare.plan.comparison import make_plan
+    from gradus.flows.compare.plan.folder import arm_run
     from gradus.flows.compare.plan.schedule import Tuning
     from gradus.flows.compare.run import launch as comparisons
     from gradus.flows.compare.run.ray import Cluster
@@ -81,7 +83,8 @@ def run_comparison(
     name = request.name or f"{loaded.config.name}-compare"
     check_name(name)
     results = read_external([file.absolute() for file in request.external])
-    check_world(loaded, stages, runs)
+    bases = [*(arm_run(BASE, seed) for seed in request.seeds), *([f"tune-{BASE}"] if tuning else [])]
+    check_world(loaded, stages, runs, set.intersection(*(own_copies(runs / name / base) for base in bases)))
     check_prefect(engine)
     threads = loaded.config.policy.threads or 1
     at_once = runs_at_once(loaded.config, request.parallel, usable_cores() // threads)

@@ -1,0 +1,47 @@
+"""Whether the sources that a run has copies of, its data file and its model's folder, have changed since."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from gradus.pipeline.common.files import read_json
+from gradus.pipeline.common.sources import Seen, altered_since, look_at
+from gradus.pipeline.config import PipelineConfig
+from gradus.pipeline.runs.run_folder import RunFolder
+from gradus.pipeline.runs.run_records import DATA_FILE
+from gradus.pipeline.tasks.task import task_sources
+
+MODEL_FILES = "*"
+"""The files of a model lie in its folder itself; folders in it are of other use."""
+SHOWN = 3
+"""How many files of a folder a line names."""
+
+
+def policy_seen(config: PipelineConfig, base_dir: Path) -> dict[str, Seen]:
+    """What the policy before any stage is made from, for ``start.json``; empty where it is new, or from the Hub."""
+    return {} if config.policy.path is None else {"policy.path": look_at(base_dir / config.policy.path, MODEL_FILES)}
+
+
+def changed_sources(run: RunFolder) -> list[str]:
+    """A line for each source that has other content now than when it was read, by this run or the one it came from.
+
+    A run goes on with what was read. That a source is gone is no change, because nothing needs it any more.
+    """
+    data: dict[str, Any] = read_json(run.data_dir / DATA_FILE) or {}
+    known: dict[str, Seen] = {**data.get("sources", {}), **(run.start() or {}).get("sources", {})}
+    paths = task_sources(run.config.task, run.base_dir)
+    found = {key: altered_since(path, known[key]) for key, path in paths.items() if key in known}
+    if (seen := known.get("policy.path")) is not None:
+        paths["policy.path"] = run.base_dir / (run.config.policy.path or "")
+        found["policy.path"] = altered_since(paths["policy.path"], seen, MODEL_FILES)
+    return [_line(key, paths[key], altered) for key, altered in found.items() if altered]
+
+
+def _line(key: str, path: Path, altered: list[str]) -> str:
+    more = f" and {len(altered) - SHOWN} more" if len(altered) > SHOWN else ""
+    files = f" ({', '.join(altered[:SHOWN])}{more})" if path.is_dir() else ""
+    return (
+        f"{key}: {path} has changed since it was read{files}; the run keeps the copy of that time, "
+        "and a run under a new name takes what is there now"
+    )
