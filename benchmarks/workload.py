@@ -25,7 +25,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, LogitsProcessor, PreT
 
 from gradus.pipeline.config import PolicyConfig, SamplingConfig
 from gradus.pipeline.policy.loading import ready
-from gradus.pipeline.policy.policy import Policy, Template
+from gradus.pipeline.policy.policy import Policy
+from gradus.pipeline.policy.prompts import Template
 from gradus.pipeline.rollouts.builtin import DrawKey, sample
 from gradus.pipeline.stage import Signals
 from gradus.pipeline.training.learner.learner import Learner

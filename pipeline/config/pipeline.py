@@ -83,7 +83,7 @@ class PipelineConfig(Options):
 
     name: Annotated[Name, RUNTIME]
     """Name of the pipeline; runs are named after it."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**63)
     """Seed of the new weights, the order of prompts and every sampled token."""
     policy: PolicyConfig
     """The model to train."""

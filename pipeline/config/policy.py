@@ -52,6 +52,9 @@ class PolicyConfig(Options):
     """Wrap questions in the tokenizer's chat template, or in ``plain_template``; auto: chat where there is one."""
     plain_template: str = "{question}\n"
     """Text around a question when no chat template is used; must contain ``{question}``."""
+    special_tokens_in_questions: bool = False
+    """Whether the text of a special token in a question, such as ``<|im_end|>``, becomes that token. As text, whoever
+    writes questions cannot end the user's turn and begin another. A run that an earlier version began keeps tokens."""
     threads: Annotated[int | None, RUNTIME] = Field(None, ge=1)
     """CPU threads of each training process; default: their share of one less than there are cores, because verifiers,
     uploads and the loopback server need one too, and a thread that waits for its core holds up all the others."""

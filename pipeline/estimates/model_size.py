@@ -7,7 +7,6 @@ transformers' source. Where a folder holds safetensors, their headers tell the e
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 from gradus.pipeline.common.errors import UserError
 from gradus.pipeline.config import PolicyConfig
 from gradus.pipeline.policy.architectures import architecture_defaults
+from gradus.pipeline.policy.stored_weights import stored_parameters
 
 SANDWICH = ("gemma2", "gemma3", "gemma3_text")
 """Families with norms on both sides of attention and MLP."""
@@ -165,16 +165,3 @@ def from_options(given: dict[str, Any], where: str = "") -> ModelSize:
         query_bias=kind == "qwen2" or bool(options.get("attention_bias")),
         gated=gated,
     ).counted()
-
-
-def stored_parameters(folder: Path) -> int:
-    """The number of parameters in the safetensors files of a folder, from their headers; 0 where there are none.
-
-    A header is preceded by its length in bytes, a 64-bit little-endian number, and maps names to types and shapes.
-    """
-    total = 0
-    for file in sorted(folder.glob("*.safetensors")):
-        with file.open("rb") as stream:
-            header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-        total += sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
-    return total

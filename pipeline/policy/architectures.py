@@ -50,6 +50,16 @@ def architecture_defaults(model_type: str) -> tuple[dict[str, Any], dict[str, st
     return {}, {}
 
 
+def layer_count(described: dict[str, Any]) -> int | None:
+    """The number of layers of the text model that options or a ``config.json`` describe; None where it is not known."""
+    text = described.get("text_config")
+    options = text if isinstance(text, dict) else described
+    defaults, names = architecture_defaults(str(options.get("model_type", "")))
+    found = defaults | {names.get(name, name): value for name, value in options.items()}
+    layers = found.get("num_hidden_layers")
+    return layers if type(layers) is int else None
+
+
 def _module(*parts: str) -> ast.Module:
     """A source file of the installed transformers, parsed; an empty module where there is none."""
     found = importlib.util.find_spec("transformers")

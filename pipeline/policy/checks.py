@@ -10,7 +10,17 @@ from typing import Any
 from gradus.pipeline.common.addresses import HUB_TIMEOUT_SECONDS
 from gradus.pipeline.common.errors import UserError, closest, did_you_mean
 from gradus.pipeline.config import PolicyConfig
-from gradus.pipeline.policy.architectures import architecture_options, causal_model_types
+from gradus.pipeline.policy.architectures import architecture_options, causal_model_types, layer_count
+from gradus.pipeline.policy.stored_weights import AGAIN, INDEX, WHOLE, check_layers, stored_shapes
+
+MAX_LAYERS = 10_000
+"""Layers of a model; the deepest published ones have a tenth, and building millions of them would take days."""
+DESCRIPTIONS = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
+"""Files of a model that transformers reads as JSON objects, each where it is there."""
+TOKENIZER_STARTS, TOKENIZER_ENDS = ("tokenizer", "vocab", "merges", "tekken", "spiece"), (".model", ".tiktoken")
+"""What the names of a tokenizer's files begin or end with."""
+OTHERWISE_COUNTED = ("hrm_text", "longcat_flash")
+"""Model types whose weights are in other lists of layers than the number of layers says."""
 
 
 def check_policy(policy: PolicyConfig) -> None:
@@ -18,17 +28,43 @@ def check_policy(policy: PolicyConfig) -> None:
     if policy.architecture is not None:
         _check_model_type(policy.architecture["model_type"], "policy.architecture.model_type")
         _check_architecture_options(policy.architecture)
+        _bounded_layers(policy.architecture, "policy.architecture")
         return
     path = policy.path or ""
     if Path(path).is_dir():
-        folder = Path(path)
-        _check_model_files(path, [file.name for file in folder.iterdir()])
-        _check_model_config(_read_json(folder / "config.json"), policy)
+        check_model_folder(Path(path), policy.trust_remote_code)
     elif Path(path).is_absolute():
         fix = "correct it (it starts from the configuration's folder), or give a Hub id such as Qwen/Qwen3-0.6B"
         raise UserError("there is no such model folder", where="policy.path", got=path, fix=fix)
     else:
         _check_hub_model(path, policy)
+
+
+def check_model_folder(folder: Path, trust_remote_code: bool = False) -> None:
+    """Check that a local folder holds a whole causal language model with its tokenizer. Raises: UserError."""
+    files = sorted(file.name for file in folder.iterdir())
+    _check_model_files(str(folder), files)
+    described = {name: _read_json(folder / name) for name in files if name in DESCRIPTIONS}["config.json"]
+    _check_model_config(described, str(folder), trust_remote_code)
+    tokenizer = [name for name in files if name.startswith(TOKENIZER_STARTS) or name.endswith(TOKENIZER_ENDS)]
+    if not tokenizer and not trust_remote_code:
+        fix = "copy it from where the model came from, or write it with `tokenizer.save_pretrained(folder)`"
+        raise UserError("the model has no tokenizer", where=str(folder), expected="tokenizer.json in it", fix=fix)
+    layers = _bounded_layers(described, str(folder / "config.json"))
+    if not stored_shapes(folder):
+        expected = f"{WHOLE}, or {INDEX} and the files that it names"
+        raise UserError("there are no weights in this model", where=str(folder), expected=expected, fix=AGAIN)
+    if layers is not None and described.get("model_type") not in OTHERWISE_COUNTED:
+        check_layers(folder, layers)
+
+
+def _bounded_layers(options: dict[str, Any], where: str) -> int | None:
+    """The number of layers in a model's description; None where it is not known. Raises: UserError."""
+    layers = layer_count(options)
+    if layers is not None and not 1 <= layers <= MAX_LAYERS:
+        got, expected = f"{layers:,} layers", f"1 to {MAX_LAYERS:,}"
+        raise UserError("no model has this number of layers", where=where, got=got, expected=expected, fix="correct it")
+    return layers
 
 
 def _check_architecture_options(architecture: dict[str, Any]) -> None:
@@ -82,7 +118,9 @@ def _check_hub_model(name: str, policy: PolicyConfig) -> None:
             ) from error
         _check_model_files(name, [file.name for file in cached.parent.iterdir()])
         fetched = str(cached)
-    _check_model_config(_read_json(Path(fetched)), policy)
+    described = _read_json(Path(fetched))
+    _check_model_config(described, name, policy.trust_remote_code)
+    _bounded_layers(described, f"{name}/config.json")
 
 
 def _cached_config(name: str, revision: str | None) -> Path | None:
@@ -110,19 +148,19 @@ def _check_model_files(name: str, files: Iterable[str]) -> None:
         )
 
 
-def _check_model_config(described: dict[str, Any], policy: PolicyConfig) -> None:
+def _check_model_config(described: dict[str, Any], name: str, trust_remote_code: bool) -> None:
     model_type = str(described.get("model_type", ""))
-    if model_type in causal_model_types() or policy.trust_remote_code:
+    if model_type in causal_model_types() or trust_remote_code:
         return
     if described.get("auto_map"):
         raise UserError(
             "this model brings its own Python code",
             where="policy.trust_remote_code",
-            got=f"{policy.path}, whose config.json has auto_map",
+            got=f"{name}, whose config.json has auto_map",
             expected="true, once you have read that code",
             fix="set policy.trust_remote_code=true, or choose a model that transformers knows",
         )
-    _check_model_type(model_type, f"{policy.path}/config.json, model_type")
+    _check_model_type(model_type, f"{name}/config.json, model_type")
 
 
 def _check_model_type(model_type: str, where: str) -> None:
@@ -134,8 +172,13 @@ def _check_model_type(model_type: str, where: str) -> None:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file of a model. Raises: UserError."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError("the model's description cannot be read", where=str(path), got=str(error)) from None
-    return data if isinstance(data, dict) else {}
+    except (OSError, ValueError, RecursionError) as error:
+        got = str(error).partition("\n")[0]
+        raise UserError("a file of the model cannot be read", where=str(path), got=got, fix=AGAIN) from None
+    if not isinstance(data, dict):
+        got, expected = type(data).__name__, "a JSON object, {...}"
+        raise UserError("a file of the model has another form", where=str(path), got=got, expected=expected, fix=AGAIN)
+    return data

@@ -13,8 +13,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 from gradus.pipeline.common.errors import UserError, closest
 from gradus.pipeline.config import PolicyConfig
 from gradus.pipeline.config.policy import TokenizerConfig
-from gradus.pipeline.policy.loading import attention_options, ready, weights_dtype
-from gradus.pipeline.policy.policy import Policy, Template
+from gradus.pipeline.policy.loading import attention_options, ready, refuse_larger_than_memory, weights_dtype
+from gradus.pipeline.policy.policy import Policy
+from gradus.pipeline.policy.prompts import Template
 
 
 def create_policy(config: PolicyConfig, texts: Iterable[str], seed: int) -> Policy:
@@ -23,7 +24,8 @@ def create_policy(config: PolicyConfig, texts: Iterable[str], seed: int) -> Poli
     Raises: UserError where transformers does not accept the architecture.
     """
     tokenizer = train_tokenizer((config.plain_template.replace("{question}", text) for text in texts), config.tokenizer)
-    template = Template("plain", config.plain_template, (tokenizer.eos_token_id,), tokenizer.pad_token_id)
+    ends, special = (tokenizer.eos_token_id,), config.special_tokens_in_questions
+    template = Template("plain", config.plain_template, ends, tokenizer.pad_token_id, special)
     options = dict(config.architecture or {})
     ids = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     try:
@@ -31,12 +33,15 @@ def create_policy(config: PolicyConfig, texts: Iterable[str], seed: int) -> Poli
             torch.manual_seed(seed)
             model_config = AutoConfig.for_model(options.pop("model_type"), vocab_size=len(tokenizer), **ids, **options)
             _refuse_unknown_options(model_config, options)
+            refuse_larger_than_memory(model_config, config, "policy.architecture")
             model = AutoModelForCausalLM.from_config(
                 model_config,
                 dtype=weights_dtype(config),
                 **attention_options(config),
                 trust_remote_code=config.trust_remote_code,
             )
+    except UserError:
+        raise
     except (ValueError, TypeError, KeyError, ZeroDivisionError, RuntimeError, StrictDataclassError) as error:
         raise UserError(
             "the policy cannot be created from this architecture",

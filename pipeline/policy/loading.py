@@ -2,45 +2,107 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+import psutil
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
 
 from gradus.pipeline.common.errors import UserError
 from gradus.pipeline.config import PolicyConfig
+from gradus.pipeline.policy.checks import check_model_folder
 from gradus.pipeline.policy.devices import pick_device
-from gradus.pipeline.policy.policy import TEMPLATE_FILE, Policy, Template
+from gradus.pipeline.policy.policy import TEMPLATE_FILE, Policy
+from gradus.pipeline.policy.prompts import Template
 
 
 def load_policy(path: str | Path, config: PolicyConfig) -> Policy:
     """The policy in a local folder or on the Hub, with the template it was saved with, or else a new one.
 
-    Raises: UserError where the weights are not safetensors or cannot be loaded.
+    Raises: UserError where the folder is not a whole model, the weights are not safetensors, or anything does not fit.
     """
+    if Path(path).is_dir():
+        check_model_folder(Path(path), config.trust_remote_code)
     options = {"trust_remote_code": config.trust_remote_code, "revision": config.revision or "main"}
-    try:
+    with _refusing("tokenizer", path):
         tokenizer = AutoTokenizer.from_pretrained(path, **options)
-        model = AutoModelForCausalLM.from_pretrained(
-            path, dtype=weights_dtype(config), use_safetensors=True, **attention_options(config), **options
+    with _refusing("model", path):
+        refuse_larger_than_memory(AutoConfig.from_pretrained(path, **options), config, "policy.path")
+        model, report = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=weights_dtype(config),
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are in the report then, with their names
+            **attention_options(config),
+            **options,
         )
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"the policy {str(path)!r} cannot be loaded",
-            where="policy.path",
-            got=str(error).splitlines()[0],
-            expected="a causal language model with its tokenizer and safetensors weights",
-            fix="check the path or Hub id; convert other weights with `model.save_pretrained(folder)`",
-        ) from error
+    _check_report(model, report, path)
     saved = Path(path) / TEMPLATE_FILE
     if saved.is_file():
-        stored: dict[str, Any] = json.loads(saved.read_text())
-        template = Template(stored["kind"], stored["text"], tuple(stored["eos_ids"]), stored["pad_id"])
+        stored: dict[str, Any] = json.loads(saved.read_text(encoding="utf-8"))
+        template = Template(**stored | {"eos_ids": tuple(stored["eos_ids"])})
     else:
         template = _new_template(model, tokenizer, config)
-    return ready(model, tokenizer, template, config)
+    policy = ready(model, tokenizer, template, config)
+    policy.encode_prompt("1 + 1 = ?")  # a template that cannot be used is found here, before compute is spent
+    return policy
+
+
+@contextlib.contextmanager
+def _refusing(part: str, path: str | Path) -> Iterator[None]:
+    """Whatever a library raises for a model's files is about these files, except that the disk is full.
+
+    A model for which the memory does not suffice is refused in the same words. Raises: UserError.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise UserError(
+            f"the policy {str(path)!r} cannot be loaded: its {part} is not usable",
+            where="policy.path",
+            got=" ".join(lines[:2])[:400] or type(error).__name__,
+            expected="a causal language model with its tokenizer and safetensors weights",
+            fix="check the path or Hub id, and the files; `model.save_pretrained(folder)` converts other weights",
+        ) from error
+
+
+def _check_report(model: PreTrainedModel, report: dict[str, Any], path: str | Path) -> None:
+    """Every weight of the model was in the files; transformers would leave the others random. Raises: UserError.
+
+    Weights that are tied to others, or that a model does not store, are not missing. A file may hold more than the
+    model uses, such as the part that sees images, but no further members of lists that the model has: those are layers
+    that ``config.json`` does not know of.
+    """
+    known = {_unnumbered(name) for name in model.state_dict()}
+    missing, unknown = sorted(report["missing_keys"]), sorted(report["unexpected_keys"])
+    other = [f"{name} of {list(stored)}, not {list(own)}" for name, stored, own in sorted(report["mismatched_keys"])]
+    if missing or other or any(_unnumbered(name) in known for name in unknown):
+        kinds = {"not there": missing, "of another shape": other, "without a place in the model": unknown}
+        found = [f"{len(names)} {what}, such as {names[0]}" for what, names in kinds.items() if names]
+        raise UserError(
+            f"the weights of the policy {str(path)!r} are not those that its config.json describes",
+            where="policy.path",
+            got="; ".join(found),
+            expected="every weight of the model, under the name that transformers gives it",
+            fix="copy or download the model again, correct config.json, or rename the weights",
+        )
+
+
+def _unnumbered(name: str) -> str:
+    """The name of a weight with every number replaced, so that it is the same in all layers."""
+    return re.sub(r"\d+", "#", name)
 
 
 def _new_template(model: PreTrainedModel, tokenizer: Any, config: PolicyConfig) -> Template:
@@ -63,7 +125,23 @@ def _new_template(model: PreTrainedModel, tokenizer: Any, config: PolicyConfig) 
     chat = tokenizer.chat_template if config.template != "plain" else None
     kind: Literal["chat", "plain"] = "chat" if chat else "plain"
     text = chat if isinstance(chat, str) else json.dumps(chat) if chat else config.plain_template
-    return Template(kind, text, (first, *(e for e in listed if e != first)), pad)
+    return Template(kind, text, (first, *(e for e in listed if e != first)), pad, config.special_tokens_in_questions)
+
+
+def refuse_larger_than_memory(described: PretrainedConfig, config: PolicyConfig, where: str) -> None:
+    """Refuse a model whose weights this machine cannot hold, without allocating them. Raises: UserError."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(described, trust_remote_code=config.trust_remote_code)
+    needed = sum(weight.numel() for weight in model.parameters()) * weights_dtype(config).itemsize
+    memory = psutil.virtual_memory().total + psutil.swap_memory().total
+    if needed > memory:
+        raise UserError(
+            "the model is larger than this machine's memory",
+            where=where,
+            got=f"{needed / 1e9:,.1f} GB of weights",
+            expected=f"less than {memory / 1e9:,.1f} GB",
+            fix="choose a smaller model, policy.dtype=bfloat16, or a machine with more memory; or correct its sizes",
+        )
 
 
 def ready(model: PreTrainedModel, tokenizer: Any, template: Template, config: PolicyConfig) -> Policy:

@@ -7,13 +7,12 @@ become prompts and where completions end; it is chosen once, when the policy ent
 from __future__ import annotations
 
 import copy
-import hashlib
 import inspect
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,29 +20,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
 from gradus.pipeline.policy.lora import ADAPTER, merged_state, save_adapter
+from gradus.pipeline.policy.prompts import PromptEncoder, Template
 
 TEMPLATE_FILE = "template.json"
 
 transformers_logging.disable_progress_bar()  # gradus shows progress itself
-
-
-@dataclass(frozen=True)
-class Template:
-    """How a question becomes a prompt and where a completion ends."""
-
-    kind: Literal["chat", "plain"]
-    """Whether ``text`` is a chat template or a plain one."""
-    text: str
-    """The chat template itself (Jinja), or the plain text around ``{question}``."""
-    eos_ids: tuple[int, ...]
-    """Tokens that end a completion; the first is the one that training appends."""
-    pad_id: int
-    """Token that pads short rows; always masked."""
-
-    @property
-    def digest(self) -> str:
-        """Hash of all fields: two stages with the same digest use the same prompts."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
 
 
 @dataclass
@@ -77,13 +58,14 @@ class Policy:
         """Names of the arguments that the model's forward method accepts."""
         return frozenset(inspect.signature(self.model.forward).parameters)
 
+    @cached_property
+    def prompts(self) -> PromptEncoder:
+        """Turns questions into tokens."""
+        return PromptEncoder(self.tokenizer, self.template)
+
     def encode_prompt(self, question: str) -> list[int]:
         """Tokens of a question in its template, up to where the completion begins."""
-        if self.template.kind == "plain":
-            return self.tokenizer(self.template.text.replace("{question}", question))["input_ids"]
-        turns = [{"role": "user", "content": question}]
-        text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return self.prompts.encode(question)
 
     def encode_completion(self, text: str) -> list[int]:
         """Tokens of a completion, its end-of-sequence token included."""
@@ -101,7 +83,7 @@ class Policy:
             self.model.save_pretrained(folder, state_dict=merged_state(self.model))
             save_adapter(self.model, self.adapters, folder / ADAPTER)
         self.tokenizer.save_pretrained(folder)
-        (folder / TEMPLATE_FILE).write_text(json.dumps(asdict(self.template), indent=1))
+        (folder / TEMPLATE_FILE).write_text(json.dumps(self.template.record(), indent=1), encoding="utf-8")
 
     def describe(self) -> dict[str, Any]:
         """Facts about the policy that are shown and logged."""

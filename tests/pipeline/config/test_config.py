@@ -9,8 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jsonschema
+import numpy as np
 import pytest
 import yaml
+from safetensors.numpy import save_file
 from tiny_policies import tiny_policy
 
 from gradus.pipeline.common import yaml_text
@@ -352,6 +354,7 @@ def test_only_safetensors_and_only_known_code(base: str, tmp_path: Path) -> None
     assert "no weights in safetensors form" in pickled and "pytorch_model.bin" in pickled
     remote = {"model_type": "own", "auto_map": {"AutoModelForCausalLM": "own.Own"}}
     code = model_folder(tmp_path / "remote", ["model.safetensors"], remote)
+    save_file({"weight": np.ones(2)}, tmp_path / "remote" / "model.safetensors")
     assert "policy.trust_remote_code" in flight(base, code)
     loaded = load_config(base, [code, "policy.trust_remote_code=true"], STAGES)
     preflight(loaded.config, loaded.base_dir, discover())

@@ -103,7 +103,7 @@ def test_pickled_weights_are_refused(policy, tmp_path):
     policy.save(tmp_path)
     (tmp_path / "model.safetensors").unlink()
     torch.save(policy.model.state_dict(), tmp_path / "pytorch_model.bin")
-    with pytest.raises(UserError, match="cannot be loaded"):
+    with pytest.raises(UserError, match="no weights in safetensors form"):
         load_policy(tmp_path, PolicyConfig(path=str(tmp_path)))
 
 

@@ -1,0 +1,141 @@
+"""How a question becomes the tokens of a prompt: its template, and what is text in it and what a special token."""
+
+from __future__ import annotations
+
+import copy
+import ctypes
+import hashlib
+import json
+import re
+import threading
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+from gradus.pipeline.common.errors import UserError
+
+RENDER_SECONDS = 10.0
+"""Time for one chat template and one question, which take a millisecond; a template is a program and may never end."""
+PRIVATE = range(0xE000, 0xF900)
+"""Code points without a meaning of their own, which stand for something while a template is applied."""
+
+
+@dataclass(frozen=True)
+class Template:
+    """How a question becomes a prompt and where a completion ends."""
+
+    kind: Literal["chat", "plain"]
+    """Whether ``text`` is a chat template or a plain one."""
+    text: str
+    """The chat template itself (Jinja), or the plain text around ``{question}``."""
+    eos_ids: tuple[int, ...]
+    """Tokens that end a completion; the first is the one that training appends."""
+    pad_id: int
+    """Token that pads short rows; always masked."""
+    special_tokens: bool = True
+    """Whether the text of a special token in a question becomes that token. A template that was stored without this
+    was made when it always did."""
+
+    def record(self) -> dict[str, Any]:
+        """The fields as they are stored; those of a template from before ``special_tokens`` remain what they were."""
+        fields = asdict(self)
+        return {name: value for name, value in fields.items() if name != "special_tokens" or not value}
+
+    @property
+    def digest(self) -> str:
+        """Hash of all fields: two stages with the same digest use the same prompts."""
+        return hashlib.sha256(json.dumps(self.record(), sort_keys=True).encode()).hexdigest()[:16]
+
+
+class PromptEncoder:
+    """Turns questions into tokens, with a tokenizer and a template."""
+
+    def __init__(self, tokenizer: Any, template: Template):
+        self.tokenizer, self.template = tokenizer, template
+
+    def encode(self, question: str) -> list[int]:
+        """Tokens of a question in its template, up to where the completion begins.
+
+        Unless the template says otherwise, the text of a special token in the question remains text: it is replaced by
+        a mark while the template is applied, and encoded by itself afterwards. The special tokens of the template are
+        encoded as such, and a question without any is encoded in one piece with its template.
+        """
+        if self.template.special_tokens or not self._special.search(question):
+            return self._tokens(self._rendered(question), self.template.kind == "plain")
+        mark = next(c for c in map(chr, PRIVATE) if c not in question and c not in self.template.text)
+        hidden: list[str] = []
+
+        def hide(found: re.Match[str]) -> str:
+            hidden.append(found[0])
+            return f"{mark}{len(hidden) - 1}{mark}"
+
+        marked = self._special.sub(hide, question)
+        first, *others = re.split(f"{mark}([0-9]+){mark}", self._rendered(marked))
+        tokens = self._tokens(first, self.template.kind == "plain")
+        for place, text in zip(others[::2], others[1::2], strict=True):
+            tokens += self._as_text(hidden[int(place)]) + self._tokens(text)
+        return tokens
+
+    @cached_property
+    def _special(self) -> re.Pattern[str]:
+        """The texts of the special tokens, longer ones first, since one may begin with another."""
+        added = self.tokenizer.added_tokens_decoder.values()
+        texts = sorted({str(token.content) for token in added if token.special} - {""}, key=len, reverse=True)
+        return re.compile("|".join(re.escape(text) for text in texts) or "(?!)")
+
+    @cached_property
+    def _splitting(self) -> Any:
+        """A copy of the tokenizer to split special tokens: the option is a state, and threads share the tokenizer."""
+        return copy.deepcopy(self.tokenizer)
+
+    def _as_text(self, special: str) -> list[int]:
+        return self._splitting(special, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+
+    def _tokens(self, text: str, with_first: bool = False) -> list[int]:
+        """Tokens of a text; ``with_first``: with those that the tokenizer puts before every text."""
+        return self.tokenizer(text, add_special_tokens=with_first)["input_ids"]
+
+    def _rendered(self, question: str) -> str:
+        if self.template.kind == "plain":
+            return self.template.text.replace("{question}", question)
+        turns = [{"role": "user", "content": question}]
+        apply = self.tokenizer.apply_chat_template
+        try:
+            return _within(RENDER_SECONDS, lambda: apply(turns, tokenize=False, add_generation_prompt=True))
+        except Exception as error:
+            got = f"no end within {RENDER_SECONDS:.0f} seconds" if isinstance(error, TimeoutError) else str(error)
+            raise UserError(
+                "the chat template cannot be applied to a question",
+                where="the chat template of the tokenizer (chat_template.jinja or tokenizer_config.json)",
+                got=" ".join(got.split())[:300] or type(error).__name__,
+                expected="a Jinja template for one turn of the role `user`, and the prompt of a generation",
+                fix="correct the template, or set policy.template=plain for a new run",
+            ) from error
+
+
+def _within(seconds: float, work: Callable[[], str]) -> str:
+    """What ``work`` returns; after that many seconds it is ended where it is. Raises: TimeoutError.
+
+    It runs in a thread, since only a thread can be ended from outside without a signal, which the main thread alone
+    could get. That ends code in Python, such as the loops of a template, and no call into a library.
+    """
+    outcome: list[tuple[str, BaseException | None]] = []
+
+    def run() -> None:
+        try:
+            outcome.append((work(), None))
+        except BaseException as error:
+            outcome.append(("", error))
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if thread.is_alive():
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(TimeoutError))
+        thread.join(1.0)
+        raise TimeoutError
+    ((result, error),) = outcome
+    if error is not None:
+        raise error
+    return result
