@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from gradus.flows.screen.progress import watching
+from gradus.flows.screen.view import only_a_view
 from gradus.pipeline.common import interruption
 from gradus.pipeline.common.errors import StageFailed, UserError
 from gradus.pipeline.common.files import read_json
@@ -75,6 +76,7 @@ def launch(
         console.print(text, highlight=False, markup=False)
 
     with contextlib.ExitStack() as held:
+        held.enter_context(only_a_view())
         held.enter_context(_alone())
         held.enter_context(run.lock())
         held.enter_context(interruption.handled(say))

@@ -100,7 +100,7 @@ def run_pipeline(work: PipelineWork, observer: Observer, call: Call) -> Result:
 def run_plain(run_dir: Path | str, observer: Observer, work: PipelineWork | None = None) -> Result:
     """Do the whole work as plain calls, and return the run's summary. The caller holds the run's lock.
 
-    Raises: what a stage raises; Interrupted after SIGINT or SIGTERM.
+    Raises: what a stage raises; Interrupted after SIGINT, SIGTERM or SIGHUP.
     """
     with interruption.handled(observer.note):
         return run_pipeline(work or PipelineWork.open(run_dir), observer, lambda label, work, parent: work())

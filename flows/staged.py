@@ -132,7 +132,7 @@ def run_staged(
     """Do the whole work as the given flow run or a new one, and return the run's summary.
 
     The caller holds the run's lock. Errors of Prefect itself become notes.
-    Raises: what a stage raises, unchanged; Interrupted after SIGINT or SIGTERM.
+    Raises: what a stage raises, unchanged; Interrupted after SIGINT, SIGTERM or SIGHUP.
     """
     work = work or PipelineWork.open(run_dir)
     session = Session(_stage, work, observer, DeferredInterrupts(observer.note), flow_run)

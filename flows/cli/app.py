@@ -17,6 +17,7 @@ from gradus.flows.cli.arguments import RUNS, AsJson, Config, EngineOption, Overr
 from gradus.flows.open_run import check_world, load
 from gradus.flows.screen.errors import CurrentCommand, command, quiet_libraries
 from gradus.flows.screen.text import console, line_printer
+from gradus.flows.screen.view import open_standard_streams
 from gradus.pipeline.common.errors import UserError
 
 app = typer.Typer(
@@ -47,7 +48,7 @@ def root(
     CurrentCommand.debug, CurrentCommand.folder = debug, None
 
 
-@command(app)
+@command(app, trains=True)
 def run(
     config: Config,
     overrides: Overrides = None,
@@ -81,14 +82,14 @@ def run(
 
 
 # The help lists commands in the order in which they are registered.
-command(app)(run_commands.resume)
+command(app, trains=True)(run_commands.resume)
 command(app)(run_commands.plan)
-command(app)(run_commands.fork)
+command(app, trains=True)(run_commands.fork)
 command(app)(run_commands.status)
 command(app)(run_commands.verify)
-command(app)(compare_commands.compare)
+command(app, trains=True)(compare_commands.compare)
 command(app)(deploy_commands.deploy)
-command(app, hidden=True)(deploy_commands.deployed)
+command(app, trains=True, hidden=True)(deploy_commands.deployed)
 
 
 @command(app)
@@ -243,4 +244,5 @@ def server_stop() -> None:
 
 def main() -> None:
     """Run the command that the process was started with."""
+    open_standard_streams()
     app()

@@ -12,11 +12,11 @@ import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
 
-from gradus.pipeline.common.interruption import SIGNALS, Interrupted
+from gradus.pipeline.common.interruption import Interrupted, heeded, report_safely
 
 
 class DeferredInterrupts:
-    """Keeps a first SIGINT or SIGTERM until the next call of :meth:`leave_if_requested`."""
+    """Keeps a first interrupt until the next call of :meth:`leave_if_requested`."""
 
     def __init__(self, note: Callable[[str], None]):
         self._note = note
@@ -28,18 +28,18 @@ class DeferredInterrupts:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        previous = [signal.getsignal(number) for number in SIGNALS]
+        previous = {number: signal.getsignal(number) for number in heeded()}
         self.install()
         try:
             yield
         finally:
-            for number, handler in zip(SIGNALS, previous, strict=True):
+            for number, handler in previous.items():
                 signal.signal(number, handler)
 
     def install(self) -> None:
         """Handle the signals from now on, in place of the present handlers."""
         if threading.current_thread() is threading.main_thread():
-            for number in SIGNALS:
+            for number in heeded():
                 signal.signal(number, self._answer)
 
     def leave_if_requested(self) -> None:
@@ -49,6 +49,8 @@ class DeferredInterrupts:
 
     def _answer(self, number: int, frame: FrameType | None) -> None:
         if self.requested is not None:
+            if number == signal.SIGHUP:  # a terminal that is gone is not impatient
+                return
             raise Interrupted(number)
         self.requested = number
-        self._note("stopping as soon as Prefect has recorded it; the same signal again stops at once")
+        report_safely(self._note, "stopping as soon as Prefect has recorded it; the same signal again stops at once")

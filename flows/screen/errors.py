@@ -16,6 +16,7 @@ from typing import Any, NoReturn, ParamSpec
 import typer
 
 from gradus import __version__
+from gradus.flows.screen.view import only_a_view
 from gradus.pipeline.common.errors import StageFailed, UserError
 from gradus.pipeline.common.interruption import Interrupted
 
@@ -31,17 +32,28 @@ class CurrentCommand:
     """The run folder, once there is one."""
 
 
-def command(group: typer.Typer, **options: Any) -> Callable[[Callable[P, None]], Callable[P, None]]:
+def command(
+    group: typer.Typer, *, trains: bool = False, **options: Any
+) -> Callable[[Callable[P, None]], Callable[P, None]]:
     """Register a command whose errors become messages and exit codes.
 
-    2: an error of the user; 1: a failed stage, a full disk or an error in gradus; 130: Ctrl-C; 143: SIGTERM.
+    2: an error of the user; 1: a failed stage, a full disk or an error in gradus; 130, 143 and 129: Ctrl-C, SIGTERM
+    and SIGHUP.
+    ``trains``: the command's work is not its output, so no error of the terminal ends it. Other commands fail where
+    their output cannot be written.
     """
 
     def register(function: Callable[P, None]) -> Callable[P, None]:
         @functools.wraps(function)
         def reported(*args: P.args, **kwargs: P.kwargs) -> None:
+            with only_a_view() if trains else contextlib.nullcontext():
+                reporting(*args, **kwargs)
+
+        def reporting(*args: P.args, **kwargs: P.kwargs) -> None:
             try:
                 function(*args, **kwargs)
+                if sys.stdout is not None:
+                    sys.stdout.flush()
             except (typer.Exit, typer.Abort):
                 raise
             except UserError as error:
@@ -52,10 +64,11 @@ def command(group: typer.Typer, **options: Any) -> Callable[[Callable[P, None]],
                 code = int(error.code or 0) if isinstance(error, Interrupted) else 130
                 _leave(_stopped(), code, error)
             except BrokenPipeError:
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                _discard_output()
                 raise typer.Exit(1) from None
             except Exception as error:
                 if message := full_disk(error):
+                    _discard_output()
                     _leave(f"{message}{resume_hint('; free some space, ')}", 1, error)
                 text = " ".join(str(error).split())
                 line = f"{type(error).__name__}: {text}"[:300] if text else type(error).__name__
@@ -111,6 +124,12 @@ def full_disk(error: BaseException | None) -> str:
             return f"there is no space left on the disk: {' '.join(str(error).split())[:200]}"
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     return ""
+
+
+def _discard_output() -> None:
+    """Drop what standard output still holds; otherwise writing it would fail again when the process ends."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _leave(message: str, code: int, error: BaseException) -> NoReturn:

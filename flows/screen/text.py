@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import math
 import shlex
@@ -49,8 +48,7 @@ class Lines(Observer):
         self.say(f"{label}: held-out accuracy {change} ({interval}) in {result.get('steps')} steps, {seconds}{ended}")
 
     def note(self, text: str) -> None:
-        with contextlib.suppress(RuntimeError):  # a signal handler may print while another line is printed
-            self.say(text)
+        self.say(text)
 
 
 def number(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""Interrupts (SIGINT and SIGTERM): the first lets the current step finish and be saved, the second ends at once.
+"""Interrupts (SIGINT, SIGTERM, SIGHUP): the first lets the current step finish and be saved, the second ends at once.
 
 Handlers of signals belong to the process, so this is module state. The code that runs stages wraps them in
 :func:`handled`, and the training loop wraps each step in :func:`deferred`. Outside of a step there is nothing to
@@ -14,20 +14,22 @@ import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Ctrl-C, a request to end, and a terminal or connection that is gone."""
 RESEND_SECONDS = 0.01
 """Delay before an interrupt is sent again whose exception Python has swallowed."""
 
 
 class Interrupted(SystemExit):
-    """An interrupt ended the work; the exit code is 130 or 143. Everything that was saved before is complete."""
+    """An interrupt ended the work; the exit code is 130, 143 or 129. Everything that was saved before is complete."""
 
     def __init__(self, number: int):
         super().__init__(128 + number)
         self.number = number
 
     def __str__(self) -> str:
-        return "interrupted" if self.number == signal.SIGINT else "terminated"
+        words = {int(signal.SIGINT): "interrupted", int(signal.SIGHUP): "hung up"}
+        return words.get(self.number, "terminated")
 
 
 class _State:
@@ -38,6 +40,17 @@ class _State:
 
 def _nothing(text: str) -> None:
     pass
+
+
+def heeded() -> list[int]:
+    """The interrupts to handle: all but those that this process was started to ignore, as ``nohup`` does."""
+    return [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+
+
+def report_safely(report: Callable[[str], None], text: str) -> None:
+    """Report from a signal handler: the terminal may be gone, or in the middle of another line."""
+    with contextlib.suppress(Exception):
+        report(text)
 
 
 @contextlib.contextmanager
@@ -51,17 +64,19 @@ def handled(report: Callable[[str], None] = _nothing) -> Iterator[None]:
         return
 
     def answer(number: int, frame: FrameType | None) -> None:
+        if _State.requested is not None and number == signal.SIGHUP:
+            return  # a terminal that is gone is not impatient
         if not _State.deferring or _State.requested is not None:
             raise Interrupted(number)
         _State.requested = number
-        report("finishing this step and writing a checkpoint; the same signal again stops at once")
+        report_safely(report, "finishing this step and writing a checkpoint; the same signal again stops at once")
 
-    previous = [signal.signal(number, answer) for number in SIGNALS]
+    previous = {number: signal.signal(number, answer) for number in heeded()}
     try:
         with _resending():
             yield
     finally:
-        for number, handler in zip(SIGNALS, previous, strict=True):
+        for number, handler in previous.items():
             signal.signal(number, handler)
         _State.requested = None
 

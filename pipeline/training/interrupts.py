@@ -1,4 +1,4 @@
-"""A signal during a step: the step is finished and kept before the stage is left."""
+"""A signal while a stage trains: the step in hand is finished and kept before the stage is left."""
 
 from __future__ import annotations
 
@@ -10,23 +10,26 @@ from gradus.pipeline.common.ranks import Ranks
 
 
 class Interrupts:
-    """Defers SIGINT and SIGTERM to the end of a step, on which all ranks agree."""
+    """Defers interrupts until the loop asks for them after a step. All ranks get the same answer."""
 
     def __init__(self, ranks: Ranks):
-        self.ranks, self._leaving = ranks, False
+        self.ranks = ranks
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
-        """A step. Raises: Interrupted after it, where a signal came during it."""
-        self._leaving = False
+        """The steps of a stage and its last checkpoint, at the end of which nothing is left to be kept.
+
+        Raises: Interrupted at the end, where a signal came after the last step had asked.
+        """
         with interruption.deferred():
             yield
-        if self._leaving:
-            interruption.leave()
-        if self.ranks.size == 1:
+        if self.ranks.size == 1:  # several ranks finish the stage together
             interruption.leave_if_requested()
 
     def requested(self) -> bool:
         """Whether some rank has had a signal, so that the stage is left after this step."""
-        self._leaving = self.ranks.any(interruption.requested())
-        return self._leaving
+        return self.ranks.any(interruption.requested())
+
+    def leave(self) -> None:
+        """Raises: Interrupted, on every rank."""
+        interruption.leave()

@@ -57,13 +57,16 @@ class Trainer:
         """
         with contextlib.closing(self.batches):
             self._measure_start()
-            while self.progress.step < self.config.steps and self.stopping.end is None:
-                with self.interrupts.deferred():
+            with self.interrupts.deferred():
+                while self.progress.step < self.config.steps and self.stopping.end is None:
                     metrics = self._train_step(self.progress.step + 1)
                     self._switch(metrics)
-                    if self.interrupts.requested() or self.checkpoints.due(self.progress.step):
+                    leaving = self.interrupts.requested()
+                    if leaving or self.checkpoints.due(self.progress.step):
                         self._save()
-        return self._hand_over()
+                    if leaving:
+                        self.interrupts.leave()
+                return self._hand_over()
 
     def _train_step(self, step: int) -> dict[str, float]:
         """One step, from prompts to an update and its curves; returns its metrics."""

@@ -1,7 +1,8 @@
 """The public functions: what the command line does, as calls that print nothing and return objects.
 
 Every function raises :class:`gradus.UserError` for what the caller can put right, :class:`gradus.StageFailed` where a
-stage could not go on, and, if it trains, :class:`gradus.RunInterrupted` after Ctrl-C or SIGTERM. None ends the process.
+stage could not go on, and, if it trains, :class:`gradus.RunInterrupted` after Ctrl-C, SIGTERM or SIGHUP. None ends
+the process.
 """
 
 from __future__ import annotations

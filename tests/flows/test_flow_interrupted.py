@@ -29,7 +29,7 @@ from gradus.pipeline.runs.checkpoint import checkpoints_in
 from gradus.pipeline.runs.run_folder import RUN_FILE, RunFolder
 from gradus.pipeline.tracking.journal import metric_history, read_events
 
-SIGNALS = [signal.SIGINT, signal.SIGTERM]
+SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 
 
 def send(kind: int) -> Callable[[], None]:
