@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from gradus.flows.screen.progress import watching
+from gradus.flows.screen.text import line_printer
 from gradus.flows.screen.view import only_a_view
 from gradus.pipeline.common import interruption
 from gradus.pipeline.common.errors import StageFailed, UserError
@@ -70,11 +71,7 @@ def launch(
     """
     from gradus.pipeline.common.process import starting_up
 
-    steps, delivery = _Steps(), _Delivery(run.path)
-
-    def say(text: str) -> None:
-        console.print(text, highlight=False, markup=False)
-
+    steps, delivery, say = _Steps(), _Delivery(run.path), line_printer(console)
     with contextlib.ExitStack() as held:
         held.enter_context(only_a_view())
         held.enter_context(_alone())
@@ -84,7 +81,7 @@ def launch(
         run.settle()
         before()
         held.enter_context(_head_start(run))
-        run_engine = _engine(engine) if isinstance(engine, str) else engine
+        run_engine = _engine(engine, say) if isinstance(engine, str) else engine
         try:
             with watching(console) as observer:
                 summary = run_engine(run.path, Observers(observer, steps, delivery))
@@ -96,7 +93,7 @@ def launch(
         report = delivery.begin().finish()
         summary = _with_tracking_ids(run, summary)
     if report.message:
-        console.print(report.message, highlight=False, markup=False, soft_wrap=True)
+        say(report.message)
     return summary
 
 
@@ -127,14 +124,17 @@ def _with_tracking_ids(run: RunFolder, summary: dict[str, Any]) -> dict[str, Any
     return finish(run) if any(stage["mlflow_run_id"] is None for stage in summary["stages"]) else summary
 
 
-def _engine(name: str) -> RunEngine:
+def _engine(name: str, say: Callable[[str], None]) -> RunEngine:
     """The engine of this name. The Prefect server starts in the background while torch is being imported."""
     if name == "none":
         from gradus.flows.order import run_plain
 
         return run_plain
     from gradus.flows.orchestrator.server import start_server_in_background
+    from gradus.flows.orchestrator.settings import home_notes
 
+    for line in home_notes():
+        say(line)
     start_server_in_background()
     from gradus.flows.staged import run_staged
 

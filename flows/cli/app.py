@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from typing import Annotated
 
 import typer
@@ -19,6 +20,7 @@ from gradus.flows.screen.errors import CurrentCommand, command, quiet_libraries
 from gradus.flows.screen.text import console, line_printer
 from gradus.flows.screen.view import open_standard_streams
 from gradus.pipeline.common.errors import UserError
+from gradus.pipeline.common.host import settle_environment
 
 app = typer.Typer(
     name="gradus",
@@ -245,4 +247,9 @@ def server_stop() -> None:
 def main() -> None:
     """Run the command that the process was started with."""
     open_standard_streams()
+    try:
+        settle_environment()
+    except UserError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
     app()

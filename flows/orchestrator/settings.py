@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import tomllib
 from pathlib import Path
 from typing import Any
+
+from gradus.pipeline.common.host import private_folder, settle_home, writable
 
 CLIENT_SETTINGS = {
     "DO_NOT_TRACK": "true",
@@ -28,8 +31,22 @@ DEPLOYMENT_SERVICES = ("CANCELLATION_CLEANUP", "FOREMAN", "LATE_RUNS", "REPOSSES
 
 
 def gradus_home() -> Path:
-    """The folder for what is not part of a run: ``$GRADUS_HOME``, or ``~/.gradus``."""
-    return Path(os.environ.get("GRADUS_HOME") or Path.home() / ".gradus").expanduser().absolute()
+    """The folder for what is not part of a run: ``$GRADUS_HOME``, or ``~/.gradus``, or a private temporary folder."""
+    if given := os.environ.get("GRADUS_HOME"):
+        return Path(given).expanduser().absolute()
+    settle_home()
+    usual = Path.home().absolute() / ".gradus"
+    return usual if writable(usual) else private_folder() / ".gradus"
+
+
+def home_notes() -> list[str]:
+    """A line for the user where gradus's own server keeps its records among temporary files."""
+    home = gradus_home()
+    if users_api_url() is not None or not home.is_relative_to(Path(tempfile.gettempdir()) / f"gradus-{os.getuid()}"):
+        return []
+    return [
+        f"there is no home folder to write to, so Prefect's records are in {home}; GRADUS_HOME names another folder"
+    ]
 
 
 def prefect_home() -> Path:

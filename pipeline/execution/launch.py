@@ -25,6 +25,7 @@ import torch
 
 from gradus.pipeline.common import interruption
 from gradus.pipeline.common.errors import StageFailed, UserError
+from gradus.pipeline.common.host import socket_folder, without_launchers
 from gradus.pipeline.common.observer import Observer
 from gradus.pipeline.policy.devices import check_devices
 from gradus.pipeline.runs.run_folder import RunFolder
@@ -33,6 +34,8 @@ from gradus.pipeline.stage import Stage
 LOG = "torchrun.log"
 END_TIMEOUT_SECONDS = 20.0
 """How long the other ranks may take to end once the first one has reported how its work ended."""
+START_NOTE_SECONDS = 30.0
+"""After how long the user learns that processes have not started yet: importing torch takes minutes on a slow disk."""
 
 Message = dict[str, Any]
 
@@ -51,8 +54,10 @@ def launched(run: RunFolder, index: int, stage: Stage, where: dict[str, Any], ob
     spec = {"run": str(run.path), "index": index, "stage": _address(run, index, stage), **where}
     spec["configs"] = [f"{config.__module__}:{config.__qualname__}" for config in run.stage_configs]
     log = run.stage_dir(index) / LOG
-    with _Launch(run.config.launch.processes, spec, log, observer) as launch, interruption.deferred():
-        launch.watch()
+    with _Launch(run.config.launch.processes, spec, log, observer) as launch:
+        launch.until_started(run.config.launch.time_limit)
+        with interruption.deferred():
+            launch.watch()
     return launch.outcome()
 
 
@@ -88,7 +93,7 @@ class _Launch:
         self._signalled: int | None = None
         self._deadline = float("inf")
         with contextlib.ExitStack() as held:
-            folder = held.enter_context(tempfile.TemporaryDirectory(prefix="gradus-"))
+            folder = held.enter_context(tempfile.TemporaryDirectory(prefix="gradus-", dir=socket_folder()))
             self._server = held.enter_context(socket.socket(socket.AF_UNIX))
             self._server.bind(address := str(Path(folder) / "s"))
             self._server.listen()
@@ -112,7 +117,7 @@ class _Launch:
         with self.log.open("ab") as log:
             return subprocess.Popen(
                 command,
-                env={"OMP_NUM_THREADS": "1"} | os.environ | {"PYTHONPATH": path},
+                env={"OMP_NUM_THREADS": "1"} | without_launchers(dict(os.environ)) | {"PYTHONPATH": path},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -125,17 +130,32 @@ class _Launch:
     def __exit__(self, *exception: object) -> None:
         self._held.close()
 
+    def until_started(self, time_limit: float) -> None:
+        """Wait until every rank has said hello, or torchrun has ended. A signal ends this wait at once.
+
+        Raises: StageFailed where it takes too long.
+        """
+        began, noted = time.monotonic(), False
+        while len(self._pids) < self.count and self._torchrun.poll() is None:
+            waited = time.monotonic() - began
+            missing = f"{self.count - len(self._pids)} of {self.count} processes"
+            if waited > time_limit:
+                why = f"{missing} did not start within {time_limit:g} s (launch.time_limit)"
+                raise StageFailed(f"{why}; {self.log} has what they wrote")
+            if waited > START_NOTE_SECONDS and not noted:
+                noted = True
+                self.observer.note(f"waiting for {missing} to start; {self.log} has what they write")
+            self._receive(0.2)
+
     def watch(self) -> None:
         """Until torchrun has ended, pass on the reports of the ranks, and a signal to rank 0, which all ranks follow.
 
-        Raises: Interrupted after a second signal, or after one that comes before there is any step to finish.
+        Raises: Interrupted after a second signal.
         """
         while self._torchrun.poll() is None and time.monotonic() < self._deadline:
             self._receive(0.2)
             number = interruption.waiting()
-            if number is not None and self._signalled is None:
-                if 0 not in self._pids:
-                    interruption.leave_if_requested()
+            if number is not None and self._signalled is None and 0 in self._pids:
                 self._signalled = number
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(self._pids[0], number)

@@ -20,6 +20,7 @@ from gradus.flows.open_run import ConfigSource, begin_run, existing_run, load
 from gradus.flows.screen.errors import quiet_libraries
 from gradus.flows.screen.text import line_printer
 from gradus.pipeline.common.errors import UserError
+from gradus.pipeline.common.host import settle_environment
 from gradus.pipeline.common.interruption import Interrupted
 from gradus.pipeline.config import PipelineConfig
 from gradus.pipeline.runs.run_folder import RUN_FILE, RunFolder
@@ -242,6 +243,7 @@ def _screen(engine: str, progress: bool) -> Iterator[Console]:
 
     if engine not in ("prefect", "none"):
         raise UserError("there is no such engine", where="engine", got=engine, expected='"prefect" or "none"')
+    settle_environment()
     quiet_libraries()
     yield Console() if progress else Console(file=_Log(), width=1000)  # type: ignore[arg-type]
 

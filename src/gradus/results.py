@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class RunInterrupted(KeyboardInterrupt):
-    """Ctrl-C (SIGINT), SIGTERM or SIGHUP stopped a run; what was finished is kept, and the message says how to continue.
+    """Ctrl-C (SIGINT), SIGTERM or SIGHUP stopped a run. What was finished is kept; the message says how to continue.
 
     It is a ``KeyboardInterrupt``: a notebook shows it as an interrupted cell, ``except Exception`` does not catch it,
     and a script that does not catch it ends, as it does after Ctrl-C.

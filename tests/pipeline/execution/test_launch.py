@@ -6,9 +6,11 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -18,14 +20,17 @@ from killed_runs import KILL, TERM, run_lives
 from paths import HELPERS, search_path
 from pydantic import ValidationError
 from safetensors.torch import load_file
-from small_pipeline import STAGE_CONFIGS, launch, pipeline, write_task
+from small_pipeline import STAGE_CONFIGS, Notes, launch, pipeline, write_task
 
 from gradus.pipeline.common import yaml_text
 from gradus.pipeline.common.errors import StageFailed, UserError
+from gradus.pipeline.common.host import without_launchers
+from gradus.pipeline.common.interruption import Interrupted, handled
 from gradus.pipeline.common.observer import Observer
 from gradus.pipeline.common.ranks import ALONE
 from gradus.pipeline.config import PipelineConfig
 from gradus.pipeline.config.options import identity
+from gradus.pipeline.execution.launch import _Launch
 from gradus.pipeline.execution.prepare import prepare
 from gradus.pipeline.runs.checkpoint import checkpoints_in, read_record
 from gradus.pipeline.runs.run_folder import RunFolder
@@ -174,7 +179,67 @@ def steps_kept(run: RunFolder) -> int:
     return checkpoints_in(run.stage_dir(0))[0][0]
 
 
-def test_a_run_goes_on_in_other_numbers_of_processes_whatever_ended_it(tmp_path: Path) -> None:
+ANOTHER_LAUNCH = {
+    "PET_NNODES": "2",  # torchrun would wait for a second host
+    "PET_RDZV_ENDPOINT": "elsewhere:29400",
+    "TORCHELASTIC_RUN_ID": "another",
+    "TORCHELASTIC_ERROR_FILE": "/nowhere/error.json",
+    "SLURM_NTASKS": "16",
+    "OMPI_COMM_WORLD_RANK": "3",
+    "WORLD_SIZE": "16",
+    "RANK": "3",
+    "LOCAL_RANK": "3",
+    "MASTER_ADDR": "elsewhere",
+    "MASTER_PORT": "1",
+    "GLOO_SOCKET_IFNAME": "ib0",
+    "ACCELERATE_USE_FSDP": "true",  # transformers would load no weights in any process but the first
+    "FSDP_CPU_RAM_EFFICIENT_LOADING": "true",
+    "NCCL_DEBUG": "INFO",
+}
+"""What schedulers and other launches leave in the environment."""
+
+
+def test_what_describes_another_launch_is_not_passed_on() -> None:
+    assert without_launchers({**ANOTHER_LAUNCH, "PATH": "/bin"}) == {"PATH": "/bin", "NCCL_DEBUG": "INFO"}
+
+
+class Unborn(_Launch):
+    """A launch whose processes never say anything."""
+
+    def _start(self, spec: dict[str, Any]) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(["sleep", "100"])
+
+
+def test_processes_that_do_not_start_are_waited_for_in_words_and_not_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gradus.pipeline.execution.launch.START_NOTE_SECONDS", 0.1)
+    notes: list[str] = []
+    failed = r"2 of 2 processes did not start within 0.5 s \(launch.time_limit\); .*log has what they wrote"
+    with Unborn(2, {}, tmp_path / "log", Notes(notes)) as launched, pytest.raises(StageFailed, match=failed):
+        launched.until_started(0.5)
+    assert notes == [f"waiting for 2 of 2 processes to start; {tmp_path}/log has what they write"]
+    said: list[str] = []
+    with handled(said.append), Unborn(2, {}, tmp_path / "log", Observer()) as launched:
+        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        with pytest.raises(Interrupted):
+            launched.until_started(100)
+    assert not said, "no step is being finished"
+
+
+def test_a_long_path_of_temporary_files_is_no_obstacle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    deep = tmp_path / ("x" * 120)  # more than the address of a local socket takes
+    deep.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(deep))
+    with Unborn(1, {}, tmp_path / "log", Observer()) as launched, pytest.raises(StageFailed):
+        launched.until_started(0)
+
+
+def test_a_run_goes_on_in_other_numbers_of_processes_whatever_ended_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in ANOTHER_LAUNCH.items():
+        monkeypatch.setenv(name, value)
     write_task(tmp_path)
     undisturbed = launch(tmp_path, config(LONG), "undisturbed")
 
