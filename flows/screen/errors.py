@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import os
 import sys
@@ -21,6 +22,11 @@ from gradus.pipeline.common.errors import StageFailed, UserError
 from gradus.pipeline.common.interruption import Interrupted
 
 P = ParamSpec("P")
+
+REFUSALS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+"""Errors by which the system denies something: rights, a read-only or broken file system, open files, memory."""
+NO_MEMORY = "DefaultCPUAllocator: "
+"""How torch says that a CPU's memory ran out, in a plain RuntimeError."""
 
 
 class CurrentCommand:
@@ -70,6 +76,8 @@ def command(
                 if message := full_disk(error):
                     _discard_output()
                     _leave(f"{message}{resume_hint('; free some space, ')}", 1, error)
+                if message := refused_by_host(error):
+                    _leave(f"{message}{resume_hint(chr(10))}", 1, error)
                 text = " ".join(str(error).split())
                 line = f"{type(error).__name__}: {text}"[:300] if text else type(error).__name__
                 kept = f"This is an error in gradus. The traceback is in {_write_traceback()}"
@@ -123,6 +131,18 @@ def full_disk(error: BaseException | None) -> str:
         if any(f"os error {number}" in str(error) for number in NO_ROOM):  # libraries written in Rust
             return f"there is no space left on the disk: {' '.join(str(error).split())[:200]}"
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return ""
+
+
+def refused_by_host(error: BaseException) -> str:
+    """The message if memory ran out, or the system denied a file or a resource; empty otherwise."""
+    text = " ".join(str(error).split())[:300]
+    if isinstance(error, OSError) and error.errno in REFUSALS:
+        where = f": {error.filename}" if error.filename else ""
+        return f"{error.strerror}{where}"
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or NO_MEMORY in text:
+        smaller = "a smaller token_budget or group_size needs less; `gradus plan --hardware` estimates what is needed"
+        return f"memory ran out: {text or 'no details'}\n{smaller}"
     return ""
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from command_line import Gradus
 from rich.console import Console
 from trained_chain import DONE, PATHED, Chain, flip, table
@@ -24,7 +25,7 @@ from gradus.pipeline.common import locks
 from gradus.pipeline.common.errors import StageFailed
 from gradus.pipeline.common.files import beside, leftovers
 from gradus.pipeline.common.observer import Observer
-from gradus.pipeline.runs.checkpoint import checkpoints_in
+from gradus.pipeline.runs.checkpoint import NO_ROOM, checkpoints_in
 from gradus.pipeline.runs.run_folder import RunFolder
 from gradus.pipeline.tracking import client
 from gradus.pipeline.tracking.client import UploaderHandle
@@ -243,6 +244,15 @@ def test_run_with_a_name_takes_over_runtime_options_and_refuses_others(chain: Ch
         (OSError(errno.EDQUOT, "Disk quota exceeded"), "there is no space left on the disk: Disk quota exceeded"),
         (RuntimeError("I/O error: No space left (os error 28)"), "there is no space left on the disk: I/O error"),
         (StageFailed("5 updates in a row\nwere skipped"), "5 updates in a row were skipped"),
+        (PermissionError(errno.EACCES, "Permission denied", "runs/x"), "Permission denied: runs/x"),
+        (OSError(errno.EROFS, "Read-only file system", "runs/x"), "Read-only file system: runs/x"),
+        (OSError(errno.EMFILE, "Too many open files"), "Too many open files"),
+        (MemoryError(), "memory ran out: no details\na smaller token_budget"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "memory ran out: CUDA out of memory."),
+        (
+            RuntimeError("[enforce fail at x.cpp:127] DefaultCPUAllocator: can't allocate memory"),
+            "memory ran out: [enforce fail",
+        ),
     ],
 )
 def test_a_full_disk_and_a_failed_stage_say_how_to_go_on(
@@ -252,7 +262,9 @@ def test_a_full_disk_and_a_failed_stage_say_how_to_go_on(
         try:
             raise error
         except OSError as cause:
-            raise ValueError("a library") from cause
+            if cause.errno in NO_ROOM:
+                raise ValueError("a library") from cause
+            raise
 
     monkeypatch.setattr(launch, "launch", fail)
     said = chain.tell("resume", "chain", "--from", "gfpo", code=1)
