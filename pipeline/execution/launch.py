@@ -99,11 +99,11 @@ class _Launch:
             self._server.listen()
             self._selector = held.enter_context(selectors.DefaultSelector())
             self._selector.register(self._server, selectors.EVENT_READ)
-            self._torchrun = self._start(spec | {"address": address})
+            self._torchrun = self._start(spec | {"address": address}, folder)
             held.callback(self._end)
             self._held = held.pop_all()
 
-    def _start(self, spec: dict[str, Any]) -> subprocess.Popen[bytes]:
+    def _start(self, spec: dict[str, Any], folder: str) -> subprocess.Popen[bytes]:
         """Start torchrun in a session of its own, so that Ctrl-C reaches this process alone, which passes it on."""
         # The same modules as here, and (-P) nothing from a folder that merely happens to be the current one. The ranks
         # give what they start the PYTHONPATH that was set here.
@@ -111,7 +111,7 @@ class _Launch:
         spec = spec | {"python_path": os.environ.get("PYTHONPATH")}
         python = [sys.executable, "-P", "-u"]
         torchrun = [*python, "-m", "gradus.pipeline.execution.torchrun", spec["address"]]
-        options = ["--standalone", "--local-addr=localhost", f"--nproc-per-node={self.count}"]
+        options = ["--standalone", "--local-addr=localhost", f"--nproc-per-node={self.count}", f"--log-dir={folder}"]
         rank = [*python, "-m", "gradus.pipeline.execution.rank_process", json.dumps(spec, default=str)]
         command = [*torchrun, *options, "--no-python", *rank]
         with self.log.open("ab") as log:

@@ -206,7 +206,7 @@ def test_what_describes_another_launch_is_not_passed_on() -> None:
 class Unborn(_Launch):
     """A launch whose processes never say anything."""
 
-    def _start(self, spec: dict[str, Any]) -> subprocess.Popen[bytes]:
+    def _start(self, spec: dict[str, Any], folder: str) -> subprocess.Popen[bytes]:
         return subprocess.Popen(["sleep", "100"])
 
 
@@ -240,6 +240,9 @@ def test_a_run_goes_on_in_other_numbers_of_processes_whatever_ended_it(
 ) -> None:
     for name, value in ANOTHER_LAUNCH.items():
         monkeypatch.setenv(name, value)
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
     write_task(tmp_path)
     undisturbed = launch(tmp_path, config(LONG), "undisturbed")
 
@@ -249,6 +252,7 @@ def test_a_run_goes_on_in_other_numbers_of_processes_whatever_ended_it(
 
     live(tmp_path, 2, "none", f"dapo:{alone + 2}:0.5:{TERM}")  # one process -> two, asked to end
     asked = steps_kept(run)
+    assert not [*temporary.glob("torchelastic_*"), *temporary.glob("gradus-*")], "no temporary file is left"
     assert alone + 3 <= asked < 24 and run.failure(0) is None, "the step in hand was finished and kept"
 
     live(tmp_path, 2, "none", f"dapo:{asked + 2}:0.5:{KILL}")  # the launch itself is killed
