@@ -1,15 +1,21 @@
-"""Kill a staged run again and again, and check that its result does not change.
+"""Interrupt a staged run again and again, in all ways that happen to people, and check that its result stays the same.
 
-    python benchmarks/torture.py [--kills 20] [--seed 0]
+    python benchmarks/torture.py [--kills 20] [--hups 0] [--terminals 0] [--tees 0] [--moves 0] [--seconds 0] [--seed 0]
 
-A small pipeline of all five stages runs once undisturbed. Then the same pipeline is launched as by a user, and its
-trainer gets SIGKILL at a random moment, from start-up to the last line; `gradus resume` continues, and is killed too.
-A run that completes is compared with the undisturbed one, and the next run starts, until all kills are used. Checked:
+A small pipeline of all five stages runs once undisturbed. Then the same pipeline is launched as by a user, and ended at
+a random moment, from start-up to the last line; `gradus resume` continues, and is ended too. The ways, mixed at random:
+
+* kills: SIGKILL; hups: SIGHUP; terminals: its terminal is closed; tees: Ctrl-C that ends it and the `tee` it prints to;
+* moves: it is ended by SIGTERM or SIGKILL, and the runs folder gets another name before the next life;
+* seconds: another launch of the same run begins meanwhile, and must be refused; then SIGTERM or SIGKILL.
+
+A run that completes is compared with the undisturbed one, and the next run starts, until all are used. Checked:
 
 * weights, optimizer states and curves are the same bytes, and no curve contradicts itself;
+* a life that a signal ended has the right exit code, and its last step is in a checkpoint;
 * `gradus verify` finds no damage, and `gradus plan` finds nothing left to do;
 * MLflow has one finished run per stage and every point of the journals exactly once; Prefect shows no run as running;
-* no process is left but the one Prefect server, and no temporary file.
+* no process is left but the one Prefect server, no temporary file, and nothing where the runs folder was before.
 
 Everything happens in a temporary folder; the server is stopped at the end. Exits with 1 where anything differs.
 """
@@ -19,15 +25,16 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import multiprocessing
 import os
 import random
-import signal
 import subprocess
 import sys
 import tempfile
 import time
 import urllib.request
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,6 +43,8 @@ import psutil
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+
+from benchmarks.lives import LONGEST_LIFE, PATIENCE, USUAL_LONGEST_LIFE, Cradle, Life, end, start  # noqa: E402
 
 from gradus.pipeline.common.process import child_environment  # noqa: E402
 from gradus.pipeline.runs.run_folder import RunFolder  # noqa: E402
@@ -79,8 +88,8 @@ from gradus.flows.orchestrator.server import server_status
 print(json.dumps(server_status(), default=str))
 """
 """A program that prints the state of the Prefect server, in the environment that it runs in."""
-LONGEST_LIFE = 30.0
-"""Seconds within which a life is ended."""
+KINDS = ("kill", "hup", "terminal", "tee", "move", "second")
+"""The ways to end a life, as the module's docstring describes them."""
 
 
 @dataclass
@@ -89,26 +98,28 @@ class Torture:
 
     folder: Path
     chance: random.Random
-    kills: int = 0
+    left: Counter[str] = field(default_factory=Counter)
+    """Kind -> how many lives are still to be ended in this way."""
     lives: int = 0
+    used: Counter[str] = field(default_factory=Counter)
+    """Kind -> how many lives it has ended."""
     struck: Counter[str] = field(default_factory=Counter)
-    """What the run was doing when it was killed -> times."""
+    """What the run was doing when it was ended -> times."""
     mid_write: int = 0
-    """Kills that left a half-written file or folder."""
+    """Lives that left a half-written file or folder."""
     wrong: list[str] = field(default_factory=list)
+    runs_name: str = "runs"
 
     def __post_init__(self) -> None:
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT", "GRADUS"))}
         own = {"GRADUS_HOME": str(self.folder / "home"), "PYTHONPATH": str(ROOT / "src"), "PYTHONUNBUFFERED": "1"}
         self.environment = kept | own
         (self.folder / "torture.yaml").write_text(CONFIG)
+        self.cradle = Cradle(self.folder, self.environment)
 
-    def start(self, *arguments: str) -> subprocess.Popen[bytes]:
-        """The command in the background, its words in a file."""
-        self.lives += 1
-        with (self.folder / "said.log").open("ab") as log:
-            command = [sys.executable, "-m", "gradus", *arguments]
-            return subprocess.Popen(command, cwd=self.folder, env=self.environment, stdout=log, stderr=log)
+    @property
+    def runs(self) -> Path:
+        return self.folder / self.runs_name
 
     def ask(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """The command, with what it says."""
@@ -116,35 +127,79 @@ class Torture:
         return subprocess.run(command, cwd=self.folder, env=self.environment, capture_output=True, text=True)
 
     def opened(self, name: str) -> RunFolder:
-        return RunFolder(self.folder / "runs" / name, [stage.config for stage in discover().values()])
+        return RunFolder(self.runs / name, [stage.config for stage in discover().values()])
 
-    def launch(self, name: str) -> subprocess.Popen[bytes]:
+    def launch(self, name: str, kind: str) -> Life:
         """Begin the run of that name, or go on with it."""
-        if (self.folder / "runs" / name / "run.json").exists():
-            return self.start("resume", name)
-        return self.start("run", "torture.yaml", "--name", name)
+        self.lives += 1
+        begun = (self.runs / name / "run.json").exists()
+        words = ["resume", name] if begun else ["run", "torture.yaml", "--name", name]
+        return start(self.cradle, kind, [*words, "--runs", self.runs_name])
 
-    def one_run(self, name: str, kills: int) -> None:
-        """Launch, kill and resume until the run is done or all kills are used; then let it end in peace."""
-        while self.kills < kills:
-            process = self.launch(name)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(self.chance.uniform(0, LONGEST_LIFE))
-            if process.poll() is not None:
-                if process.returncode != 0:
-                    self.wrong.append(f"{name}: a life ended by itself with {process.returncode}")
+    def one_run(self, name: str) -> None:
+        """Launch, end and resume until the run is done or all ways to end it are used; then let it end in peace."""
+        while self.left.total():
+            kind = self.chance.choice(list(self.left.elements()))
+            before, life = self.steps(name), self.launch(name, kind)
+            code = life.ended(self.chance.uniform(0, LONGEST_LIFE.get(kind, USUAL_LONGEST_LIFE)))
+            if code is None and kind == "second":
+                life, code = self.rival(name, life)
+            if code is not None:
+                life.closing()
+                if code != 0:
+                    self.wrong.append(f"{name}: a life ended by itself with {code}")
                 return
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            self.kills += 1
-            self.note_strike(name)
-        process = self.launch(name)
-        if process.wait() != 0:
-            self.wrong.append(f"{name}: the last life ended with {process.returncode}")
+            code, right = end(life, kind, self.chance)
+            self.left[kind] -= 1
+            self.used[kind] += 1
+            if code not in right:
+                self.wrong.append(f"{name}: a life ended by {kind} with {code}, not one of {sorted(right)}")
+            self.note_strike(name, before, polite=code is not None and code > 0)
+            if kind == "move":
+                self.move()
+        life = self.launch(name, "kill")
+        if (code := life.ended(600)) != 0:
+            self.wrong.append(f"{name}: the last life ended with {code}")
 
-    def note_strike(self, name: str) -> None:
-        """What the kill interrupted."""
-        path = self.folder / "runs" / name
+    def rival(self, name: str, life: Life) -> tuple[Life, int | None]:
+        """A second launch beside a life; returns the one that trains, and its exit code if it has ended."""
+        other, deadline = self.launch(name, "second"), time.monotonic() + PATIENCE
+        while life.ended(0.05) is None and other.ended(0.05) is None and time.monotonic() < deadline:
+            pass
+        refused, trains = (life, other) if life.ended(0) is not None else (other, life)
+        code = refused.ended(0)
+        # 0: the run had just been completed, so that the other has nothing to do either.
+        rest = trains.ended(self.chance.uniform(0, 3) if code == 2 else PATIENCE)
+        if code not in (0, 2) or (code == 0 and rest not in (0, 2)):
+            self.wrong.append(f"{name}: of two launches, one ended with {code} and the other with {rest}")
+        return trains, 0 if code == 0 else rest
+
+    def move(self) -> None:
+        """Give the runs folder another name, once nothing works in it any more."""
+        server, deadline = self.server().get("pid"), time.monotonic() + 90
+        while self.processes() - {server} and time.monotonic() < deadline:
+            time.sleep(0.2)
+        earlier, self.runs_name = self.runs, f"runs-{self.used['move']}"
+        earlier.rename(self.runs)
+
+    def steps(self, name: str) -> tuple[str, int]:
+        """The last stage that has begun, and the last step in its journal."""
+        found = sorted((self.runs / name).glob("stages/*/journal.jsonl"))
+        if not found:
+            return "", 0
+        curves = metric_history(found[-1])
+        return found[-1].parent.name, max((max(values) for values in curves.values() if values), default=0)
+
+    def note_strike(self, name: str, before: tuple[str, int], polite: bool) -> None:
+        """What the end interrupted; where a signal was answered, the last step that the life made must be kept."""
+        path = self.runs / name
+        stage, step = after = self.steps(name)
+        if polite and after != before and step and not (path / "stages" / stage / "result.json").exists():
+            kept = max((int(each.name[5:]) for each in (path / "stages" / stage).glob("checkpoints/step-*")), default=0)
+            if kept != step:
+                self.wrong.append(
+                    f"{name}: step {step} of {stage} was made, and the newest checkpoint is that of {kept}"
+                )
         self.mid_write += any(not entry.name.startswith(".mlflow") for entry in path.rglob(".*"))
         if not (path / "start.json").exists():
             self.struck["before the first stage"] += 1
@@ -160,36 +215,17 @@ class Torture:
         self.wrong += [f"{name}: {text}" for text in outcome_differences(undisturbed, run)]
         if run.state() != "done":
             self.wrong.append(f"{name}: its state is {run.state()}")
-        verified = self.ask("verify", name)
+        verified = self.ask("verify", name, "--runs", self.runs_name)
         if verified.returncode:
             self.wrong.append(f"{name}: verify says {verified.stdout} {verified.stderr}")
-        planned = json.loads(self.ask("plan", "--name", name, "--json").stdout)
+        planned = json.loads(self.ask("plan", "--name", name, "--json", "--runs", self.runs_name).stdout)
         self.wrong += [
             f"{name}: plan would {p['action']} {p['label']}" for p in planned["stages"] if p["action"] != "reuse"
         ]
         self.wrong += [f"{name}: left over: {p}" for p in run.path.rglob(".*")]
-        self.check_tracking(run)
-
-    def check_tracking(self, run: RunFolder) -> None:
-        """MLflow has what the journals say, once."""
-        os.environ.update(child_environment())
-        import mlflow
-
-        client = mlflow.MlflowClient(f"sqlite:///{run.path.parent / 'mlflow.db'}")
-        if len(journals(run.path)) != 1 + len(run.config.stages):
-            self.wrong.append(f"{run.name}: journals of {[label for label, _ in journals(run.path)]}")
-        for label, journal in journals(run.path):
-            position = Position.read(journal)
-            tracked = client.get_run(position.run_id)
-            if tracked.info.status != "FINISHED":
-                self.wrong.append(f"{run.name} {label}: MLflow says {tracked.info.status}")
-            same = client.search_runs([position.experiment_id], f"tags.`gradus.key` = '{position.key}'")
-            if len(same) != 1:
-                self.wrong.append(f"{run.name} {label}: {len(same)} MLflow runs")
-            for metric, wanted in metric_history(journal).items():
-                points = client.get_metric_history(position.run_id, metric)
-                if sorted((p.step, p.value) for p in points) != sorted(wanted.items()):
-                    self.wrong.append(f"{run.name} {label}: MLflow's {metric} is not the journal's")
+        self.wrong += [f"{name}: {p} is there again" for p in self.folder.glob("runs*") if p != self.runs]
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as apart:  # MLflow stays out of this process
+            self.wrong += apart.submit(tracking_faults, run.path, len(run.config.stages)).result()
 
     def check_processes(self) -> None:
         """Only the Prefect server lives on, and it shows nothing as running."""
@@ -224,9 +260,32 @@ class Torture:
         return found
 
 
+def tracking_faults(run: Path, stages: int) -> list[str]:
+    """Where MLflow does not have what the journals of a run say, once."""
+    os.environ.update(child_environment())
+    import mlflow
+
+    found, client = journals(run), mlflow.MlflowClient(f"sqlite:///{run.parent / 'mlflow.db'}")
+    wrong = [] if len(found) == 1 + stages else [f"{run.name}: journals of {[label for label, _ in found]}"]
+    for label, journal in found:
+        where, position = f"{run.name} {label}:", Position.read(journal)
+        tracked = client.get_run(position.run_id)
+        if tracked.info.status != "FINISHED":
+            wrong.append(f"{where} MLflow says {tracked.info.status}")
+        same = client.search_runs([position.experiment_id], f"tags.`gradus.key` = '{position.key}'")
+        if len(same) != 1:
+            wrong.append(f"{where} {len(same)} MLflow runs")
+        for metric, wanted in metric_history(journal).items():
+            points = client.get_metric_history(position.run_id, metric)
+            if sorted((p.step, p.value) for p in points) != sorted(wanted.items()):
+                wrong.append(f"{where} MLflow's {metric} is not the journal's")
+    return wrong
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=20)
+    for kind in KINDS:
+        parser.add_argument(f"--{kind}s", type=int, default=20 if kind == "kill" else 0, metavar="N")
     parser.add_argument("--seed", type=int, default=None, help="of the moments; default: another each time")
     parser.add_argument("--keep", type=Path, help="work in this folder and keep it")
     options = parser.parse_args()
@@ -234,21 +293,21 @@ def main() -> None:
     with contextlib.ExitStack() as stack:
         folder = options.keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gradus-torture-")))
         folder.mkdir(parents=True, exist_ok=True)
-        torture, began = Torture(folder.absolute(), random.Random(seed)), time.monotonic()
+        torture, began, runs = Torture(folder.absolute(), random.Random(seed)), time.monotonic(), 0
         stack.callback(torture.ask, "server", "stop")
         print(f"seed {seed}; first the undisturbed run", flush=True)
-        torture.one_run("undisturbed", 0)
-        undisturbed, runs = torture.opened("undisturbed"), 0
-        print(f"{time.monotonic() - began:.0f} s; now {options.kills} kills", flush=True)
-        while torture.kills < options.kills:
+        torture.one_run("undisturbed")
+        torture.left = Counter({kind: getattr(options, f"{kind}s") for kind in KINDS})
+        print(f"{time.monotonic() - began:.0f} s; now {torture.left.total()} lives to end", flush=True)
+        while torture.left.total():
             runs += 1
-            torture.one_run(f"tortured-{runs}", options.kills)
-            torture.check(f"tortured-{runs}", undisturbed)
-            print(f"run {runs}: {torture.kills} kills so far, {len(torture.wrong)} differences", flush=True)
+            torture.one_run(f"tortured-{runs}")
+            torture.check(f"tortured-{runs}", torture.opened("undisturbed"))
+            print(f"run {runs}: {torture.used.total()} ended so far, {len(torture.wrong)} differences", flush=True)
         torture.check_processes()
-    minutes = (time.monotonic() - began) / 60
-    print(f"{torture.kills} kills over {runs} runs in {minutes:.0f} min; {torture.mid_write} hit a file being written")
-    print("killed in: " + ", ".join(f"{name} {count}" for name, count in torture.struck.most_common()))
+    minutes, used = (time.monotonic() - began) / 60, ", ".join(f"{n} {kind}s" for kind, n in torture.used.items())
+    print(f"{used}; {runs} runs in {minutes:.0f} min; {torture.mid_write} hit a file being written")
+    print("ended in: " + ", ".join(f"{name} {count}" for name, count in torture.struck.most_common()))
     print("\n".join(torture.wrong) or "every run ended complete and byte-identical to the undisturbed one")
     sys.exit(1 if torture.wrong else 0)
 

@@ -43,8 +43,12 @@ def _nothing(text: str) -> None:
 
 
 def heeded() -> list[int]:
-    """The interrupts to handle: all but those that this process was started to ignore, as ``nohup`` does."""
-    return [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    """The interrupts to handle: all, but not SIGHUP where this process was started to ignore it, as by ``nohup``.
+
+    SIGINT is handled even where it is ignored, as in a shell script's background jobs: whoever sends it there means it.
+    """
+    ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    return [number for number in SIGNALS if not (ignored and number == signal.SIGHUP)]
 
 
 def report_safely(report: Callable[[str], None], text: str) -> None:
