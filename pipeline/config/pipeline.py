@@ -37,6 +37,8 @@ class RewardConfig(Options):
     """Options of the reward."""
     time_limit: float = Field(5.0, gt=0)
     """Seconds one completion may take before its verifier is killed and the error is counted."""
+    env: Annotated[list[str], RUNTIME] = Field(default_factory=list)
+    """Environment variables that the reward needs although they look like secrets, such as ``OPENAI_API_KEY``."""
 
     @property
     def label(self) -> str:

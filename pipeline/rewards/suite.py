@@ -59,6 +59,10 @@ def check_rewards(rewards: list[RewardConfig], source: str | None = None) -> Non
     for i, config in enumerate(rewards):
         where = f"rewards.{i}"
         reference = reference_of(config.reward, where)
+        for name in config.env:
+            if name not in os.environ:
+                what = f"the reward {config.reward} needs {name}, which is not in the environment"
+                raise UserError(what, where=f"{where}.env", fix=f"export {name}=... before the command")
         if reference is not None:
             check_function(reference, config.params, where)
             continue
@@ -115,7 +119,7 @@ class RewardSuite:
             from gradus.pipeline.rewards.workers.pool import IsolatedReward, WorkerPool
 
             self._isolated = [config.label for config, _ in isolated]
-            wanted = [IsolatedReward(c.label, name, dict(c.params), c.time_limit) for c, name in isolated]
+            wanted = [IsolatedReward(c.label, name, dict(c.params), c.time_limit, (*c.env,)) for c, name in isolated]
             total = workers or min(MOST_WORKERS, max(1, usable_cores() - 1))
             self._pool = WorkerPool(wanted, max(1, total // shared_by), log)
 

@@ -1,8 +1,9 @@
 """The process that isolated rewards run in; :mod:`gradus.pipeline.rewards.workers.pool` starts, feeds and kills it.
 
-Requests are pickles, preceded by their length, on the standard input it was started with; answers are lines of JSON on
-its standard output. Both are moved out of the way first, so that a reward that prints or reads disturbs nothing, and
-nothing that a reward produced is ever unpickled by the trainer. This process imports no torch.
+Requests are pickles, preceded by their length, on a socket; answers are lines of JSON on the same one. Standard input,
+output and error are something else, and no child of this process has the socket, so that a reward that prints, reads,
+forks or starts programs disturbs nothing. Nothing that a reward produced is ever unpickled by the trainer. This process
+imports no torch.
 """
 
 from __future__ import annotations
@@ -10,17 +11,15 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
-import math
 import os
 import pickle
 import resource
-import signal
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
-from gradus.pipeline.common.process import on_hang_up
+from gradus.pipeline.common.guardian import guard
 from gradus.pipeline.common.user_code import look_in
 from gradus.pipeline.rewards import library  # noqa: F401 - registers the rewards
 from gradus.pipeline.rewards.registry import find
@@ -29,8 +28,6 @@ from gradus.pipeline.rewards.user_functions import load_function
 LIBRARY_MEMORY = 4 * 1024**3
 """Bytes of data a reward of the library may allocate; a sympy expression that explodes must not take the machine along.
 The user's own functions have no such limit: one of them may hold a model."""
-CPU_GRACE = 2
-"""CPU seconds beyond the time limit after which the kernel ends a worker whose parent is gone."""
 MESSAGE = 300
 """Characters of an error message that are reported."""
 
@@ -47,25 +44,25 @@ class IsolatedReward:
     """Its options."""
     time_limit: float = 5.0
     """Seconds one completion may take."""
+    env: tuple[str, ...] = ()
+    """Variables of the environment that it needs although they look like secrets."""
 
 
 Scorer = Callable[[Any, str], float]
 
 
-def main(folders: list[str]) -> None:
-    """Announce readiness, then answer requests until standard input ends.
+def main(channel: int, folders: list[str]) -> None:
+    """Announce readiness, then answer requests until the socket ``channel`` ends.
 
     ``folders`` are where the user's modules are looked for before the Python environment, in this order.
     """
     for folder in reversed(folders):
         look_in(folder)
-    requests = os.fdopen(os.dup(0), "rb")
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    null = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(null, 0)
-    os.dup2(2, 1)
+    os.set_inheritable(channel, False)
+    requests = os.fdopen(channel, "rb")
+    answers = os.fdopen(os.dup(channel), "w", encoding="utf-8")
+    _cut_off_in_forks(requests.fileno(), answers.fileno())
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    on_hang_up(requests.fileno(), _kill_group)
     rewards: list[IsolatedReward] = _receive(requests)
     scorers: list[Scorer] = []
     for item in rewards:
@@ -75,13 +72,28 @@ def main(folders: list[str]) -> None:
             _answer(answers, {"failed": item.label, "message": _describe(error)})
             return
     _answer(answers, {"ready": True})
+    own = os.getpid()
     while (jobs := _receive(requests)) is not None:
         for index, which, prompt, completion in jobs:
-            _limit(rewards[which])
+            _limit_memory(rewards[which])
             try:
-                _answer(answers, [index, scorers[which](prompt, completion)])
+                answer = [index, scorers[which](prompt, completion)]
             except BaseException as error:  # SystemExit too: a reward may not end the worker politely either
-                _answer(answers, [index, None, _describe(error)])
+                answer = [index, None, _describe(error)]
+            if os.getpid() != own:  # the reward has forked, and this is the copy
+                os._exit(0)
+            _answer(answers, answer)
+
+
+def _cut_off_in_forks(*channel: int) -> None:
+    """In a process that the reward forks, nothing is behind these descriptors."""
+    null = os.open(os.devnull, os.O_RDWR)
+
+    def cut() -> None:
+        for descriptor in channel:
+            os.dup2(null, descriptor, inheritable=False)
+
+    os.register_at_fork(after_in_child=cut)
 
 
 def _prepare(item: IsolatedReward) -> Scorer:
@@ -112,15 +124,8 @@ def _describe(error: BaseException) -> str:
     return " ".join(text.split())[:MESSAGE]
 
 
-def _limit(item: IsolatedReward) -> None:
-    """Bound what the next completion may take.
-
-    The parent holds the clock. The kernel's limit on CPU time is for the case that the parent is gone while C code
-    holds the interpreter's lock, so that the watching thread can't run.
-    """
-    times = os.times()
-    cores = os.cpu_count() or 1
-    _soft(resource.RLIMIT_CPU, math.ceil(times.user + times.system + cores * item.time_limit + CPU_GRACE))
+def _limit_memory(item: IsolatedReward) -> None:
+    """Bound the memory that the next completion may take."""
     _soft(resource.RLIMIT_DATA, resource.RLIM_INFINITY if ":" in item.reward else LIBRARY_MEMORY)
 
 
@@ -132,13 +137,13 @@ def _soft(which: int, value: int) -> None:
         resource.setrlimit(which, (value, hard))
 
 
-def _kill_group() -> None:
-    """Kill this worker and every process that its rewards have started."""
-    if os.getpgrp() == os.getpid():
-        os.killpg(0, signal.SIGKILL)
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-BOOTSTRAP = f"import json, sys; sys.path[:], own = json.loads(sys.argv[1]); from {__name__} import main; main(own)"
-"""The program for ``python -c`` that becomes a worker; its argument is JSON: the module search path, and the folders
-of the user's modules."""
+BOOTSTRAP = f"""
+import json, sys
+sys.path[:], channel, own = json.loads(sys.argv[1])
+from {guard.__module__} import guard
+guard(channel)
+from {__name__} import main
+main(channel, own)
+"""
+"""The program for ``python -c`` that becomes a worker and its guardian; its argument is JSON: the module search path,
+the descriptor of the socket, and the folders of the user's modules."""

@@ -12,9 +12,9 @@ import subprocess
 import threading
 import time
 from collections.abc import Sequence
-from typing import IO
 
 from gradus.pipeline.rewards.workers.child import IsolatedReward
+from gradus.pipeline.rewards.workers.output import Output
 from gradus.pipeline.rewards.workers.queue import Batch, Bell, JobQueue
 from gradus.pipeline.rewards.workers.worker import Failure, Job, Worker
 
@@ -28,9 +28,10 @@ class WorkerPool:
     """
 
     def __init__(self, rewards: Sequence[IsolatedReward], workers: int = 1, log: str | os.PathLike[str] | None = None):
-        """``log``: a file for what rewards print; without it that is dropped."""
-        self._log: IO[bytes] | int = subprocess.DEVNULL if log is None else open(log, "ab")  # noqa: SIM115 - closed in close
-        self._workers = [Worker(list(rewards), self._log) for _ in range(workers)]
+        """``log``: a file for the beginning of what rewards print; without it that is dropped."""
+        self._output = None if log is None else Output(log)
+        output = subprocess.DEVNULL if self._output is None else self._output.descriptor
+        self._workers = [Worker(list(rewards), output) for _ in range(workers)]
         self._bell = Bell()
         self.queue = JobQueue(self._bell)
         feeder = _Feeder(self.queue, self._bell, self._workers)
@@ -51,13 +52,13 @@ class WorkerPool:
         if not self.queue.close():
             return
         for worker in self._workers:
-            worker.process.kill_group()
+            worker.process.hang_up()
         self._thread.join()
         for worker in self._workers:
             worker.process.kill()
         self._bell.close()
-        if not isinstance(self._log, int):
-            self._log.close()
+        if self._output is not None:
+            self._output.close()
 
     def __enter__(self) -> WorkerPool:
         return self
@@ -120,7 +121,7 @@ class _Feeder:
             selector.register(self._bell.woken, selectors.EVENT_READ)
             busy = [worker for worker in self._workers if worker.busy]
             for worker in busy:
-                selector.register(worker.process.answers, selectors.EVENT_READ, worker)
+                selector.register(worker.process.channel, selectors.EVENT_READ, worker)
             timeout = max(0.0, min(worker.deadline for worker in busy) - now) if busy else None
             ready = [key.data for key, _ in selector.select(timeout)]
         if None in ready:

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from paths import search_path
+from processes import gone
 
 from gradus.pipeline.common.errors import UserError
 from gradus.pipeline.config import RewardConfig
@@ -92,20 +93,6 @@ def prompts(count: int) -> list[Prompt]:
     return [Prompt(f"p{i}", "?", "!", {"pair": (1, 2)}) for i in range(count)]
 
 
-def gone(pid: int, seconds: float = 5.0) -> bool:
-    """Whether a process ends in time; one that nobody has waited for counts as ended."""
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        try:
-            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-        except (FileNotFoundError, ProcessLookupError):
-            return True
-        if state == "Z":
-            return True
-        time.sleep(0.02)
-    return False
-
-
 def test_suite_scores_in_the_shape_it_was_asked() -> None:
     suite = RewardSuite([RewardConfig(reward="exact_answer"), RewardConfig(reward="numeric_answer", name="near")])
     asked = [Prompt("a", "?", "372"), Prompt("b", "?", "red")]
@@ -160,8 +147,9 @@ def test_workers_share_a_batch_and_hold_no_torch(judge: Callable[..., RewardSuit
 def test_workers_end_with_their_suite_and_survive_an_idle_death(judge: Callable[..., RewardSuite]) -> None:
     with judge() as suite:
         first = int(suite.score(prompts(1), [["pid"]]).components["score"][0][0])
+        guardian = int(Path(f"/proc/{first}/stat").read_text().rpartition(")")[2].split()[1])
         os.kill(first, signal.SIGKILL)
-        os.waitid(os.P_PID, first, os.WEXITED | os.WNOWAIT)  # all its threads are dead, and the pool can see it
+        os.waitid(os.P_PID, guardian, os.WEXITED | os.WNOWAIT)  # the pool can see it
         scores = suite.score(prompts(1), [["pid"]])  # no completion is to blame, so none fails
         second = int(scores.components["score"][0][0])
         assert scores.errors == {"score": 0}

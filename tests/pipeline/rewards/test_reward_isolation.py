@@ -1,0 +1,206 @@
+"""What a reward does to its worker's surroundings: forks, descriptors, daemons, floods of output, secrets."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from processes import gone
+
+from gradus.pipeline.common.errors import StageFailed, UserError
+from gradus.pipeline.config import RewardConfig
+from gradus.pipeline.rewards import RewardSuite, check_rewards
+from gradus.pipeline.rewards.workers.output import KEPT
+from gradus.pipeline.types import Prompt
+
+JUDGE = r"""
+import ctypes, json, multiprocessing, os, sys, time
+
+def sockets():
+    found = []
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            if os.readlink(f"/proc/self/fd/{name}").startswith("socket:"):
+                found.append(int(name))
+        except OSError:
+            pass
+    return found
+
+def everywhere(text):
+    for descriptor in range(256):
+        try:
+            os.write(descriptor, text)
+        except OSError:
+            pass
+
+def daemon():
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork() == 0:
+            os.closerange(0, 256)
+            with open("daemon.new", "w") as file:
+                file.write(str(os.getpid()))
+            os.rename("daemon.new", "daemon")
+            time.sleep(600)
+        os._exit(0)
+    while not os.path.exists("daemon"):
+        time.sleep(0.01)
+
+def score(prompt, completion):
+    if completion == "fork":
+        return 1.0 if os.fork() else 2.0
+    if completion == "fork and raise":
+        if os.fork() == 0:
+            raise ValueError("in the child")
+    if completion == "fork in C":
+        return 1.0 if ctypes.CDLL(None).fork() else 2.0
+    if completion == "child writes":
+        if os.fork() == 0:
+            everywhere(b"[0, 9.0]\n")
+            os._exit(0)
+        os.wait()
+    if completion == "process":
+        process = multiprocessing.get_context("fork").Process(target=everywhere, args=(b"[0, 9.0]\n",))
+        process.start()
+        process.join()
+    if completion == "program":
+        code = "import judge; open('inherited', 'w').write(str(judge.sockets()))"
+        assert os.spawnv(os.P_WAIT, sys.executable, [sys.executable, "-c", code]) == 0
+    if completion == "garbage":
+        everywhere(b"hello\n")
+    if completion == "forged":
+        everywhere(b'{"ready": true}\n')
+    if completion == "text":
+        everywhere(b'[0, "1.0"]\n')
+    if completion == "bytes":
+        everywhere(b"\xff\xfe\n")
+    if completion == "nested":
+        everywhere(b"[" * 10000 + b"\n")
+    if completion == "endless":
+        everywhere(b"x" * 100_000)
+    if completion == "close":
+        for descriptor in sockets():
+            os.close(descriptor)
+    if completion == "daemon":
+        daemon()
+    if completion == "daemon, then die":
+        daemon()
+        os._exit(3)
+    if completion == "flood":
+        for _ in range(30):
+            os.write(1, b"y" * 1_000_000)
+    if completion == "environment":
+        with open("environment", "w") as file:
+            json.dump(dict(os.environ), file)
+    if completion == "key":
+        return float(os.environ["JUDGE_API_KEY"])
+    return float(len(completion))
+"""
+
+
+@pytest.fixture
+def judge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., RewardSuite]]:
+    """Makes a suite whose only reward is the function above, found in the current directory."""
+    (tmp_path / "judge.py").write_text(JUDGE)
+    monkeypatch.chdir(tmp_path)
+    suites: list[RewardSuite] = []
+
+    def suite(env: tuple[str, ...] = ()) -> RewardSuite:
+        config = RewardConfig(reward="judge:score", time_limit=20, env=[*env])
+        suites.append(RewardSuite([config], 1, log=tmp_path / "log"))
+        return suites[-1]
+
+    yield suite
+    for made in suites:
+        made.close()
+
+
+def score(suite: RewardSuite, *texts: str) -> tuple[list[float | str], dict[str, int], str]:
+    """The scores, the kinds of failure and the first message."""
+    scores = suite.score([Prompt("p", "?", "!")], [[*texts]])
+    found: list[float | str] = ["nan" if math.isnan(score) else score for score in scores.components["score"][0]]
+    return found, scores.kinds["score"], scores.examples.get("score", "")
+
+
+def test_forks_and_children_of_a_reward_do_not_answer_for_it(judge: Callable[..., RewardSuite]) -> None:
+    texts = ["fork", "a", "fork and raise", "child writes", "fork in C", "process", "program", "ab"]
+    found, kinds, _ = score(judge(), *texts)
+    assert found == [1, 1, len("fork and raise"), len("child writes"), 1, len("process"), len("program"), 2]
+    assert kinds == {}
+    assert Path("inherited").read_text() == "[]"
+
+
+def test_a_broken_answer_is_a_failure_of_that_completion(judge: Callable[..., RewardSuite]) -> None:
+    broken = ["garbage", "forged", "text", "bytes", "nested", "endless", "close"]
+    found, kinds, message = score(judge(), *[text for item in broken for text in (item, f"{item} not")])
+    assert found == [value for item in broken for value in ("nan", len(item) + 4)]
+    assert kinds == {"crash": len(broken)}
+    assert message == "the reward wrote where only its worker may; the worker was killed"
+
+
+def test_a_module_that_writes_there_while_it_is_imported_is_told(judge: Callable[..., RewardSuite]) -> None:
+    Path("judge.py").write_text(JUDGE + "\neverywhere(b'hello\\n')\n")
+    with pytest.raises(StageFailed, match="the process for rewards can't start"):
+        judge().wait_ready()
+
+
+@pytest.mark.parametrize("text", ["daemon", "daemon, then die"])
+def test_a_daemon_ends_with_its_worker(judge: Callable[..., RewardSuite], text: str) -> None:
+    suite = judge()
+    assert score(suite, text)[0] == ([len(text)] if text == "daemon" else ["nan"])
+    suite.close()
+    assert gone(int(Path("daemon").read_text()), 0.0)  # nothing to wait for: it ended before its worker did
+
+
+def test_the_log_keeps_the_beginning_and_says_what_was_dropped(judge: Callable[..., RewardSuite]) -> None:
+    suite = judge()
+    assert score(suite, "flood", "a", "flood", "")[0] == [5, 1, 5, 0]
+    suite.close()
+    text = Path("log").read_text()
+    assert text.startswith("y" * KEPT + "\n")
+    assert len(text) < KEPT + 200
+    assert text.endswith(f"[gradus dropped {30_000_000 - KEPT} bytes of what rewards printed]\n")
+
+
+SECRETS = {
+    "MLFLOW_TRACKING_PASSWORD": "a",
+    "PREFECT_API_AUTH_STRING": "a",
+    "AWS_PROFILE": "a",
+    "HF_TOKEN": "a",
+    "PGPASSWORD": "a",
+    "MYSQL_PWD": "a",
+    "SSH_AUTH_SOCK": "a",
+    "JUDGE_API_KEY": "7",
+    "DATABASE_URL": "postgres://me:word@host/db",
+}
+
+
+def test_secrets_are_withheld_unless_they_are_declared(
+    judge: Callable[..., RewardSuite], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = {"TOKENIZERS_PARALLELISM": "false", "CUDA_VISIBLE_DEVICES": "", "PWD": "/", "HTTP_PROXY": "http://proxy:1"}
+    for name, value in {**SECRETS, **plain}.items():
+        monkeypatch.setenv(name, value)
+    _, kinds, message = score(judge(), "environment", "key")
+    given = json.loads(Path("environment").read_text())
+    assert not given.keys() & SECRETS.keys()
+    assert given.items() >= plain.items()
+    assert given["PATH"] == os.environ["PATH"]
+    assert kinds == {"error": 1}
+    assert message == (
+        "KeyError: 'JUDGE_API_KEY' (JUDGE_API_KEY is set, but withheld from rewards: name it in the reward's `env`)"
+    )
+    assert score(judge(env=("JUDGE_API_KEY",)), "key")[0] == [7]
+
+
+def test_a_declared_variable_that_is_not_set_is_told_before_anything_starts(
+    judge: Callable[..., RewardSuite], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("JUDGE_API_KEY", raising=False)
+    with pytest.raises(UserError, match="needs JUDGE_API_KEY") as told:
+        check_rewards([RewardConfig(reward="judge:score", env=["JUDGE_API_KEY"])])
+    assert told.value.where == "rewards.0.env"
