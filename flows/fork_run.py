@@ -40,6 +40,7 @@ def fork_run(
     check_name(name)
     runs, index = origin.path.parent, origin.stage_index(from_stage)
     forking.check_shareable(origin, index)
+    origin.config_text()  # which names the file, where it is damaged, and says what to do
     loaded, stages = load(str(origin.path / CONFIG_FILE), overrides, origin.base_dir)
     changes = forking.check_changes(origin, index, loaded.config)
     forking.check_parent(origin, index, loaded.config)

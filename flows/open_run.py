@@ -16,7 +16,7 @@ from gradus.pipeline.config import PipelineConfig
 from gradus.pipeline.config.loading import LoadedConfig
 from gradus.pipeline.config.options import differences
 from gradus.pipeline.runs.changed_sources import changed_sources
-from gradus.pipeline.runs.run_folder import RUN_FILE, RunFolder
+from gradus.pipeline.runs.run_folder import RUN_FILE, RunFolder, restore_config
 from gradus.pipeline.stage import Stage
 
 ConfigSource = str | Path | Mapping[str, Any] | PipelineConfig
@@ -112,6 +112,7 @@ def open_run(
     if earlier.holder() is not None:
         with earlier.lock():  # raises the error that names the process
             pass
+    restore_config(earlier, loaded.config)
     refuse_drift(earlier, loaded.config)
     before = earlier.config.model_dump(mode="json")
     run = RunFolder.create(runs_dir, loaded.config, name, loaded.path, configs)

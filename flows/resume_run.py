@@ -44,6 +44,9 @@ def plan_resumption(
     if index is not None:
         check_restart(run, index)
         before = functools.partial(restart_from, run, index)
+    elif run.summary_damaged():
+        say(f"{SUMMARY_FILE} of {run.name} is damaged: it is made again")
+        before = functools.partial(forget_summary, run)
     elif run.summary() is not None and all(stage.action == "reuse" for stage in stages):
         damaged = _last_damage(run)
         if not damaged:

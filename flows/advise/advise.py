@@ -15,7 +15,6 @@ from gradus.flows.advise.rewrite import NEW_STEPS
 from gradus.flows.advise.rules import Advice, Situation, decide
 from gradus.pipeline.common import interruption
 from gradus.pipeline.common.errors import UserError
-from gradus.pipeline.common.files import read_json
 from gradus.pipeline.config import StageConfig
 from gradus.pipeline.estimates.diagnosis import ordered_groups
 from gradus.pipeline.estimates.stage_cost import StageCost, stage_cost
@@ -126,8 +125,7 @@ def _latest_checkpoint(run: RunFolder) -> Path:
 
 def _same_data(run: RunFolder, config: PipelineConfig) -> Path | None:
     """The folder of the run's data if they are of the same task."""
-    record = read_json(run.data_dir / "data.json")
-    same = record is not None and record["config"] == config.task.model_dump(mode="json")
+    same = run.data().get("config") == config.task.model_dump(mode="json")
     return run.data_dir if same else None
 
 

@@ -77,6 +77,7 @@ def plan(
     wanted = parse_hardware(hardware) if hardware is not None else None
     if config is None:
         run, asked = existing_run(runs, name or ""), list[str]()
+        run.config_text()  # which names the file, where it is damaged, and says what to do
         loaded, stages = load(str(run.path / CONFIG_FILE), overrides, run.base_dir)
     else:
         loaded, stages = load(config, overrides)

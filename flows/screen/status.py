@@ -8,54 +8,80 @@ from pathlib import Path
 from typing import Any
 
 from gradus.pipeline.common.errors import UserError
-from gradus.pipeline.common.files import read_json
 from gradus.pipeline.config import StageConfig
 from gradus.pipeline.runs.checkpoint import checkpoints_in, step_of
 from gradus.pipeline.runs.fork import forks_in
-from gradus.pipeline.runs.run_folder import RUN_FILE, RunFolder
+from gradus.pipeline.runs.run_folder import RUN_FILE, START_FILE, RunFolder
 
 TAIL_BYTES = 65_536
 """How much of the end of a journal is read to find a stage's last step."""
 STEP_METRIC = "time/step"
 """A metric that every step has, and no other event."""
+Forks = dict[str, list[dict[str, str]]]
+"""What :func:`gradus.pipeline.runs.fork.forks_in` returns."""
 
 
 def all_runs(runs_dir: Path, stage_configs: list[type[StageConfig]]) -> list[dict[str, Any]]:
     """All runs in the folder, oldest first; the state of a run that cannot be read says why."""
-    folders, forks = [file.parent for file in Path(runs_dir).glob(f"[!.]*/{RUN_FILE}")], forks_in(Path(runs_dir))
-    statuses = [run_status(RunFolder(folder, stage_configs), forks) for folder in folders]
+    forks, statuses = forks_in(runs_dir), []
+    for file in Path(runs_dir).glob(f"[!.]*/{RUN_FILE}"):
+        run = RunFolder(file.parent, stage_configs)
+        status = _unknown(run)
+        try:
+            _fill(status, run, forks)
+        except UserError as error:  # whatever is wrong with this run, the others are still listed
+            status["state"] = f"unreadable: {str(error).splitlines()[0]}"
+        statuses.append(status)
     return sorted(statuses, key=lambda status: (str(status["created"]), status["name"]))
 
 
-def run_status(run: RunFolder, forks: dict[str, list[dict[str, str]]] | None = None) -> dict[str, Any]:
+def run_status(run: RunFolder) -> dict[str, Any]:
     """One run: its state, finished and total stages, accuracy at the start and now, origin and forks, every stage.
 
     ``stage``, ``step`` and ``steps`` are the position of an unfinished run; without a step the stage has not begun.
+    Raises: UserError where the run's files cannot be read.
     """
+    status = _unknown(run)
+    _fill(status, run, forks_in(run.path.parent))
+    return status
+
+
+def _unknown(run: RunFolder) -> dict[str, Any]:
     status: dict[str, Any] = {"name": run.name, "path": str(run.path), "state": "", "created": "", "seed": None}
     status |= {"done": 0, "total": 0, "accuracy_start": None, "accuracy_end": None, "stages": []}
-    status |= {"stage": None, "step": None, "steps": None, "fork": None, "forks": [], "folders": []}
+    return status | {"stage": None, "step": None, "steps": None, "fork": None, "forks": [], "folders": []}
+
+
+def _fill(status: dict[str, Any], run: RunFolder, forks: Forks) -> None:
     try:
-        record, start = run.record or {}, read_json(run.path / "start.json") or {}
-        status |= {key: record.get(key) for key in ("created", "seed") if key in record}
-        status |= {"accuracy_start": start.get("accuracy"), "accuracy_end": start.get("accuracy")}
-        status |= {"fork": run.origin, "forks": (forks or forks_in(run.path.parent)).get(run.name, [])}
-        summary, running = run.summary(), run.holder() is not None
-        indices = range(len(run.config.stages))
-        status["folders"] = [_stage_folder(run, index) for index in indices]
-        if summary is not None and not running:
-            stages = summary["stages"]
-            status |= {"state": "done", "done": len(stages), "total": len(stages), "stages": stages}
-            return status | {key: summary[key] for key in ("accuracy_start", "accuracy_end", "seconds")}
-        status["stages"] = [_stage_entry(run, index, running) for index in indices]
-        finished = [stage for stage in status["stages"] if "accuracy_after" in stage]
-        status |= {"state": run.state(), "done": len(finished), "total": len(status["stages"])}
-        if finished:
-            status["accuracy_end"] = finished[-1]["accuracy_after"]
-        status |= next((_position(e) for e in status["stages"] if "accuracy_after" not in e), {})
-    except Exception as error:  # whatever is wrong with this run, the others are still listed
-        status["state"] = f"unreadable: {(str(error) or type(error).__name__).splitlines()[0]}"
-    return status
+        _read(status, run, forks)
+    except UserError:
+        raise
+    except Exception as error:  # the files may hold anything
+        fix = f"`gradus verify {run.name}` looks at its files"
+        raise UserError(str(error) or type(error).__name__, where=str(run.path), fix=fix) from error
+
+
+def _read(status: dict[str, Any], run: RunFolder, forks: Forks) -> None:
+    run.config_text()  # a damaged one is told, but it takes too long to interpret those of hundreds of runs
+    record, start = run.record, run.read(run.path / START_FILE) or {}
+    status |= {key: record[key] for key in ("created", "seed") if key in record}
+    status |= {"accuracy_start": start.get("accuracy"), "accuracy_end": start.get("accuracy")}
+    status |= {"fork": run.origin, "forks": forks.get(run.name, [])}
+    summary, running = run.summary(), run.holder() is not None
+    indices = range(len(run.outline))
+    status["folders"] = [_stage_folder(run, index) for index in indices]
+    if summary is not None and not running:
+        stages = summary["stages"]
+        status |= {"state": "done", "done": len(stages), "total": len(stages), "stages": stages}
+        status |= {key: summary[key] for key in ("accuracy_start", "accuracy_end", "seconds")}
+        return
+    status["stages"] = [_stage_entry(run, index, running) for index in indices]
+    finished = [stage for stage in status["stages"] if "accuracy_after" in stage]
+    status |= {"state": run.state(), "done": len(finished), "total": len(status["stages"])}
+    if finished:
+        status["accuracy_end"] = finished[-1]["accuracy_after"]
+    status |= next((_position(e) for e in status["stages"] if "accuracy_after" not in e), {})
 
 
 def _position(entry: dict[str, Any]) -> dict[str, Any]:
@@ -65,10 +91,10 @@ def _position(entry: dict[str, Any]) -> dict[str, Any]:
 
 def _stage_entry(run: RunFolder, index: int, running: bool) -> dict[str, Any]:
     """A stage's result, or its state if it has none yet; ``step`` if it has begun."""
-    result, config, folder = run.result(index), run.config.stages[index], run.stage_dir(index)
+    result, planned, folder = run.result(index), run.outline[index], run.stage_dir(index)
     if result is not None:
         return result
-    entry: dict[str, Any] = {"name": config.label, "variant": config.variant, "steps": config.steps}
+    entry: dict[str, Any] = {**planned}
     if not folder.is_dir():
         return entry | {"state": "waiting"}
     step = next((step for step, _ in checkpoints_in(folder)), 0)
@@ -107,7 +133,7 @@ def _stage_folder(run: RunFolder, index: int) -> dict[str, Any]:
     found = [(step_of(Path(handed)), Path(handed))] if shared and handed else checkpoints_in(folder)
     checkpoints = [{"step": step, "path": str(path), "handed_over": str(path) == handed} for step, path in found]
     return {
-        "stage": run.config.stages[index].label,
+        "stage": run.outline[index]["name"],
         "path": str(folder),
         "shared": shared,
         "checkpoints": checkpoints,

@@ -6,8 +6,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from gradus.pipeline.common.files import write_json
 from gradus.pipeline.common.observer import Observer
+from gradus.pipeline.common.records import write_sealed
 from gradus.pipeline.config import PipelineConfig
 from gradus.pipeline.config.options import identity
 from gradus.pipeline.execution.train import reward_suite
@@ -65,7 +65,7 @@ def _prepare(run: RunFolder, observer: Observer) -> dict[str, Any]:
     Journal(run.path / "journal.jsonl").metrics(0, {"accuracy": evaluation.accuracy})
     made = {"checkpoint": folder.name, **evaluation.record(), "seconds": time.perf_counter() - began}
     made |= {"policy": policy.describe(), "content": read_record(folder).content, "sources": sources}
-    write_json(run.path / START_FILE, made)
+    write_sealed(run.path / START_FILE, made)
     known = run.start()
     assert known is not None
     return known

@@ -11,6 +11,7 @@ from gradus.pipeline.common import interruption
 from gradus.pipeline.common.errors import UserError
 from gradus.pipeline.common.files import write_json
 from gradus.pipeline.common.observer import Observer
+from gradus.pipeline.common.records import write_sealed
 from gradus.pipeline.execution.launch import launched
 from gradus.pipeline.execution.train import StageWork, reward_suite, train
 from gradus.pipeline.runs.checkpoint import discard_from, newest_whole, read_record, verified_record
@@ -48,7 +49,7 @@ def run_stage(run: RunFolder, index: int, parent: str, stage: Stage, observer: O
                 result = train(work, stage, suite, journals[0], observer)
         attempts = len(run.attempts(index))
         journals[1].metrics(index + 1 + attempts * total, {"accuracy": result["accuracy_after"]})
-        write_json(folder / RESULT_FILE, result)
+        write_sealed(folder / RESULT_FILE, result)
     except BaseException as error:
         killed = isinstance(error, KeyboardInterrupt | SystemExit)
         if not killed:

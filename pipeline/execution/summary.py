@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
-from gradus.pipeline.common.files import write_json
+from gradus.pipeline.common.records import write_sealed
 from gradus.pipeline.runs.description import description
 from gradus.pipeline.runs.run_folder import SUMMARY_FILE, RunFolder
 from gradus.pipeline.tracking.journal import Journal
@@ -37,6 +38,7 @@ def finish(run: RunFolder) -> dict[str, Any]:
     for index, result in enumerate(results):
         tracked = ids.get(run.stage_dir(index).name)
         entry: dict[str, Any] = {"mlflow_run_id": tracked, "events": [], **(result or {})}
+        entry["checkpoint"] = os.path.relpath(entry["checkpoint"], run.path)  # the runs folder may move
         stages.append({key: entry[key] for key in STAGE_KEYS})
     summary = {
         "name": run.name,
@@ -54,5 +56,5 @@ def finish(run: RunFolder) -> dict[str, Any]:
         journal.metrics(again, {"accuracy/end": summary["accuracy_end"], "time/total": summary["seconds"]})
         journal.tags({"mlflow.note.content": description(run, summary)})
         journal.end("FINISHED")
-    write_json(run.path / SUMMARY_FILE, summary)
-    return summary
+    write_sealed(run.path / SUMMARY_FILE, summary)
+    return run.summary() or summary

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from gradus.pipeline.common.errors import UserError
-from gradus.pipeline.common.files import write_json
 from gradus.pipeline.common.observer import Observer
 from gradus.pipeline.common.process import started_up
 from gradus.pipeline.common.ranks import ALONE, Ranks
+from gradus.pipeline.common.records import write_sealed
 from gradus.pipeline.policy.devices import use_threads
 from gradus.pipeline.policy.loading import load_policy
 from gradus.pipeline.policy.lora import add_adapters
@@ -78,7 +78,7 @@ def train(
     journal.end("FINISHED")
     journal.sync()
     if ranks.leads:
-        write_json(run.stage_dir(index) / HELDOUT_FILE, {"step": progress.step, "correct": after.by_prompt()})
+        write_sealed(run.stage_dir(index) / HELDOUT_FILE, {"step": progress.step, "correct": after.by_prompt()})
     return {
         "name": config.label,
         "variant": config.variant,

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-from gradus.pipeline.common.files import read_json
 from gradus.pipeline.common.sources import Seen, altered_since, look_at
 from gradus.pipeline.config import PipelineConfig
 from gradus.pipeline.runs.run_folder import RunFolder
-from gradus.pipeline.runs.run_records import DATA_FILE
 from gradus.pipeline.tasks.task import task_sources
 
 MODEL_FILES = "*"
@@ -28,8 +25,7 @@ def changed_sources(run: RunFolder) -> list[str]:
 
     A run goes on with what was read. That a source is gone is no change, because nothing needs it any more.
     """
-    data: dict[str, Any] = read_json(run.data_dir / DATA_FILE) or {}
-    known: dict[str, Seen] = {**data.get("sources", {}), **(run.start() or {}).get("sources", {})}
+    known: dict[str, Seen] = {**run.data().get("sources", {}), **(run.start() or {}).get("sources", {})}
     paths = task_sources(run.config.task, run.base_dir)
     found = {key: altered_since(path, known[key]) for key, path in paths.items() if key in known}
     if (seen := known.get("policy.path")) is not None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import json
 import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
@@ -17,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gradus.pipeline.common.errors import StageFailed, UserError
-from gradus.pipeline.common.files import folder_in_the_making, read_json, sha256, write_json
+from gradus.pipeline.common.files import folder_in_the_making, read_json, sha256
+from gradus.pipeline.common.records import SEAL, digest_of, write_sealed
 
 if TYPE_CHECKING:
     from gradus.pipeline.policy.policy import Policy
@@ -96,8 +96,7 @@ def save_checkpoint(
                 write_state(making / RESUME)
             files = {str(p.relative_to(making)): sha256(p) for p in sorted(making.rglob("*")) if p.is_file()}
             record = CheckpointRecord(stage, step, parent, fingerprint, policy.template.digest, files)
-            fields = asdict(record)
-            write_json(making / RECORD_FILE, fields | {"record": _digest(fields)})
+            write_sealed(making / RECORD_FILE, asdict(record))
     except Exception as error:  # the libraries that write weights and tokenizers raise their own errors
         if not _no_room(error):
             raise
@@ -113,11 +112,6 @@ def _no_room(error: Exception) -> bool:
     return getattr(error, "errno", None) in NO_ROOM or any(f"os error {number}" in str(error) for number in NO_ROOM)
 
 
-def _digest(fields: dict[str, Any]) -> str:
-    """The hash of a record's fields, which is in the record too and shows damage to the record itself."""
-    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
-
-
 def read_record(folder: Path) -> CheckpointRecord:
     """The record of a checkpoint. Raises: UserError where the folder has no undamaged one."""
     raw: Any = None
@@ -125,8 +119,8 @@ def read_record(folder: Path) -> CheckpointRecord:
         raw = read_json(folder / RECORD_FILE) if folder.is_dir() else None
         got = None
         if raw is not None:
-            digest = raw.pop("record")
-            if digest == _digest(raw):
+            digest = raw.pop(SEAL)
+            if digest == digest_of(raw):
                 return CheckpointRecord(**raw)
             got = f"a damaged {RECORD_FILE}"
     except (ValueError, TypeError, KeyError, AttributeError) as error:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from gradus.pipeline.common.files import read_json
 from gradus.pipeline.runs.run_folder import RunFolder
 from gradus.pipeline.tracking.journal import Journal
 from gradus.pipeline.tracking.position import Position
@@ -47,7 +46,7 @@ def stage_lineage_tags(run: RunFolder, index: int) -> dict[str, str]:
 
 def journal_datasets(journal: Journal, run: RunFolder) -> None:
     """Record the splits of the data set, with their content hashes."""
-    record = read_json(run.data_dir / "data.json")
+    record = run.data()
     source = str(getattr(run.config.task, "dataset", None) or getattr(run.config.task, "path", ""))
     for split, context in (("train", "training"), ("heldout", "evaluation")):
         journal.dataset(f"{source}-{split}", source, record["hashes"][split][:16], record["sizes"][split], context)

@@ -11,15 +11,23 @@ import os
 from pathlib import Path
 from typing import Any
 
-from gradus.pipeline.common import yaml_text
 from gradus.pipeline.common.errors import UserError
-from gradus.pipeline.common.files import folder_in_the_making, read_json, write_json, write_text
+from gradus.pipeline.common.files import folder_in_the_making, write_text
+from gradus.pipeline.common.records import read_sealed, write_sealed
 from gradus.pipeline.config import PipelineConfig
 from gradus.pipeline.config.options import differences, identity
 from gradus.pipeline.runs.checkpoint import read_record
 from gradus.pipeline.runs.plan import plan
-from gradus.pipeline.runs.run_folder import CONFIG_FILE, RESULT_FILE, RUN_FILE, START_FILE, RunFolder, new_record
-from gradus.pipeline.runs.verify import damage
+from gradus.pipeline.runs.run_folder import (
+    CONFIG_FILE,
+    RESULT_FILE,
+    RUN_FILE,
+    START_FILE,
+    RunFolder,
+    config_as_text,
+    new_record,
+)
+from gradus.pipeline.runs.verify import damage, data_damage
 from gradus.pipeline.tracking.position import read_run_ids
 
 
@@ -46,13 +54,18 @@ def check_shareable(origin: RunFolder, index: int) -> None:
 
 
 def check_parent(origin: RunFolder, index: int, config: PipelineConfig) -> None:
-    """Check that the parent of stage ``index`` is undamaged, with the state that it carries over. Raises: UserError."""
+    """Check that what a fork at stage ``index`` needs is undamaged: the data, and the parent with the state that is
+    carried over. Raises: UserError."""
     parent = Path(_parent(origin, index)["checkpoint"])
-    if damaged := damage(parent, for_resume=bool(config.stages[index].carry)):
+    found = {"data": (origin.data_dir, data_damage(origin))}
+    found["checkpoint"] = parent, damage(parent, for_resume=bool(config.stages[index].carry))
+    for what, (where, wrong) in found.items():
+        if not wrong:
+            continue
         raise UserError(
-            "the checkpoint that the fork would start from is damaged",
-            where=str(parent),
-            got=damaged,
+            f"the {what} that the fork would start from is damaged",
+            where=str(where),
+            got=wrong,
             fix=f"`gradus verify {origin.name}` says what can be done",
         )
 
@@ -102,12 +115,12 @@ def fork(origin: RunFolder, index: int, config: PipelineConfig, folder: Path) ->
     folder = folder.absolute()
     try:
         with folder_in_the_making(folder) as making:
-            write_text(making / CONFIG_FILE, yaml_text.dump(config.model_dump(mode="json")))
-            write_json(making / START_FILE, _shared(origin.start() or {}, folder))
+            write_text(making / CONFIG_FILE, config_as_text(config))
+            write_sealed(making / START_FILE, _shared(origin.start() or {}, folder))
             for each in range(index):
                 place = Path("stages") / origin.stage_dir(each).name
-                write_json(making / place / RESULT_FILE, _shared_result(origin, each, folder / place))
-            write_json(making / RUN_FILE, _record(origin, index, config, folder))
+                write_sealed(making / place / RESULT_FILE, _shared_result(origin, each, folder / place))
+            write_sealed(making / RUN_FILE, _record(origin, index, config, folder))
     except BaseException:
         with contextlib.suppress(OSError):
             folder.rmdir()  # the reservation; never a folder that holds something
@@ -150,6 +163,6 @@ def forks_in(runs_dir: Path) -> dict[str, list[dict[str, str]]]:
     found: dict[str, list[dict[str, str]]] = {}
     for file in sorted(runs_dir.glob(f"[!.]*/{RUN_FILE}")):
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-            if (origin := read_json(file).get("fork")) is not None:
+            if (origin := (read_sealed(file) or {}).get("fork")) is not None:
                 found.setdefault(origin["run"], []).append({"run": file.parent.name, "stage": origin["stage"]})
     return found

@@ -14,7 +14,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from gradus.pipeline.common.files import read_json, write_json
+from gradus.pipeline.common.records import write_sealed
 from gradus.pipeline.config import PipelineConfig, StageConfig
 from gradus.pipeline.config.options import differences, identity
 from gradus.pipeline.config.outside import source_of
@@ -78,13 +78,13 @@ def begin_stage(run: RunFolder, index: int, wanted_identity: dict[str, Any]) -> 
     continued, so that an upgrade costs no work; :func:`gradus.pipeline.runs.plan.plan` reports it.
     """
     folder = run.stage_dir(index)
-    known = read_json(folder / STAGE_FILE)
+    known = run.read(folder / STAGE_FILE)
     if known is not None and not identity_changes(known, wanted_identity):
         (folder / FAILURE_FILE).unlink(missing_ok=True)
     else:
         if folder.exists() and any(folder.iterdir()):
             run.set_aside(index)
-        write_json(folder / STAGE_FILE, {"fingerprint": fingerprint(wanted_identity), **wanted_identity})
+        write_sealed(folder / STAGE_FILE, {"fingerprint": fingerprint(wanted_identity), **wanted_identity})
     return folder
 
 

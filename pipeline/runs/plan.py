@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gradus.pipeline.common.errors import UserError
-from gradus.pipeline.common.files import read_json
 from gradus.pipeline.config import PipelineConfig
 from gradus.pipeline.config.options import differences, identity
 from gradus.pipeline.runs.checkpoint import CheckpointRecord, checkpoints_in, read_record, step_of
@@ -112,9 +111,9 @@ def _plan_stage(
 ) -> StagePlan:
     """The plan of a stage whose parent is available; ``drift``: how the configuration differs from the run's."""
     stage, folder, result = config.stages[index], run.stage_dir(index), run.result(index)
-    known, record = read_json(folder / STAGE_FILE), _record(parent)
+    known, record = run.read(folder / STAGE_FILE), _record(parent)
     if known and result is None and record is not None:
-        data = (read_json(run.data_dir / "data.json") or {}).get("hashes", {})
+        data = run.data().get("hashes", {})
         drift = tuple(identity_changes(known, stage_identity(config, index, record, data)))
     code = tuple(code_changes(known["code"], code_version(config, stage))) if known and not drift else ()
 

@@ -15,10 +15,11 @@ from typing import Any
 from gradus import __version__
 from gradus.pipeline.common import locks, yaml_text
 from gradus.pipeline.common.errors import UserError
-from gradus.pipeline.common.files import remove_leftovers, write_json, write_text
+from gradus.pipeline.common.files import remove_leftovers, write_text
+from gradus.pipeline.common.records import digest_of, write_sealed
 from gradus.pipeline.config import PipelineConfig, StageConfig
 from gradus.pipeline.config.options import differences, identity
-from gradus.pipeline.runs.run_paths import CONFIG_FILE, RUN_FILE, attempt_number
+from gradus.pipeline.runs.run_paths import CONFIG_FILE, RUN_FILE, attempt_number, outline_of
 from gradus.pipeline.runs.run_records import (
     FAILURE_FILE,
     HELDOUT_FILE,
@@ -37,7 +38,9 @@ __all__ = [
     "START_FILE",
     "SUMMARY_FILE",
     "RunFolder",
+    "config_as_text",
     "new_record",
+    "restore_config",
 ]
 
 
@@ -71,8 +74,8 @@ class RunFolder(RunRecords):
             folder.mkdir(parents=True, exist_ok=True)
             with _locked(folder):
                 if not (folder / RUN_FILE).is_file():  # another launch may have made the run meanwhile
-                    write_text(folder / CONFIG_FILE, yaml_text.dump(config.model_dump(mode="json")))
-                    write_json(folder / RUN_FILE, new_record(name, config, Path(config_file).absolute()))
+                    write_text(folder / CONFIG_FILE, config_as_text(config))
+                    write_sealed(folder / RUN_FILE, new_record(name, config, Path(config_file).absolute()))
                     return cls(folder, stage_configs, config)
         run = cls(folder, stage_configs, config)
         run._refuse_drift(config)
@@ -88,7 +91,7 @@ class RunFolder(RunRecords):
         if self.record.get("tags") != tags:
             with self.lock():
                 self.record["tags"] = tags
-                write_json(self.path / RUN_FILE, self.record)
+                write_sealed(self.path / RUN_FILE, self.record)
 
     def adopt(self, config: PipelineConfig) -> None:
         """Take over the runtime options of a configuration that is the same otherwise.
@@ -125,7 +128,11 @@ class RunFolder(RunRecords):
     def _write(self, config: PipelineConfig) -> None:
         """Replace the run's configuration, unless it is the same; the caller holds the lock."""
         if _changes(self.config, config):
-            write_text(self.path / CONFIG_FILE, yaml_text.dump(config.model_dump(mode="json")))
+            text = config_as_text(config)
+            # Both are right until the file is replaced, which a kill may prevent.
+            self.record["config"] = [digest_of(text), digest_of(self.config_text())]
+            write_sealed(self.path / RUN_FILE, self.record)
+            write_text(self.path / CONFIG_FILE, text)
             self.__dict__.pop("config", None)  # cached; the next access reads the new file
 
     def set_aside(self, index: int) -> Path | None:
@@ -165,7 +172,7 @@ class RunFolder(RunRecords):
             return "running"
         if self.summary():
             return "done"
-        failures = [f for f in map(self.failure, range(len(self.config.stages))) if f]
+        failures = [f for f in map(self.failure, range(len(self.outline))) if f]
         return f"failed: {failures[-1]['error']}" if failures else "stopped"
 
 
@@ -177,8 +184,24 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
 
 
+def restore_config(run: RunFolder, config: PipelineConfig) -> None:
+    """Write config.yaml again where it is damaged, or gone, and this is the configuration that it held."""
+    text = config_as_text(config)
+    if digest_of(text) in run.record.get("config", ()):
+        try:
+            run.config_text()
+        except UserError:
+            with run.lock():
+                write_text(run.path / CONFIG_FILE, text)
+
+
 def _changes(old: PipelineConfig, new: PipelineConfig) -> list[str]:
     return differences(old.model_dump(mode="json"), new.model_dump(mode="json"))
+
+
+def config_as_text(config: PipelineConfig) -> str:
+    """The content of config.yaml."""
+    return yaml_text.dump(config.model_dump(mode="json"))
 
 
 def new_record(name: str, config: PipelineConfig, config_file: Path) -> dict[str, Any]:
@@ -189,4 +212,6 @@ def new_record(name: str, config: PipelineConfig, config_file: Path) -> dict[str
         "gradus": __version__,
         "config_file": str(config_file),
         "seed": config.seed,
+        "config": [digest_of(config_as_text(config))],
+        "stages": outline_of(config),
     }

@@ -6,15 +6,33 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from gradus.pipeline.common import user_code, yaml_text
 from gradus.pipeline.common.errors import UserError
-from gradus.pipeline.common.files import read_json
+from gradus.pipeline.common.records import damaged, digest_of, read_sealed
 from gradus.pipeline.config import PipelineConfig, StageConfig
 
 CONFIG_FILE = "config.yaml"
 """The resolved configuration."""
 RUN_FILE = "run.json"
 """The run's record: its name, when it was created, and what it was forked from. A folder with this file is a run."""
+
+COPY = "put back a copy of it"
+WITHOUT = COPY + "; without one, remove it, and `gradus"
+AS_BEGUN = " run CONFIG --name {name}`, with the file and the --set that the run was begun with, writes it again"
+REMEDIES = {
+    CONFIG_FILE: COPY + " (MLflow has one, among the artifacts of the run); without one, `gradus" + AS_BEGUN,
+    RUN_FILE: WITHOUT + AS_BEGUN + " and keeps what is done; a fork has to be made again",
+    "start.json": WITHOUT + " resume {name}` measures the policy before any stage again",
+    "summary.json": "`gradus resume {name}` makes it again",
+    "result.json": WITHOUT + " resume {name}` makes it again, from the newest checkpoint of the stage",
+    "stage.json": WITHOUT + " resume {name}` goes on: a stage that is done does not need it, and another one starts "
+    "again, with what is there kept as an attempt",
+    "heldout.json": COPY + "; only comparisons read it",
+    "data.json": COPY + "; the data cannot be made again within a run: without a copy, start a new run",
+}
+"""Record -> what to do where it is damaged."""
 
 
 class RunPaths:
@@ -25,7 +43,7 @@ class RunPaths:
         self.path = Path(path).absolute()
         self.stage_configs = stage_configs
         if not (self.path / RUN_FILE).is_file():
-            known = sorted(p.parent.name for p in self.path.parent.glob(f"*/{RUN_FILE}"))
+            known = sorted(p.parent.name for p in self.path.parent.glob(f"[!.]*/{RUN_FILE}"))
             raise UserError(
                 f"there is no run called {self.path.name!r}",
                 where=str(self.path.parent),
@@ -40,18 +58,42 @@ class RunPaths:
 
     @cached_property
     def record(self) -> dict[str, Any]:
-        """The content of run.json."""
-        return read_json(self.path / RUN_FILE) or {}
+        """The content of run.json. Raises: UserError where it is damaged."""
+        return self.read(self.path / RUN_FILE) or {}
 
     @cached_property
     def config(self) -> PipelineConfig:
-        """The resolved configuration that the run was started with."""
+        """The resolved configuration that the run was started with. Raises: UserError where it is damaged."""
         from gradus.pipeline.config.pipeline import model_for
 
-        file = self.path / CONFIG_FILE
-        data = yaml_text.parse(file.read_text(), str(file)).data
+        text, file = self.config_text(), self.path / CONFIG_FILE
         user_code.look_in(self.base_dir)
-        return model_for(data, self.stage_configs, str(file)).model_validate(data)
+        try:
+            data = yaml_text.parse(text, str(file)).data
+            return model_for(data, self.stage_configs, str(file)).model_validate(data)
+        except ValidationError as error:  # of a file without a hash, or of an earlier version
+            wrong = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()[:3])
+            raise _no_config(file, wrong) from None
+
+    @cached_property
+    def outline(self) -> list[dict[str, Any]]:
+        """``name``, ``variant`` and ``steps`` of every stage. They stand in run.json, because reading YAML is slow."""
+        return self.record.get("stages") or outline_of(self.config)
+
+    def config_text(self) -> str:
+        """The text of config.yaml, which people read, so that run.json has its hash. Raises: UserError."""
+        file = self.path / CONFIG_FILE
+        try:
+            text = file.read_bytes().decode()
+        except (OSError, UnicodeDecodeError) as error:
+            raise _no_config(file, getattr(error, "strerror", None) or str(error)) from None
+        if (known := self.record.get("config")) and digest_of(text) not in known:
+            raise _no_config(file, f"its content is another one than its hash in {RUN_FILE} says")
+        return text
+
+    def read(self, path: Path) -> dict[str, Any] | None:
+        """A record of this run; None where there is none. Raises: UserError where it is damaged."""
+        return read_sealed(path, REMEDIES[path.name].format(name=self.name))
 
     @property
     def base_dir(self) -> Path:
@@ -63,14 +105,9 @@ class RunPaths:
         """The folder of the task's data; a fork reads the data of its origin."""
         return self.path / self.record.get("data", "data")
 
-    @property
-    def origin(self) -> dict[str, Any] | None:
-        """What this run was forked from: ``run``, ``stage``, ``checkpoint``, ``changes`` and ``mlflow_run_id``."""
-        return self.record.get("fork")
-
     def stage_index(self, label: str) -> int:
         """The position of a stage, counted from 0. Raises: UserError where the pipeline has no stage of that name."""
-        labels = [stage.label for stage in self.config.stages]
+        labels = [stage["name"] for stage in self.outline]
         if label not in labels:
             raise UserError(
                 f"the run {self.name!r} has no stage `{label}`", where="--from", expected=f"one of {', '.join(labels)}"
@@ -79,11 +116,20 @@ class RunPaths:
 
     def stage_dir(self, index: int) -> Path:
         """``stages/01-label``, numbered from 1 in the order of the pipeline."""
-        return self.path / "stages" / f"{index + 1:02d}-{self.config.stages[index].label}"
+        return self.path / "stages" / f"{index + 1:02d}-{self.outline[index]['name']}"
 
     def attempts(self, index: int) -> list[Path]:
         """The folders of earlier attempts at a stage, oldest first."""
         return sorted(attempts_beside(self.stage_dir(index)), key=attempt_number)
+
+
+def outline_of(config: PipelineConfig) -> list[dict[str, Any]]:
+    """What run.json holds of the stages; it is part of what a run is, and never changes."""
+    return [{"name": stage.label, "variant": stage.variant, "steps": stage.steps} for stage in config.stages]
+
+
+def _no_config(file: Path, got: str) -> UserError:
+    return damaged(file, got, REMEDIES[CONFIG_FILE].format(name=file.parent.name))
 
 
 def attempts_beside(stage_dir: Path) -> list[Path]:

@@ -6,7 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from gradus.pipeline.common.files import read_json
+from gradus.pipeline.common.errors import UserError
+from gradus.pipeline.common.records import read_sealed
 from gradus.pipeline.runs.checkpoint import CHECKPOINTS, content_of
 from gradus.pipeline.runs.run_paths import RunPaths, attempts_beside
 
@@ -27,15 +28,20 @@ HELDOUT_FILE = "heldout.json"
 class RunRecords(RunPaths):
     """What a run has done, read from its records."""
 
+    @property
+    def origin(self) -> dict[str, Any] | None:
+        """What this run was forked from: ``run``, ``stage``, ``checkpoint``, ``changes`` and ``mlflow_run_id``."""
+        return self.record.get("fork")
+
     def start(self) -> dict[str, Any] | None:
         """The record of the policy before any stage, with the checkpoint's absolute path; None before it is written."""
-        start = read_json(self.path / START_FILE)
+        start = self.read(self.path / START_FILE)
         return start and start | {"checkpoint": str(_found(self.path / start["checkpoint"], start))}
 
     def result(self, index: int) -> dict[str, Any] | None:
         """A stage's success record, with the checkpoint's absolute path; None before it is written."""
         folder = self.stage_dir(index)
-        result = read_json(folder / RESULT_FILE)
+        result = self.read(folder / RESULT_FILE)
         return result and result | {"checkpoint": str(_found(folder / result["checkpoint"], result))}
 
     def own_copies(self) -> set[str]:
@@ -51,19 +57,36 @@ class RunRecords(RunPaths):
 
         A fork has no such record for the stages that it shares; the run that owns the stage has it.
         """
-        found = read_json(self.stage_dir(index) / HELDOUT_FILE) if self.result(index) else None
+        found = self.read(self.stage_dir(index) / HELDOUT_FILE) if self.result(index) else None
         return found and found["correct"]
 
     def failure(self, index: int) -> dict[str, Any] | None:
         """A stage's failure record; None where it has not failed, or succeeded later."""
-        return None if self.result(index) else read_json(self.stage_dir(index) / FAILURE_FILE)
+        if self.result(index):
+            return None
+        try:
+            return read_sealed(self.stage_dir(index) / FAILURE_FILE)
+        except UserError as error:
+            return {"error": f"for a reason that cannot be read: {error.what}", "time": ""}
 
     def summary(self) -> dict[str, Any] | None:
         """The summary of a complete run, with the paths where the checkpoints are now; None before it is complete."""
-        summary = read_json(self.path / SUMMARY_FILE)
+        summary = self.read(self.path / SUMMARY_FILE)
         for index, stage in enumerate(summary["stages"] if summary else ()):
             stage["checkpoint"] = (self.result(index) or stage)["checkpoint"]
         return summary
+
+    def summary_damaged(self) -> bool:
+        """Whether there is a summary that is not as it was written."""
+        try:
+            self.read(self.path / SUMMARY_FILE)
+        except UserError:
+            return True
+        return False
+
+    def data(self) -> dict[str, Any]:
+        """The record of the data; empty before they are made."""
+        return self.read(self.data_dir / DATA_FILE) or {}
 
 
 def _found(path: Path, result: dict[str, Any]) -> Path:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gradus.pipeline.common.errors import UserError
-from gradus.pipeline.common.files import leftovers, read_json, sha256
+from gradus.pipeline.common.files import leftovers, sha256
 from gradus.pipeline.runs.checkpoint import checkpoints_in, content_of, damaged_files, step_of
-from gradus.pipeline.runs.run_folder import RunFolder
+from gradus.pipeline.runs.run_folder import CONFIG_FILE, RUN_FILE, START_FILE, RunFolder
+from gradus.pipeline.runs.run_paths import REMEDIES
 from gradus.pipeline.runs.run_records import DATA_FILE
 
 
@@ -33,9 +34,16 @@ class Finding:
 
 
 def verify(run: RunFolder) -> Iterator[Finding]:
-    """Check the data, the start, and every checkpoint of the stages and of their earlier attempts, in that order."""
+    """Check the records, the data, the start, and every checkpoint of the stages and of their earlier attempts.
+
+    Without run.json and config.yaml nothing is known of the rest, so that it is not looked at.
+    """
+    damaged = list(_damaged_records(run))
+    yield from damaged or [Finding("records", run.path, None, sum(map(_size, _records(run))))]
+    if {finding.path.name for finding in damaged} & {RUN_FILE, CONFIG_FILE}:
+        return
     yield from _data(run)
-    start = run.start()
+    start = _readable(run.start)
     if start is not None:
         yield _start(run, start)
     for index, stage in enumerate(run.config.stages):
@@ -72,21 +80,48 @@ def handover_damage(made: dict[str, Any]) -> str:
     return damage(checkpoint, for_resume=False) or _replaced(checkpoint, made)
 
 
+def _records(run: RunFolder) -> list[Path]:
+    """The records of the run and of its stages, those that were set aside included."""
+    files = [run.path / name for name in REMEDIES] + [
+        file for name in REMEDIES for file in sorted(run.path.glob(f"stages/*/{name}"))
+    ]
+    return [file for file in files if file.is_file()]
+
+
+def _damaged_records(run: RunFolder) -> Iterator[Finding]:
+    for file in _records(run):
+        try:
+            run.config_text() if file.name == CONFIG_FILE else run.read(file)
+        except UserError as error:
+            if error.where == str(file):  # and not run.json, which has the hash of config.yaml
+                name, remedy = str(file.relative_to(run.path)), error.fix
+                yield Finding(name, file, None, _size(file), f"damaged: {error.got}", remedy)
+
+
+def _readable(read: Callable[[], dict[str, Any] | None]) -> dict[str, Any] | None:
+    """A record; None also where it is damaged, which has been reported."""
+    with contextlib.suppress(UserError):
+        return read()
+    return None
+
+
+def data_damage(run: RunFolder) -> str:
+    """What is wrong with the run's data, in a few words; empty where nothing is."""
+    return "; ".join(finding.damage for finding in _data(run) if finding.damage)
+
+
 def _data(run: RunFolder) -> Iterator[Finding]:
     """The files of the data, once they are prepared."""
     owner = run.data_dir.resolve().parent.name
     shared = "" if run.data_dir.resolve().parent == run.path.resolve() else f" (shared with {owner})"
     remedy = "the data cannot be made again within a run: start a new run"
-    record: Any = None
-    try:
-        record = read_json(run.data_dir / DATA_FILE)
-        files = sorted((record or {"files": {}})["files"].items())
-    except (ValueError, KeyError, TypeError, AttributeError):
+    record = _readable(run.data)
+    if record is None:
         yield Finding(f"data{shared}", run.data_dir / DATA_FILE, damage=f"{DATA_FILE} cannot be read", remedy=remedy)
         return
-    if record is None and run.start() is not None:
+    if not record and (run.path / START_FILE).is_file():
         yield Finding(f"data{shared}", run.data_dir / DATA_FILE, damage=f"missing: {DATA_FILE}", remedy=remedy)
-    for name, digest in files:
+    for name, digest in sorted(record.get("files", {}).items()):
         path = run.data_dir / name
         wrong = f"missing: {name}" if not path.is_file() else f"altered: {name}" if sha256(path) != digest else ""
         yield Finding(f"data: {path.stem}{shared}", path, None, _size(path), wrong, remedy)
@@ -100,14 +135,14 @@ def _start(run: RunFolder, start: dict[str, Any]) -> Finding:
         return Finding(f"start (shared with {owner})", path, 0, _size(path), damage(path), _ask(owner))
     first = run.config.stages[0].label
     remedy = f"`gradus resume {run.name}` makes it again"
-    if run.result(0) is not None:
+    if _readable(lambda: run.result(0)) is not None:
         remedy = f"nothing needs it any more; `gradus resume {run.name} --from {first}` makes it and all after it again"
     return Finding("start", path, 0, _size(path), damage(path), remedy)
 
 
 def _stage(run: RunFolder, index: int) -> Iterator[Finding]:
     """The checkpoints of one stage, oldest first, with the one that was handed over even where it no longer exists."""
-    label, folder, result = run.config.stages[index].label, run.stage_dir(index), run.result(index)
+    label, folder, result = run.config.stages[index].label, run.stage_dir(index), _readable(lambda: run.result(index))
     handed = Path(result["checkpoint"]) if result else None
     if result is not None and handed is not None and "shared" in result:
         owner = result["shared"]
@@ -141,7 +176,7 @@ def _remedy(run: RunFolder, index: int, checkpoint: Path, handed: Path | None) -
         return "nothing needs it any more"
     if not damage(checkpoint, for_resume=False) and (last or not stages[index + 1].carry):
         return "what it hands over is undamaged; the state of the finished stage in it is no longer needed"
-    if last or run.result(index + 1) is None:
+    if last or _readable(lambda: run.result(index + 1)) is None:
         return f"`gradus resume {run.name}` makes it again"
     again = f"`gradus resume {run.name} --from {stages[index + 1].label}` makes it and what follows again"
     return f"this run no longer needs it, forks of it may; {again}"

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gradus.pipeline.common.errors import UserError
-from gradus.pipeline.common.files import folder_in_the_making, read_json, sha256, write_json
+from gradus.pipeline.common.files import folder_in_the_making, sha256
+from gradus.pipeline.common.records import read_sealed, write_sealed
 from gradus.pipeline.common.sources import Seen, look_at
 from gradus.pipeline.config.task import FileTask, HubTask, ReasoningGymTask
 from gradus.pipeline.tasks.hub import check_hub, read_hub
@@ -218,7 +219,7 @@ def _write(
             "notes": notes,
             "files": {f"{name}.parquet": sha256(making / f"{name}.parquet") for name in splits},
         }
-        write_json(making / "data.json", record)
+        write_sealed(making / "data.json", record)
 
 
 def _describe(task: AnyTask) -> str:
@@ -232,7 +233,7 @@ def _describe(task: AnyTask) -> str:
 def _record(folder: Path) -> dict[str, Any] | None:
     """The content of data.json, if it and the files that it lists are intact; else None."""
     try:
-        record = read_json(folder / "data.json")
+        record = read_sealed(folder / "data.json") or {}
         intact = record["format"] == FORMAT and all(
             sha256(folder / name) == digest for name, digest in record["files"].items()
         )

@@ -45,11 +45,12 @@ class Chain(Gradus):
         self.config = folder / "chain.yaml"
         self.config.write_text(CHAIN)
 
-    def tell(self, *arguments: str, code: int = 0) -> str:
-        """What the command said, in the order of standard output, standard error."""
+    def tell(self, *arguments: str, code: int | None = 0) -> str:
+        """What the command said, in the order of standard output, standard error; ``code`` None: it may end anyhow."""
         launching = arguments[0] in ("run", "resume") or (arguments[0] == "fork" and "--no-run" not in arguments)
         engine = ["--engine", "none"] if launching else []
         result = self(*arguments, "--runs", str(self.runs), *engine, code=code)
+        self.code = result.exit_code
         return result.stdout + result.stderr
 
     def run(self, name: str = "chain") -> RunFolder:

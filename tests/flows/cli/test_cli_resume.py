@@ -25,6 +25,7 @@ from gradus.pipeline.common import locks
 from gradus.pipeline.common.errors import StageFailed
 from gradus.pipeline.common.files import beside, leftovers
 from gradus.pipeline.common.observer import Observer
+from gradus.pipeline.common.records import read_sealed, write_sealed
 from gradus.pipeline.runs.checkpoint import NO_ROOM, checkpoints_in
 from gradus.pipeline.runs.run_folder import RunFolder
 from gradus.pipeline.tracking import client
@@ -126,9 +127,9 @@ def test_plan_notices_the_policy_the_task_and_what_all_stages_share(chain: Chain
 
 def test_plan_tells_of_other_code_in_a_line_a_stage_and_of_runtime_options(chain: Chain) -> None:
     file = chain.run().stage_dir(1) / "stage.json"
-    known = json.loads(file.read_text())
+    known = read_sealed(file) or {}
     known["code"] |= {"torch": "1.0", "gradus.pipeline.training": "old"}
-    file.write_text(json.dumps(known))
+    write_sealed(file, known)
     said = chain.tell("plan", "chain.yaml", "--name", "chain", "--set", "checkpoints.keep=5")
     (line,) = (line for line in said.splitlines() if "other code" in line)
     assert line == "dapo was begun with other code (gradus.pipeline.training, torch); what is done is kept"
@@ -430,9 +431,9 @@ def test_verify_looks_at_everything_and_says_what_to_do(chain: Chain) -> None:
     chain.tell("resume", "chain", "--from", "gfpo")
     run = chain.run()
     found = json.loads(chain.tell("verify", "chain", "--json"))
-    assert found["ok"] and {each["what"] for each in found["findings"]} == {
-        "data: heldout", "data: train", "data: validation", "start", "sft", "dapo", "gfpo", "gfpo, attempt 1",
-    }  # fmt: skip
+    data = {"data: heldout", "data: train", "data: validation"}
+    looked_at = {"records", *data, "start", "sft", "dapo", "gfpo", "gfpo, attempt 1"}
+    assert found["ok"] and {each["what"] for each in found["findings"]} == looked_at
     flip(run.path / "start" / "tokenizer.json")
     flip(run.attempts(2)[0] / "checkpoints" / "step-000001" / "model.safetensors")
     (run.stage_dir(2) / "checkpoints" / "step-000002" / "config.json").unlink()
@@ -448,7 +449,7 @@ def test_verify_looks_at_everything_and_says_what_to_do(chain: Chain) -> None:
         r"dapo +2 +\S+ kB  ok",
     ):
         assert re.search(line, said), (line, said)
-    assert "5 of 14 damaged:\n" in said and "\n  gfpo step 2: `gradus resume chain` makes it again\n" in said
+    assert "5 of 15 damaged:\n" in said and "\n  gfpo step 2: `gradus resume chain` makes it again\n" in said
     assert "\n  gfpo, attempt 1 step 1: only a fork may still need it;" in said
     flip(run.stage_dir(1) / "checkpoints" / "step-000002" / "resume" / "state.safetensors")
     assert "what it hands over is undamaged" in chain.tell("verify", "chain", code=1)

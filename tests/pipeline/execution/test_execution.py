@@ -18,6 +18,7 @@ import gradus.stages
 from gradus.pipeline.common.errors import StageFailed, UserError
 from gradus.pipeline.common.files import read_json
 from gradus.pipeline.common.observer import Observer
+from gradus.pipeline.common.records import read_sealed, write_sealed
 from gradus.pipeline.execution.prepare import prepare
 from gradus.pipeline.execution.stage import run_stage
 from gradus.pipeline.execution.summary import finish
@@ -222,7 +223,7 @@ def test_a_stage_whose_parent_changed_begins_anew_and_keeps_what_it_had(tmp_path
     run = launch(tmp_path, config)
     (run.stage_dir(1) / "result.json").unlink()
     stage_file = run.stage_dir(1) / "stage.json"
-    stage_file.write_text(stage_file.read_text().replace(run.result(0)["content"], "0" * 16))
+    write_sealed(stage_file, read_sealed(stage_file) | {"parent": "0" * 16})
     run = launch(tmp_path, config)
     assert [folder.name for folder in run.attempts(1)] == ["02-dapo.attempt-1"]
     assert run.result(1)["parent"] == run.result(0)["content"]

@@ -19,10 +19,10 @@ from tracking_runs import client, log_steps, new_run, new_stage, steps_of
 from gradus.flows.order import run_plain
 from gradus.pipeline.common import locks, yaml_text
 from gradus.pipeline.common.addresses import resolve_uri
-from gradus.pipeline.common.files import read_json, write_json
 from gradus.pipeline.common.interruption import Interrupted
 from gradus.pipeline.common.locks import file_lock
 from gradus.pipeline.common.observer import Observer
+from gradus.pipeline.common.records import read_sealed, write_sealed
 from gradus.pipeline.runs.description import open_parent_journal
 from gradus.pipeline.runs.run_folder import RUN_FILE, RunFolder
 from gradus.pipeline.tracking.client import start_uploader
@@ -274,13 +274,13 @@ def test_a_fork_says_so_from_its_beginning_to_its_end(runs: Path) -> None:
     fork = tiny(runs, "fork")
     changes = ["stages.dapo.lr: 0.0001 -> 5e-05", 'sampling.x: null -> "a | b"']
     of = {"run": "origin", "stage": "dapo", "checkpoint": "c0ffee", "changes": changes, "mlflow_run_id": ids[""]}
-    record = {**read_json(fork.path / RUN_FILE), "fork": of, "data": "../origin/data"}
-    write_json(fork.path / RUN_FILE, record)
-    write_json(fork.path / "start.json", read_json(origin.path / "start.json") | {"checkpoint": "../origin/start"})
-    result = read_json(origin.stage_dir(0) / "result.json")
+    record = {**fork.record, "fork": of, "data": "../origin/data"}
+    write_sealed(fork.path / RUN_FILE, record)
+    write_sealed(fork.path / "start.json", read_sealed(origin.path / "start.json") | {"checkpoint": "../origin/start"})
+    result = read_sealed(origin.stage_dir(0) / "result.json")
     checkpoint = f"../../../origin/stages/01-sft/{result['checkpoint']}"
     shared = {"shared": "origin", "checkpoint": checkpoint, "mlflow_run_id": ids["01-sft"]}
-    write_json(fork.stage_dir(0) / "result.json", result | shared)
+    write_sealed(fork.stage_dir(0) / "result.json", result | shared)
     fork = RunFolder(fork.path, STAGE_CONFIGS)
 
     open_parent_journal(fork, {})

@@ -30,7 +30,9 @@ def test_a_stage_of_an_earlier_version_is_resumed_with_one_line(chain: Chain, st
     chain.stop_after(stopped, 1)
     for index in range(stopped + 1):
         file = chain.run().stage_dir(index) / "stage.json"
-        file.write_text(json.dumps(json.loads(file.read_text()) | {"code": CODE, "fingerprint": "33643f9be6546376"}))
+        known = json.loads(file.read_text()) | {"code": CODE, "fingerprint": "33643f9be6546376"}
+        del known["record"]  # records had no hash
+        file.write_text(json.dumps(known))
     planned = chain.tell("plan", "--name", "chain")
     lines = [line for line in planned.splitlines() if "other code" in line]
     labels = [stage.label for stage in chain.run().config.stages]

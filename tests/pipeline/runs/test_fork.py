@@ -175,14 +175,14 @@ def test_what_is_not_done_or_damaged_cannot_be_shared(chain: Chain) -> None:
 
 
 def test_a_fork_appears_whole_or_not_at_all(chain: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = forking.write_json
+    real = forking.write_sealed
 
     def fail(path: Path, value: object) -> None:
         if path.name == "run.json":
             raise OSError(28, "No space left on device")
         real(path, value)
 
-    monkeypatch.setattr(forking, "write_json", fail)
+    monkeypatch.setattr(forking, "write_sealed", fail)
     before = sorted(chain.runs.iterdir())
     assert "there is no space left on the disk" in chain.tell("fork", "chain", "--from", "dapo", code=1)
     assert sorted(chain.runs.iterdir()) == before
