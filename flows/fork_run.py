@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from gradus.flows.open_run import check_name, check_world, load, reserve
+from gradus.flows.open_run import candidates, check_name, check_world, load
 from gradus.pipeline.common.errors import UserError
+from gradus.pipeline.common.locks import vacant
 from gradus.pipeline.config.loading import LoadedConfig
 from gradus.pipeline.runs import fork as forking
 from gradus.pipeline.runs.changed_sources import changed_sources
@@ -48,18 +49,11 @@ def fork_run(
     check_prefect(engine)
     for line in changed_sources(origin):
         say(line)
-    return Fork(forking.fork(origin, index, loaded.config, folder_for_fork(runs, origin.name, name)), changes)
-
-
-def folder_for_fork(runs: Path, origin: str, name: str | None) -> Path:
-    """An empty folder: NAME, or the first free one of ORIGIN-fork, ORIGIN-fork-2 ... Raises: UserError."""
-    if name is None:
-        check_name(f"{origin}-fork-99")
-        return runs / reserve(runs, f"{origin}-fork")
-    try:
-        (runs / name).mkdir()
-    except FileExistsError:
-        what = "run" if (runs / name / RUN_FILE).is_file() else "folder"
-        fix = "choose another --name"
-        raise UserError(f"there is a {what} called {name!r} already", where=str(runs.absolute()), fix=fix) from None
-    return runs / name
+    for each in candidates(f"{origin.name}-fork") if name is None else [name]:
+        check_name(each)
+        if vacant(runs / each):
+            with contextlib.suppress(FileExistsError):  # another process was faster
+                return Fork(forking.fork(origin, index, loaded.config, runs / each), changes)
+    what = "run" if (runs / str(name) / RUN_FILE).is_file() else "folder"
+    fix = "choose another --name"
+    raise UserError(f"there is a {what} called {name!r} already", where=str(runs.absolute()), fix=fix)

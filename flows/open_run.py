@@ -12,6 +12,7 @@ from gradus.flows.screen.plan import refuse_drift
 from gradus.flows.screen.text import runs_option
 from gradus.pipeline.common.addresses import unused_environment
 from gradus.pipeline.common.errors import UserError
+from gradus.pipeline.common.locks import abandoned
 from gradus.pipeline.config import PipelineConfig
 from gradus.pipeline.config.loading import LoadedConfig
 from gradus.pipeline.config.options import differences
@@ -124,10 +125,15 @@ def open_run(
 
 
 def reserve(runs_dir: Path, base: str) -> str:
-    """Make the first free folder of NAME, NAME-2, NAME-3 ... and return its name; two launches never get the same."""
+    """Make the first free folder of NAME, NAME-2, NAME-3 ... and return its name; two launches never get the same.
+
+    A folder that was made for a launch that was then killed is free.
+    """
     for name in candidates(base):
         with contextlib.suppress(FileExistsError):
             (runs_dir / name).mkdir(parents=True)
+            break
+        if abandoned(runs_dir / name):
             break
     return name
 

@@ -77,7 +77,8 @@ class PipelineWork:
         path = self.run.path / "journal.jsonl"
         if path.exists():
             stopped = isinstance(error, KeyboardInterrupt | SystemExit)
-            Journal(path).end("KILLED" if stopped else "FAILED")
+            with Journal(path) as journal:
+                journal.end("KILLED" if stopped else "FAILED")
 
 
 def run_pipeline(work: PipelineWork, observer: Observer, call: Call) -> Result:

@@ -68,6 +68,7 @@ def plan(
     from gradus.flows.screen import sizes
     from gradus.flows.screen.plan import describe
     from gradus.flows.screen.tables import print_plan
+    from gradus.pipeline.common.locks import abandoned
     from gradus.pipeline.estimates.hardware import parse_hardware
     from gradus.pipeline.runs.run_folder import CONFIG_FILE, RUN_FILE
 
@@ -86,7 +87,7 @@ def plan(
         run = existing_run(runs, name or loaded.config.name) if exists else None
     named, fresh = name or loaded.config.name, ""
     if name is None:
-        free = next(each for each in candidates(named) if not (runs / each).exists())
+        free = next(each for each in candidates(named) if not (runs / each).exists() or abandoned(runs / each))
         fresh = free if free != named else ""
     elif run is None:
         asked[3:3] = ["--name", name]

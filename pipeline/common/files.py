@@ -50,10 +50,11 @@ def sha256(path: Path) -> str:
 
 
 @contextmanager
-def folder_in_the_making(final: Path) -> Iterator[Path]:
+def folder_in_the_making(final: Path, replace: bool = True) -> Iterator[Path]:
     """A temporary folder beside ``final``, which is renamed to it when the block ends and all in it is durable.
 
-    An existing folder of that name is replaced. After an error the temporary folder is removed.
+    An existing folder of that name is replaced; without ``replace`` only if it is empty. After an error the temporary
+    folder is removed.
     """
     final.parent.mkdir(parents=True, exist_ok=True)
     making = beside(final)
@@ -67,7 +68,7 @@ def folder_in_the_making(final: Path) -> Iterator[Path]:
                 with path.open("rb") as stream:
                     os.fsync(stream.fileno())
         sync_folder(making)
-        if final.exists():
+        if replace and final.exists():
             shutil.rmtree(final)
         os.replace(making, final)
         sync_folder(final.parent)

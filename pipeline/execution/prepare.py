@@ -62,7 +62,8 @@ def _prepare(run: RunFolder, observer: Observer) -> dict[str, Any]:
     with reward_suite(run) as suite:
         sampler = sampler_for(config, policy, folder, run.path)
         evaluation = evaluate(policy, all_prompts(task, "heldout"), suite, config, sampler=sampler)
-    Journal(run.path / "journal.jsonl").metrics(0, {"accuracy": evaluation.accuracy})
+    with Journal(run.path / "journal.jsonl") as journal:
+        journal.metrics(0, {"accuracy": evaluation.accuracy})
     made = {"checkpoint": folder.name, **evaluation.record(), "seconds": time.perf_counter() - began}
     made |= {"policy": policy.describe(), "content": read_record(folder).content, "sources": sources}
     write_sealed(run.path / START_FILE, made)

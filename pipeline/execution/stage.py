@@ -39,26 +39,26 @@ def run_stage(run: RunFolder, index: int, parent: str, stage: Stage, observer: O
     folder = begin_stage(run, index, made_of)
     checkpoint = newest_whole(folder, parent_record.content, observer.note)
     observer.stage_started(config.label, index, total, config.steps, read_record(checkpoint).step if checkpoint else 0)
-    journals = Journal(folder / "journal.jsonl"), Journal(run.path / "journal.jsonl")
     work = StageWork(run, index, Path(parent), parent_record, task, fingerprint(made_of), checkpoint)
-    try:
-        if run.config.launch.processes > 1:
-            result = launched(run, index, stage, {"parent": parent, "resume_from": checkpoint}, observer)
-        else:
-            with reward_suite(run) as suite:
-                result = train(work, stage, suite, journals[0], observer)
-        attempts = len(run.attempts(index))
-        journals[1].metrics(index + 1 + attempts * total, {"accuracy": result["accuracy_after"]})
-        write_sealed(folder / RESULT_FILE, result)
-    except BaseException as error:
-        killed = isinstance(error, KeyboardInterrupt | SystemExit)
-        if not killed:
-            line = str(error).splitlines()[0] if str(error) else repr(error)
-            with contextlib.suppress(OSError):  # the failure may be a full disk
-                write_json(folder / FAILURE_FILE, {"error": line, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
-        for journal in journals:
-            journal.end("KILLED" if killed else "FAILED")
-        raise
+    with Journal(folder / "journal.jsonl") as own, Journal(run.path / "journal.jsonl") as whole:
+        try:
+            if run.config.launch.processes > 1:
+                result = launched(run, index, stage, {"parent": parent, "resume_from": checkpoint}, observer)
+            else:
+                with reward_suite(run) as suite:
+                    result = train(work, stage, suite, own, observer)
+            attempts = len(run.attempts(index))
+            whole.metrics(index + 1 + attempts * total, {"accuracy": result["accuracy_after"]})
+            write_sealed(folder / RESULT_FILE, result)
+        except BaseException as error:
+            killed = isinstance(error, KeyboardInterrupt | SystemExit)
+            if not killed:
+                line = str(error).splitlines()[0] if str(error) else repr(error)
+                with contextlib.suppress(OSError):  # the failure may be a full disk
+                    write_json(folder / FAILURE_FILE, {"error": line, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
+            for journal in (own, whole):
+                journal.end("KILLED" if killed else "FAILED")
+            raise
     finished = run.result(index)
     assert finished is not None
     observer.stage_finished(config.label, finished)

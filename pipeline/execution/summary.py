@@ -49,12 +49,12 @@ def finish(run: RunFolder) -> dict[str, Any]:
         "seconds": round(start["seconds"] + sum(stage["seconds"] for stage in stages), 3),
     }
     if run.summary() is None:
-        journal = Journal(run.path / "journal.jsonl")
-        accuracies = {f"accuracy/{stage['name']}": stage["accuracy_after"] for stage in stages}
-        again = sum(len(run.attempts(index)) for index in range(len(stages)))
-        journal.metrics(again, {"accuracy/start": summary["accuracy_start"]} | accuracies)
-        journal.metrics(again, {"accuracy/end": summary["accuracy_end"], "time/total": summary["seconds"]})
-        journal.tags({"mlflow.note.content": description(run, summary)})
-        journal.end("FINISHED")
+        with Journal(run.path / "journal.jsonl") as journal:
+            accuracies = {f"accuracy/{stage['name']}": stage["accuracy_after"] for stage in stages}
+            again = sum(len(run.attempts(index)) for index in range(len(stages)))
+            journal.metrics(again, {"accuracy/start": summary["accuracy_start"]} | accuracies)
+            journal.metrics(again, {"accuracy/end": summary["accuracy_end"], "time/total": summary["seconds"]})
+            journal.tags({"mlflow.note.content": description(run, summary)})
+            journal.end("FINISHED")
     write_sealed(run.path / SUMMARY_FILE, summary)
     return run.summary() or summary

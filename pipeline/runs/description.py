@@ -11,16 +11,17 @@ from gradus.pipeline.tracking.position import Position
 
 def open_parent_journal(run: RunFolder, policy: dict[str, Any]) -> None:
     """Start the run of the whole pipeline in the tracking store, or continue it."""
-    journal, config = Journal(run.path / "journal.jsonl"), run.config
+    config = run.config
     order = " -> ".join(stage.label for stage in config.stages)
     params = flatten(config.model_dump(mode="json", exclude={"stages"}))
     params |= {f"policy.{name}": value for name, value in policy.items()}
     tags = {"gradus.pipeline": config.name, "gradus.stages": order, **lineage_tags(run), **run.record.get("tags", {})}
     if run.origin is not None:
         tags["mlflow.note.content"] = description(run)
-    journal.start(run.name, tags, params)
-    journal_datasets(journal, run)
-    journal.artifact(run.path / "config.yaml")
+    with Journal(run.path / "journal.jsonl") as journal:
+        journal.start(run.name, tags, params)
+        journal_datasets(journal, run)
+        journal.artifact(run.path / "config.yaml")
 
 
 def lineage_tags(run: RunFolder) -> dict[str, str]:

@@ -7,12 +7,16 @@ the run that owns what is shared. :class:`gradus.pipeline.runs.run_records.RunRe
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import shutil
+import time
 from pathlib import Path
 from typing import Any
 
 from gradus.pipeline.common.errors import UserError
-from gradus.pipeline.common.files import folder_in_the_making, write_text
+from gradus.pipeline.common.files import folder_in_the_making, remove_leftovers, temporary_for, write_text
+from gradus.pipeline.common.locks import ABANDONED_SECONDS, LOCK_FILE, vacant
 from gradus.pipeline.common.records import read_sealed, write_sealed
 from gradus.pipeline.config import PipelineConfig
 from gradus.pipeline.config.options import differences, identity
@@ -108,24 +112,37 @@ def _refuse(origin: RunFolder, label: str, changes: list[str], earlier: str = ""
 
 
 def fork(origin: RunFolder, index: int, config: PipelineConfig, folder: Path) -> RunFolder:
-    """Make the run ``folder`` from ``origin``, completely or not at all; the folder is new, or reserved and empty.
+    """Make the run ``folder`` from ``origin``, completely or not at all. The caller has made the checks above.
 
-    The caller has made the checks above.
+    Raises: FileExistsError where something has that name, unless it is what a process that was killed left there.
     """
     folder = folder.absolute()
+    remove_abandoned(folder)
     try:
-        with folder_in_the_making(folder) as making:
+        with folder_in_the_making(folder, replace=False) as making:
             write_text(making / CONFIG_FILE, config_as_text(config))
             write_sealed(making / START_FILE, _shared(origin.start() or {}, folder))
             for each in range(index):
                 place = Path("stages") / origin.stage_dir(each).name
                 write_sealed(making / place / RESULT_FILE, _shared_result(origin, each, folder / place))
             write_sealed(making / RUN_FILE, _record(origin, index, config, folder))
-    except BaseException:
-        with contextlib.suppress(OSError):
-            folder.rmdir()  # the reservation; never a folder that holds something
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise FileExistsError(error.errno, "something has this name already", str(folder)) from None
         raise
     return RunFolder(folder, origin.stage_configs)
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Remove what processes that were killed while they made a run left of it: its folder, and temporary ones."""
+    if not vacant(folder):
+        return
+    for path in folder.parent.glob(".*"):
+        if temporary_for(path.name) == folder.name and path.stat().st_mtime < time.time() - ABANDONED_SECONDS:
+            shutil.rmtree(path, ignore_errors=True)
+    if folder.is_dir():
+        remove_leftovers(folder)
+        (folder / LOCK_FILE).unlink(missing_ok=True)
 
 
 def _record(origin: RunFolder, index: int, config: PipelineConfig, folder: Path) -> dict[str, Any]:

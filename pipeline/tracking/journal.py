@@ -18,7 +18,7 @@ import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 JournalEvent = dict[str, Any]
 """One line of a journal."""
@@ -52,6 +52,12 @@ class EventLog:
         """Events that could not be written."""
         self._file: int | None = None
         self._torn = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
 
     def sync(self) -> None:
         """Make everything appended so far durable. Raises: OSError where that fails, or an event was lost earlier."""

@@ -73,6 +73,12 @@ class Faults:
             raise OSError(self.error, f"injected at {event}")
 
 
+@pytest.fixture(name="faults", scope="session")
+def watcher() -> Faults:
+    """One for the whole session, because an audit hook cannot be removed."""
+    return Faults()
+
+
 @contextlib.contextmanager
 def largest_file(size: int) -> Iterator[None]:
     """No file may grow beyond this many bytes: the kernel refuses the rest of the write, whoever writes."""

@@ -90,17 +90,27 @@ def describe_comparison(work: ComparisonWork, command: str, parallel: int) -> di
 
 def begin_tracking(work: ComparisonWork, command: str) -> None:
     """Begin or continue the comparison's own run in MLflow; its arms appear below it."""
-    plan, journal = work.folder.plan, Journal(work.folder.path / "journal.jsonl")
+    plan = work.folder.plan
     tags = {"gradus.comparison": work.folder.name, "gradus.arm": "(comparison)"}
     arms = ",".join(arm.label for arm in plan.arms)
     params = {"arms": arms, "seeds": ",".join(map(str, work.seeds)), "budget": str(plan.budget), "command": command}
-    journal.start(work.folder.name, tags, params)
+    with Journal(work.folder.path / "journal.jsonl") as journal:
+        journal.start(work.folder.name, tags, params)
     deliver(work.folder.path)
 
 
 def end_tracking(work: ComparisonWork, markdown: str, status: str) -> None:
     """Send MLflow the final numbers, the report's files, and how the comparison ended."""
-    folder, journal = work.folder.path, Journal(work.folder.path / "journal.jsonl")
+    folder = work.folder.path
+    with Journal(folder / "journal.jsonl") as journal:
+        _journal_report(journal, folder, markdown)
+        journal.end(status)
+    deliver(folder)
+    if status != "KILLED":  # after Ctrl-C the user should not have to wait
+        deliver_rest(folder)
+
+
+def _journal_report(journal: Journal, folder: Path, markdown: str) -> None:
     with contextlib.suppress(OSError, ValueError, KeyError):
         analysis: Mapping[str, Any] = json.loads((folder / f"{REPORT}.json").read_text())["analysis"]
         for row in analysis["arms"]:
@@ -113,10 +123,6 @@ def end_tracking(work: ComparisonWork, markdown: str, status: str) -> None:
         journal.tags({"mlflow.note.content": markdown[:4000], **verdicts})
         for suffix in ("html", "md", "json"):
             journal.artifact(folder / f"{REPORT}.{suffix}")
-    journal.end(status)
-    deliver(folder)
-    if status != "KILLED":  # after Ctrl-C the user should not have to wait
-        deliver_rest(folder)
 
 
 def deliver(folder: Path) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from shutil import rmtree
+from typing import Any
 
 import pytest
 import torch
@@ -361,3 +364,19 @@ def test_a_reference_is_a_copy_apart(policy):
     policy.model.lm_head.weight.data += 1
     assert not torch.equal(reference.model.lm_head.weight, policy.model.lm_head.weight)
     assert not any(p.requires_grad for p in reference.model.parameters())
+
+
+def test_a_run_leaves_no_file_open(tmp_path: Path) -> None:
+    open_files = list[list[str]]()
+
+    class Counting(Observer):
+        def stage_finished(self, label: str, result: Mapping[str, Any]) -> None:
+            links = [
+                os.readlink(each) for each in Path("/proc/self/fd").iterdir() if each.is_symlink() and each.exists()
+            ]
+            open_files.append(sorted(link for link in links if link.startswith(str(tmp_path))))
+
+    run = launch(tmp_path, pipeline([{"stage": "sft"}, {"stage": "dapo", "group_size": 2}]), observer=Counting())
+    finish(run)
+    Counting().stage_finished("", {})
+    assert open_files == [[], [], []]

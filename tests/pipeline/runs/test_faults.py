@@ -34,11 +34,6 @@ STATE = {"learner": {"moments": torch.arange(2000.0)}, "progress": {"step": 2}}
 PARENT = "parent"
 
 
-@pytest.fixture(scope="session")
-def faults() -> Faults:
-    return Faults()  # an audit hook cannot be removed
-
-
 @pytest.fixture
 def stage_dir(policy: Policy, tmp_path: Path) -> Path:
     """A stage's folder with the checkpoint of step 1."""

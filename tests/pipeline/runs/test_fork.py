@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
 import shutil
 from pathlib import Path
 
 import pytest
+from faults import Faults, Killed
 from trained_chain import DONE, Chain, flip, table
 
+from gradus.flows.open_run import reserve
 from gradus.flows.resume_run import restart_from
 from gradus.pipeline.common import locks
 from gradus.pipeline.runs import fork as forking
@@ -202,3 +206,45 @@ def test_runtime_options_are_no_change(chain: Chain) -> None:
     )
     fork: RunFolder = chain.run("chain-fork")
     assert fork.origin["changes"] == [] and fork.config.policy.threads == 1
+
+
+def test_a_fork_that_was_killed_anywhere_blocks_no_name_and_leaves_nothing(chain: Chain, faults: Faults) -> None:
+    command = ["fork", "chain", "--from", "dapo", "--no-run"]
+    with faults.watching(chain.runs) as clean:
+        chain.tell(*command, "--name", "clean")
+    shutil.rmtree(chain.runs / "clean")
+    expected = sorted([*chain.runs.iterdir(), chain.runs / "chain-fork"])
+    assert clean.count > 15
+    for moment in range(1, clean.count + 1):
+        with contextlib.suppress(Killed), faults.watching(chain.runs, die_at=moment):
+            chain.tell(*command)
+        for left in chain.runs.glob(".chain-fork.*"):
+            os.utime(left, (1, 1))
+        if not (chain.runs / "chain-fork" / "run.json").exists():
+            chain.tell(*command)
+        assert sorted(chain.runs.iterdir()) == expected and chain.run("chain-fork").origin is not None, moment
+        shutil.rmtree(chain.runs / "chain-fork")
+
+
+def test_a_name_is_free_where_nothing_was_made(chain: Chain) -> None:
+    reserved = chain.runs / "chain-fork"
+    reserved.mkdir()
+    (reserved / "lock").write_text("{}")
+    (reserved / ".run.json.0a1b2c3d").write_text("half")
+    with locks.hold(reserved):  # another launch is about to make a run there
+        assert "run chain-fork-2 in" in chain.tell("fork", "chain", "--from", "dapo", "--no-run")
+        said = chain.tell("fork", "chain", "--from", "dapo", "--no-run", "--name", "chain-fork", code=2)
+        assert "there is a folder called 'chain-fork' already" in said
+    assert "run chain-fork in" in chain.tell("fork", "chain", "--from", "dapo", "--no-run")
+    (chain.runs / "chain-2").mkdir()
+    assert "begins a new run, chain-3." in chain.tell("plan", "chain.yaml")
+    os.utime(chain.runs / "chain-2", (1, 1))
+    assert "begins a new run, chain-2." in chain.tell("plan", "chain.yaml")
+    assert reserve(chain.runs, "chain") == "chain-2" and reserve(chain.runs, "chain-fork") == "chain-fork-3"
+    theirs = chain.runs / "mine"
+    theirs.mkdir()
+    (theirs / "config.yaml").write_text("# of the user")
+    assert "there is a folder called 'mine'" in chain.tell(
+        "fork", "chain", "--from", "dapo", "--no-run", "--name", "mine", code=2
+    )
+    assert (theirs / "config.yaml").exists()
