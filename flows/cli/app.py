@@ -19,7 +19,7 @@ from gradus.flows.open_run import check_world, load
 from gradus.flows.screen.errors import CurrentCommand, command, quiet_libraries
 from gradus.flows.screen.text import console, line_printer
 from gradus.flows.screen.view import open_standard_streams
-from gradus.pipeline.common.errors import UserError
+from gradus.pipeline.common.errors import UserError, printable
 from gradus.pipeline.common.host import settle_environment
 
 app = typer.Typer(
@@ -166,15 +166,6 @@ def sample(
     texts = inference.sample(checkpoint, prompt, count, temperature, max_tokens, seed, runs)
     for index, text in enumerate(map(printable, texts), 1):
         print(f"{index}: {text}" if count > 1 else text)
-
-
-def printable(text: str) -> str:
-    r"""The text without characters that could control the terminal.
-
-    >>> printable("7\x1b[2J\n")
-    '7\\x1b[2J\n'
-    """
-    return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
 
 
 @command(app)

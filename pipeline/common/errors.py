@@ -49,3 +49,12 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """:func:`closest`, or a list of the known words; empty where there are none."""
     names = sorted(known)
     return closest(word, names) or (f"use one of: {', '.join(names)}" if names else "")
+
+
+def printable(text: str) -> str:
+    r"""The text without characters that could control the terminal.
+
+    >>> printable("7\x1b[2J\n")
+    '7\\x1b[2J\n'
+    """
+    return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)

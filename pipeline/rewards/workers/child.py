@@ -4,6 +4,9 @@ Requests are pickles, preceded by their length, on a socket; answers are lines o
 output and error are something else, and no child of this process has the socket, so that a reward that prints, reads,
 forks or starts programs disturbs nothing. Nothing that a reward produced is ever unpickled by the trainer. This process
 imports no torch.
+
+Which completions a worker scores, and in what order, is chance. So each one starts from the prompt and the options as
+they were sent, in the folder that the worker was started in, and without an alarm of the one before.
 """
 
 from __future__ import annotations
@@ -14,9 +17,11 @@ import json
 import os
 import pickle
 import resource
+import signal
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, BinaryIO
 
 from gradus.pipeline.common.guardian import guard
@@ -63,6 +68,8 @@ def main(channel: int, folders: list[str]) -> None:
     answers = os.fdopen(os.dup(channel), "w", encoding="utf-8")
     _cut_off_in_forks(requests.fileno(), answers.fileno())
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with contextlib.suppress(OSError):  # Linux: where memory runs out, a worker is killed and not the trainer
+        Path("/proc/self/oom_score_adj").write_text("1000")
     rewards: list[IsolatedReward] = _receive(requests)
     scorers: list[Scorer] = []
     for item in rewards:
@@ -72,7 +79,7 @@ def main(channel: int, folders: list[str]) -> None:
             _answer(answers, {"failed": item.label, "message": _describe(error)})
             return
     _answer(answers, {"ready": True})
-    own = os.getpid()
+    own, home = os.getpid(), os.open(".", os.O_RDONLY)
     while (jobs := _receive(requests)) is not None:
         for index, which, prompt, completion in jobs:
             _limit_memory(rewards[which])
@@ -80,6 +87,8 @@ def main(channel: int, folders: list[str]) -> None:
                 answer = [index, scorers[which](prompt, completion)]
             except BaseException as error:  # SystemExit too: a reward may not end the worker politely either
                 answer = [index, None, _describe(error)]
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            os.fchdir(home)
             if os.getpid() != own:  # the reward has forked, and this is the copy
                 os._exit(0)
             _answer(answers, answer)
@@ -101,7 +110,12 @@ def _prepare(item: IsolatedReward) -> Scorer:
     reward = load_function(item.reward) if ":" in item.reward else find(item.reward)
     for package in reward.packages:
         importlib.import_module(package)
-    return lambda prompt, completion: reward.score(prompt, completion, item.options)
+
+    def score(prompt: Any, completion: str) -> float:
+        prompt, options = pickle.loads(pickle.dumps((prompt, item.options)))  # its own, which it may change
+        return reward.score(prompt, completion, options)
+
+    return score
 
 
 def _receive(requests: BinaryIO) -> Any:

@@ -92,8 +92,8 @@ class _Feeder:
             if self._queue.has_dropped(worker.held):
                 self._replace(worker)
             elif worker.ready and not worker.held and self._queue.waiting:
-                if not worker.process.is_running():
-                    worker.restart()  # it died idle: no completion is to blame
+                if not worker.process.is_silent():
+                    worker.restart()  # it died idle, or something else wrote to its socket: no completion is to blame
                 elif jobs := self._queue.take(len(self._workers)):
                     worker.send(jobs)
 

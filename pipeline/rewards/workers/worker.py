@@ -9,6 +9,7 @@ import contextlib
 import json
 import math
 import pickle
+import select
 import selectors
 import signal
 import socket
@@ -20,7 +21,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from gradus.pipeline.common.errors import StageFailed, UserError
+from gradus.pipeline.common.errors import StageFailed, UserError, printable
 from gradus.pipeline.common.user_code import own_folders
 from gradus.pipeline.rewards.workers.child import BOOTSTRAP, IsolatedReward
 from gradus.pipeline.rewards.workers.environment import explained, worker_environment
@@ -69,9 +70,11 @@ class Process:
             )
         self.channel.setblocking(False)
 
-    def is_running(self) -> bool:
-        """Whether it has not ended yet."""
-        return self.popen.poll() is None
+    def is_silent(self) -> bool:
+        """Whether it has not ended yet, and has sent nothing that was not read."""
+        poll = select.poll()
+        poll.register(self.channel, select.POLLIN)
+        return self.popen.poll() is None and not poll.poll(0)
 
     def write(self, message: Any, deadline: float) -> None:
         """Send without ever waiting for longer than the deadline: a stopped process must not stop the trainer."""
@@ -178,23 +181,24 @@ class Worker:
         except (ValueError, RecursionError):
             return None
         if not self.ready:
-            return {} if isinstance(message, dict) and self._started(message) else None
+            return {} if self._started(message) else None
         match message:
             case [int(index), float(score)] if self.held and index == self.held[0] and math.isfinite(score):
                 return {self.held.popleft(): score}
             case [int(index), None, str(error)] if self.held and index == self.held[0]:
-                return {self.held.popleft(): Failure("error", explained(error, self.declared))}
+                return {self.held.popleft(): Failure("error", explained(printable(error), self.declared))}
         return None
 
-    def _started(self, message: dict[str, Any]) -> bool:
-        if "failed" in message:
-            raise UserError(
-                f"the reward {message['failed']!r} can't be loaded",
-                got=explained(message["message"], self.declared),
-                fix="import the module in a Python shell to see the whole error",
-            )
-        self.ready = message == {"ready": True}
-        self.deaths = 0 if self.ready else self.deaths
+    def _started(self, message: Any) -> bool:
+        match message:
+            case {"ready": True}:
+                self.ready, self.deaths = True, 0
+            case {"failed": str(label), "message": str(error)}:
+                raise UserError(
+                    f"the reward {label!r} can't be loaded",
+                    got=explained(printable(error), self.declared),
+                    fix="import the module in a Python shell to see the whole error",
+                )
         return self.ready
 
     def overdue(self, looked: float) -> Failure | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from gradus.pipeline.rewards.workers.output import KEPT
 from gradus.pipeline.types import Prompt
 
 JUDGE = r"""
-import ctypes, json, multiprocessing, os, sys, time
+import ctypes, json, multiprocessing, os, sys, threading, time
 
 def sockets():
     found = []
@@ -82,6 +83,13 @@ def score(prompt, completion):
         everywhere(b"[" * 10000 + b"\n")
     if completion == "endless":
         everywhere(b"x" * 100_000)
+    if completion == "later":
+        def write():
+            while not os.path.exists("go"):
+                time.sleep(0.01)
+            everywhere(b"hello\n")
+            os.rename("go", "went")
+        threading.Thread(target=write, daemon=True).start()
     if completion == "close":
         for descriptor in sockets():
             os.close(descriptor)
@@ -142,8 +150,22 @@ def test_a_broken_answer_is_a_failure_of_that_completion(judge: Callable[..., Re
     assert message == "the reward wrote where only its worker may; the worker was killed"
 
 
-def test_a_module_that_writes_there_while_it_is_imported_is_told(judge: Callable[..., RewardSuite]) -> None:
-    Path("judge.py").write_text(JUDGE + "\neverywhere(b'hello\\n')\n")
+def test_nothing_is_blamed_for_what_is_written_while_nothing_is_scored(judge: Callable[..., RewardSuite]) -> None:
+    suite = judge()
+    assert score(suite, "later") == ([5], {}, "")
+    Path("go").touch()
+    until = time.monotonic() + 20
+    while not Path("went").exists() and time.monotonic() < until:
+        time.sleep(0.01)
+    assert Path("went").exists()
+    assert score(suite, "a") == ([1], {}, "")
+
+
+@pytest.mark.parametrize("text", [b"hello\n", b'{"failed": 1}\n', b'{"failed": "judge", "message": null}\n'])
+def test_a_module_that_writes_there_while_it_is_imported_is_told(
+    judge: Callable[..., RewardSuite], text: bytes
+) -> None:
+    Path("judge.py").write_text(f"{JUDGE}\neverywhere({text!r})\n")
     with pytest.raises(StageFailed, match="the process for rewards can't start"):
         judge().wait_ready()
 
