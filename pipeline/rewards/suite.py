@@ -59,10 +59,7 @@ def check_rewards(rewards: list[RewardConfig], source: str | None = None) -> Non
     for i, config in enumerate(rewards):
         where = f"rewards.{i}"
         reference = reference_of(config.reward, where)
-        for name in config.env:
-            if name not in os.environ:
-                what = f"the reward {config.reward} needs {name}, which is not in the environment"
-                raise UserError(what, where=f"{where}.env", fix=f"export {name}=... before the command")
+        _check_variables(config, f"{where}.env", reference is not None)
         if reference is not None:
             check_function(reference, config.params, where)
             continue
@@ -80,6 +77,20 @@ def check_rewards(rewards: list[RewardConfig], source: str | None = None) -> Non
                 expected="task.source reasoning_gym",
                 fix="choose a reward that compares answers, such as exact_answer or math_verify",
             )
+
+
+def _check_variables(config: RewardConfig, where: str, own: bool) -> None:
+    """Raise UserError for a variable of the environment that the reward declares and can't get."""
+    for name in config.env:
+        if not own:
+            what = f"the reward {config.reward} of the library needs no variables of the environment"
+            raise UserError(what, where=where, got=name, fix="leave it out")
+        if not name.isidentifier():  # NAME=VALUE, perhaps, and so not shown
+            what = "this is not the name of an environment variable"
+            raise UserError(what, where=where, expected="the name alone, without its value")
+        if name not in os.environ:
+            what = f"the reward {config.reward} needs {name}, which is not in the environment"
+            raise UserError(what, where=where, fix=f"export {name}=... before the command, or leave it out of `env`")
 
 
 class RewardSuite:

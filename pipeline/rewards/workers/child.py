@@ -33,8 +33,8 @@ from gradus.pipeline.rewards.user_functions import load_function
 LIBRARY_MEMORY = 4 * 1024**3
 """Bytes of data a reward of the library may allocate; a sympy expression that explodes must not take the machine along.
 The user's own functions have no such limit: one of them may hold a model."""
-MESSAGE = 300
-"""Characters of an error message that are reported."""
+MESSAGE = 1000
+"""Characters of an error message that are sent; the trainer shortens it further once secrets are left out."""
 
 
 @dataclass(frozen=True)

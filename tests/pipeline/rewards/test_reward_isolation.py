@@ -104,6 +104,8 @@ def score(prompt, completion):
     if completion == "environment":
         with open("environment", "w") as file:
             json.dump(dict(os.environ), file)
+    if completion == "tell the key":
+        raise ValueError(os.environ["JUDGE_API_KEY"] + "x" * 280 + os.environ["JUDGE_API_KEY"])
     if completion == "key":
         return float(os.environ["JUDGE_API_KEY"])
     return float(len(completion))
@@ -197,14 +199,21 @@ SECRETS = {
     "MYSQL_PWD": "a",
     "SSH_AUTH_SOCK": "a",
     "JUDGE_API_KEY": "7",
+    "GITHUB_PAT": "a",
     "DATABASE_URL": "postgres://me:word@host/db",
+    "SERVICE_URL": "https://host/?token=word",
 }
 
 
 def test_secrets_are_withheld_unless_they_are_declared(
     judge: Callable[..., RewardSuite], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain = {"TOKENIZERS_PARALLELISM": "false", "CUDA_VISIBLE_DEVICES": "", "PWD": "/", "HTTP_PROXY": "http://proxy:1"}
+    plain = {
+        "TOKENIZERS_PARALLELISM": "false",
+        "CUDA_VISIBLE_DEVICES": "",
+        "PWD": "/",
+        "HTTP_PROXY": "http://me:word@proxy:1",
+    }
     for name, value in {**SECRETS, **plain}.items():
         monkeypatch.setenv(name, value)
     _, kinds, message = score(judge(), "environment", "key")
@@ -219,10 +228,26 @@ def test_secrets_are_withheld_unless_they_are_declared(
     assert score(judge(env=("JUDGE_API_KEY",)), "key")[0] == [7]
 
 
-def test_a_declared_variable_that_is_not_set_is_told_before_anything_starts(
+def test_a_secret_that_a_reward_tells_is_not_reported(
     judge: Callable[..., RewardSuite], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("JUDGE_API_KEY", "sk-1234")
+    assert score(judge(env=("JUDGE_API_KEY",)), "tell the key")[2] == "ValueError: ..." + "x" * 280 + "..."
+
+
+@pytest.mark.parametrize(
+    ("reward", "name", "message"),
+    [
+        ("judge:score", "JUDGE_API_KEY", "needs JUDGE_API_KEY, which is not in the environment"),
+        ("judge:score", "JUDGE_API_KEY=sk-1234", "not the name of an environment variable"),
+        ("exact_answer", "HOME", "of the library needs no variables"),
+    ],
+)
+def test_a_declared_variable_that_a_reward_cannot_get_is_told_before_anything_starts(
+    reward: str, name: str, message: str, judge: Callable[..., RewardSuite], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("JUDGE_API_KEY", raising=False)
-    with pytest.raises(UserError, match="needs JUDGE_API_KEY") as told:
-        check_rewards([RewardConfig(reward="judge:score", env=["JUDGE_API_KEY"])])
+    with pytest.raises(UserError, match=message) as told:
+        check_rewards([RewardConfig(reward=reward, env=[name])])
     assert told.value.where == "rewards.0.env"
+    assert "sk-1234" not in str(told.value)
