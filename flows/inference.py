@@ -35,7 +35,7 @@ def sample(
     """
     from gradus.stages import discover
 
-    path = checkpoint_or_run(source, runs, hub=True)
+    path, question = checkpoint_or_run(source, runs, hub=True), _typed(prompt)
     from gradus.pipeline.execution.inference import find_run, latest_checkpoint, sample_checkpoint
 
     options, run = SamplingConfig(), None
@@ -46,4 +46,12 @@ def sample(
         path = latest_checkpoint(run) if (path / RUN_FILE).is_file() else path
     given = {"temperature": temperature, "max_tokens": max_tokens}
     options = options.model_copy(update={key: value for key, value in given.items() if value is not None})
-    return sample_checkpoint(path, prompt, count, options, seed)
+    return sample_checkpoint(path, question, count, options, seed)
+
+
+def _typed(prompt: str) -> str:
+    """What was typed; Python gives bytes that the locale has no characters for as surrogates. Raises: UserError."""
+    try:
+        return prompt.encode("utf-8", "surrogateescape").decode("utf-8")
+    except UnicodeError:
+        raise UserError("the prompt is no Unicode text", got=prompt, fix="type it in UTF-8") from None

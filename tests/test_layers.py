@@ -19,6 +19,7 @@ from house import (
     Module,
     circle_offenders,
     docstring_offenders,
+    encoding_offenders,
     name_offenders,
     root_offenders,
     row_offenders,
@@ -169,6 +170,13 @@ FAULTS = {
     "mlflow": (name_offenders, {"flows/order.py": "def f():\n    import mlflow.client\n"}),
     "prefect": (name_offenders, {"pipeline/types.py": "from prefect import flow\n"}),
     "stages know each other": (name_offenders, {"stages/sft.py": "from gradus.stages.dapo import STAGE\n"}),
+    "read in the locale's encoding": (encoding_offenders, {"stages/sft.py": "path.read_text()\n"}),
+    "written in the locale's encoding": (encoding_offenders, {"stages/sft.py": "with open(path, 'w') as file: ...\n"}),
+    "opened in the locale's encoding": (
+        encoding_offenders,
+        {"stages/sft.py": "with (folder / name).open() as file: ...\n"},
+    ),
+    "a process in the locale's encoding": (encoding_offenders, {"stages/sft.py": "subprocess.run(a, text=True)\n"}),
     "algorithm": (name_offenders, {"pipeline/types.py": "if name == 'dapo': ...\n"}),
 }
 

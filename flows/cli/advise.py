@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +12,7 @@ import typer
 from gradus.flows.cli.arguments import RUNS, AsJson, Config, Overrides, Runs
 from gradus.flows.open_run import check_world, load
 from gradus.flows.screen.errors import quiet_libraries
-from gradus.flows.screen.text import console, line_printer
+from gradus.flows.screen.text import console, line_printer, print_json
 
 
 def advise(
@@ -56,7 +55,7 @@ def advise(
     chain = rewrite.advised_config(loaded, overrides or [], report.advice, stages)
     estimates = work.costs(chain, stages, report)
     if as_json:
-        print(json.dumps(report.record(estimates), indent=2, allow_nan=False))
+        print_json(report.record(estimates), allow_nan=False)
     else:
         print_report(report, estimates, screen)
     notes: list[str] = []

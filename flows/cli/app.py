@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import io
 import sys
 from typing import Annotated
 
@@ -17,9 +17,9 @@ from gradus.flows.cli import runs as run_commands
 from gradus.flows.cli.arguments import RUNS, AsJson, Config, EngineOption, Overrides, Runs
 from gradus.flows.open_run import check_world, load
 from gradus.flows.screen.errors import CurrentCommand, command, quiet_libraries
-from gradus.flows.screen.text import console, line_printer
+from gradus.flows.screen.text import console, line_printer, print_json, say
 from gradus.flows.screen.view import open_standard_streams
-from gradus.pipeline.common.errors import UserError, printable
+from gradus.pipeline.common.errors import UserError
 from gradus.pipeline.common.host import settle_environment
 
 app = typer.Typer(
@@ -36,7 +36,7 @@ app.add_typer(server, name="server")
 
 def _version(wanted: bool) -> None:
     if wanted:
-        print(f"gradus {__version__}")
+        say(f"gradus {__version__}")
         raise typer.Exit
 
 
@@ -103,7 +103,7 @@ def check(config: Config, overrides: Overrides = None, runs: Runs = RUNS) -> Non
     check_world(loaded, stages, runs)
     check_prefect("prefect")
     order = " -> ".join(f"{stage.label} ({stage.steps} steps)" for stage in loaded.config.stages)
-    print(f"{loaded.path} is valid.\n{loaded.config.name}: {order}")
+    say(f"{loaded.path} is valid.\n{loaded.config.name}: {order}")
 
 
 command(app)(advise_commands.advise)
@@ -121,13 +121,13 @@ def config(
 
     if schema:
         described = loading.schema([stage.config for stage in discover().values()])
-        print(json.dumps(described, indent=2, ensure_ascii=False))
+        print_json(described)
     elif config is None:
         known = ", ".join(loading.packaged_configs()) or "none"
         fix = f"give a YAML file or a packaged configuration ({known}), or --schema"
         raise UserError("there is nothing to print", fix=fix)
     else:
-        print(loading.dump_config(load(config, overrides)[0].config), end="")
+        sys.stdout.write(loading.dump_config(load(config, overrides)[0].config))
 
 
 @command(app, name="eval")
@@ -143,10 +143,10 @@ def evaluate(
     quiet_libraries()
     found = inference.evaluate(checkpoint, runs)
     if as_json:
-        print(json.dumps(found, indent=2))
+        print_json(found)
         return
     accuracy = f"{number(found['accuracy'])} (95 % interval {interval_text(found['interval'])})"
-    print(f"{shown_path(found['checkpoint'])}\nheld-out accuracy {accuracy} on {found['prompts']} prompts")
+    say(f"{shown_path(found['checkpoint'])}\nheld-out accuracy {accuracy} on {found['prompts']} prompts")
 
 
 @command(app)
@@ -164,8 +164,8 @@ def sample(
 
     quiet_libraries()
     texts = inference.sample(checkpoint, prompt, count, temperature, max_tokens, seed, runs)
-    for index, text in enumerate(map(printable, texts), 1):
-        print(f"{index}: {text}" if count > 1 else text)
+    for index, text in enumerate(texts, 1):
+        say(f"{index}: {text}" if count > 1 else text)
 
 
 @command(app)
@@ -182,14 +182,14 @@ def ui(
         raise UserError(
             "there is no runs folder", where=str(runs.absolute()), fix="run something first, or name --runs"
         )
-    print("Starting MLflow ...", flush=True)
+    say("Starting MLflow ...")
     process, url = serve_ui(runs, port)
-    print(f"MLflow: {url}" + ("" if process is None else " (Ctrl-C ends it)"), flush=True)
+    say(f"MLflow: {url}" + ("" if process is None else " (Ctrl-C ends it)"))
     if process is not None:
         try:
             process.wait()
         except KeyboardInterrupt:
-            print("ended")
+            say("ended")
         finally:
             stop_ui(process)
 
@@ -201,13 +201,13 @@ def sync(runs: Runs = RUNS) -> None:
 
     waiting = [file.parent for file in sorted(runs.glob("*/journal.jsonl")) if needs_delivery(file.parent)]
     if not waiting:
-        print("MLflow has everything.")
+        say("MLflow has everything.")
         return
     from gradus.pipeline.tracking.uploader import sync_run
 
     reports = [sync_run(folder) for folder in waiting]
     for report in reports:
-        print(report.message or f"{report.run}: {report.delivered} records delivered to {report.uri}")
+        say(report.message or f"{report.run}: {report.delivered} records delivered to {report.uri}")
     if any(report.undelivered for report in reports):
         raise typer.Exit(1)
 
@@ -224,7 +224,7 @@ def server_status() -> None:
     from gradus.flows.orchestrator.server import server_status
 
     for key, value in server_status().items():
-        print(f"{key}: {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(value)) if key == 'since' else value}")
+        say(f"{key}: {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(value)) if key == 'since' else value}")
 
 
 @command(server, name="stop")
@@ -232,7 +232,7 @@ def server_stop() -> None:
     """End the server that gradus started; recorded runs stay."""
     from gradus.flows.orchestrator.server import stop_server
 
-    print("the server was stopped" if stop_server() else "no server of gradus's own was running")
+    say("the server was stopped" if stop_server() else "no server of gradus's own was running")
 
 
 def main() -> None:
@@ -241,6 +241,8 @@ def main() -> None:
     try:
         settle_environment()
     except UserError as error:
-        print(error, file=sys.stderr)
+        sys.stderr.write(f"{error}\n")
         sys.exit(2)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a locale that lacks a character ends nothing
     app()

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated
 
 import typer
 
 from gradus.flows.cli.arguments import AsJson
-from gradus.flows.screen.text import console
+from gradus.flows.screen.text import console, print_json, say
 
 
 def stages(
@@ -28,7 +27,7 @@ def stages(
         describe_stage(each.name, each.origin, each.stage, each.problem, StageConfig) for each in listing(names or ())
     ]
     if as_json:
-        print(json.dumps({"stages": found, "common_options": common}, indent=2))
+        print_json({"stages": found, "common_options": common})
     else:
         print_options(found, common, console())
 
@@ -39,8 +38,8 @@ def rewards(as_json: AsJson = False) -> None:
 
     rows = describe()
     if as_json:
-        print(json.dumps(rows, indent=2))
+        print_json(rows)
         return
     for row in rows:
         options = f"\n    options: {row['options']}" if row["options"] else ""
-        print(f"{row['name']}  {row['range']}\n    {row['summary']}{options}\n    from: {row['from']}")
+        say(f"{row['name']}  {row['range']}\n    {row['summary']}{options}\n    from: {row['from']}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,7 +9,7 @@ import typer
 
 from gradus.flows.cli.arguments import RUNS, AsJson, EngineOption, Overrides, Run, Runs
 from gradus.flows.screen.errors import CurrentCommand, quiet_libraries
-from gradus.flows.screen.text import console, line_printer, runs_option, shown_path
+from gradus.flows.screen.text import console, line_printer, print_json, runs_option, say, shown_path
 from gradus.pipeline.common.errors import UserError
 
 if TYPE_CHECKING:
@@ -95,7 +94,7 @@ def plan(
     if wanted is not None:
         planned["sizes"] = sizes.sizes(loaded.config, stages, wanted, prompt_tokens)
     if as_json:
-        print(json.dumps(planned, indent=2))
+        print_json(planned)
         return
     screen = console()
     line_printer(screen)(f"{named}: {'new run' if run is None else shown_path(run.path)}")
@@ -155,15 +154,15 @@ def status(
 
     if name is not None:
         found = runs_status.run_status(existing_run(runs, name))
-        print(json.dumps(found, indent=2)) if as_json else print_run(found, console())
+        print_json(found) if as_json else print_run(found, console())
         return
     listed = runs_status.all_runs(runs, [stage.config for stage in discover().values()])
     if as_json:
-        print(json.dumps(listed, indent=2))
+        print_json(listed)
     elif listed:
         print_runs(listed, console())
     else:
-        print(f"There are no runs in {runs.absolute()}; `gradus run quickstart` makes one.")
+        say(f"There are no runs in {runs.absolute()}; `gradus run quickstart` makes one.")
 
 
 def verify(name: Run, as_json: AsJson = False, runs: Runs = RUNS) -> None:
@@ -178,7 +177,7 @@ def verify(name: Run, as_json: AsJson = False, runs: Runs = RUNS) -> None:
     damaged = any(finding.damage for finding in findings)
     if as_json:
         rows = [{**vars(finding), "path": str(finding.path)} for finding in findings]
-        print(json.dumps({"run": name, "ok": not damaged, "running": running, "findings": rows}, indent=2))
+        print_json({"run": name, "ok": not damaged, "running": running, "findings": rows})
     else:
         print_findings(name, findings, running, console())
     if damaged:

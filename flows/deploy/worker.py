@@ -84,7 +84,7 @@ def _load(asked: Mapping[str, Any]) -> tuple[LoadedConfig, dict[str, Any]]:
     source = Path(asked["source"])
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / source.name
-        file.write_text(yaml_text.dump(asked["config"]))
+        file.write_text(yaml_text.dump(asked["config"]), encoding="utf-8")
         loaded, stages = load(str(file), None, source.parent)
     return LoadedConfig(loaded.config, source, source.parent), stages
 

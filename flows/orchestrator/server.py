@@ -237,7 +237,7 @@ def _locked() -> Iterator[None]:
 
 def _read_record() -> dict[str, Any]:
     try:
-        record = json.loads((prefect_home() / "server.json").read_text())
+        record = json.loads((prefect_home() / "server.json").read_text(encoding="utf-8"))
         return record if {"pid", "started", "port", "url", "since", "version"} <= record.keys() else {}
     except (OSError, ValueError, AttributeError):
         return {}
@@ -245,7 +245,7 @@ def _read_record() -> dict[str, Any]:
 
 def _write_record(record: dict[str, Any]) -> None:
     temporary = prefect_home() / "server.json.new"
-    temporary.write_text(json.dumps(record, indent=1) + "\n")
+    temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     temporary.replace(prefect_home() / "server.json")
 
 
@@ -285,7 +285,7 @@ def _healthy(url: str) -> bool:
 
 def _memory_mb(pid: int) -> int | None:
     try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace").splitlines()
         return next(int(line.split()[1]) // 1024 for line in lines if line.startswith("VmRSS:"))
     except (OSError, StopIteration):
         return None

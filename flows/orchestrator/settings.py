@@ -125,14 +125,14 @@ def _users_setting(name: str) -> str | None:
 
 def _toml(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text())
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
 
 
 def _dotenv(path: Path) -> dict[str, str]:
     try:
-        pairs = (line.removeprefix("export ").partition("=") for line in path.read_text().splitlines())
+        pairs = (line.removeprefix("export ").partition("=") for line in path.read_text(encoding="utf-8").splitlines())
         return {name.strip(): value.strip().strip("\"'") for name, _, value in pairs}
     except (OSError, ValueError):
         return {}

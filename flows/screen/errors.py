@@ -20,6 +20,7 @@ from gradus import __version__
 from gradus.flows.screen.view import only_a_view
 from gradus.pipeline.common.errors import StageFailed, UserError
 from gradus.pipeline.common.interruption import Interrupted
+from gradus.pipeline.common.visible import visible
 
 P = ParamSpec("P")
 
@@ -155,8 +156,8 @@ def _discard_output() -> None:
 def _leave(message: str, code: int, error: BaseException) -> NoReturn:
     """End the command with a message on standard error, with --debug after the traceback."""
     if CurrentCommand.debug:
-        traceback.print_exception(error)
-    print(message, file=sys.stderr)
+        print(visible("".join(traceback.format_exception(error))), file=sys.stderr)
+    print(visible(message), file=sys.stderr)
     raise typer.Exit(code) from None
 
 
@@ -168,9 +169,9 @@ def _write_traceback() -> Path:
     if CurrentCommand.folder is not None:
         with contextlib.suppress(OSError):
             path = CurrentCommand.folder / "error.log"
-            with path.open("a", encoding="utf-8") as file:
+            with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
                 file.write(text)
             return path
-    with tempfile.NamedTemporaryFile("w", prefix="gradus-", suffix=".log", delete=False, encoding="utf-8") as file:
-        file.write(text)
+    with tempfile.NamedTemporaryFile("wb", prefix="gradus-", suffix=".log", delete=False) as file:
+        file.write(text.encode(errors="backslashreplace"))
     return Path(file.name)

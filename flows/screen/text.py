@@ -3,23 +3,44 @@
 from __future__ import annotations
 
 import functools
+import json
 import math
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 
 from gradus.pipeline.common.observer import Observer
+from gradus.pipeline.common.visible import visible
 
 CONTINUE_HINT = "to continue:"
 """How the line begins that says which command continues a run."""
 
 
+class Screen(Console):
+    """Rich's console; what is printed on it cannot control the terminal, wherever its text is from."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(visible(segment.text), segment.style)
+
+
 def console() -> Console:
-    """Rich's console on standard output."""
-    return Console()
+    """The console on standard output."""
+    return Screen()
+
+
+def say(text: str) -> None:
+    """Print lines on standard output that cannot control the terminal."""
+    print(visible(text), flush=True)
+
+
+def print_json(value: Any, allow_nan: bool = True) -> None:
+    """Print plain data for other programs; JSON escapes whatever is not ASCII."""
+    print(json.dumps(value, indent=2, allow_nan=allow_nan))
 
 
 def line_printer(console: Console) -> Callable[[str], None]:
@@ -119,7 +140,7 @@ def print_table(
     console: Console, header: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str] = ()
 ) -> None:
     """Print aligned columns, those named in ``right`` to the right. Lines are never cut: a terminal wraps them."""
-    cells = [[" ".join(str(cell).split()) for cell in row] for row in rows]
+    cells = [[visible(" ".join(str(cell).split())) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
     for row in (header, *cells):
         columns = zip(row, widths, header, strict=True)

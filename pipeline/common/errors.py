@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from gradus.pipeline.common.visible import visible
+
 
 class UserError(ValueError):
     """Something the user can put right before any compute is spent; the command line exits with 2.
@@ -26,7 +28,7 @@ class UserError(ValueError):
             lines.append(f"  expected: {self.expected}")
         if self.fix:
             lines.append(f"  do:       {self.fix}")
-        return "\n".join(lines)
+        return visible("\n".join(lines))  # what was got may be anything
 
 
 class StageFailed(RuntimeError):
@@ -49,12 +51,3 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """:func:`closest`, or a list of the known words; empty where there are none."""
     names = sorted(known)
     return closest(word, names) or (f"use one of: {', '.join(names)}" if names else "")
-
-
-def printable(text: str) -> str:
-    r"""The text without characters that could control the terminal.
-
-    >>> printable("7\x1b[2J\n")
-    '7\\x1b[2J\n'
-    """
-    return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)

@@ -31,7 +31,7 @@ def file_lock(path: Path, wait: bool = True) -> Iterator[bool]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as held:
         while True:
-            stream = held.enter_context(path.open("a"))
+            stream = held.enter_context(path.open("a", encoding="utf-8"))
             free = _locked(stream, fcntl.LOCK_EX, wait)
             if not free or _in_place(stream, path):
                 break
@@ -77,7 +77,7 @@ def holder(run_path: Path | str) -> dict[str, Any] | None:
 
     A description that a dead process left in the file does not count.
     """
-    with contextlib.suppress(FileNotFoundError), (Path(run_path) / LOCK_FILE).open("r") as stream:
+    with contextlib.suppress(FileNotFoundError), (Path(run_path) / LOCK_FILE).open("r", encoding="utf-8") as stream:
         if not _locked(stream, fcntl.LOCK_SH):
             try:
                 return json.loads(stream.read())
@@ -112,7 +112,7 @@ def abandoned(folder: Path) -> bool:
 def _taken(run_path: Path, held: contextlib.ExitStack) -> IO[str] | None:
     """The lock file once it is locked, with the folder; None where another process has either."""
     with contextlib.ExitStack() as tried:
-        stream = tried.enter_context((run_path / LOCK_FILE).open("a+"))
+        stream = tried.enter_context((run_path / LOCK_FILE).open("a+", encoding="utf-8"))
         both = _locked(stream, fcntl.LOCK_EX) and _locked(tried.enter_context(_folder(run_path)), fcntl.LOCK_EX)
         if not both or not _in_place(stream, run_path / LOCK_FILE):
             return None

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from gradus.pipeline.common.errors import UserError, printable
+from gradus.pipeline.common.errors import UserError
 from gradus.pipeline.common.process import usable_cores
+from gradus.pipeline.common.visible import visible
 from gradus.pipeline.rewards.registry import check_options, find
 from gradus.pipeline.rewards.user_functions import check_function, reference_of
 from gradus.pipeline.types import Prompt
@@ -260,4 +261,4 @@ def _attempt(function: Callable[[Prompt, str], float], prompt: Prompt, text: str
     try:
         return function(prompt, text)
     except Exception as error:
-        return "error", printable(f"{type(error).__name__}: {error}"[:300])
+        return "error", visible(f"{type(error).__name__}: {error}"[:300])

@@ -75,10 +75,12 @@ def read_gym(task: ReasoningGymTask, notes: list[str]) -> Iterator[Batch]:
         "-c",
         "from gradus.pipeline.tasks.reasoning_gym import _generate_to_stdout as run; run()",
     ]
-    with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
+    with subprocess.Popen(
+        command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8"
+    ) as child:
         assert child.stdin is not None and child.stdout is not None
         try:
-            child.stdin.write(task.model_dump_json())
+            child.stdin.write(json.dumps(task.model_dump(mode="json")))  # ASCII
             child.stdin.close()
             for line in child.stdout:
                 message = json.loads(line)

@@ -81,7 +81,7 @@ class Position:
     def read(cls, journal: Path) -> Position:
         """The position of ``journal``; a new one where nothing has been delivered."""
         try:
-            raw = json.loads((journal.parent / POSITION_FILE).read_text())
+            raw = json.loads((journal.parent / POSITION_FILE).read_text(encoding="utf-8"))
             return cls(**{name: raw[name] for name in cls.__dataclass_fields__ if name in raw})
         except (OSError, ValueError, TypeError):
             return cls()
@@ -133,7 +133,7 @@ def tracking_options(run_dir: str | Path) -> tuple[str, str]:
 
     options: Any = {}
     with contextlib.suppress(OSError, yaml.YAMLError, AttributeError):
-        options = yaml.safe_load((Path(run_dir) / "config.yaml").read_text()).get("tracking") or {}
+        options = yaml.safe_load((Path(run_dir) / "config.yaml").read_text(encoding="utf-8")).get("tracking") or {}
     return resolve_uri(options.get("uri"), Path(run_dir).absolute().parent), str(options.get("experiment") or "gradus")
 
 

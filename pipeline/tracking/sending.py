@@ -59,7 +59,7 @@ class Sender:
             raise Unreachable(one_line(error)) from error
         self._require_run()
         line = {"journal": str(self.journal.relative_to(self.run_dir)), "reason": one_line(error), "event": event}
-        with open(self.run_dir / REJECTED_FILE, "a") as file:
+        with open(self.run_dir / REJECTED_FILE, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         self.report.rejected += 1
 

@@ -147,7 +147,7 @@ def _wait_until_healthy(process: subprocess.Popen[bytes], url: str, log: Path) -
             if answer.status == 200:
                 return
         time.sleep(0.1)
-    last = log.read_text(errors="replace").strip().splitlines()[-1:] or ["the log is empty"]
+    last = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:] or ["the log is empty"]
     raise UserError("MLflow's server did not start", where=str(log), got=last[0], fix="read the log named above")
 
 

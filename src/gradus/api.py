@@ -239,13 +239,13 @@ class _Log(io.TextIOBase):
 @contextmanager
 def _screen(engine: str, progress: bool) -> Iterator[Console]:
     """Where progress goes while something is trained. Raises: UserError where there is no such engine."""
-    from rich.console import Console
+    from gradus.flows.screen.text import Screen
 
     if engine not in ("prefect", "none"):
         raise UserError("there is no such engine", where="engine", got=engine, expected='"prefect" or "none"')
     settle_environment()
     quiet_libraries()
-    yield Console() if progress else Console(file=_Log(), width=1000)  # type: ignore[arg-type]
+    yield Screen() if progress else Screen(file=_Log(), width=1000)  # type: ignore[arg-type]
 
 
 def _trained(folder: RunFolder, engine: str, screen: Console, before: Any = lambda: None) -> Run:

@@ -235,11 +235,36 @@ def name_offenders(house: House) -> Iterator[str]:
                     yield f"{house.shown(module)}:{node.lineno} names an algorithm: {text!r}"
 
 
+def encoding_offenders(house: House) -> Iterator[str]:
+    """Text that is read, written or exchanged with a process in whatever encoding the user's locale has."""
+    for module in house.modules.values():
+        withs = (node for node in ast.walk(module.tree) if isinstance(node, ast.With))
+        entered = {id(item.context_expr) for node in withs for item in node.items}
+        for node in ast.walk(module.tree):
+            if isinstance(node, ast.Call) and _in_the_encoding_of_the_locale(node, id(node) in entered):
+                yield f"{house.shown(module)}:{node.lineno} names no encoding: {ast.unparse(node)[:80]}"
+
+
+def _in_the_encoding_of_the_locale(call: ast.Call, entered: bool) -> bool:
+    named = {keyword.arg: keyword.value for keyword in call.keywords}
+    owner, _, name = ast.unparse(call.func).rpartition(".")
+    if "encoding" in named or None in named or owner in ("os", "webbrowser"):
+        return False
+    if name in ("read_text", "write_text"):
+        return bool(owner)
+    if name in ("open", "fdopen"):
+        given = [each.value for each in (*call.args, named.get("mode")) if isinstance(each, ast.Constant)]
+        modes = [each for each in given if isinstance(each, str) and re.fullmatch("[rwxat+b]{1,3}", each)]
+        is_file = bool(modes) or not owner or (entered and not call.args)
+        return is_file and not any("b" in mode for mode in modes)
+    return "text" in named and name in ("run", "Popen", "check_output")
+
+
 def stages_of(house: House) -> list[str]:
     return [name for name in house.modules if name.startswith("stages.")]
 
 
 CHECKS = [
     row_offenders, root_offenders, upward_offenders, circle_offenders, size_offenders, docstring_offenders,
-    name_offenders,
+    name_offenders, encoding_offenders,
 ]  # fmt: skip

@@ -112,7 +112,7 @@ def end_tracking(work: ComparisonWork, markdown: str, status: str) -> None:
 
 def _journal_report(journal: Journal, folder: Path, markdown: str) -> None:
     with contextlib.suppress(OSError, ValueError, KeyError):
-        analysis: Mapping[str, Any] = json.loads((folder / f"{REPORT}.json").read_text())["analysis"]
+        analysis: Mapping[str, Any] = json.loads((folder / f"{REPORT}.json").read_text(encoding="utf-8"))["analysis"]
         for row in analysis["arms"]:
             found = {
                 key: row[key] for key in ("accuracy", "gain", "rollouts", "tokens", "seconds") if row[key] is not None

@@ -133,7 +133,7 @@ def thresholds() -> Thresholds:
     """The thresholds of this processor. They are not measured here, so that a resumed run computes the same."""
     described = ""
     with contextlib.suppress(OSError):
-        described = Path("/proc/cpuinfo").read_text()
+        described = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     wide = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
     return AVX512 if wide and "AuthenticAMD" in described else AVX2
 

@@ -21,8 +21,9 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from gradus.pipeline.common.errors import StageFailed, UserError, printable
+from gradus.pipeline.common.errors import StageFailed, UserError
 from gradus.pipeline.common.user_code import own_folders
+from gradus.pipeline.common.visible import visible
 from gradus.pipeline.rewards.workers.child import BOOTSTRAP, IsolatedReward
 from gradus.pipeline.rewards.workers.environment import explained, worker_environment
 from gradus.pipeline.types import Prompt
@@ -186,7 +187,7 @@ class Worker:
             case [int(index), float(score)] if self.held and index == self.held[0] and math.isfinite(score):
                 return {self.held.popleft(): score}
             case [int(index), None, str(error)] if self.held and index == self.held[0]:
-                return {self.held.popleft(): Failure("error", explained(printable(error), self.declared))}
+                return {self.held.popleft(): Failure("error", explained(visible(error), self.declared))}
         return None
 
     def _started(self, message: Any) -> bool:
@@ -196,7 +197,7 @@ class Worker:
             case {"failed": str(label), "message": str(error)}:
                 raise UserError(
                     f"the reward {label!r} can't be loaded",
-                    got=explained(printable(error), self.declared),
+                    got=explained(visible(error), self.declared),
                     fix="import the module in a Python shell to see the whole error",
                 )
         return self.ready
