@@ -15,7 +15,8 @@ import yaml
 from gradus.pipeline.common.errors import UserError
 
 MAX_CHARACTERS = 1_000_000
-MAX_NODES = 50_000
+MAX_NODES = 20_000
+"""PyYAML takes a second for as many."""
 MAX_DEPTH = 40
 
 Path = tuple[str | int, ...]
@@ -61,7 +62,7 @@ def parse(text: str, source: str) -> Document:
             "the YAML is too large", where=source, got=f"{len(text):,} characters", expected="at most 1,000,000"
         )
     try:
-        node = yaml.compose(text, Loader=yaml.BaseLoader)
+        node = _Composer(text, source).get_single_node()
         reader = _Reader(source)
         return Document(None if node is None else reader.value(node, ()), reader.lines)
     except yaml.MarkedYAMLError as error:
@@ -72,7 +73,7 @@ def parse(text: str, source: str) -> Document:
     except yaml.YAMLError as error:
         raise UserError(f"not valid YAML: {str(error).splitlines()[0]}", where=source) from None
     except RecursionError:
-        raise UserError("the YAML is nested too deeply", where=source, expected=f"at most {MAX_DEPTH} levels") from None
+        raise _too_large(source) from None
 
 
 def dump(data: Any) -> str:
@@ -88,6 +89,27 @@ def _advice(problem: str) -> str:
     return "check indentation, colons and quotes there and in the line before"
 
 
+def _too_large(where: str) -> UserError:
+    expected = f"at most {MAX_NODES:,} keys and values and {MAX_DEPTH} levels, aliases expanded"
+    return UserError("the YAML is too large", where=where, expected=expected)
+
+
+class _Composer(yaml.BaseLoader):
+    """PyYAML's nodes, limited while they are made: a megabyte of them takes half a minute and 300 MB."""
+
+    def __init__(self, text: str, source: str):
+        super().__init__(text)
+        self.source, self.nodes, self.depth = source, 0, 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        self.nodes, self.depth = self.nodes + 1, self.depth + 1
+        if self.nodes > MAX_NODES or self.depth > MAX_DEPTH + 1:
+            raise _too_large(f"{self.source} line {self.peek_event().start_mark.line + 1}")
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+
 class _Reader:
     """Turns PyYAML's nodes into data. Aliases are copied, so the number of values is limited as well as the text."""
 
@@ -97,8 +119,7 @@ class _Reader:
     def value(self, node: yaml.Node, path: Path) -> Any:
         self.nodes += 1
         if self.nodes > MAX_NODES or len(path) > MAX_DEPTH:
-            expected = f"at most {MAX_NODES:,} values and {MAX_DEPTH} levels, aliases expanded"
-            raise UserError("the YAML is too large", where=self._at(node), expected=expected)
+            raise _too_large(self._at(node))
         self.lines.setdefault(path, node.start_mark.line + 1)
         if node.tag not in (f"tag:yaml.org,2002:{kind}" for kind in ("str", "seq", "map")):
             raise UserError("YAML tags are not read", where=self._at(node), got=node.tag, fix="write the plain value")

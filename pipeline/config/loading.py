@@ -172,7 +172,8 @@ def _read(path: Path) -> str:
     except OSError as error:
         raise UserError("the configuration cannot be read", where=str(path), got=error.strerror) from None
     except UnicodeDecodeError as error:
-        raise UserError("the configuration is no UTF-8 text", where=f"{path}, byte {error.start}") from None
+        where, fix = f"{path}, byte {error.start}", "save it in UTF-8"
+        raise UserError("the configuration is no UTF-8 text", where=where, fix=fix) from None
 
 
 def _shown(path: Path) -> str:

@@ -104,11 +104,19 @@ def normalised(batches: Iterable[Batch], columns: Columns, source: str, notes: l
         yield {
             "question": [texts["question"][i] for i in kept],
             "answer": [texts["answer"][i] for i in kept],
-            "metadata": [encode({name: values[i] for name, values in others}) for i in kept],
+            "metadata": [_metadata({name: values[i] for name, values in others}, source) for i in kept],
             "demonstration": [texts["demonstration"][i] or None if "demonstration" in texts else None for i in kept],
         }
     if dropped:
         notes.append(f"{dropped} of {seen} rows of {source} left out: no question or no answer")
+
+
+def _metadata(values: dict[str, Any], source: str) -> str:
+    try:
+        return encode(values)
+    except RecursionError:
+        what = f"{source} has values that are nested too deeply"
+        raise UserError(what, where="task", got=", ".join(values), fix="leave these columns out of the file") from None
 
 
 def without_binary(batch: Any) -> Batch:
@@ -121,11 +129,12 @@ def _texts(values: list[Any], role: str, name: str, source: str, offset: int) ->
     for row, value in enumerate(values, start=offset + 1):
         try:
             text = "" if value is None else as_text(value)
-        except TypeError as error:
+            text.encode()  # JSON can spell half a character, which no file and no tokenizer takes
+        except (TypeError, UnicodeEncodeError) as error:
             raise UserError(
                 f"{source}, row {row}: column {name!r} holds no text",
                 where=f"task.columns.{role}",
-                got=repr(value)[:80],
+                got=ascii(value)[:80],
                 expected="text or a number",
                 fix=f"set task.columns.{role} to a column of texts",
             ) from error
@@ -175,7 +184,7 @@ def _rows(path: Path, where: str, parse: bool = True) -> Iterator[dict[str, Any]
                         if not isinstance(row, dict):
                             raise ValueError("expected one object a line")
                         yield row
-    except (ValueError, csv.Error, OSError) as error:  # text that is not UTF-8 is a ValueError too
+    except (ValueError, csv.Error, OSError, RecursionError) as error:  # text that is not UTF-8 is a ValueError too
         raise UserError(
             f"{path.name} cannot be read{f', line {line}' if line else ''}: {error}",
             where=where,

@@ -117,7 +117,7 @@ def test_lines_are_those_of_the_keys() -> None:
         ("a: !!python/object/apply:os.system [echo]", "tags are not read"),
         ("a: b: c", "put a text that contains `: ` in quotes"),
         ("a: [1", "not valid YAML"),
-        ("[" * 3000, "nested too deeply"),
+        ("[" * 3000, "too large"),
         ("a: &a [*a]", "too large"),
         ("? [1, 2]\n: 3", "a key must be a text"),
         ("---\na: 1\n---\nb: 2", "not valid YAML"),
@@ -138,6 +138,30 @@ def test_an_alias_bomb_is_bounded() -> None:
     merges = "\n".join(f"m{i}: &m{i} {{<<: [{', '.join([f'*m{i - 1}'] * 10)}]}}" for i in range(1, 12))
     with pytest.raises(UserError, match="too large"):
         yaml_text.parse(f"m0: &m0 {{a: 1}}\n{merges}", "x")
+
+
+@pytest.mark.parametrize("many", ["- a\n" * 30_000, "[" + "a, " * 30_000, "{" + "a: 1, " * 15_000, "- " * 100])
+def test_too_many_values_are_refused_before_the_rest_is_read(many: str) -> None:
+    """What follows is no YAML, which would be said if it were read."""
+    with pytest.raises(UserError, match="the YAML is too large"):
+        yaml_text.parse(f"{many}\n}}%\tx: [", "x")
+
+
+@pytest.mark.parametrize(
+    "written",
+    [b"\xef\xbb\xbf" + BASE.encode(), BASE.replace("\n", "\r\n").encode(), BASE.encode() + b"# \xe2\x86\x92\n"],
+)
+def test_a_byte_order_mark_and_lines_of_windows_change_nothing(written: bytes, base: str, tmp_path: Path) -> None:
+    (tmp_path / "other.yaml").write_bytes(written)
+    assert load_config(str(tmp_path / "other.yaml"), [], STAGES).config == load_config(base, [], STAGES).config
+
+
+@pytest.mark.parametrize("written", [BASE.encode() + "# ä".encode("latin-1"), BASE.encode("utf-16"), b"\x80"])
+def test_a_file_in_another_encoding_is_named(written: bytes, tmp_path: Path) -> None:
+    (tmp_path / "other.yaml").write_bytes(written)
+    with pytest.raises(UserError, match="no UTF-8 text") as refused:
+        load_config(str(tmp_path / "other.yaml"), [], STAGES)
+    assert str(tmp_path / "other.yaml") in refused.value.where and refused.value.fix
 
 
 # --- loading and overriding -------------------------------------------------------------------------------------------

@@ -265,3 +265,35 @@ def test_checking_imports_nothing_heavy():
     code += f"print([m for m in {heavy} if m in sys.modules])"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
+
+
+ROWS = "".join(json.dumps({"question": f"{number}?", "answer": number}) + "\n" for number in range(40))
+
+
+@pytest.mark.parametrize("written", [ROWS.encode("utf-8-sig"), ROWS.replace("\n", "\r\n").encode()])
+def test_a_byte_order_mark_and_lines_of_windows_change_no_prompt(tmp_path, written):
+    (tmp_path / "a.jsonl").write_text(ROWS, encoding="utf-8")
+    (tmp_path / "b.jsonl").write_bytes(written)
+    a, b = (build_task(file(f"{name}.jsonl"), tmp_path, tmp_path / name) for name in "ab")
+    assert a.hashes == b.hashes
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        (b'{"question": "a\\ud800b", "answer": 1}', "row 41: column 'question' holds no text"),
+        (b'{"question": "a", "answer": "\\udc00"}', "row 41: column 'answer' holds no text"),
+        (b'{"question": "a", "answer": ' + b"[" * 100_000, "cannot be read, line 41"),
+        (b'{"question": "a", "answer": 1, "b": ' + b"[" * 900 + b"]" * 900 + b"}", "nested too deeply"),
+        (b'{"question": "a", "answer": ' + b"9" * 5000 + b"}", "cannot be read, line 41"),
+        (b'{"question": "\xe4", "answer": 1}', "text is expected in UTF-8"),
+        (b"\x00", "cannot be read, line 41"),
+        (b"[1]", "cannot be read, line 41"),
+    ],
+)
+def test_a_row_that_is_no_text_is_named(tmp_path, row, says):
+    (tmp_path / "rows.jsonl").write_bytes(ROWS.encode() + row + b"\n")
+    with pytest.raises(UserError) as refused:
+        build_task(file("rows.jsonl"), tmp_path, tmp_path / "data")
+    assert says in str(refused.value) and refused.value.fix
+    str(refused.value).encode()
