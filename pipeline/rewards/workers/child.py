@@ -69,7 +69,7 @@ def main(channel: int, folders: list[str]) -> None:
     _cut_off_in_forks(requests.fileno(), answers.fileno())
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with contextlib.suppress(OSError):  # Linux: where memory runs out, a worker is killed and not the trainer
-        Path("/proc/self/oom_score_adj").write_text("1000")
+        Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
     rewards: list[IsolatedReward] = _receive(requests)
     scorers: list[Scorer] = []
     for item in rewards:
