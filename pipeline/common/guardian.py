@@ -22,9 +22,13 @@ def guard(channel: int) -> None:
     kills the child and all descendants of it. On Linux orphans become the guardian's own children, so that a daemon
     does not escape; elsewhere only the child's process group is killed. The socket stays open until all of them are
     gone, so whoever holds the other end then knows that nothing is left.
+
+    Service managers and schedulers send SIGTERM to every process of a job. These two leave it to whoever holds the
+    other end, who may still have a step to finish; programs that the child starts, and its forks, answer it as ever.
     """
     _prctl(SET_CHILD_SUBREAPER, 1)
     guardian, child = os.getpid(), os.fork()
+    _pass_over(signal.SIGTERM, signal.SIGHUP)
     if child:
         _wait(child, channel)
     os.setpgid(0, 0)
@@ -55,6 +59,31 @@ def _wait(child: int, channel: int) -> None:
             signal.signal(os.WTERMSIG(status), signal.SIG_DFL)
         os.kill(os.getpid(), os.WTERMSIG(status))
     os._exit(os.waitstatus_to_exitcode(status))
+
+
+def _pass_over(*numbers: int) -> None:
+    """Do nothing on these signals, unlike the forks of this process and the programs that it starts.
+
+    Programs would inherit SIG_IGN and then could not be ended by the signal; a handler they do not inherit.
+    """
+    previous = {number: handler for number in numbers if (handler := signal.getsignal(number)) is not signal.SIG_IGN}
+
+    def hold(how: int) -> None:
+        signal.pthread_sigmask(how, previous)
+
+    def restore() -> None:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+        hold(signal.SIG_UNBLOCK)
+
+    for number in previous:
+        signal.signal(number, lambda *_: None)
+    # A signal that reaches a fork before its handlers are restored waits until they are.
+    os.register_at_fork(
+        before=lambda: hold(signal.SIG_BLOCK),
+        after_in_parent=lambda: hold(signal.SIG_UNBLOCK),
+        after_in_child=restore,
+    )
 
 
 def _children() -> list[int]:

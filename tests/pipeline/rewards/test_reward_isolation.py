@@ -19,7 +19,7 @@ from gradus.pipeline.rewards.workers.output import KEPT
 from gradus.pipeline.types import Prompt
 
 JUDGE = r"""
-import ctypes, json, multiprocessing, os, sys, threading, time
+import ctypes, json, multiprocessing, os, signal, subprocess, sys, threading, time
 
 def sockets():
     found = []
@@ -98,6 +98,19 @@ def score(prompt, completion):
     if completion == "daemon, then die":
         daemon()
         os._exit(3)
+    if completion == "terminated":
+        for process in (os.getpid(), os.getppid()):
+            for number in (signal.SIGTERM, signal.SIGHUP):
+                os.kill(process, number)
+        program = subprocess.Popen(["sleep", "60"])
+        fork = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+        fork.start()
+        program.terminate()
+        fork.terminate()
+        fork.join()
+        assert (program.wait(), fork.exitcode) == (-signal.SIGTERM, -signal.SIGTERM)
+    if completion == "pid":
+        return float(os.getpid())
     if completion == "flood":
         for _ in range(30):
             os.write(1, b"y" * 1_000_000)
@@ -178,6 +191,14 @@ def test_a_daemon_ends_with_its_worker(judge: Callable[..., RewardSuite], text: 
     assert score(suite, text)[0] == ([len(text)] if text == "daemon" else ["nan"])
     suite.close()
     assert gone(int(Path("daemon").read_text()), 0.0)  # nothing to wait for: it ended before its worker did
+
+
+def test_a_request_to_end_is_left_to_the_trainer(judge: Callable[..., RewardSuite]) -> None:
+    """Slurm and systemd send SIGTERM to all processes of a job; the trainer then finishes its step, with scores."""
+    suite = judge()
+    ((before,), *_), found = score(suite, "pid"), score(suite, "terminated")
+    assert found == ([len("terminated")], {}, "")
+    assert score(suite, "pid")[0] == [before]
 
 
 def test_the_log_keeps_the_beginning_and_says_what_was_dropped(judge: Callable[..., RewardSuite]) -> None:
