@@ -12,13 +12,16 @@ they were sent, in the folder that the worker was started in, and without an ala
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import importlib
+import io
 import json
 import os
 import pickle
 import resource
 import signal
 import struct
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -67,6 +70,8 @@ def main(channel: int, folders: list[str]) -> None:
     requests = os.fdopen(channel, "rb")
     answers = os.fdopen(os.dup(channel), "w", encoding="utf-8")
     _cut_off_in_forks(requests.fileno(), answers.fileno())
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # what a reward prints is kept when its worker is killed
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with contextlib.suppress(OSError):  # Linux: where memory runs out, a worker is killed and not the trainer
         Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
@@ -87,11 +92,18 @@ def main(channel: int, folders: list[str]) -> None:
                 answer = [index, scorers[which](prompt, completion)]
             except BaseException as error:  # SystemExit too: a reward may not end the worker politely either
                 answer = [index, None, _describe(error)]
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            os.fchdir(home)
+            _tidy_up(home)
             if os.getpid() != own:  # the reward has forked, and this is the copy
                 os._exit(0)
             _answer(answers, answer)
+
+
+def _tidy_up(home: int) -> None:
+    """Undo what would reach into the next completion."""
+    for timer in (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF):
+        signal.setitimer(timer, 0)
+    faulthandler.cancel_dump_traceback_later()
+    os.fchdir(home)
 
 
 def _cut_off_in_forks(*channel: int) -> None:
