@@ -170,6 +170,39 @@ def test_equations_are_true_and_follow(question: str, reasoning: str, expected: 
     assert equation_share(question, reasoning) == pytest.approx(expected)
 
 
+BIG = str(10**38)
+"""39 digits and 127 bits: the fourth power has 505 bits, the fifth 632, and 512 are the bound."""
+
+
+@pytest.mark.parametrize(
+    ("left", "value", "expected"),
+    [
+        ("9" * 40 + "-1", "9" * 39 + "8", 1),
+        ("9" * 41 + "-1", "9" * 40 + "8", 0),  # 41 digits
+        ("1-0", "0" * 39 + "1", 1),
+        ("1-0", "0" * 40 + "1", 0),
+        (f"{BIG}*{BIG}*{BIG}*{BIG}/{BIG}/{BIG}/{BIG}", BIG, 1),
+        (f"{BIG}*{BIG}*{BIG}*{BIG}*{BIG}/{BIG}/{BIG}/{BIG}/{BIG}", BIG, 0),
+        (f"1/{BIG}/{BIG}/{BIG}/{BIG}*{BIG}*{BIG}*{BIG}*{BIG}", "1", 1),
+        (f"1/{BIG}/{BIG}/{BIG}/{BIG}/{BIG}*{BIG}*{BIG}*{BIG}*{BIG}*{BIG}", "1", 0),
+        (f"{2**127}*{2**127}*{2**127}*{2**127}*8/{2**127}/{2**127}/{2**127}/{2**127}", "8", 1),  # 2^511 has 512 bits
+        (f"{2**127}*{2**127}*{2**127}*{2**127}*16/{2**127}/{2**127}/{2**127}/{2**127}", "16", 0),
+        ("+".join("1" * 100), "100", 1),  # 199 numbers and signs
+        ("+".join("1" * 101), "101", 0),
+    ],
+)
+def test_true_equations_count_up_to_the_bounds_on_their_numbers(left: str, value: str, expected: float) -> None:
+    """Beyond them a text of a few kilobytes could ask for numbers of any size."""
+    question = f"1 0 8 16 {BIG} {2**127} {'9' * 40} {'9' * 41}"
+    assert equation_share(question, f"{left}={value}") == expected
+
+
+@pytest.mark.parametrize("power", ["2^10", "2**10", "10^10^10", "9**9**9**9", "2^(10)", "2_10", "10!"])
+def test_powers_are_read_by_no_reward_of_numbers(power: str) -> None:
+    assert equation_share("2 3 9 10", f"{power}+3=1024; 2+{power}=1026") == 0
+    assert read_number(power) is None
+
+
 def test_every_worked_solution_scores_one() -> None:
     draw = random.Random(0)
     for _ in range(300):
