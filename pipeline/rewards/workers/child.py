@@ -56,7 +56,8 @@ class IsolatedReward:
     """Variables of the environment that it needs although they look like secrets."""
 
 
-Scorer = Callable[[Any, str], float]
+Scorer = Callable[[bytes, str], float]
+"""Takes a pickled prompt, of which each completion gets a copy that its reward may change, and the completion."""
 
 
 def main(channel: int, folders: list[str]) -> None:
@@ -86,10 +87,13 @@ def main(channel: int, folders: list[str]) -> None:
     _answer(answers, {"ready": True})
     own, home = os.getpid(), os.open(".", os.O_RDONLY)
     while (jobs := _receive(requests)) is not None:
+        known, pickled = None, b""
         for index, which, prompt, completion in jobs:
+            if prompt is not known:
+                known, pickled = prompt, pickle.dumps(prompt)
             _limit_memory(rewards[which])
             try:
-                answer = [index, scorers[which](prompt, completion)]
+                answer = [index, scorers[which](pickled, completion)]
             except BaseException as error:  # SystemExit too: a reward may not end the worker politely either
                 answer = [index, None, _describe(error)]
             _tidy_up(home)
@@ -122,12 +126,8 @@ def _prepare(item: IsolatedReward) -> Scorer:
     reward = load_function(item.reward) if ":" in item.reward else find(item.reward)
     for package in reward.packages:
         importlib.import_module(package)
-
-    def score(prompt: Any, completion: str) -> float:
-        prompt, options = pickle.loads(pickle.dumps((prompt, item.options)))  # its own, which it may change
-        return reward.score(prompt, completion, options)
-
-    return score
+    options = pickle.dumps(item.options)
+    return lambda prompt, completion: reward.score(pickle.loads(prompt), completion, pickle.loads(options))
 
 
 def _receive(requests: BinaryIO) -> Any:
