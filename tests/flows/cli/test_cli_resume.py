@@ -221,7 +221,7 @@ def test_a_damaged_last_checkpoint_of_a_complete_run_is_made_again(chain: Chain)
 
 def test_a_launch_that_does_nothing_is_no_success(chain: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
     chain.stop_after(2, 1)
-    monkeypatch.setattr(launch, "_engine", lambda name: lambda path, observer: {"stages": []})
+    monkeypatch.setattr(launch, "_engine", lambda *_: lambda path, observer: {"stages": []})
     said = chain.tell("resume", "chain", code=1)
     assert said.endswith("the launch took no steps, and chain is not complete\nto continue: gradus resume chain\n")
 
