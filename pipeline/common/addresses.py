@@ -60,7 +60,7 @@ def resolve_uri(config_uri: str | None, runs_dir: str | Path, where: str = "trac
     if not config_uri:
         return f"sqlite:///{runs_dir / 'mlflow.db'}"
     if match := re.fullmatch(r"sqlite:///(?!/)(.+)", config_uri):
-        return f"sqlite:///{runs_dir / match[1]}"
+        return f"sqlite:///{os.path.normpath(runs_dir / match[1])}"
     if re.match(r"(https?|sqlite|postgresql|mysql|mssql|databricks)(\+\w+)?://.|databricks$", config_uri):
         return config_uri.rstrip("/") if config_uri.startswith("http") else config_uri
     raise UserError(
@@ -70,6 +70,20 @@ def resolve_uri(config_uri: str | None, runs_dir: str | Path, where: str = "trac
         expected="http(s)://HOST:PORT, sqlite:///PATH, postgresql://... or mysql://...",
         fix="leave it out to use an SQLite file in the runs folder",
     )
+
+
+def portable_uri(uri: str | None, runs_dir: str | Path) -> str:
+    """An address as a file in a runs folder holds it: that of a store in the folder, or beside it, moves with it.
+
+    >>> portable_uri("sqlite:////data/runs/mlflow.db", "/data/runs/tiny-compare"), portable_uri(None, "/data/runs")
+    ('sqlite:///../mlflow.db', 'sqlite:///mlflow.db')
+    >>> portable_uri("sqlite:////shared/team.db", "/data/runs")
+    'sqlite:////shared/team.db'
+    """
+    runs_dir, uri = Path(runs_dir).absolute(), resolve_uri(uri, runs_dir)
+    path = Path(uri.removeprefix("sqlite:///"))
+    near = uri.startswith("sqlite:///") and path.parent in (runs_dir, runs_dir.parent)
+    return f"sqlite:///{os.path.relpath(path, runs_dir)}" if near else uri
 
 
 def redacted(uri: str) -> str:

@@ -152,7 +152,7 @@ class Journal(EventLog):
     def _stored(self, path: str | Path) -> str:
         """A path as the journal holds it: relative to the journal's folder where it is in the run, which may move."""
         place = Path(path).absolute()
-        inside = place.is_relative_to(_run_dir(self.path))
+        inside = place.is_relative_to(run_dir_of(self.path))
         return os.path.relpath(place, self.path.absolute().parent) if inside else str(place)
 
 
@@ -200,7 +200,7 @@ def located(journal: Path, stored: str) -> Path:
 
     Journals of earlier versions hold absolute paths; if the run has moved since, the file has moved with it.
     """
-    run_dir, path = _run_dir(journal), Path(stored)
+    run_dir, path = run_dir_of(journal), Path(stored)
     if not path.is_absolute():
         return Path(os.path.normpath(journal.absolute().parent / path))
     names = [place for place, part in enumerate(path.parts) if part == run_dir.name]
@@ -208,7 +208,7 @@ def located(journal: Path, stored: str) -> Path:
     return next((each for each in moved if each.exists()), path)
 
 
-def _run_dir(journal: Path) -> Path:
+def run_dir_of(journal: Path) -> Path:
     """The folder of the run that a journal belongs to: its own folder, or, for a stage's journal, two above."""
     folder = journal.absolute().parent
     return folder.parents[1] if folder.parent.name == "stages" else folder

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from gradus.pipeline.common.addresses import redacted
 from gradus.pipeline.tracking.failures import Undeliverable, status_of
@@ -25,6 +26,8 @@ OWN_EXPERIMENT = {"mlflow.experimentKind": "custom_model_development"}
 """The tag of experiments that gradus creates, with which MLflow's UI opens with the runs."""
 ADDRESSES = (("experiments", "artifact_location"), ("runs", "artifact_uri"), ("logged_models", "artifact_location"))
 """Table and column of every address of artifacts in MLflow's database."""
+CHECKPOINT_TAGS = (("tags", "value"), ("logged_model_tags", "tag_value"))
+"""Table and column of every tag in MLflow's database, among them the paths of checkpoints."""
 
 Metric = tuple[str, float, int, int]
 """Name, value, time (ms), step."""
@@ -66,7 +69,8 @@ class Store:
 def follow_move(database: Path) -> None:
     """Point gradus's own SQLite store at the artifacts beside it, where the folder of both has moved.
 
-    MLflow stores the absolute addresses of artifacts with its experiments, runs and models.
+    MLflow stores the absolute addresses of artifacts with its experiments, runs and models; tags hold the paths of
+    checkpoints, which have moved with them.
     """
     here = (database.parent / "mlartifacts").as_uri()
     marked = "SELECT experiment_id FROM experiment_tags WHERE key = ? AND value = ?"
@@ -77,12 +81,21 @@ def follow_move(database: Path) -> None:
         )
         own = [location for (location,) in found if location and re.fullmatch(r"file:.*/mlartifacts", location)]
         for old in own:
-            for table, column in ADDRESSES if old != here else ():
-                below = f"{column} = ? OR substr({column}, 1, ?) = ?"
-                connection.execute(
-                    f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE {below}",
-                    (here, len(old) + 1, old, len(old) + 1, f"{old}/"),
-                )
+            if old != here:
+                runs = unquote(urlsplit(old).path).removesuffix("/mlartifacts")
+                for table, column in ADDRESSES:
+                    _repoint(connection, table, column, old, here)
+                for table, column in CHECKPOINT_TAGS:
+                    _repoint(connection, table, column, runs, str(database.parent))
+
+
+def _repoint(connection: sqlite3.Connection, table: str, column: str, old: str, new: str) -> None:
+    """Replace the start of every address or path in a column that is ``old``, or below it."""
+    below = f"{column} = ? OR substr({column}, 1, ?) = ?"
+    connection.execute(
+        f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE {below}",
+        (new, len(old) + 1, old, len(old) + 1, f"{old}/"),
+    )
 
 
 class MlflowRun:

@@ -11,10 +11,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gradus.pipeline.common.addresses import resolve_uri
+from gradus.pipeline.common.addresses import portable_uri, resolve_uri
 from gradus.pipeline.common.files import temporary_for, write_json
 from gradus.pipeline.common.locks import holder
-from gradus.pipeline.tracking.journal import iter_events, journals
+from gradus.pipeline.tracking.journal import iter_events, journals, run_dir_of
 
 POSITION_FILE = "mlflow.json"
 """Beside each journal: how far it has been delivered."""
@@ -64,6 +64,7 @@ class Position:
     """How far one journal has reached MLflow: the content of the ``mlflow.json`` beside it."""
 
     uri: str = ""
+    """The store, without a password. The file holds that of a store in the runs folder relative to it."""
     experiment_id: str = ""
     run_id: str = ""
     key: str = ""
@@ -82,13 +83,19 @@ class Position:
         """The position of ``journal``; a new one where nothing has been delivered."""
         try:
             raw = json.loads((journal.parent / POSITION_FILE).read_text(encoding="utf-8"))
-            return cls(**{name: raw[name] for name in cls.__dataclass_fields__ if name in raw})
+            found = cls(**{name: raw[name] for name in cls.__dataclass_fields__ if name in raw})
+            if found.uri.startswith("sqlite:///"):
+                found.uri = resolve_uri(found.uri, run_dir_of(journal).parent)
+            return found
         except (OSError, ValueError, TypeError):
             return cls()
 
     def write(self, journal: Path) -> None:
         """Replace the position of ``journal`` atomically."""
-        write_json(journal.parent / POSITION_FILE, asdict(self))
+        fields = asdict(self)
+        if self.uri.startswith("sqlite:///"):
+            fields["uri"] = portable_uri(self.uri, run_dir_of(journal).parent)
+        write_json(journal.parent / POSITION_FILE, fields)
 
 
 def read_run_ids(run_dir: str | Path) -> dict[str, str]:

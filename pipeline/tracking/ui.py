@@ -11,6 +11,7 @@ import contextlib
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
@@ -22,6 +23,7 @@ from gradus.pipeline.common.addresses import resolve_uri
 from gradus.pipeline.common.errors import UserError
 from gradus.pipeline.common.locks import file_lock
 from gradus.pipeline.common.process import child_environment
+from gradus.pipeline.tracking.mlflow_run import follow_move
 from gradus.pipeline.tracking.position import Position, tracking_options
 
 DEFAULT_PORT = 5000
@@ -52,6 +54,9 @@ def serve_ui(
     log = runs_dir / "mlflow-ui.log"
     with file_lock(_store_lock_path(uri, runs_dir)), open(log, "wb") as output:
         _ensure_database(uri, output)
+        if uri.startswith("sqlite:///"):
+            with contextlib.suppress(sqlite3.Error):  # the server says what is wrong with the file
+                follow_move(Path(uri.removeprefix("sqlite:///")))
         process = subprocess.Popen(
             [
                 sys.executable,

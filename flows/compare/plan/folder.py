@@ -18,7 +18,7 @@ from gradus.flows.compare.plan.arms import BASE, Arm
 from gradus.flows.compare.plan.comparison import ComparisonPlan
 from gradus.flows.screen.text import shown_path
 from gradus.pipeline.common import yaml_text
-from gradus.pipeline.common.addresses import resolve_uri
+from gradus.pipeline.common.addresses import portable_uri, resolve_uri
 from gradus.pipeline.common.errors import UserError
 from gradus.pipeline.common.files import write_text
 from gradus.pipeline.config import PipelineConfig
@@ -45,7 +45,7 @@ class ComparisonFolder:
     def tracking(self) -> dict[str, Any]:
         """The runs' tracking options: an experiment with the comparison's name, in the store of the runs folder."""
         own = self.plan.config.tracking
-        uri = resolve_uri(own.uri, self.path.parent)
+        uri = portable_uri(resolve_uri(own.uri, self.path.parent), self.path)
         return own.model_dump(mode="json") | {"uri": uri, "experiment": self.name}
 
     def write_config(self) -> None:

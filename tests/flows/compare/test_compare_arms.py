@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from gradus.flows.compare.plan.schedule import Tuning
 from gradus.flows.compare.report import claims, figures, pages
 from gradus.flows.compare.run import jobs
 from gradus.flows.compare.run.request import runs_at_once
+from gradus.pipeline.common.addresses import resolve_uri
 from gradus.pipeline.common.errors import UserError
 from gradus.pipeline.config.loading import load_config
 from gradus.stages import discover
@@ -177,3 +179,17 @@ def test_the_examples() -> None:
     for module in [*modules, pages]:
         outcome = doctest.testmod(module)
         assert outcome.attempted and not outcome.failed, module.__name__
+
+
+def test_a_comparison_finds_the_store_above_it_wherever_both_are(tmp_path: Path) -> None:
+    for uri, kept in (
+        (None, "sqlite:///../mlflow.db"),
+        ("sqlite:///team.db", "sqlite:///../team.db"),
+        ("sqlite:////shared/team.db", "sqlite:////shared/team.db"),
+        ("http://team.example", "http://team.example"),
+    ):
+        found = plan()
+        config = found.config.model_copy(update={"tracking": found.config.tracking.model_copy(update={"uri": uri})})
+        place = folder.ComparisonFolder(tmp_path / "runs" / "c", replace(found, config=config), 1)
+        assert place.tracking["uri"] == kept
+        assert resolve_uri(kept, place.path) == resolve_uri(uri, tmp_path / "runs")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -119,8 +121,9 @@ def answers(url: str) -> bool:
         return False
 
 
-def test_the_ui_serves_the_runs_folder_and_dies_with_its_caller(runs: Path) -> None:
+def test_the_ui_serves_a_runs_folder_that_has_moved_and_dies_with_its_caller(runs: Path, tmp_path: Path) -> None:
     sync_run(full_run(runs))
+    runs = runs.rename(tmp_path / "moved")
     root = str(SOURCES)
     with script(INTERFACE.format(tests=root, runs=str(runs), port="None")) as caller:
         assert caller.stdout is not None
@@ -128,6 +131,9 @@ def test_the_ui_serves_the_runs_folder_and_dies_with_its_caller(runs: Path) -> N
         url, _, route = page.partition("/#/")
         assert url.startswith("http://127.0.0.1:") and route == "experiments/1/runs?workflowType=machine_learning"
         assert answers(f"{url}/health")
+        with contextlib.closing(sqlite3.connect(runs / "mlflow.db")) as store:
+            places = [place for (place,) in store.execute("SELECT artifact_uri FROM runs")]
+        assert len(places) == 3 and all(place.startswith(f"{(runs / 'mlartifacts').as_uri()}/") for place in places)
         with pytest.raises(UserError, match="cannot listen"):
             serve_ui(runs, port=int(url.rpartition(":")[2]))
         os.kill(caller.pid, signal.SIGKILL)
