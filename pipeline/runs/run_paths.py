@@ -20,7 +20,7 @@ RUN_FILE = "run.json"
 
 COPY = "put back a copy of it"
 WITHOUT = COPY + "; without one, remove it, and `gradus"
-AS_BEGUN = " run CONFIG --name {name}`, with the file and the --set that the run was begun with, writes it again"
+AS_BEGUN = " run CONFIG --name {name}`, with the file, --set and environment it was begun with, writes it again"
 REMEDIES = {
     CONFIG_FILE: COPY + " (MLflow has one, among the artifacts of the run); without one, `gradus" + AS_BEGUN,
     RUN_FILE: WITHOUT + AS_BEGUN + " and keeps what is done; a fork has to be made again",

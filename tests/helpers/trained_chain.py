@@ -11,6 +11,7 @@ import pytest
 from command_line import TINY, Gradus, unchanged_environment
 from paths import search_path
 
+from gradus.pipeline.common.addresses import TRACKING_VARIABLES
 from gradus.pipeline.runs.checkpoint import checkpoints_in
 from gradus.pipeline.runs.run_folder import RunFolder
 from gradus.pipeline.tracking import client
@@ -76,7 +77,14 @@ class Chain(Gradus):
 @pytest.fixture
 def untracked(monkeypatch: pytest.MonkeyPatch) -> None:
     """Launches in this process keep their curves for later: importing MLflow takes longer than training."""
-    monkeypatch.setattr(client, "start_uploader", lambda path: UploaderHandle(path, None, ""))
+    keep_curves(monkeypatch)
+
+
+def keep_curves(patch: pytest.MonkeyPatch) -> None:
+    """Start no uploader; and forget the variables that MLflow sets in a process in which another test has used it."""
+    patch.setattr(client, "start_uploader", lambda path: UploaderHandle(path, None, ""))
+    for name in TRACKING_VARIABLES.values():
+        patch.delenv(name, raising=False)
 
 
 @pytest.fixture(scope="session")
@@ -84,7 +92,7 @@ def trained_chain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the complete run; tests change copies of it alone."""
     chain = Chain(tmp_path_factory.mktemp("chain"))
     with pytest.MonkeyPatch.context() as patch, unchanged_environment():
-        patch.setattr(client, "start_uploader", lambda path: UploaderHandle(path, None, ""))
+        keep_curves(patch)
         chain.tell("run", str(chain.config))
     return chain.folder
 

@@ -12,14 +12,12 @@ import pytest
 from rich.console import Console
 from small_pipeline import pipeline, write_task
 from tiny_policies import tiny_policy
-from trained_chain import Chain
+from trained_chain import Chain, keep_curves
 
 import gradus
 from gradus.flows.compare.run import launch as comparisons
 from gradus.flows.compare.run.request import ComparisonRequest, run_comparison
 from gradus.pipeline.common import sources, yaml_text
-from gradus.pipeline.tracking import client
-from gradus.pipeline.tracking.client import UploaderHandle
 
 pytestmark = pytest.mark.usefixtures("quiet_process", "untracked")
 CHANGED = " has changed since it was read"
@@ -46,7 +44,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "model").mkdir()
     tiny_policy().save(folder / "model")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(client, "start_uploader", lambda path: UploaderHandle(path, None, ""))
+        keep_curves(patch)
         FromFiles(folder).tell("run", str(folder / "chain.yaml"), "--name", "chain")
     return folder
 
