@@ -17,6 +17,7 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.context import FlowRunContext, TagsContext
 from prefect.exceptions import Abort, Pause, TerminationSignal
 from prefect.flow_engine import run_flow
+from prefect.settings import get_current_settings
 from prefect.states import Completed, Failed, State
 
 from gradus.flows.orchestrator import server
@@ -30,6 +31,7 @@ from gradus.flows.orchestrator.around_flow import (
 from gradus.flows.orchestrator.flow_record import TAG, FlowRecord, flow_parameters
 from gradus.flows.orchestrator.interrupts import DeferredInterrupts
 from gradus.flows.orchestrator.pages import PrefectView, logger
+from gradus.flows.orchestrator.password import login_hint
 from gradus.flows.order import PipelineWork, Result, run_pipeline, run_plain
 from gradus.flows.session import Session, bound, brief, current_session, success_line
 from gradus.pipeline.common import interruption
@@ -102,7 +104,8 @@ def _go_through() -> State[Any]:
     session.interrupts.install()  # instead of Prefect's handler, which it removes itself at the end
     run, context, record = session.work.run, FlowRunContext.get(), FlowRecord(session.work.run.path)
     if context is not None and context.flow_run is not None:
-        session.observer.note(f"Prefect shows this run at {record.begin(context.flow_run)}")
+        page = record.begin(context.flow_run)
+        session.observer.note(f"Prefect shows this run at {page}{login_hint(get_current_settings().api.url)}")
     session.view = view = PrefectView(run, session.observer.note)
     logger.info("run %s in %s on %s", run.name, run.path, socket.gethostname())
     view.opened(record.earlier(), record.page_of_origin(run))

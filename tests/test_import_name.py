@@ -97,6 +97,7 @@ def test_a_flow_and_what_a_worker_starts(installed: Installed, users: Path, monk
     assert read_json(users / "runs" / "tiny" / "prefect.json")["state"] == "Completed"
     url = read_json(installed.home / "prefect" / "server.json")["url"]
     monkeypatch.setenv("PREFECT_API_URL", url)
+    monkeypatch.setenv("GRADUS_HOME", str(installed.home))
     make_pool("gpus")
     with worker(installed, users, url, "gpus"):
         words = ["--on", "gpus", "--name", "second", "--job", f"working_dir={users}"]
@@ -129,7 +130,9 @@ def test_a_fifth_algorithm_from_its_guide_alone(installed: Installed, tmp_path: 
 def worker(installed: Installed, folder: Path, url: str, pool: str) -> Iterator[None]:
     """A process worker as Prefect's entry point starts it, in the user's folder."""
     command = [str(installed.python), "-P", "-m", "prefect", "worker", "start", "--pool", pool]
-    environment = installed.environment(folder, PREFECT_API_URL=url, PREFECT_WORKER_QUERY_SECONDS="1")
+    password = (installed.home / "prefect" / "password").read_text().strip()
+    settings = {"PREFECT_API_URL": url, "PREFECT_API_AUTH_STRING": password, "PREFECT_WORKER_QUERY_SECONDS": "1"}
+    environment = installed.environment(folder, **settings)
     with (folder / "worker.log").open("wb") as log:
         process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
     try:

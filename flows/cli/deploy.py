@@ -40,6 +40,7 @@ def deploy(
     """Register a pipeline on a work pool of Prefect, whose workers run it on request or on schedule."""
     url, say = _server(), line_printer(console())
     from gradus.flows.deploy import deployments
+    from gradus.flows.orchestrator.password import is_own_server, password_file
 
     with deployments.prefect_client(url) as client:
         found = deployments.find_pool(client, pool, url)
@@ -52,6 +53,8 @@ def deploy(
     if cron:
         say(f"  schedule: {cron} ({timezone})")
     say(f"  at a time: {at_once or 'any number'} of it, {limit or 'any number'} in the pool")
+    if is_own_server(url):
+        say(f"  who may submit to the pool: on this machine, who can read {password_file()}, so only you")
     say(f"To run it: gradus run {config} --on {pool}")
     say(f"To work on it: {_worker(url, pool)}")
 
@@ -62,13 +65,14 @@ def run_on(
     """Submit a run to a work pool, and follow it to its end unless ``detach`` is given."""
     url, say = _server(), line_printer(console())
     from gradus.flows.deploy import deployments, follow
+    from gradus.flows.orchestrator.password import prefect_command
 
     with deployments.prefect_client(url) as client:
         found = deployments.find_pool(client, pool, url)
         request = _request(config, overrides, name, runs, found.type, url)
         flow_run = deployments.submit(client, request, found, parse_job(job))
         say(f"submitted to {pool}: {_page(url, f'runs/flow-run/{flow_run.id}')}")
-        cancel = f"{deployments.prefect_command(url)} flow-run cancel {flow_run.id}"
+        cancel = f"{prefect_command(url)} flow-run cancel {flow_run.id}"
         if detach:
             say(f"To stop it: {cancel}")
             return
@@ -149,12 +153,14 @@ def _request(config: str, overrides: list[str] | None, name: str | None, runs: P
 
 
 def _page(url: str, path: str) -> str:
-    """The address of a page of Prefect, from that of its API."""
-    return re.sub(r"/api/?$", f"/{path}", url)
+    """The address of a page of Prefect, from that of its API, and how to get past its login."""
+    from gradus.flows.orchestrator.password import login_hint
+
+    return re.sub(r"/api/?$", f"/{path}", url) + login_hint(url)
 
 
 def _worker(url: str, pool: str) -> str:
     """The command that starts a worker for a pool."""
-    from gradus.flows.deploy.deployments import prefect_command
+    from gradus.flows.orchestrator.password import prefect_command
 
     return f"{prefect_command(url)} worker start --pool {pool} --limit 1"

@@ -25,6 +25,7 @@ from pydantic import ValidationError
 
 from gradus.flows.orchestrator.around_flow import flow_settings
 from gradus.flows.orchestrator.flow_record import TAG
+from gradus.flows.orchestrator.password import prefect_command
 from gradus.flows.staged import FLOW, deployed_pipeline
 from gradus.pipeline.common.errors import UserError, did_you_mean
 from gradus.pipeline.config.loading import LoadedConfig
@@ -170,11 +171,6 @@ def submit(client: SyncPrefectClient, request: DeploymentRequest, pool: WorkPool
         tags=[TAG, request.loaded.config.name],
         job_variables=dict(job) or None,
     )
-
-
-def prefect_command(url: str) -> str:
-    """The beginning of a shell command that calls Prefect's own command line with this server."""
-    return f"PREFECT_API_URL={url} {shlex.quote(sys.executable)} -m prefect"
 
 
 def _schedule(options: DeploymentOptions) -> CronSchedule:

@@ -13,10 +13,16 @@ from typing import Any
 
 import prefect.flow_engine
 from prefect.events.worker import EventsWorker
-from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+from prefect.settings import (
+    PREFECT_API_AUTH_STRING,
+    PREFECT_API_URL,
+    PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
+    temporary_settings,
+)
 
 from gradus.flows.orchestrator import settings
 from gradus.flows.orchestrator.pages import logger
+from gradus.flows.orchestrator.password import own_password
 
 LOGGERS = ("prefect", "prefect._internal", "EventsWorker", "APILogWorker")
 """Loggers through which Prefect would write to the terminal."""
@@ -28,6 +34,7 @@ def flow_settings(url: str) -> contextlib.AbstractContextManager[Any]:
     """Prefect's settings for a flow: the server's URL, which may not have been known when Prefect was imported."""
     changes: dict[Any, Any] = {PREFECT_API_URL: url}
     if settings.users_api_url() is None:
+        changes[PREFECT_API_AUTH_STRING] = own_password()
         changes[PREFECT_FLOWS_HEARTBEAT_FREQUENCY] = None  # gradus's own server does not use it; saves up to 1 s
     return temporary_settings(changes)
 

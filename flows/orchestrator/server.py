@@ -27,6 +27,7 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
+from gradus.flows.orchestrator.password import own_password, password_file, password_mark
 from gradus.flows.orchestrator.settings import (
     prefect_home,
     server_environment,
@@ -86,15 +87,16 @@ def start_server_in_background() -> Future[str]:
 def server_status() -> dict[str, Any]:
     """The state of the server that would be used; starts nothing.
 
-    ``owns`` (``gradus`` or ``user``), ``url``, ``running``, ``healthy``; for gradus's own server also ``log`` and,
-    while it runs, ``pid``, ``since`` (seconds since the epoch), ``version`` of Prefect and ``memory_mb``.
+    ``owns`` (``gradus`` or ``user``), ``url``, ``running``, ``healthy``; for gradus's own server also ``log``,
+    ``password`` (where it is) and, while it runs, ``pid``, ``since`` (seconds since the epoch), ``version`` of Prefect
+    and ``memory_mb``.
     """
     if url := users_api_url():
         return {"owns": "user", "url": url, "running": True, "healthy": _healthy(url)}
     record = _read_record()
     running = _alive(record)
     status: dict[str, Any] = {"owns": "gradus", "running": running, "healthy": running and _healthy(record["url"])}
-    status |= {"url": None, "log": str(prefect_home() / "server.log")}
+    status |= {"url": None, "log": str(prefect_home() / "server.log"), "password": f"in {password_file()}"}
     if running:
         status |= {key: record[key] for key in ("url", "pid", "since", "version")}
         status["memory_mb"] = _memory_mb(record["pid"])
@@ -133,11 +135,13 @@ def _prepare(deployments: bool = False) -> str:
         with _locked():
             record = _read_record()
             wanted = deployments or record.get("deployments", False)
-            if wanted != record.get("deployments", False) or not _usable(record):
+            known = record.get("password") == password_mark()  # an earlier version's server asks for none
+            if not known or wanted != record.get("deployments", False) or not _usable(record):
                 _stop(record)
                 record = _start(record.get("port", 0), wanted)
         url = str(record["url"])
         use_own_server(url)
+        os.environ["PREFECT_API_AUTH_STRING"] = own_password()
     set_client_defaults()
     return url
 
@@ -162,7 +166,7 @@ def _start(port: int, deployments: bool) -> dict[str, Any]:
             # -P: the folder of that file must not come first on the path
             [sys.executable, "-P", str(Path(__file__).absolute().with_name("serve.py")), str(listener.fileno())],
             cwd=folder,  # not the user's folder: Prefect reads .env, prefect.toml and pyproject.toml where it starts
-            env=server_environment(port, deployments),
+            env=server_environment(port, deployments) | {"PREFECT_SERVER_API_AUTH_STRING": own_password()},
             pass_fds=[listener.fileno()],
             stdin=subprocess.DEVNULL,
             stdout=output,
@@ -178,6 +182,7 @@ def _start(port: int, deployments: bool) -> dict[str, Any]:
         "since": time.time(),
         "version": metadata.version("prefect"),
         "deployments": deployments,
+        "password": password_mark(),
     }
     _write_record(record)
     return record
@@ -231,6 +236,8 @@ def _locked() -> Iterator[None]:
     """Hold the lock of the server's record; the kernel releases it when the process ends."""
     folder = prefect_home()
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with contextlib.suppress(OSError):  # an earlier version's; the password itself is private anyway
+        folder.chmod(0o700)
     with file_lock(folder / "server.lock"):
         yield
 

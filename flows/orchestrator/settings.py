@@ -79,6 +79,7 @@ def server_environment(port: int, deployments: bool = False) -> dict[str, str]:
         "PREFECT_API_URL": f"{origin}/api",
         "PREFECT_SERVER_API_HOST": "127.0.0.1",
         "PREFECT_SERVER_API_PORT": str(port),
+        "PREFECT_SERVER_CSRF_PROTECTION_ENABLED": "true",
         # no other web page may read or write here
         "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": f"{origin},http://localhost:{port}",
         "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{home}/prefect.db",

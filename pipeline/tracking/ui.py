@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
+import shlex
 import signal
 import socket
 import sqlite3
@@ -19,7 +21,7 @@ import urllib.request
 from pathlib import Path
 from typing import IO
 
-from gradus.pipeline.common.addresses import resolve_uri
+from gradus.pipeline.common.addresses import redacted, resolve_uri
 from gradus.pipeline.common.errors import UserError
 from gradus.pipeline.common.locks import file_lock
 from gradus.pipeline.common.process import child_environment
@@ -50,9 +52,19 @@ def serve_ui(
         return None, uri
     port = _free_port(host, port)
     url = f"http://{host}:{port}"
-    runs_dir.mkdir(parents=True, exist_ok=True)
     log = runs_dir / "mlflow-ui.log"
-    with file_lock(_store_lock_path(uri, runs_dir)), open(log, "wb") as output:
+    with contextlib.ExitStack() as stack:
+        try:
+            runs_dir.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(file_lock(_store_lock_path(uri, runs_dir)))
+            output = stack.enter_context(open(log, "wb"))
+        except OSError as error:
+            raise UserError(
+                "MLflow's pages need a runs folder that can be written: its log and a lock go there",
+                where=error.filename or str(runs_dir),
+                got=error.strerror or str(error),
+                fix="make it writable, or copy the folder to where you may write and name the copy by --runs",
+            ) from None
         _ensure_database(uri, output)
         if uri.startswith("sqlite:///"):
             with contextlib.suppress(sqlite3.Error):  # the server says what is wrong with the file
@@ -69,12 +81,16 @@ def serve_ui(
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
-            cwd=runs_dir,
-            env={**child_environment(), "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+            cwd="/",  # MLflow's server looks for modules where it starts, and the user may have an mlflow.py there
+            env={
+                **child_environment(),
+                "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+                "MLFLOW_LOGGING_LEVEL": "ERROR",  # why it does not start, in the log
+            },
             start_new_session=True,
         )
         try:
-            _wait_until_healthy(process, url, log)
+            _wait_until_healthy(process, url, log, uri)
         except BaseException:
             stop_ui(process)
             raise
@@ -143,7 +159,7 @@ def _free_port(host: str, wanted: int | None) -> int:
     raise UserError(f"the UI cannot listen on {host}:{wanted or DEFAULT_PORT}", got=reason, fix=fix)
 
 
-def _wait_until_healthy(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
+def _wait_until_healthy(process: subprocess.Popen[bytes], url: str, log: Path, uri: str) -> None:
     limit = time.monotonic() + START_TIMEOUT_SECONDS
     while time.monotonic() < limit:
         if process.poll() is not None:
@@ -152,8 +168,19 @@ def _wait_until_healthy(process: subprocess.Popen[bytes], url: str, log: Path) -
             if answer.status == 200:
                 return
         time.sleep(0.1)
-    last = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:] or ["the log is empty"]
-    raise UserError("MLflow's server did not start", where=str(log), got=last[0], fix="read the log named above")
+    said = _error_in(log.read_text(encoding="utf-8", errors="replace"), uri)
+    raise UserError("MLflow's server did not start", where=str(log), got=said, fix="read the log named above")
+
+
+def _error_in(log: str, uri: str) -> str:
+    """The message of the last exception that a log shows, or its last line, without gaps for the reader to fill.
+
+    >>> _error_in("Traceback:\\nx.MlflowException: run 'mlflow db upgrade <database_uri>'\\n(see ...)", "sqlite:///a.db")
+    "run 'mlflow db upgrade sqlite:///a.db'"
+    """
+    lines = log.strip().splitlines() or ["the log is empty"]
+    raised = [found[1] for line in lines if (found := re.match(r"[\w.]+(?:Error|Exception): (.+)", line))]
+    return [*lines, *raised][-1].replace("<database_uri>", shlex.quote(redacted(uri)))
 
 
 def _supervise(parent: int, command: list[str]) -> int:

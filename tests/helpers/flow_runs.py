@@ -18,6 +18,7 @@ from prefect_home import clean_environment, end_servers
 from small_pipeline import STAGE_CONFIGS, pipeline
 
 from gradus.flows.orchestrator import server
+from gradus.flows.orchestrator.password import api_headers
 from gradus.flows.order import PipelineWork
 from gradus.pipeline.common.files import read_json
 from gradus.pipeline.common.observer import Observer
@@ -67,13 +68,14 @@ def staged(home: Path) -> Any:
     return importlib.import_module("gradus.flows.staged")
 
 
-def api(path: str, body: dict[str, Any] | None = None) -> Any:
+def api(path: str, body: dict[str, Any] | None = None, method: str | None = None) -> Any:
     data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(os.environ["PREFECT_API_URL"] + path, data, {"Content-Type": "application/json"})
+    url = os.environ["PREFECT_API_URL"]
+    request = urllib.request.Request(url + path, data, api_headers(url), method=method)
     for attempt in range(5):
         try:
             with urllib.request.urlopen(request, timeout=30) as answer:
-                return json.load(answer)
+                return json.loads(answer.read() or "null")
         except urllib.error.HTTPError as error:
             if error.code != 503 or attempt == 4:  # a busy SQLite; Prefect's own clients ask again
                 raise

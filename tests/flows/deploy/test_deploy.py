@@ -9,8 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -59,7 +57,8 @@ def worker(pool: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path
     """The log of a process worker that is started as a user starts it."""
     log = tmp_path_factory.mktemp("worker") / "log"
     users = {name: value for name, value in environment().items() if not name.startswith(("PREFECT", "GRADUS_PREFECT"))}
-    users |= {"PREFECT_API_URL": os.environ["PREFECT_API_URL"], "PREFECT_WORKER_QUERY_SECONDS": "2"}
+    users |= {name: os.environ[name] for name in ("PREFECT_API_URL", "PREFECT_API_AUTH_STRING")}
+    users["PREFECT_WORKER_QUERY_SECONDS"] = "2"
     command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--name", "tester"]
     with log.open("wb") as output:
         process = subprocess.Popen(command, env=users, stdout=output, stderr=output, cwd=log.parent)
@@ -123,19 +122,7 @@ def set_state(flow_run: str, kind: str, name: str) -> None:
 
 
 def limit_pool(limit: int | None) -> None:
-    request = urllib.request.Request(
-        f"{os.environ['PREFECT_API_URL']}/work_pools/{POOL}",
-        json.dumps({"concurrency_limit": limit}).encode(),
-        {"Content-Type": "application/json"},
-        method="PATCH",
-    )
-    for attempt in range(5):
-        try:
-            return urllib.request.urlopen(request, timeout=30).close()
-        except urllib.error.HTTPError as error:
-            if error.code != 503 or attempt == 4:  # SQLite is busy; Prefect's own clients retry, too
-                raise
-            time.sleep(1)
+    api(f"/work_pools/{POOL}", {"concurrency_limit": limit}, "PATCH")
 
 
 def cancel(flow_run: str, run: RunFolder, log: Path) -> float:

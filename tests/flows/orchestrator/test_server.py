@@ -70,12 +70,6 @@ def test_the_next_launch_reuses_it(own: Path) -> None:
     assert os.environ["PREFECT_HOME"] == str(own)
 
 
-def test_only_its_own_pages_may_read_it(own: Path) -> None:
-    request = urllib.request.Request(f"{server.ensure_server()}/health", headers={"Origin": "http://example.org"})
-    with urllib.request.urlopen(request, timeout=10) as answer:
-        assert answer.headers.get("Access-Control-Allow-Origin") is None
-
-
 def test_a_killed_server_is_started_again_on_the_same_port(own: Path) -> None:
     url = server.ensure_server()
     pid = server.server_status()["pid"]

@@ -26,6 +26,7 @@ from prefect_home import clean_environment, end_servers
 from team_servers import COMPOSE, Team, interpolated, team
 from tracking_runs import new_run, new_stage
 
+from gradus.flows.orchestrator.password import api_headers
 from gradus.pipeline.common.files import read_json
 from gradus.pipeline.runs.same_outcome import CLOCKS
 from gradus.pipeline.tracking.position import read_run_ids
@@ -35,6 +36,7 @@ LACKING = [name for name in ("psycopg2", "asyncpg", "flask_wtf") if importlib.ut
 MISSING = postgres.missing() or ("the extra `team` is not installed" if LACKING else "")
 pytestmark = [pytest.mark.skipif(bool(MISSING), reason=MISSING), pytest.mark.timeout(900)]
 WRONG = "not-the-password"
+OWN = "the password of gradus's own server"
 SECRETS = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
 
 
@@ -97,12 +99,14 @@ def curves(folder: Path, uri: str) -> dict[str, dict[str, list[tuple[int, float]
     return found
 
 
-def states(folder: Path, auth: str | None) -> dict[str, str]:
+def states(folder: Path, auth: str) -> dict[str, str]:
     """Task name -> name of its state in Prefect's API; the empty name is the flow run itself."""
     record = read_json(folder / "runs" / "tiny" / "prefect.json")
     assert record is not None
-    headers = {"Content-Type": "application/json"}
-    if auth:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GRADUS_HOME", str(folder / "home"))
+        headers = api_headers(record["api_url"]) if auth == OWN else {"Content-Type": "application/json"}
+    if auth != OWN:
         headers["Authorization"] = "Basic " + base64.b64encode(auth.encode()).decode()
 
     def api(path: str, body: dict[str, Any] | None = None) -> Any:
@@ -127,7 +131,7 @@ def test_the_same_run_leaves_the_same_curves_and_states(
     assert [len(ours[label]["update/loss"]) for label in ("01-sft", "02-dapo")] == [4, 2]  # every step
     assert theirs == ours
     done = {"prepare": "Completed", "sft": "Completed", "dapo": "Completed", "": "Completed"}
-    assert states(on_team[0], servers.secrets["PREFECT_AUTH"]) == states(alone, None) == done
+    assert states(on_team[0], servers.secrets["PREFECT_AUTH"]) == states(alone, OWN) == done
 
 
 def test_the_artifacts_are_in_the_teams_store(servers: Team, on_team: tuple[Path, str]) -> None:

@@ -124,6 +124,8 @@ def answers(url: str) -> bool:
 def test_the_ui_serves_a_runs_folder_that_has_moved_and_dies_with_its_caller(runs: Path, tmp_path: Path) -> None:
     sync_run(full_run(runs))
     runs = runs.rename(tmp_path / "moved")
+    for name in ("mlflow.py", "uvicorn.py"):  # the user's own, where MLflow's server would look for modules first
+        (runs / name).write_text("raise SystemExit")
     root = str(SOURCES)
     with script(INTERFACE.format(tests=root, runs=str(runs), port="None")) as caller:
         assert caller.stdout is not None
@@ -138,3 +140,18 @@ def test_the_ui_serves_a_runs_folder_that_has_moved_and_dies_with_its_caller(run
             serve_ui(runs, port=int(url.rpartition(":")[2]))
         os.kill(caller.pid, signal.SIGKILL)
         wait_for(lambda: not answers(f"{url}/health"))
+
+
+def test_the_ui_shows_mlflows_own_error(tmp_path: Path) -> None:
+    (tmp_path / "mlflow.db").write_text("no database, and longer than the header of one would be\n" * 10)
+    with pytest.raises(UserError, match="did not start") as told:
+        serve_ui(tmp_path)
+    assert told.value.got == "(sqlite3.DatabaseError) file is not a database"
+
+
+def test_a_folder_that_cannot_be_written_is_told_with_what_to_do() -> None:
+    if not Path("/sys/kernel").is_dir():
+        pytest.skip("needs a folder that nobody can write to, root included")
+    with pytest.raises(UserError, match="can be written") as told:
+        serve_ui("/sys/kernel")
+    assert str(told.value.where).startswith("/sys/kernel/") and "--runs" in str(told.value.fix)
