@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ import postgres
 import pytest
 import sqlalchemy
 from command_line import TINY
+from flow_runs import FINAL
 from prefect_home import clean_environment, end_servers
 from team_servers import COMPOSE, Team, interpolated, team
 from tracking_runs import new_run, new_stage
@@ -29,7 +31,7 @@ from tracking_runs import new_run, new_stage
 from gradus.flows.orchestrator.password import api_headers
 from gradus.pipeline.common.files import read_json
 from gradus.pipeline.runs.same_outcome import CLOCKS
-from gradus.pipeline.tracking.position import read_run_ids
+from gradus.pipeline.tracking.position import count_undelivered, read_run_ids
 from gradus.pipeline.tracking.uploader import sync_run
 
 LACKING = [name for name in ("psycopg2", "asyncpg", "flask_wtf") if importlib.util.find_spec(name) is None]
@@ -47,6 +49,7 @@ def embedded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Future[Path]]
 
     def run() -> Path:
         gradus(folder, "run", "tiny.yaml")
+        deliver_the_rest(folder)
         return folder
 
     with ThreadPoolExecutor(1) as beside:
@@ -73,6 +76,12 @@ def gradus(folder: Path, *arguments: str, code: int = 0, **environment: str) -> 
     return done.stdout + done.stderr
 
 
+def deliver_the_rest(folder: Path, **environment: str) -> None:
+    """A launch waits for MLflow for a limited time, which a busy machine may exceed."""
+    if count_undelivered(folder / "runs" / "tiny"):
+        gradus(folder, "sync", **environment)
+
+
 def run_command(servers: Team) -> list[str]:
     return ["run", "tiny.yaml", "--set", f"tracking.uri={servers.mlflow}"]
 
@@ -81,7 +90,9 @@ def run_command(servers: Team) -> list[str]:
 def on_team(servers: Team, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The folder of the same run on the team's servers, and what it printed."""
     folder = tmp_path_factory.mktemp("on-team")
-    return folder, gradus(folder, *run_command(servers), **servers.client)
+    printed = gradus(folder, *run_command(servers), **servers.client)
+    deliver_the_rest(folder, **servers.client)
+    return folder, printed
 
 
 def curves(folder: Path, uri: str) -> dict[str, dict[str, list[tuple[int, float]]]]:
@@ -100,7 +111,7 @@ def curves(folder: Path, uri: str) -> dict[str, dict[str, list[tuple[int, float]
 
 
 def states(folder: Path, auth: str) -> dict[str, str]:
-    """Task name -> name of its state in Prefect's API; the empty name is the flow run itself."""
+    """Task name -> name of its state in Prefect's API, once all are final; the empty name is the flow run itself."""
     record = read_json(folder / "runs" / "tiny" / "prefect.json")
     assert record is not None
     with pytest.MonkeyPatch.context() as patch:
@@ -115,9 +126,13 @@ def states(folder: Path, auth: str) -> dict[str, str]:
         with urllib.request.urlopen(request, timeout=60) as answer:
             return json.load(answer)
 
-    tasks = api("/task_runs/filter", {"flow_runs": {"id": {"any_": [record["flow_run_id"]]}}})
-    flow = api(f"/flow_runs/{record['flow_run_id']}")
-    return {task["name"]: task["state_name"] for task in tasks} | {"": flow["state_name"]}
+    deadline = time.monotonic() + 60
+    while True:  # tasks are recorded from events, a moment later
+        tasks = api("/task_runs/filter", {"flow_runs": {"id": {"any_": [record["flow_run_id"]]}}})
+        flow = api(f"/flow_runs/{record['flow_run_id']}")
+        if sum(each["state_type"] in FINAL for each in tasks) >= 3 or time.monotonic() > deadline:
+            return {task["name"]: task["state_name"] for task in tasks} | {"": flow["state_name"]}
+        time.sleep(0.1)
 
 
 def test_the_same_run_leaves_the_same_curves_and_states(
