@@ -23,8 +23,8 @@ LOGIN = """<script>(async () => {
   localStorage.removeItem("prefect-password");
   location.replace(`/login?redirect=${encodeURIComponent(asked)}`);
 })()</script>"""
-"""Takes a browser that has no password, or an old one, to the login page and back: on a run's page Prefect's own pages
-say that authentication failed, and stay blank."""
+"""Takes a browser that has no password, or an old one, from a run's page to the login and back. By itself Prefect's first
+generation of pages, to which links to runs lead, says that authentication failed, and stays blank; the second asks."""
 
 
 def main(descriptor: int) -> None:
