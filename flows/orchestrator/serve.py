@@ -23,8 +23,8 @@ LOGIN = """<script>(async () => {
   localStorage.removeItem("prefect-password");
   location.replace(`/login?redirect=${encodeURIComponent(asked)}`);
 })()</script>"""
-"""Takes a browser that has no password, or an old one, from a run's page to the login and back. By itself Prefect's first
-generation of pages, to which links to runs lead, says that authentication failed, and stays blank; the second asks."""
+"""Takes a browser that has no password, or an old one, from a run's page to the login and back. Of Prefect's two kinds
+of pages the older, to which links to runs lead, say that authentication failed, and stay blank; the other asks."""
 
 
 def main(descriptor: int) -> None:

@@ -29,6 +29,8 @@ from gradus.pipeline.tracking.mlflow_run import follow_move
 from gradus.pipeline.tracking.position import Position, tracking_options
 
 DEFAULT_PORT = 5000
+SERVER_ENVIRONMENT = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_LOGGING_LEVEL": "ERROR"}
+"""Few processes, and in the log why the server does not start."""
 START_TIMEOUT_SECONDS = 180.0
 """How long the server may take to answer, on a busy machine."""
 
@@ -82,11 +84,7 @@ def serve_ui(
             stdout=output,
             stderr=output,
             cwd="/",  # MLflow's server looks for modules where it starts, and the user may have an mlflow.py there
-            env={
-                **child_environment(),
-                "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-                "MLFLOW_LOGGING_LEVEL": "ERROR",  # why it does not start, in the log
-            },
+            env=child_environment() | SERVER_ENVIRONMENT,
             start_new_session=True,
         )
         try:
