@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from gradus.flows.screen.plan import refuse_drift
-from gradus.flows.screen.text import runs_option
 from gradus.pipeline.common.addresses import unused_environment
 from gradus.pipeline.common.errors import UserError
 from gradus.pipeline.common.locks import abandoned
+from gradus.pipeline.common.shown import gradus_command
 from gradus.pipeline.config import PipelineConfig
 from gradus.pipeline.config.loading import LoadedConfig
 from gradus.pipeline.config.options import differences
@@ -105,7 +105,7 @@ def open_run(
     if name is None:
         name = reserve(runs_dir, loaded.config.name)
         if name != loaded.config.name and (runs_dir / loaded.config.name / RUN_FILE).is_file():
-            go_on = f"`gradus resume {loaded.config.name}{runs_option(runs_dir)}` continues that one"
+            go_on = f"`{gradus_command('resume', loaded.config.name, runs=runs_dir)}` continues that one"
             say(f"a run called {loaded.config.name} exists, so this one is {name} ({go_on})")
     if not (runs_dir / name / RUN_FILE).is_file():
         return RunFolder.create(runs_dir, loaded.config, name, loaded.path, configs)
@@ -114,7 +114,7 @@ def open_run(
         with earlier.lock():  # raises the error that names the process
             pass
     restore_config(earlier, loaded.config)
-    refuse_drift(earlier, loaded.config)
+    refuse_drift(earlier, loaded.config, loaded.path)
     before = earlier.config.model_dump(mode="json")
     run = RunFolder.create(runs_dir, loaded.config, name, loaded.path, configs)
     for change in differences(before, run.config.model_dump(mode="json")):

@@ -15,6 +15,7 @@ from gradus.flows.advise.rewrite import NEW_STEPS
 from gradus.flows.advise.rules import Advice, Situation, decide
 from gradus.pipeline.common import interruption
 from gradus.pipeline.common.errors import UserError
+from gradus.pipeline.common.shown import gradus_command, shown_path
 from gradus.pipeline.config import StageConfig
 from gradus.pipeline.estimates.diagnosis import ordered_groups
 from gradus.pipeline.estimates.stage_cost import StageCost, stage_cost
@@ -74,7 +75,6 @@ def find_probed_policy(loaded: LoadedConfig, source: str | None, after: str | No
     Raises: UserError if there is none.
     """
     from gradus.flows.screen.status import checkpoint_or_run
-    from gradus.flows.screen.text import shown_path
     from gradus.pipeline.policy.checks import check_policy
     from gradus.pipeline.runs.checkpoint import RECORD_FILE, read_record
     from gradus.pipeline.runs.run_folder import RUN_FILE
@@ -113,7 +113,7 @@ def _run_around(path: Path) -> RunFolder | None:
 def _checkpoint_after(run: RunFolder, label: str) -> Path:
     result = run.result(run.stage_index(label))
     if result is None:
-        fix = f"`gradus resume {run.name}` continues it"
+        fix = f"`{gradus_command('resume', run.name, runs=run.path.parent)}` continues it"
         raise UserError(f"the stage {label!r} of the run {run.name!r} is not done", where=str(run.path), fix=fix)
     return Path(result["checkpoint"])
 

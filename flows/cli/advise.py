@@ -13,6 +13,7 @@ from gradus.flows.cli.arguments import RUNS, AsJson, Config, Overrides, Runs
 from gradus.flows.open_run import check_world, load
 from gradus.flows.screen.errors import quiet_libraries
 from gradus.flows.screen.text import console, line_printer, print_json
+from gradus.pipeline.common.shown import gradus_command, shown_path
 
 
 def advise(
@@ -39,7 +40,6 @@ def advise(
     from gradus.flows.advise import plot as drawing
     from gradus.flows.advise import rewrite
     from gradus.flows.advise.screen import print_report
-    from gradus.flows.screen.text import shown_path
 
     quiet_libraries()
     loaded, stages = load(config, overrides)
@@ -64,9 +64,8 @@ def advise(
         notes.append(f"the diagnosis is drawn in {shown_path(plot)}")
     if write is not None:
         rewrite.write(loaded, overrides or [], report.advice, stages, write, probed.shown)
-        notes.append(
-            f"the advised configuration is in {shown_path(write)}; to train it: gradus run {shown_path(write)}"
-        )
+        train = gradus_command("run", shown_path(write))
+        notes.append(f"the advised configuration is in {shown_path(write)}; to train it: {train}")
     if probed.untrained and after is None:
         notes.append(after_sft(config, loaded.config, runs))
     if not as_json and notes:
@@ -77,14 +76,13 @@ def advise(
 
 def after_sft(source: str, config: Any, runs: Path) -> str:
     """The command that probes again after the stage on demonstrations; empty where the chain has no such stage."""
-    from gradus.flows.screen.text import runs_option
     from gradus.stages import discover
 
     found = discover()
     teach = [each.label for each in config.stages if found[each.stage].needs(each).completions == "demonstrations"]
     if not teach:
         return ""
-    again = f"gradus advise {source} --after {teach[0]}{runs_option(runs)}"
+    again = gradus_command("advise", source, "--after", teach[0], runs=runs)
     return f"probe again once a run has done its {teach[0]} stage: {again}"
 
 

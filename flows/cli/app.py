@@ -111,7 +111,9 @@ command(app)(advise_commands.advise)
 
 @command(app)
 def config(
-    config: Annotated[str | None, typer.Argument(help="A YAML file or a packaged configuration's name.")] = None,
+    config: Annotated[
+        str | None, typer.Argument(metavar="CONFIG", help="A YAML file or a packaged configuration's name.")
+    ] = None,
     overrides: Overrides = None,
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema that editors complete from.")] = False,
 ) -> None:
@@ -132,13 +134,16 @@ def config(
 
 @command(app, name="eval")
 def evaluate(
-    checkpoint: Annotated[str, typer.Argument(help="A checkpoint's folder, or a run's folder or name.")],
+    checkpoint: Annotated[
+        str, typer.Argument(metavar="CHECKPOINT", help="A checkpoint's folder, or a run's folder or name.")
+    ],
     as_json: AsJson = False,
     runs: Runs = RUNS,
 ) -> None:
     """Measure a checkpoint's accuracy on its run's held-out prompts."""
     from gradus.flows import inference
-    from gradus.flows.screen.text import interval_text, number, shown_path
+    from gradus.flows.screen.text import interval_text, number
+    from gradus.pipeline.common.shown import shown_path
 
     quiet_libraries()
     found = inference.evaluate(checkpoint, runs)
@@ -151,8 +156,10 @@ def evaluate(
 
 @command(app)
 def sample(
-    checkpoint: Annotated[str, typer.Argument(help="A checkpoint's folder, a run's folder or name, or a Hub id.")],
-    prompt: Annotated[str, typer.Argument(help="The question, as the task would put it.")],
+    checkpoint: Annotated[
+        str, typer.Argument(metavar="CHECKPOINT", help="A checkpoint's folder, a run's folder or name, or a Hub id.")
+    ],
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="The question, as the task would put it.")],
     count: Annotated[int, typer.Option("-n", "--count", min=1, max=1000, help="Completions.")] = 1,
     temperature: Annotated[float | None, typer.Option(min=0.001, help="Default: the run's.")] = None,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Default: the run's.")] = None,

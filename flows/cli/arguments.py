@@ -7,7 +7,10 @@ from typing import Annotated, Literal
 
 import typer
 
-Config = Annotated[str, typer.Argument(help="A YAML file, or the name of a packaged configuration such as quickstart.")]
+Config = Annotated[
+    str,
+    typer.Argument(metavar="CONFIG", help="A YAML file, or the name of a packaged configuration such as quickstart."),
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override an option, such as stages.gfpo.steps=40; repeatable."),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +15,7 @@ from gradus.flows.open_run import check_world, load
 from gradus.flows.screen.errors import quiet_libraries
 from gradus.flows.screen.text import console, line_printer
 from gradus.pipeline.common.errors import UserError
+from gradus.pipeline.common.shown import gradus_command
 
 Job = Annotated[
     list[str] | None,
@@ -55,7 +57,7 @@ def deploy(
     say(f"  at a time: {at_once or 'any number'} of it, {limit or 'any number'} in the pool")
     if is_own_server(url):
         say(f"  who may submit to the pool: on this machine, who can read {password_file()}, so only you")
-    say(f"To run it: gradus run {config} --on {pool}")
+    say(f"To run it: {gradus_command('run', config, '--on', pool)}")
     say(f"To work on it: {_worker(url, pool)}")
 
 
@@ -163,4 +165,4 @@ def _worker(url: str, pool: str) -> str:
     """The command that starts a worker for a pool."""
     from gradus.flows.orchestrator.password import prefect_command
 
-    return f"{prefect_command(url)} worker start --pool {pool} --limit 1"
+    return f"{prefect_command(url)} worker start --pool {shlex.quote(pool)} --limit 1"

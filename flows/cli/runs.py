@@ -9,8 +9,9 @@ import typer
 
 from gradus.flows.cli.arguments import RUNS, AsJson, EngineOption, Overrides, Run, Runs
 from gradus.flows.screen.errors import CurrentCommand, quiet_libraries
-from gradus.flows.screen.text import console, line_printer, print_json, runs_option, say, shown_path
+from gradus.flows.screen.text import console, line_printer, print_json, say
 from gradus.pipeline.common.errors import UserError
+from gradus.pipeline.common.shown import gradus_command, shown_path
 
 if TYPE_CHECKING:
     from gradus.pipeline.runs.run_folder import RunFolder
@@ -49,7 +50,8 @@ def resume(
 
 def plan(
     config: Annotated[
-        str | None, typer.Argument(help="What would be asked for; without it, what the run asked for itself.")
+        str | None,
+        typer.Argument(metavar="CONFIG", help="What would be asked for; without it, what the run asked for itself."),
     ] = None,
     name: Annotated[
         str | None, typer.Option(metavar="NAME", help="The run; default: the one called as the configuration.")
@@ -136,13 +138,13 @@ def fork(
         say(f"  {change}")
     print_stage_plans(describe(run, run.config, runs, run.name, [])["stages"], screen)
     if no_run:
-        say(f"to train it: gradus resume {run.name}{runs_option(runs)}")
+        say(f"to train it: {gradus_command('resume', run.name, runs=runs)}")
     else:
         print_summary(run, launch.launch(run, engine, screen), runs, screen)
 
 
 def status(
-    name: Annotated[str | None, typer.Argument(help="A run; without it all are listed.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="A run; without it all are listed.")] = None,
     as_json: AsJson = False,
     runs: Runs = RUNS,
 ) -> None:
@@ -189,13 +191,13 @@ def _print_complete(run: RunFolder, runs: Path, engine: str, screen: Any) -> Non
     from gradus.flows import launch
     from gradus.flows.screen.tables import print_commands
 
-    where, last, say = runs_option(runs), run.config.stages[-1].label, line_printer(screen)
+    last, say = run.config.stages[-1].label, line_printer(screen)
     say(f"{run.name} is complete: nothing to resume. What one can do:")
     again = f"trains {last} again; any stage will do, and all later ones follow"
     fork = f"a new run that shares what is before {last}"
     ways = [
-        {"command": f"gradus resume {run.name} --from {last}{where}", "what": again},
-        {"command": f"gradus fork {run.name} --from {last} --set KEY=VALUE{where}", "what": fork},
+        {"command": gradus_command("resume", run.name, "--from", last, runs=runs), "what": again},
+        {"command": gradus_command("fork", run.name, "--from", last, "--set", "KEY=VALUE", runs=runs), "what": fork},
     ]
     print_commands(ways, screen)
     if engine == "prefect":

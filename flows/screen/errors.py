@@ -20,6 +20,7 @@ from gradus import __version__
 from gradus.flows.screen.view import only_a_view
 from gradus.pipeline.common.errors import StageFailed, UserError
 from gradus.pipeline.common.interruption import Interrupted
+from gradus.pipeline.common.shown import gradus_command
 from gradus.pipeline.common.visible import visible
 
 P = ParamSpec("P")
@@ -102,13 +103,13 @@ def quiet_libraries() -> None:
 
 def resume_hint(before: str = "") -> str:
     """How to continue the run of this command, after the text ``before``; empty if it has no run."""
-    from gradus.flows.screen.text import CONTINUE_HINT, runs_option
+    from gradus.flows.screen.text import CONTINUE_HINT
     from gradus.pipeline.runs.run_folder import RUN_FILE
 
     folder = CurrentCommand.folder
     if folder is None or not (folder / RUN_FILE).is_file():
         return ""
-    return f"{before}{CONTINUE_HINT} gradus resume {folder.name}{runs_option(folder.parent)}"
+    return f"{before}{CONTINUE_HINT} {gradus_command('resume', folder.name, runs=folder.parent)}"
 
 
 def _stopped() -> str:

@@ -9,9 +9,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from gradus.flows.screen.text import runs_option, shown_path
 from gradus.pipeline.common.errors import UserError
 from gradus.pipeline.common.locks import UNKNOWN_HOLDER
+from gradus.pipeline.common.shown import gradus_command, runs_option, shown_path
 from gradus.pipeline.config import PipelineConfig
 from gradus.pipeline.config.options import differences, identity
 from gradus.pipeline.runs.changed_sources import changed_sources
@@ -54,7 +54,7 @@ def describe(
     elif planned["runtime"]:
         planned["notes"].append(f"`{named}` does this, with {'; '.join(planned['runtime'])}.")
     else:
-        planned["notes"].append(f"`gradus resume {name}{where}` does this.")
+        planned["notes"].append(f"`{gradus_command('resume', name, runs=runs_dir)}` does this.")
     planned["notes"][:0] = changed_sources(run)
     if fresh:
         text = f"`{launching}` without --name begins a new run, {fresh}."
@@ -77,12 +77,15 @@ def runtime_changes(run: RunFolder, config: PipelineConfig) -> list[str]:
     return [change for change in everything if change not in changed]
 
 
-def refuse_drift(run: RunFolder, config: PipelineConfig) -> None:
-    """A run continues only with its own configuration. Raises: UserError with every difference and the alternatives."""
+def refuse_drift(run: RunFolder, config: PipelineConfig, file: Path) -> None:
+    """A run continues only with its own configuration, and not with that of ``file`` where it differs.
+
+    Raises: UserError with every difference and the alternatives.
+    """
     changed = differences(identity(run.config), identity(config))
     if not changed:
         return
-    ways = alternatives(run, config, run.path.parent, ["gradus", "run", "CONFIG"])
+    ways = alternatives(run, config, run.path.parent, ["gradus", "run", shown_path(file)])
     raise UserError(
         f"the run {run.name!r} was begun with another configuration",
         where=shown_path(run.path / "config.yaml"),
@@ -97,13 +100,13 @@ def alternatives(run: RunFolder, config: PipelineConfig, runs_dir: Path, asked: 
     where, ways = runs_option(runs_dir), []
     if run.summary() is None:
         unchanged = "continues with its own configuration"
-        ways.append({"command": f"gradus resume {run.name}{where}", "what": unchanged})
+        ways.append({"command": gradus_command("resume", run.name, runs=runs_dir), "what": unchanged})
     index = _first_changed(run, config)
     if index is not None and (last := shareable_until(run)) >= 0:
         label = run.config.stages[min(index, last)].label
         shares = f"shares what is done before {label}" if min(index, last) else "shares the data and the start"
-        command = ["gradus", "fork", run.name, "--from", label, *_overrides(run, config)]
-        ways.append({"command": f"{shlex.join(command)}{where}", "what": f"a new run that {shares}"})
+        command = gradus_command("fork", run.name, "--from", label, *_overrides(run, config), runs=runs_dir)
+        ways.append({"command": command, "what": f"a new run that {shares}"})
     if len(ways) < 2:
         command = f"{shlex.join(asked or ['gradus', 'run', 'CONFIG'])}{where}"
         ways.append({"command": command, "what": "a new run that shares nothing"})

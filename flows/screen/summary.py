@@ -9,7 +9,8 @@ from typing import Any
 from rich.console import Console
 
 from gradus.flows.screen.tables import print_stages
-from gradus.flows.screen.text import duration, number, runs_option, shown_path
+from gradus.flows.screen.text import duration, number
+from gradus.pipeline.common.shown import gradus_command, shown_path
 from gradus.pipeline.runs.run_folder import RunFolder
 
 
@@ -28,8 +29,9 @@ def print_summary(run: RunFolder, summary: dict[str, Any], runs_dir: Path, conso
     for index, stage in enumerate(summary["stages"]):
         owner = (run.result(index) or {}).get("shared")
         say(f"  {stage['name']}: {shown_path(stage['checkpoint'])}" + (f" (shared with {owner})" if owner else ""))
-    say(f"Curves, in MLflow: gradus ui{runs_option(runs_dir)}")
-    say(f'Try it: gradus sample {shown_path(summary["stages"][-1]["checkpoint"])} "{_example_question(run)}"')
+    say(f"Curves, in MLflow: {gradus_command('ui', runs=runs_dir)}")
+    last = shown_path(summary["stages"][-1]["checkpoint"])
+    say(f"Try it: {gradus_command('sample', last, _example_question(run))}")
 
 
 def _example_question(run: RunFolder) -> str:
@@ -39,7 +41,7 @@ def _example_question(run: RunFolder) -> str:
 
         file = next(run.data_dir.glob("heldout*.parquet"))
         for batch in pyarrow.parquet.ParquetFile(file).iter_batches(batch_size=50, columns=["question"]):
-            short = [q for q in batch.to_pydict()["question"] if len(q) < 80 and not set(q) & set('"`$\\!\n')]
+            short = [q for q in batch.to_pydict()["question"] if len(q) < 80 and q.isprintable()]
             if short:
                 return short[0]
     return "your question"

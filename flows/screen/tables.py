@@ -7,17 +7,8 @@ from typing import Any
 
 from rich.console import Console
 
-from gradus.flows.screen.text import (
-    Lines,
-    count,
-    duration,
-    ended_by,
-    interval_text,
-    number,
-    print_table,
-    shown_path,
-    size_text,
-)
+from gradus.flows.screen.text import Lines, count, duration, ended_by, interval_text, number, print_table, size_text
+from gradus.pipeline.common.shown import shown_path
 from gradus.pipeline.runs.verify import Finding
 
 RIGHT = ("steps", "step", "rollouts", "tokens", "time", "size")

@@ -5,9 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import math
-import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -111,17 +109,6 @@ def duration(seconds: Any) -> str:
         return f"{whole} s"
     hours, minutes = divmod(whole // 60, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {whole % 60} s"
-
-
-def shown_path(path: Any) -> str:
-    """A path as short as possible: relative if it is below the current folder."""
-    absolute = Path(path).absolute()
-    return str(absolute.relative_to(Path.cwd())) if absolute.is_relative_to(Path.cwd()) else str(absolute)
-
-
-def runs_option(runs_dir: Path) -> str:
-    """`` --runs DIR`` for a command to be typed in the current folder; empty for the default folder."""
-    return "" if runs_dir.absolute() == Path("runs").absolute() else f" --runs {shlex.quote(shown_path(runs_dir))}"
 
 
 def size_text(size: int) -> str:

@@ -16,11 +16,11 @@ from typing import Any
 
 from gradus.flows.compare.plan.arms import BASE, Arm
 from gradus.flows.compare.plan.comparison import ComparisonPlan
-from gradus.flows.screen.text import shown_path
 from gradus.pipeline.common import yaml_text
 from gradus.pipeline.common.addresses import portable_uri, resolve_uri
 from gradus.pipeline.common.errors import UserError
 from gradus.pipeline.common.files import write_text
+from gradus.pipeline.common.shown import shown_path
 from gradus.pipeline.config import PipelineConfig
 from gradus.pipeline.config.options import differences, identity
 from gradus.pipeline.runs import fork

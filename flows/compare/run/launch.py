@@ -17,10 +17,10 @@ from gradus.flows.compare.report.publish import begin_tracking, end_tracking, pu
 from gradus.flows.compare.run.progress import ComparisonProgress
 from gradus.flows.compare.run.ray import Cluster, RayTrainer
 from gradus.flows.compare.run.session import ComparisonSession, run_plain
-from gradus.flows.screen.text import shown_path
 from gradus.pipeline.common import locks
 from gradus.pipeline.common.errors import UserError
 from gradus.pipeline.common.interruption import Interrupted
+from gradus.pipeline.common.shown import shown_path
 from gradus.pipeline.runs.run_folder import RUN_FILE
 
 
