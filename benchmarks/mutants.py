@@ -1,10 +1,12 @@
 """Break the mathematics and the durability on purpose, one line at a time, and see whether a test notices.
 
-    python -m benchmarks.mutants [--only learner] [--jobs 1] [--list]
+    python -m benchmarks.mutants [--only learner] [--random 50 --seed 0] [--jobs 1] [--list]
 
 Each mutant of :mod:`benchmarks.mutant_list` is a replacement of a text that stands once in a file, with the tests that
 must fail once it is made. The checkout is copied to a temporary folder, one replacement at a time is made there, and
-its tests run with that copy on PYTHONPATH. Before that, all of these tests must pass on the unchanged copy.
+its tests run with that copy on PYTHONPATH. Before that, all of these tests must pass on the unchanged copy. With
+--random, the mutants are drawn from all small changes of these files instead (:mod:`benchmarks.random_mutants`); some
+of those change nothing that anybody could see.
 
 Prints a table, noticed or survived, and their share. Exits with 1 where one survived, or could not be tried because its
 text is not in the file once or pytest could not run its tests. Minutes; it is no part of the test suite.
@@ -28,6 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.mutant_list import MUTANTS, Mutant  # noqa: E402
+from benchmarks.random_mutants import drawn  # noqa: E402
 
 TIMEOUT = 300
 """Seconds after which the tests of a mutant are ended: they hang, which is noticed."""
@@ -94,8 +97,11 @@ def main() -> int:
     parser.add_argument("--only", default="", metavar="TEXT", help="mutants whose file or tests contain this")
     parser.add_argument("--jobs", type=int, default=1, help="how many are tried at once, each in a copy of its own")
     parser.add_argument("--list", action="store_true", help="show the mutants and try none")
+    parser.add_argument("--random", type=int, default=0, metavar="N", help="draw so many mutants instead")
+    parser.add_argument("--seed", type=int, default=0, help="of the draw")
     options = parser.parse_args()
-    chosen = [each for each in MUTANTS if options.only in " ".join((each.file, *each.tests))]
+    known = drawn(ROOT, options.random, options.seed) if options.random else MUTANTS
+    chosen = [each for each in known if options.only in " ".join((each.file, *each.tests))]
     if not chosen:
         parser.error(f"no mutant has {options.only!r} in its file or tests")
     if options.list:
