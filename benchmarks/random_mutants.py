@@ -13,7 +13,7 @@ from pathlib import Path
 
 from benchmarks.mutant_list import Mutant
 
-MATHEMATICS = ("tests/stages", "tests/pipeline/test_advantages.py", "tests/pipeline/training")
+MATHEMATICS = ("tests/stages", "tests/pipeline/training")
 AREAS: dict[str, tuple[str, ...]] = {
     "pipeline/advantages.py": MATHEMATICS,
     "stages/dapo.py": MATHEMATICS,
@@ -33,10 +33,7 @@ AREAS: dict[str, tuple[str, ...]] = {
     "pipeline/rewards/ranking.py": ("tests/pipeline/rewards", "tests/stages"),
     "pipeline/rollouts/builtin/draw.py": ("tests/pipeline/rollouts",),
     "pipeline/rollouts/builtin/decoder.py": ("tests/pipeline/rollouts",),
-    "pipeline/runs/checkpoint.py": (
-        "tests/pipeline/runs/test_durability.py",
-        "tests/pipeline/execution/test_execution.py",
-    ),
+    "pipeline/runs/checkpoint.py": ("tests/pipeline/runs/test_durability.py", "tests/pipeline/execution"),
     "pipeline/tasks/prompt_order.py": ("tests/pipeline/tasks",),
 }
 """File -> the tests of its area, the quickest to notice first."""
@@ -61,24 +58,29 @@ def changes(source: str) -> Iterator[tuple[int, int, str]]:
         begin = place(getattr(node, "lineno", None), getattr(node, "col_offset", None))
         end = place(getattr(node, "end_lineno", None), getattr(node, "end_col_offset", None))
         if isinstance(node, ast.BinOp | ast.BoolOp | ast.Compare):
-            parts = [node.left, node.right] if isinstance(node, ast.BinOp) else []
-            parts = node.values[:2] if isinstance(node, ast.BoolOp) else parts
-            parts = [node.left, node.comparators[0]] if isinstance(node, ast.Compare) else parts
-            operator = type(node.ops[0] if isinstance(node, ast.Compare) else node.op)
+            operator, one, two = _first_operation(node)
             if operator in SWAPS:
-                between = (
-                    place(parts[0].end_lineno, parts[0].end_col_offset),
-                    place(parts[1].lineno, parts[1].col_offset),
-                )
+                between = place(one.end_lineno, one.end_col_offset), place(two.lineno, two.col_offset)
                 yield *between, f" {SWAPS[operator]} "
         elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub | ast.Not):
             yield begin, place(node.operand.lineno, node.operand.col_offset), ""
-        elif isinstance(node, ast.Constant) and type(node.value) in (int, float):
-            yield begin, end, repr(node.value + 1 if isinstance(node.value, int) else node.value * 2 or 1.0)
         elif isinstance(node, ast.Constant) and isinstance(node.value, bool):
             yield begin, end, NAMES[str(node.value)]
+        elif isinstance(node, ast.Constant) and isinstance(node.value, int):
+            yield begin, end, str(node.value + 1)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, float):
+            yield begin, end, str(node.value * 2 or 1.0)
         elif isinstance(node, ast.Name) and node.id in NAMES:
             yield begin, end, NAMES[node.id]
+
+
+def _first_operation(node: ast.BinOp | ast.BoolOp | ast.Compare) -> tuple[type[ast.AST], ast.expr, ast.expr]:
+    """The first operator of an expression, and what stands on its two sides."""
+    if isinstance(node, ast.BinOp):
+        return type(node.op), node.left, node.right
+    if isinstance(node, ast.BoolOp):
+        return type(node.op), node.values[0], node.values[1]
+    return type(node.ops[0]), node.left, node.comparators[0]
 
 
 def drawn(root: Path, count: int, seed: int) -> list[Mutant]:
