@@ -12,6 +12,7 @@ from gradus.pipeline.common.errors import UserError
 from gradus.pipeline.common.files import write_json
 from gradus.pipeline.common.observer import Observer
 from gradus.pipeline.common.records import write_sealed
+from gradus.pipeline.common.shown import gradus_command
 from gradus.pipeline.execution.launch import launched
 from gradus.pipeline.execution.train import StageWork, reward_suite, train
 from gradus.pipeline.runs.checkpoint import discard_from, newest_whole, read_record, verified_record
@@ -81,11 +82,12 @@ def _done(run: RunFolder, index: int, observer: Observer) -> bool:
     needed = index + 1 == len(run.config.stages) or run.result(index + 1) is None
     damaged = handover_damage(done) if needed else ""
     if damaged and "shared" in done:
+        verify = gradus_command("verify", done["shared"], runs=run.path.parent)
         raise UserError(
             f"the checkpoint that this run shares with {done['shared']} is damaged",
             where=done["checkpoint"],
             got=damaged,
-            fix=f"`gradus verify {done['shared']}` says what can be done; a new fork starts from what is there now",
+            fix=f"`{verify}` says what can be done; a new fork starts from what is there now",
         )
     if damaged:
         observer.note(f"the result of stage {done['name']} is damaged ({damaged}); it is made again")

@@ -31,6 +31,7 @@ from gradus.pipeline.runs.run_folder import (
     config_as_text,
     new_record,
 )
+from gradus.pipeline.runs.run_paths import typed
 from gradus.pipeline.runs.verify import damage, data_damage
 from gradus.pipeline.tracking.position import read_run_ids
 
@@ -53,7 +54,7 @@ def check_shareable(origin: RunFolder, index: int) -> None:
             where=f"--from {labels[index]}",
             got=missing,
             expected=" or ".join(f"--from {label}" for label in labels[: last + 1]),
-            fix=f"`gradus resume {origin.name}` continues it",
+            fix=f"{typed(origin, 'resume')} continues it",
         )
 
 
@@ -70,7 +71,7 @@ def check_parent(origin: RunFolder, index: int, config: PipelineConfig) -> None:
             f"the {what} that the fork would start from is damaged",
             where=str(where),
             got=wrong,
-            fix=f"`gradus verify {origin.name}` says what can be done",
+            fix=f"{typed(origin, 'verify')} says what can be done",
         )
 
 
@@ -102,12 +103,12 @@ def check_changes(origin: RunFolder, index: int, config: PipelineConfig) -> list
 def _refuse(origin: RunFolder, label: str, changes: list[str], earlier: str = "") -> None:
     if changes:
         keys = ", ".join(f"`{change.partition(': ')[0]}`" for change in changes)
-        new_run = "start a new run: `gradus run CONFIG`"
+        new_run = "start a new run"
         raise UserError(
             f"a fork shares what is before {label}; {keys} changes that",
             where="--set",
             got="\n            ".join(changes),
-            fix=f"`gradus fork {origin.name} --from {earlier}`, or {new_run}" if earlier else new_run,
+            fix=f"{typed(origin, 'fork', '--from', earlier)}, or {new_run}" if earlier else new_run,
         )
 
 

@@ -19,7 +19,7 @@ from gradus.pipeline.common.files import remove_leftovers, write_text
 from gradus.pipeline.common.records import digest_of, write_sealed
 from gradus.pipeline.config import PipelineConfig, StageConfig
 from gradus.pipeline.config.options import differences, identity
-from gradus.pipeline.runs.run_paths import CONFIG_FILE, RUN_FILE, attempt_number, outline_of
+from gradus.pipeline.runs.run_paths import CONFIG_FILE, RUN_FILE, attempt_number, outline_of, typed
 from gradus.pipeline.runs.run_records import (
     FAILURE_FILE,
     HELDOUT_FILE,
@@ -116,13 +116,14 @@ class RunFolder(RunRecords):
     def _refuse_drift(self, config: PipelineConfig) -> None:
         """Raises: UserError with every difference other than in the runtime options."""
         if changed := differences(identity(self.config), identity(config)):
+            fork = typed(self, "fork", "--from", "STAGE", "--set", "KEY=VALUE")
             raise UserError(
                 f"the run {self.name!r} exists with another configuration",
                 where=str(self.path / CONFIG_FILE),
                 got="\n            ".join(changed),
                 expected="the configuration the run was started with",
-                fix=f"`gradus resume {self.name}` keeps the old configuration; `gradus fork {self.name} --from STAGE "
-                "--set KEY=VALUE` makes a new run that shares what is done before STAGE; or choose another --name",
+                fix=f"{typed(self, 'resume')} keeps the old configuration; {fork} makes a new run that shares what is "
+                "done before STAGE; or choose another --name",
             )
 
     def _write(self, config: PipelineConfig) -> None:

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from gradus.pipeline.common import user_code, yaml_text
 from gradus.pipeline.common.errors import UserError
 from gradus.pipeline.common.records import damaged, digest_of, read_sealed
+from gradus.pipeline.common.shown import gradus_command, runs_option
 from gradus.pipeline.config import PipelineConfig, StageConfig
 
 CONFIG_FILE = "config.yaml"
@@ -20,19 +21,30 @@ RUN_FILE = "run.json"
 
 COPY = "put back a copy of it"
 WITHOUT = COPY + "; without one, remove it, and `gradus"
-AS_BEGUN = " run CONFIG --name {name}`, with the file, --set and environment it was begun with, writes it again"
+AS_BEGUN = " run CONFIG --name {name}{runs}`, with the file, --set and environment it was begun with, writes it again"
 REMEDIES = {
     CONFIG_FILE: COPY + " (MLflow has one, among the artifacts of the run); without one, `gradus" + AS_BEGUN,
     RUN_FILE: WITHOUT + AS_BEGUN + " and keeps what is done; a fork has to be made again",
-    "start.json": WITHOUT + " resume {name}` measures the policy before any stage again",
-    "summary.json": "`gradus resume {name}` makes it again",
-    "result.json": WITHOUT + " resume {name}` makes it again, from the newest checkpoint of the stage",
-    "stage.json": WITHOUT + " resume {name}` goes on: a stage that is done does not need it, and another one starts "
+    "start.json": WITHOUT + " resume {name}{runs}` measures the policy before any stage again",
+    "summary.json": "`gradus resume {name}{runs}` makes it again",
+    "result.json": WITHOUT + " resume {name}{runs}` makes it again, from the newest checkpoint of the stage",
+    "stage.json": WITHOUT
+    + " resume {name}{runs}` goes on: a stage that is done does not need it, and another one starts "
     "again, with what is there kept as an attempt",
     "heldout.json": COPY + "; only comparisons read it",
     "data.json": COPY + "; the data cannot be made again within a run: without a copy, start a new run",
 }
 """Record -> what to do where it is damaged."""
+
+
+def remedy(record: str, run: Path) -> str:
+    """What to do where this record of a run is damaged."""
+    return REMEDIES[record].format(name=run.name, runs=runs_option(run.parent))
+
+
+def typed(run: RunPaths, verb: str, *words: str) -> str:
+    """A command of gradus on a run, in quotes, for a message."""
+    return f"`{gradus_command(verb, run.name, *words, runs=run.path.parent)}`"
 
 
 class RunPaths:
@@ -93,7 +105,7 @@ class RunPaths:
 
     def read(self, path: Path) -> dict[str, Any] | None:
         """A record of this run; None where there is none. Raises: UserError where it is damaged."""
-        return read_sealed(path, REMEDIES[path.name].format(name=self.name))
+        return read_sealed(path, remedy(path.name, self.path))
 
     @property
     def base_dir(self) -> Path:
@@ -129,7 +141,7 @@ def outline_of(config: PipelineConfig) -> list[dict[str, Any]]:
 
 
 def _no_config(file: Path, got: str) -> UserError:
-    return damaged(file, got, REMEDIES[CONFIG_FILE].format(name=file.parent.name))
+    return damaged(file, got, remedy(CONFIG_FILE, file.parent))
 
 
 def attempts_beside(stage_dir: Path) -> list[Path]:

@@ -10,9 +10,10 @@ from typing import Any
 
 from gradus.pipeline.common.errors import UserError
 from gradus.pipeline.common.files import leftovers, sha256
+from gradus.pipeline.common.shown import gradus_command
 from gradus.pipeline.runs.checkpoint import checkpoints_in, content_of, damaged_files, step_of
 from gradus.pipeline.runs.run_folder import CONFIG_FILE, RUN_FILE, START_FILE, RunFolder
-from gradus.pipeline.runs.run_paths import REMEDIES
+from gradus.pipeline.runs.run_paths import REMEDIES, typed
 from gradus.pipeline.runs.run_records import DATA_FILE
 
 
@@ -132,11 +133,12 @@ def _start(run: RunFolder, start: dict[str, Any]) -> Finding:
     path = Path(start["checkpoint"])
     if run.origin is not None:
         owner = path.parent.name
-        return Finding(f"start (shared with {owner})", path, 0, _size(path), damage(path), _ask(owner))
+        return Finding(f"start (shared with {owner})", path, 0, _size(path), damage(path), _ask(run, owner))
     first = run.config.stages[0].label
-    remedy = f"`gradus resume {run.name}` makes it again"
+    remedy = f"{typed(run, 'resume')} makes it again"
     if _readable(lambda: run.result(0)) is not None:
-        remedy = f"nothing needs it any more; `gradus resume {run.name} --from {first}` makes it and all after it again"
+        again = typed(run, "resume", "--from", first)
+        remedy = f"nothing needs it any more; {again} makes it and all after it again"
     return Finding("start", path, 0, _size(path), damage(path), remedy)
 
 
@@ -147,7 +149,7 @@ def _stage(run: RunFolder, index: int) -> Iterator[Finding]:
     if result is not None and handed is not None and "shared" in result:
         owner = result["shared"]
         wrong, step = damage(handed) or _replaced(handed, result), step_of(handed)
-        yield Finding(f"{label} (shared with {owner})", handed, step, _size(handed), wrong, _ask(owner))
+        yield Finding(f"{label} (shared with {owner})", handed, step, _size(handed), wrong, _ask(run, owner))
         return
     for step, path in reversed(checkpoints_in(folder)):
         wrong = damage(path)
@@ -171,19 +173,19 @@ def _remedy(run: RunFolder, index: int, checkpoint: Path, handed: Path | None) -
     """
     stages, last = run.config.stages, index + 1 == len(run.config.stages)
     if handed is None:
-        return f"`gradus resume {run.name}` continues from the undamaged one before it"
+        return f"{typed(run, 'resume')} continues from the undamaged one before it"
     if checkpoint != handed:
         return "nothing needs it any more"
     if not damage(checkpoint, for_resume=False) and (last or not stages[index + 1].carry):
         return "what it hands over is undamaged; the state of the finished stage in it is no longer needed"
     if last or _readable(lambda: run.result(index + 1)) is None:
-        return f"`gradus resume {run.name}` makes it again"
-    again = f"`gradus resume {run.name} --from {stages[index + 1].label}` makes it and what follows again"
+        return f"{typed(run, 'resume')} makes it again"
+    again = f"{typed(run, 'resume', '--from', stages[index + 1].label)} makes it and what follows again"
     return f"this run no longer needs it, forks of it may; {again}"
 
 
-def _ask(owner: str) -> str:
-    return f"`gradus verify {owner}` says what can be done"
+def _ask(run: RunFolder, owner: str) -> str:
+    return f"`{gradus_command('verify', owner, runs=run.path.parent)}` says what can be done"
 
 
 def _size(path: Path) -> int:

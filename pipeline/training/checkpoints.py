@@ -8,6 +8,7 @@ from pathlib import Path
 
 from gradus.pipeline.common.errors import StageFailed
 from gradus.pipeline.common.files import beside
+from gradus.pipeline.common.shown import gradus_command
 from gradus.pipeline.runs.checkpoint import CHECKPOINTS, damaged_files, prune, save_checkpoint
 from gradus.pipeline.training.learner.shards import SHARDS, write_shards
 from gradus.pipeline.training.learner.state_files import spread_tensors, write_state
@@ -71,6 +72,7 @@ class StageCheckpoints:
         """The checkpoint of an earlier step. Raises: StageFailed where it is damaged."""
         folder = self.folder(step)
         if damaged := damaged_files(folder, for_resume=for_resume):
-            again = f"`gradus resume RUN --from {self.setup.config.label}` trains the stage again"
+            run, label = self.setup.folder.parents[1], self.setup.config.label
+            again = f"`{gradus_command('resume', run.name, '--from', label, runs=run.parent)}` trains the stage again"
             raise StageFailed(f"the best checkpoint, {folder}, is damaged ({', '.join(damaged)}); {again}")
         return folder

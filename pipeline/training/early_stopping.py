@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from gradus.pipeline.common.shown import gradus_command
 from gradus.pipeline.config import StageConfig
 from gradus.pipeline.config.stopping import Guard, Plateau, Until
 from gradus.pipeline.statistics.drops import mean_drop, paired_drop
@@ -254,9 +255,9 @@ class EarlyStopping:
             self.guard.below, self.guard.slowed = state["below"], state["slowed"]
 
 
-def stopped_by_guard(config: StageConfig, event: RuleEvent, best: Path) -> str:
-    """The message of a stage that the guard has stopped; ``best`` is the checkpoint that it keeps."""
-    label = config.label
-    slower = f"`gradus fork RUN --from {label} --set stages.{label}.lr={config.lr / 3:.1g}`"
-    again = f"{slower} tries a smaller learning rate, guard.then=hand_over makes do with that checkpoint"
+def stopped_by_guard(config: StageConfig, event: RuleEvent, best: Path, run: Path) -> str:
+    """The message of a stage of ``run`` that the guard has stopped; ``best`` is the checkpoint that it keeps."""
+    words = ["--from", config.label, "--set", f"stages.{config.label}.lr={config.lr / 3:.1g}"]
+    slower = f"`{gradus_command('fork', run.name, *words, runs=run.parent)}` tries a smaller learning rate"
+    again = f"{slower}, guard.then=hand_over makes do with that checkpoint"
     return f"the guard stopped it: at step {event.step} {event.reason} and is kept in {best}. {again}"

@@ -149,7 +149,7 @@ class Trainer:
         if end is not None and end.action == "stop":
             best = self.stopping.best
             kept = self.checkpoints.folder(best.step if best is not None else 0)
-            raise StageFailed(stopped_by_guard(self.config, end, kept))
+            raise StageFailed(stopped_by_guard(self.config, end, kept, self.setup.folder.parents[1]))
         chosen = self.stopping.handed_over(self.progress.step)
         if chosen == self.progress.step:
             return last
