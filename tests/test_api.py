@@ -248,8 +248,9 @@ import os, pathlib, signal
 
 def strike(prompt, completion):
     if pathlib.Path("strike").exists():
+        trainer = int(pathlib.Path("strike").read_text())
         pathlib.Path("strike").unlink()
-        os.kill(os.getppid(), signal.SIGINT)  # the process that trains
+        os.kill(trainer, signal.SIGINT)
     return float(len(completion) % 3)
 """
 
@@ -271,7 +272,8 @@ def test_an_interrupt_finishes_the_step_and_does_not_end_the_process(
         def emit(self, record: logging.LogRecord) -> None:
             if record.getMessage().startswith("dapo: step 1/"):
                 begun.set()
-                (tmp_path / "strike").touch()
+                (tmp_path / "strike.new").write_text(str(os.getpid()))
+                (tmp_path / "strike.new").rename(tmp_path / "strike")
 
     log, handlers = logging.getLogger("gradus"), [signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)]
     handler = Strikes()

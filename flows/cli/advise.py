@@ -64,7 +64,7 @@ def advise(
         notes.append(f"the diagnosis is drawn in {shown_path(plot)}")
     if write is not None:
         rewrite.write(loaded, overrides or [], report.advice, stages, write, probed.shown)
-        train = gradus_command("run", shown_path(write))
+        train = gradus_command("run", shown_path(write), runs=runs)
         notes.append(f"the advised configuration is in {shown_path(write)}; to train it: {train}")
     if probed.untrained and after is None:
         notes.append(after_sft(config, loaded.config, runs))

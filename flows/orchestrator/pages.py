@@ -23,6 +23,7 @@ from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
 from prefect.utilities.context import get_task_and_flow_run_ids
 
 from gradus.pipeline.common.observer import Observer
+from gradus.pipeline.common.shown import gradus_command
 from gradus.pipeline.runs.run_folder import RunFolder
 
 logger = logging.getLogger("prefect.flow_runs.gradus")
@@ -136,7 +137,7 @@ def curves_text(uri: str | None, experiment: str, runs_dir: Path) -> str:
     what = f"Curves, samples and checkpoints of every stage are in MLflow, experiment **{experiment}**"
     if uri and uri.startswith(("http://", "https://")):
         return f"{what}: [{uri}]({uri})."
-    return f"{what}.\n\nTo open it: `gradus ui --runs {runs_dir}`"
+    return f"{what}.\n\nTo open it: `{gradus_command('ui', '--runs', runs_dir)}`"
 
 
 def lineage_text(origin: Mapping[str, Any] | None, page: str, earlier: Sequence[Mapping[str, Any]]) -> str:

@@ -20,8 +20,7 @@ from gradus import __version__
 from gradus.flows.screen.view import only_a_view
 from gradus.pipeline.common.errors import StageFailed, UserError
 from gradus.pipeline.common.interruption import Interrupted
-from gradus.pipeline.common.shown import gradus_command
-from gradus.pipeline.common.visible import visible
+from gradus.pipeline.common.shown import gradus_command, visible
 
 P = ParamSpec("P")
 
@@ -117,7 +116,8 @@ def _stopped() -> str:
     from gradus.pipeline.runs.run_folder import SUMMARY_FILE
 
     if CurrentCommand.folder is not None and (CurrentCommand.folder / SUMMARY_FILE).is_file():
-        return "stopped; the run is complete, and `gradus sync` sends MLflow what it may still lack"
+        sync = gradus_command("sync", runs=CurrentCommand.folder.parent)
+        return f"stopped; the run is complete, and `{sync}` sends MLflow what it may still lack"
     hint = resume_hint("; ")
     return f"stopped: what was finished is kept{hint}" if hint else "stopped"
 

@@ -12,7 +12,7 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
 from gradus.pipeline.common.observer import Observer
-from gradus.pipeline.common.visible import visible
+from gradus.pipeline.common.shown import visible
 
 CONTINUE_HINT = "to continue:"
 """How the line begins that says which command continues a run."""

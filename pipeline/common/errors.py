@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from gradus.pipeline.common.visible import visible
+from gradus.pipeline.common.shown import visible
 
 
 class UserError(ValueError):

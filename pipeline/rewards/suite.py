@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from gradus.pipeline.common.errors import UserError
 from gradus.pipeline.common.process import usable_cores
-from gradus.pipeline.common.visible import visible
+from gradus.pipeline.common.shown import visible
 from gradus.pipeline.rewards.registry import check_options, find
 from gradus.pipeline.rewards.user_functions import check_function, reference_of
 from gradus.pipeline.types import Prompt

@@ -38,8 +38,8 @@ class UploaderHandle:
             except (OSError, ValueError, IndexError):
                 self.error = "the uploader ended early; see tracking.log in the run folder"
             self.stop()
-        fields: dict[str, Any] = {**answer, "run": self.run_dir.name, "uri": redacted(self.uri)}
-        report = Report(**fields)
+        answer |= {"run": self.run_dir.name, "runs": str(self.run_dir.parent), "uri": redacted(self.uri)}
+        report = Report(**answer)
         report.error = report.error or self.error
         with contextlib.suppress(OSError):
             report.undelivered = count_undelivered(self.run_dir)

@@ -14,6 +14,8 @@ from typing import Any
 from gradus.pipeline.common.addresses import portable_uri, resolve_uri
 from gradus.pipeline.common.files import temporary_for, write_json
 from gradus.pipeline.common.locks import holder
+from gradus.pipeline.common.shown import gradus_command
+from gradus.pipeline.tracking.journal import iter_events, journals
 from gradus.pipeline.tracking.journal import iter_events, journals, run_dir_of
 
 POSITION_FILE = "mlflow.json"
@@ -25,6 +27,8 @@ class Report:
     """How far one run folder's journals have reached MLflow."""
 
     run: str
+    runs: str = ""
+    """The folder that the run lies in."""
     uri: str = ""
     delivered: int = 0
     """Journal records that this uploader delivered."""
@@ -48,7 +52,7 @@ class Report:
             why = f" ({self.error})" if self.error else ""
             return (
                 f"{self.run}: {self.undelivered} tracking records have not reached MLflow at {self.uri}{why}; "
-                "they are kept in the run folder and `gradus sync` delivers them"
+                f"they are kept in the run folder and `{gradus_command('sync', runs=Path(self.runs))}` delivers them"
             )
         if self.rejected:
             return f"{self.run}: MLflow refused {self.rejected} tracking records (see mlflow-rejected.jsonl)"

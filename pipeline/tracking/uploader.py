@@ -62,7 +62,7 @@ class Uploader:
 
     def sync(self, deadline: float | None = None) -> Report:
         """One pass over all journals, the pipeline's first, up to the deadline (monotonic seconds). Never raises."""
-        report = Report(run=self.run_dir.name, uri=redacted(self.uri))
+        report = Report(self.run_dir.name, str(self.run_dir.parent), redacted(self.uri))
         try:
             for label, path in journals(self.run_dir):
                 try:
@@ -192,7 +192,8 @@ def sync_run(run_dir: str | Path) -> Report:
         uri, experiment = tracking_options(run_dir)
         with file_lock(upload_lock(run_dir), wait=False) as free:
             if not free:
-                return Report(run_dir.name, redacted(uri), undelivered=count_undelivered(run_dir), busy=True)
+                left = count_undelivered(run_dir)
+                return Report(run_dir.name, str(run_dir.parent), redacted(uri), undelivered=left, busy=True)
             remove_leftovers(run_dir)
             uploader = Uploader(run_dir, uri, experiment)
             report = uploader.sync()
@@ -200,7 +201,7 @@ def sync_run(run_dir: str | Path) -> Report:
                 uploader.end_runs("KILLED")
             return report
     except (OSError, UserError) as error:
-        return Report(run_dir.name, error=one_line(error), undelivered=count_undelivered(run_dir))
+        return Report(run_dir.name, str(run_dir.parent), error=one_line(error), undelivered=count_undelivered(run_dir))
 
 
 class _Parent:
@@ -230,7 +231,7 @@ def follow(run_dir: Path, parent: _Parent) -> Report:
     """Make passes until the parent ends, and then a last one."""
     uri, experiment = tracking_options(run_dir)
     uploader = Uploader(run_dir, uri, experiment)
-    total = Report(run=run_dir.name, uri=redacted(uri))
+    total = Report(run_dir.name, str(run_dir.parent), redacted(uri))
     while True:
         with file_lock(upload_lock(run_dir), wait=False) as free:
             if free:

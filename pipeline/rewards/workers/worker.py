@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from gradus.pipeline.common.errors import StageFailed, UserError
+from gradus.pipeline.common.shown import visible
 from gradus.pipeline.common.user_code import own_folders
-from gradus.pipeline.common.visible import visible
 from gradus.pipeline.rewards.workers.child import BOOTSTRAP, IsolatedReward
 from gradus.pipeline.rewards.workers.environment import explained, worker_environment
 from gradus.pipeline.types import Prompt

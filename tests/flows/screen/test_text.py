@@ -14,7 +14,7 @@ from rich.table import Table
 from gradus.flows import launch
 from gradus.flows.screen.text import Screen, line_printer, print_table
 from gradus.pipeline.common.errors import StageFailed, UserError
-from gradus.pipeline.common.visible import visible
+from gradus.pipeline.common.shown import visible
 from gradus.pipeline.config import PolicyConfig
 from gradus.pipeline.policy.creation import create_policy
 

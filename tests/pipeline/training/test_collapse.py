@@ -134,7 +134,9 @@ def test_stop_fails_the_stage_and_says_what_to_do(folder: Path) -> None:
     config = copying({"stage": "dapo", "guard": {"then": "stop"}})
     said = []
     for _ in range(2):  # going on with it changes nothing
-        with pytest.raises(StageFailed, match=r"the guard stopped it: .* --set stages.dapo.lr=0.02` tries") as failure:
+        with pytest.raises(
+            StageFailed, match=r"the guard stopped it: .* --set stages.dapo.lr=0.02 --runs \S+` tries"
+        ) as failure:
             launch(folder, config, "stopped")
         said.append(str(failure.value))
     assert said[0] == said[1]
