@@ -15,7 +15,6 @@ from gradus.pipeline.common.addresses import portable_uri, resolve_uri
 from gradus.pipeline.common.files import temporary_for, write_json
 from gradus.pipeline.common.locks import holder
 from gradus.pipeline.common.shown import gradus_command
-from gradus.pipeline.tracking.journal import iter_events, journals
 from gradus.pipeline.tracking.journal import iter_events, journals, run_dir_of
 
 POSITION_FILE = "mlflow.json"
