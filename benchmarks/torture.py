@@ -83,10 +83,12 @@ stages:
 """
 SERVER_STATUS = """\
 import json
+from gradus.flows.orchestrator.password import api_headers
 from gradus.flows.orchestrator.server import server_status
-print(json.dumps(server_status(), default=str))
+status = server_status()
+print(json.dumps(status | {"headers": api_headers(status["url"]) if status["healthy"] else {}}, default=str))
 """
-"""A program that prints the state of the Prefect server, in the environment that it runs in."""
+"""A program that prints the state of the Prefect server, and how to ask it, in the environment that it runs in."""
 KINDS = ("kill", "hup", "terminal", "tee", "move", "second")
 """The ways to end a life, as the module's docstring describes them."""
 
@@ -233,9 +235,8 @@ class Torture:
         while (left := self.processes() - {server.get("pid")}) and time.monotonic() < deadline:
             time.sleep(1)
         self.wrong += [f"process {pid} was left over" for pid in left]
-        if "url" in server or "api" in server:
-            url = server.get("url") or server["api"]
-            asked = urllib.request.Request(f"{url}/flow_runs/filter", b"{}", {"Content-Type": "application/json"})
+        if server["healthy"]:
+            asked = urllib.request.Request(f"{server['url']}/flow_runs/filter", b"{}", server["headers"])
             with urllib.request.urlopen(asked, timeout=30) as answer:
                 states = Counter(flow["state_name"] for flow in json.load(answer))
             print("Prefect's flow runs:", ", ".join(f"{count} {name}" for name, count in states.items()))
