@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import re
+from importlib import metadata
 
 UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR)
 """Errors of a local folder of artifacts that cannot be written, which is no reason to hold back what comes after."""
@@ -47,5 +49,19 @@ def one_line(error: BaseException) -> str:
         root = inner
     if isinstance(root, OSError) and str(root).strip():
         error = root
-    text = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return brief(str(error).strip() or type(error).__name__)
+
+
+def brief(text: str) -> str:
+    """The first line of what MLflow says of an error, short enough for a report.
+
+    It calls the schema of any other version out of date, and proposes a command that fits an older one only.
+    """
+    text = text.splitlines()[0]
+    if found := re.search(r"database schema \(found version \w+, but expected \w+\)", text):
+        here = metadata.version("mlflow")
+        return (
+            f"the database is of another version of MLflow than the installed {here} ({found[0]}); install the version "
+            "that made it, or, if that is older, copy the database and run `mlflow db upgrade` with its address"
+        )
     return text if len(text) <= 200 else text[:197] + "..."

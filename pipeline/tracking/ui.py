@@ -25,6 +25,7 @@ from gradus.pipeline.common.addresses import redacted, resolve_uri
 from gradus.pipeline.common.errors import UserError
 from gradus.pipeline.common.locks import file_lock
 from gradus.pipeline.common.process import child_environment
+from gradus.pipeline.tracking.failures import brief
 from gradus.pipeline.tracking.mlflow_run import follow_move
 from gradus.pipeline.tracking.position import Position, tracking_options
 
@@ -137,7 +138,8 @@ def _ensure_database(uri: str, output: IO[bytes]) -> None:
 
 
 def _server_command(uri: str, runs_dir: Path, host: str, port: int) -> list[str]:
-    store = ["--backend-store-uri", uri, "--default-artifact-root", (runs_dir / "mlartifacts").as_uri()]
+    artifacts = (runs_dir / "mlartifacts").as_uri()
+    store = ["--backend-store-uri", uri, "--default-artifact-root", artifacts, "--artifacts-destination", artifacts]
     address = ["--host", host, "--port", str(port), "--workers", "1"]
     return [sys.executable, "-P", "-m", "mlflow", "server", *store, *address]
 
@@ -178,7 +180,7 @@ def _error_in(log: str, uri: str) -> str:
     """
     lines = log.strip().splitlines() or ["the log is empty"]
     raised = [found[1] for line in lines if (found := re.match(r"[\w.]+(?:Error|Exception): (.+)", line))]
-    return [*lines, *raised][-1].replace("<database_uri>", shlex.quote(redacted(uri)))
+    return brief([*lines, *raised][-1].replace("<database_uri>", shlex.quote(redacted(uri))))
 
 
 def _supervise(parent: int, command: list[str]) -> int:

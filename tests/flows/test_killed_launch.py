@@ -56,7 +56,7 @@ def test_a_killed_launch_leaves_no_process_and_the_next_one_goes_on(home: Path, 
     assert len(family) >= 2, "and a worker for the rewards"
     first.send_signal(signal.SIGKILL)
     first.communicate()
-    _, alive = psutil.wait_procs(family, timeout=30)
+    _, alive = psutil.wait_procs(family, timeout=120)  # the uploader may take a minute for what is left
     assert not alive and len(servers_of(home)) == 1, "the server alone stays"
 
     run = RunFolder(folder, STAGE_CONFIGS)

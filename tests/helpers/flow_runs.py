@@ -95,7 +95,7 @@ def flow_run(run: RunFolder) -> dict[str, Any]:
 
 def task_states(flow_run_id: str, wanted: int) -> dict[str, str]:
     """Task name -> state name, once that many tasks are final: they are recorded from events, a moment later."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while True:
         tasks = api(
             "/task_runs/filter", {"flow_runs": {"id": {"any_": [flow_run_id]}}, "sort": "EXPECTED_START_TIME_ASC"}

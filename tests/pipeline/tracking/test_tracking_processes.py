@@ -15,15 +15,18 @@ from pathlib import Path
 
 import pytest
 from child_scripts import TRAINER, exists, script, wait_for
+from mlflow.exceptions import MlflowException
+from mlflow.store.db.utils import _verify_schema, create_sqlalchemy_engine
 from paths import SOURCES
 from tracking_runs import client, full_run, log_steps, new_run, new_stage, steps_of
 
 from gradus.pipeline.common.errors import UserError
 from gradus.pipeline.common.locks import file_lock
 from gradus.pipeline.tracking.client import start_uploader
+from gradus.pipeline.tracking.failures import one_line
 from gradus.pipeline.tracking.position import Position, count_undelivered, read_run_ids, upload_lock
 from gradus.pipeline.tracking.ui import serve_ui
-from gradus.pipeline.tracking.uploader import sync_run
+from gradus.pipeline.tracking.uploader import make_database, sync_run
 
 DEAD = "http://127.0.0.1:1"
 
@@ -147,6 +150,20 @@ def test_the_ui_shows_mlflows_own_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="did not start") as told:
         serve_ui(tmp_path)
     assert told.value.got == "(sqlite3.DatabaseError) file is not a database"
+
+
+def test_a_database_of_another_version_of_mlflow_is_told_with_what_to_do(tmp_path: Path) -> None:
+    """MLflow calls a newer one out of date, too, and has a gap in the command that it proposes."""
+    make_database(tmp_path / "mlflow.db")
+    with sqlite3.connect(tmp_path / "mlflow.db") as database:
+        database.execute("UPDATE alembic_version SET version_num = 'abcdef012345'")
+    with pytest.raises(MlflowException) as caught:
+        _verify_schema(create_sqlalchemy_engine(f"sqlite:///{tmp_path}/mlflow.db"))
+    with pytest.raises(UserError, match="did not start") as told:
+        serve_ui(tmp_path)
+    for said in (str(told.value.got), one_line(caught.value)):
+        assert "another version of MLflow than the installed" in said and "found version abcdef012345" in said
+        assert "<" not in said and "..." not in said
 
 
 def test_a_folder_that_cannot_be_written_is_told_with_what_to_do() -> None:
