@@ -16,6 +16,7 @@ from prefect.events.worker import EventsWorker
 from prefect.settings import (
     PREFECT_API_AUTH_STRING,
     PREFECT_API_URL,
+    PREFECT_CLIENT_CSRF_SUPPORT_ENABLED,
     PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
     temporary_settings,
 )
@@ -35,6 +36,7 @@ def flow_settings(url: str) -> contextlib.AbstractContextManager[Any]:
     changes: dict[Any, Any] = {PREFECT_API_URL: url}
     if settings.users_api_url() is None:
         changes[PREFECT_API_AUTH_STRING] = own_password()
+        changes[PREFECT_CLIENT_CSRF_SUPPORT_ENABLED] = True
         changes[PREFECT_FLOWS_HEARTBEAT_FREQUENCY] = None  # gradus's own server does not use it; saves up to 1 s
     return temporary_settings(changes)
 

@@ -57,6 +57,7 @@ def prefect_home() -> Path:
 def use_own_server(url: str) -> None:
     """Point this process and its children at gradus's own server."""
     os.environ |= {"PREFECT_HOME": str(prefect_home()), "PREFECT_API_URL": url, "GRADUS_PREFECT_API_URL": url}
+    os.environ["PREFECT_CLIENT_CSRF_SUPPORT_ENABLED"] = "true"
     for name in ("PREFECT_PROFILE", "PREFECT_PROFILES_PATH"):
         os.environ.pop(name, None)  # they name profiles that gradus's own home does not have
     for name in ("NO_PROXY", "no_proxy"):

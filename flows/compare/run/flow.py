@@ -17,6 +17,7 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import StateType
 from prefect.context import FlowRunContext, TagsContext
+from prefect.settings import get_current_settings
 from prefect.states import Completed, Failed, State
 
 from gradus.flows.compare.plan.job import Job
@@ -25,6 +26,7 @@ from gradus.flows.compare.run.session import ComparisonSession, run_plain
 from gradus.flows.orchestrator import server
 from gradus.flows.orchestrator.around_flow import FLUSH_TIMEOUT_SECONDS, flow_settings, flushed, logs_to_file
 from gradus.flows.orchestrator.flow_record import TAG, FlowRecord, flow_parameters
+from gradus.flows.orchestrator.password import login_hint
 from gradus.pipeline.common.interruption import Interrupted
 
 ARTIFACT_LIMIT = 100_000
@@ -89,7 +91,8 @@ def comparison(run_dir: str, host: str) -> State[Any]:
     session.interrupts.install()  # instead of Prefect's handler, which it removes itself at the end
     context, record = FlowRunContext.get(), FlowRecord(session.folder)
     if context is not None and context.flow_run is not None:
-        session.note(f"Prefect shows this comparison at {record.begin(context.flow_run)}")
+        page = record.begin(context.flow_run)
+        session.note(f"Prefect shows this comparison at {page}{login_hint(get_current_settings().api.url)}")
     with TagsContext(current_tags=set()):
         session.work(_current().as_task)
     if session.markdown:
