@@ -271,7 +271,7 @@ def main() -> None:
     with contextlib.ExitStack() as stack:
         folder = options.keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gradus-torture-")))
         folder.mkdir(parents=True, exist_ok=True)
-        torture, began, runs = Torture(folder.absolute(), random.Random(seed)), time.monotonic(), 0
+        torture, began, runs, shown = Torture(folder.absolute(), random.Random(seed)), time.monotonic(), 0, 0
         stack.callback(torture.ask, "server", "stop")
         print(f"seed {seed}; first the undisturbed run", flush=True)
         torture.one_run("undisturbed")
@@ -282,6 +282,8 @@ def main() -> None:
             torture.one_run(f"tortured-{runs}")
             torture.check(f"tortured-{runs}", torture.opened("undisturbed"))
             print(f"run {runs}: {torture.used.total()} ended so far, {len(torture.wrong)} differences", flush=True)
+            print("".join(f"  {text}\n" for text in torture.wrong[shown:]), end="", flush=True)
+            shown = len(torture.wrong)
         torture.check_processes()
     minutes, used = (time.monotonic() - began) / 60, ", ".join(f"{n} {kind}s" for kind, n in torture.used.items())
     print(f"{used}; {runs} runs in {minutes:.0f} min; {torture.mid_write} hit a file being written")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from installed import build_wheel
 from tiny_policies import tiny_policy
 
+from gradus.pipeline.common.addresses import TRACKING_VARIABLES
 from gradus.pipeline.policy.policy import Policy
 from gradus.pipeline.types import Prompt
 
@@ -36,6 +38,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     places = {Path(__file__).parent / name: place for place, name in enumerate(SLOW)}
     assert all(path.exists() for path in places), "a file of this list was moved"
     items.sort(key=lambda item: places.get(item.path, len(places)))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """MLflow sets these in a process that uses it; they are no part of the next test, nor is what the user has set."""
+    for name in TRACKING_VARIABLES.values():
+        os.environ.pop(name, None)
 
 
 @pytest.fixture

@@ -25,6 +25,7 @@ from gradus.flows.order import run_plain
 from gradus.pipeline.common.files import read_json, write_json
 from gradus.pipeline.common.interruption import Interrupted
 from gradus.pipeline.common.observer import Observer
+from gradus.pipeline.common.records import read_sealed, write_sealed
 from gradus.pipeline.runs.checkpoint import checkpoints_in
 from gradus.pipeline.runs.run_folder import RUN_FILE, RunFolder
 from gradus.pipeline.tracking.journal import metric_history, read_events
@@ -251,7 +252,7 @@ def test_a_fork_shows_its_origin(staged: Any, tmp_path: Path) -> None:
     staged.run_staged(origin.path, Observer(), work(origin, Rehearsal()))
     changes = ["stages.gfpo.lr: 0.0001 -> 5e-05"]
     of = {"run": "origin", "stage": "gfpo", "checkpoint": "c0ffee", "changes": changes, "mlflow_run_id": None}
-    write_json(fork.path / RUN_FILE, read_json(fork.path / RUN_FILE) | {"fork": of})
+    write_sealed(fork.path / RUN_FILE, (read_sealed(fork.path / RUN_FILE) or {}) | {"fork": of})
     shared = {**read_json(origin.stage_dir(0) / "result.json"), "shared": "origin", "checkpoint": "."}
     write_json(fork.stage_dir(0) / "result.json", shared)
     fork = RunFolder(fork.path, STAGE_CONFIGS)

@@ -11,7 +11,6 @@ import pytest
 from command_line import TINY, Gradus, unchanged_environment
 from paths import search_path
 
-from gradus.pipeline.common.addresses import TRACKING_VARIABLES
 from gradus.pipeline.runs.checkpoint import checkpoints_in
 from gradus.pipeline.runs.run_folder import RunFolder
 from gradus.pipeline.tracking import client
@@ -81,10 +80,8 @@ def untracked(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def keep_curves(patch: pytest.MonkeyPatch) -> None:
-    """Start no uploader; and forget the variables that MLflow sets in a process in which another test has used it."""
+    """Start no uploader."""
     patch.setattr(client, "start_uploader", lambda path: UploaderHandle(path, None, ""))
-    for name in TRACKING_VARIABLES.values():
-        patch.delenv(name, raising=False)
 
 
 @pytest.fixture(scope="session")

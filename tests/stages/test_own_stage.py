@@ -237,7 +237,7 @@ def test_a_module_that_is_gone_is_missed_by_name(finished: Path) -> None:
     (finished / "rloo.py").unlink()
     told = gradus("resume", "rloo", code=2).stderr
     assert "no module 'rloo'" in told and "config.yaml" in told
-    assert gradus("status").output.count("unreadable") == 1
+    assert gradus("status").output.count("done") == 1, "a list of runs needs no stage's code"
 
 
 def test_another_module_of_that_name_is_not_taken_for_it(own_folder: Path) -> None:

@@ -231,7 +231,7 @@ def test_what_a_killed_uploader_left_half_written_is_removed(runs: Path) -> None
 
     run = new_run(runs, "half")
     Life(run).first()
-    left = [run / ".mlflow.json.abc123", run / "stages" / STAGE / ".mlflow.json.def456"]
+    left = [run / ".mlflow.json.00abc123", run / "stages" / STAGE / ".mlflow.json.00def456"]
     for path in left:
         path.write_text("{")
     assert sync_run(run).error is None
