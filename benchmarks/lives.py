@@ -38,8 +38,11 @@ def _live(
     descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | (0 if terminal else os.O_APPEND))
     if terminal:
         fcntl.ioctl(descriptor, termios.TIOCSCTTY, 0)
-    for number in (1, 2):
+    for number, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(descriptor, number)
+        stream = os.fdopen(number, "w", closefd=False, buffering=1)
+        setattr(sys, name, stream)
+        setattr(sys, f"__{name}__", stream)
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
@@ -98,7 +101,8 @@ class Cradle:
 
     def on_a_terminal(self, arguments: list[str]) -> Life:
         ours, theirs = pty.openpty()
-        emulator = subprocess.Popen(["cat"], stdin=ours, stdout=subprocess.DEVNULL)
+        with self.log.open("ab") as log:
+            emulator = subprocess.Popen(["cat"], stdin=ours, stdout=log)
         os.close(ours)
         life = self.forked(arguments, os.ttyname(theirs), terminal=True)
 

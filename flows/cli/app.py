@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import sys
 from typing import Annotated
@@ -250,6 +251,7 @@ def main() -> None:
     except UserError as error:
         sys.stderr.write(f"{error}\n")
         sys.exit(2)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a locale that lacks a character ends nothing
+    with contextlib.suppress(OSError):
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="backslashreplace")  # a locale that lacks a character ends nothing
     app()

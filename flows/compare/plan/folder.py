@@ -41,22 +41,23 @@ class ComparisonFolder:
     def name(self) -> str:
         return self.path.name
 
-    @property
-    def tracking(self) -> dict[str, Any]:
-        """The runs' tracking options: an experiment with the comparison's name, in the store of the runs folder."""
+    def tracking(self, runs_dir: Path) -> dict[str, Any]:
+        """Tracking options for a run in ``runs_dir``: an experiment with the comparison's name, in the store of the
+        folder that the comparison lies in."""
         own = self.plan.config.tracking
-        uri = portable_uri(resolve_uri(own.uri, self.path.parent), self.path)
+        uri = portable_uri(resolve_uri(own.uri, self.path.parent), runs_dir)
         return own.model_dump(mode="json") | {"uri": uri, "experiment": self.name}
 
     def write_config(self) -> None:
-        """Write the configuration that every run of the comparison is made from."""
-        whole = self.adapted(self.plan.config)
+        """Write the configuration that every run of the comparison is made from, and that its own run is tracked by."""
+        whole = self.adapted(self.plan.config, self.path.parent)
         write_text(self.path / CONFIG_FILE, yaml_text.dump(whole.model_dump(mode="json")))
 
-    def adapted(self, config: PipelineConfig) -> PipelineConfig:
-        """The configuration with the comparison's number of threads and its tracking options."""
+    def adapted(self, config: PipelineConfig, runs_dir: Path | None = None) -> PipelineConfig:
+        """The configuration with the comparison's number of threads and its tracking options, for a run in it, or in
+        ``runs_dir``."""
         policy = config.policy.model_copy(update={"threads": self.threads})
-        tracking = type(config.tracking).model_validate(self.tracking)
+        tracking = type(config.tracking).model_validate(self.tracking(runs_dir or self.path))
         return config.model_copy(update={"policy": policy, "tracking": tracking})
 
     def open(self, name: str) -> RunFolder:

@@ -191,5 +191,5 @@ def test_a_comparison_finds_the_store_above_it_wherever_both_are(tmp_path: Path)
         found = plan()
         config = found.config.model_copy(update={"tracking": found.config.tracking.model_copy(update={"uri": uri})})
         place = folder.ComparisonFolder(tmp_path / "runs" / "c", replace(found, config=config), 1)
-        assert place.tracking["uri"] == kept
+        assert place.tracking(place.path)["uri"] == kept
         assert resolve_uri(kept, place.path) == resolve_uri(uri, tmp_path / "runs")
