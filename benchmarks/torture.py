@@ -130,6 +130,10 @@ class Torture:
     def opened(self, name: str) -> RunFolder:
         return RunFolder(self.runs / name, [stage.config for stage in discover().values()])
 
+    def counted(self) -> str:
+        """How many lives each way has ended."""
+        return ", ".join(f"{self.used[kind]} {kind}s" for kind in KINDS if self.used[kind]) or "none"
+
     def launch(self, name: str, kind: str) -> Life:
         """Begin the run of that name, or go on with it."""
         self.lives += 1
@@ -281,12 +285,12 @@ def main() -> None:
             runs += 1
             torture.one_run(f"tortured-{runs}")
             torture.check(f"tortured-{runs}", torture.opened("undisturbed"))
-            print(f"run {runs}: {torture.used.total()} ended so far, {len(torture.wrong)} differences", flush=True)
+            print(f"run {runs}: {torture.counted()} so far, {len(torture.wrong)} differences", flush=True)
             print("".join(f"  {text}\n" for text in torture.wrong[shown:]), end="", flush=True)
             shown = len(torture.wrong)
         torture.check_processes()
-    minutes, used = (time.monotonic() - began) / 60, ", ".join(f"{n} {kind}s" for kind, n in torture.used.items())
-    print(f"{used}; {runs} runs in {minutes:.0f} min; {torture.mid_write} hit a file being written")
+    minutes = (time.monotonic() - began) / 60
+    print(f"{torture.counted()}; {runs} runs in {minutes:.0f} min; {torture.mid_write} hit a file being written")
     print("ended in: " + ", ".join(f"{name} {count}" for name, count in torture.struck.most_common()))
     print("\n".join(torture.wrong) or "every run ended complete and byte-identical to the undisturbed one")
     sys.exit(1 if torture.wrong else 0)
