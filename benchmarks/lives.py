@@ -35,6 +35,8 @@ def _live(
 ) -> None:
     """The command, in a process that was forked for it; its output goes to a file, a named pipe or a terminal."""
     os.setsid()
+    for ignored in (signal.SIGHUP, signal.SIGINT):  # where this program itself runs under nohup, or in the background
+        signal.signal(ignored, signal.SIG_DFL if ignored == signal.SIGHUP else signal.default_int_handler)
     descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | (0 if terminal else os.O_APPEND))
     if terminal:
         fcntl.ioctl(descriptor, termios.TIOCSCTTY, 0)
