@@ -35,6 +35,8 @@ class Interrupted(SystemExit):
 class _State:
     requested: int | None = None
     """The interrupt that waits for the end of the current step."""
+    raised: int | None = None
+    """The interrupt that ended the work, wherever that was."""
     deferring = False
 
 
@@ -71,6 +73,7 @@ def handled(report: Callable[[str], None] = _nothing) -> Iterator[None]:
         if _State.requested is not None and number == signal.SIGHUP:
             return  # a terminal that is gone is not impatient
         if not _State.deferring or _State.requested is not None:
+            _State.raised = number
             raise Interrupted(number)
         _State.requested = number
         report_safely(report, "finishing this step and writing a checkpoint; the same signal again stops at once")
@@ -79,10 +82,14 @@ def handled(report: Callable[[str], None] = _nothing) -> Iterator[None]:
     try:
         with _resending():
             yield
+    except Exception as error:
+        if _State.raised is None:
+            raise
+        raise Interrupted(_State.raised) from error  # a library has made an error of its own of it
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-        _State.requested = None
+        _State.requested = _State.raised = None
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ import weakref
 from collections.abc import Callable
 
 import pytest
+from pydantic import BaseModel, model_serializer
 
 from gradus.pipeline.common.interruption import SIGNALS, Interrupted, handled
 
@@ -67,3 +68,23 @@ def test_other_dropped_exceptions_go_where_they_went() -> None:
     finally:
         sys.unraisablehook = others
     assert [str(error) for error in seen] == ["dropped"]
+
+
+class Written(BaseModel):
+    """What a library in another language serialises: an exception in here becomes one of its own."""
+
+    text: str = ""
+
+    @model_serializer
+    def write(self) -> str:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.05)  # the handler runs in here
+        return self.text
+
+
+def test_a_signal_is_not_taken_for_an_error_of_the_library_that_it_struck() -> None:
+    with pytest.raises(Interrupted) as caught, handled(), handled():
+        Written().model_dump()
+    assert caught.value.code == 143
+    with pytest.raises(ValueError, match="of its own"), handled():
+        raise ValueError("an error of its own")
