@@ -11,11 +11,11 @@ from gradus.flows.open_run import check_world
 from gradus.pipeline.common.addresses import unused_environment
 from gradus.pipeline.common.errors import UserError
 from gradus.pipeline.common.files import sync_folder
-from gradus.pipeline.common.shown import gradus_command
 from gradus.pipeline.config.loading import LoadedConfig
 from gradus.pipeline.runs.changed_sources import changed_sources
 from gradus.pipeline.runs.plan import StagePlan, made_again, plan
 from gradus.pipeline.runs.run_folder import CONFIG_FILE, SUMMARY_FILE, RunFolder
+from gradus.pipeline.runs.run_paths import typed
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def check_restart(run: RunFolder, index: int) -> None:
             f"there is nothing to start {label} from yet",
             where=f"--from {label}",
             got=f"stage {earlier} has no result" if index else "data and policy are not ready",
-            fix=f"`{gradus_command('resume', run.name, runs=run.path.parent)}` continues the run",
+            fix=f"{typed(run, 'resume')} continues the run",
         )
 
 

@@ -15,7 +15,7 @@ from gradus.flows.advise.rewrite import NEW_STEPS
 from gradus.flows.advise.rules import Advice, Situation, decide
 from gradus.pipeline.common import interruption
 from gradus.pipeline.common.errors import UserError
-from gradus.pipeline.common.shown import gradus_command, shown_path
+from gradus.pipeline.common.shown import shown_path
 from gradus.pipeline.config import StageConfig
 from gradus.pipeline.estimates.diagnosis import ordered_groups
 from gradus.pipeline.estimates.stage_cost import StageCost, stage_cost
@@ -111,9 +111,11 @@ def _run_around(path: Path) -> RunFolder | None:
 
 
 def _checkpoint_after(run: RunFolder, label: str) -> Path:
+    from gradus.pipeline.runs.run_paths import typed
+
     result = run.result(run.stage_index(label))
     if result is None:
-        fix = f"`{gradus_command('resume', run.name, runs=run.path.parent)}` continues it"
+        fix = f"{typed(run, 'resume')} continues it"
         raise UserError(f"the stage {label!r} of the run {run.name!r} is not done", where=str(run.path), fix=fix)
     return Path(result["checkpoint"])
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from child_scripts import wait_for
 from command_line import Gradus
+from gone_outputs import closed_pipe, full_disk
 from paths import search_path
 from trained_chain import Chain
 
@@ -32,16 +33,6 @@ def run_in_process(monkeypatch: pytest.MonkeyPatch, descriptor: int, *arguments:
         with pytest.raises(SystemExit) as ended:
             app.app(list(arguments))
     return int(ended.value.code or 0)
-
-
-def closed_pipe() -> int:
-    reader, writer = os.pipe()
-    os.close(reader)
-    return writer
-
-
-def full_disk() -> int:
-    return os.open("/dev/full", os.O_WRONLY)
 
 
 @pytest.mark.parametrize("gone", [closed_pipe, full_disk])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import pty
 import signal
 import subprocess
 import sys
@@ -12,25 +11,10 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
+from gone_outputs import closed_pipe, closed_terminal, full_disk
 from paths import SOURCES
 
 from gradus.flows.screen import view
-
-
-def closed_pipe() -> int:
-    reader, writer = os.pipe()
-    os.close(reader)
-    return writer
-
-
-def closed_terminal() -> int:
-    master, terminal = pty.openpty()
-    os.close(master)
-    return terminal
-
-
-def full_disk() -> int:
-    return os.open("/dev/full", os.O_WRONLY)
 
 
 @pytest.fixture
