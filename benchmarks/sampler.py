@@ -145,7 +145,7 @@ SAMPLERS: dict[str, Callable[[Case], Sampler]] = {
 
 def inputs(case: Case, step: int, policy: Any) -> list[list[int]]:
     """Token ids of the step's prompts, each K times."""
-    return [policy.encode_prompt(prompt.question) for prompt in case.questions(step) for _ in range(case.group_size)]
+    return [policy.encode_prompt(prompt) for prompt in case.questions(step) for _ in range(case.group_size)]
 
 
 def cut(rows: list[list[int]]) -> list[list[int]]:

@@ -182,7 +182,7 @@ def given(system: Gradus, completions: list[list[int]]) -> Rollouts:
     lengths_PK = torch.tensor([len(row) for row in completions]).view(case.prompts, case.group_size)
     rollouts = Rollouts(
         prompts=prompts,
-        prompt_tokens=[system.policy.encode_prompt(prompt.question) for prompt in prompts],
+        prompt_tokens=[system.policy.encode_prompt(prompt) for prompt in prompts],
         tokens_PKT=tokens_PKT,
         mask_PKT=torch.arange(longest) < lengths_PK[..., None],
         rollout_logprobs_PKT=torch.zeros(tokens_PKT.shape),

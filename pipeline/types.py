@@ -13,6 +13,8 @@ sampled), ``policy_logprobs`` (the current policy), ``reference_logprobs`` (the 
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -20,20 +22,54 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+Turn = dict[str, Any]
+"""One turn of a conversation, as plain data: ``role`` and ``content``, and what else a chat template reads."""
+
+
 @dataclass(frozen=True, slots=True)
 class Prompt:
     """One checkable problem."""
 
     id: str
-    """A hash of the question and the answer, and so the same in every run and order."""
+    """A hash of the question (with its turns) and the answer, and so the same in every run and order."""
     question: str
-    """The problem as the task states it, without a template."""
+    """The problem as the task states it, without a template; of a conversation, the text of its turns."""
     answer: str
     """The reference answer, as text."""
     metadata: dict[str, Any] = field(default_factory=dict)
     """All other columns of the source; for reasoning_gym, the whole entry, which its scorer needs."""
     demonstration: str | None = None
-    """A worked completion for SFT, or None where the task has none."""
+    """A worked completion for SFT, or None where the task has none; of a preference pair, the chosen one."""
+    rejected: str | None = None
+    """The completion of a preference pair that was not chosen."""
+    alternatives: tuple[str, ...] = ()
+    """Further reference answers; a completion is right where it agrees with any of them."""
+    turns: tuple[Turn, ...] = ()
+    """The conversation that asks the question, where it is more than ``question`` as the one turn of the user."""
+    tools: tuple[dict[str, Any], ...] = ()
+    """Descriptions of functions that the template shows to the model."""
+
+    @property
+    def conversation(self) -> tuple[Turn, ...]:
+        """The turns up to where the completion begins."""
+        return self.turns or ({"role": "user", "content": self.question},)
+
+
+def transcript(turns: Iterable[Turn], system: bool = True) -> str:
+    """Turns as one text, for a person to read, to compare, and for a policy without a chat template.
+
+    >>> transcript([{"role": "system", "content": "Be brief."}, {"role": "user", "content": "1 + 1?"}])
+    'Be brief.\\n\\n1 + 1?'
+    """
+    spoken = [turn for turn in turns if system or turn["role"] != "system"]
+    alone = sum(turn["role"] != "system" for turn in spoken) == 1
+    return "\n\n".join(_said(turn, alone or turn["role"] == "system") for turn in spoken)
+
+
+def _said(turn: Turn, alone: bool) -> str:
+    calls = json.dumps(turn["tool_calls"], ensure_ascii=False) if turn.get("tool_calls") else ""
+    text = "\n".join(part for part in (turn.get("content"), calls) if part)
+    return text if alone else f"{turn['role']}: {text}"
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from transformers.utils import logging as transformers_logging
 
 from gradus.pipeline.policy.lora import ADAPTER, merged_state, save_adapter
 from gradus.pipeline.policy.prompts import PromptEncoder, Template
+from gradus.pipeline.types import Prompt
 
 TEMPLATE_FILE = "template.json"
 
@@ -63,9 +64,9 @@ class Policy:
         """Turns questions into tokens."""
         return PromptEncoder(self.tokenizer, self.template)
 
-    def encode_prompt(self, question: str) -> list[int]:
-        """Tokens of a question in its template, up to where the completion begins."""
-        return self.prompts.encode(question)
+    def encode_prompt(self, prompt: Prompt | str) -> list[int]:
+        """Tokens of a prompt, or of a question alone, in the template, up to where the completion begins."""
+        return self.prompts.encode(prompt)
 
     def encode_completion(self, text: str) -> list[int]:
         """Tokens of a completion, its end-of-sequence token included."""

@@ -1,4 +1,4 @@
-"""How a question becomes the tokens of a prompt: its template, and what is text in it and what a special token."""
+"""How a prompt becomes tokens: its template, and what is text in it and what a special token."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ import hashlib
 import json
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, Literal
 
 from gradus.pipeline.common.errors import UserError
+from gradus.pipeline.types import Prompt, Turn, transcript
 
 RENDER_SECONDS = 10.0
 """Time for one chat template and one question, which take a millisecond; a template is a program and may never end."""
@@ -49,29 +50,33 @@ class Template:
 
 
 class PromptEncoder:
-    """Turns questions into tokens, with a tokenizer and a template."""
+    """Turns prompts into tokens, with a tokenizer and a template."""
 
     def __init__(self, tokenizer: Any, template: Template):
         self.tokenizer, self.template = tokenizer, template
 
-    def encode(self, question: str) -> list[int]:
-        """Tokens of a question in its template, up to where the completion begins.
+    def encode(self, prompt: Prompt | str) -> list[int]:
+        """Tokens of a prompt, or of a question alone, in the template, up to where the completion begins.
 
-        Unless the template says otherwise, the text of a special token in the question remains text: it is replaced by
+        Unless the template says otherwise, the text of a special token in the prompt remains text: it is replaced by
         a mark while the template is applied, and encoded by itself afterwards. The special tokens of the template are
-        encoded as such, and a question without any is encoded in one piece with its template.
+        encoded as such, and a prompt without any is encoded in one piece with its template.
         """
-        if self.template.special_tokens or not self._special.search(question):
-            return self._tokens(self._rendered(question), self.template.kind == "plain")
-        mark = next(c for c in map(chr, PRIVATE) if c not in question and c not in self.template.text)
+        asked = Prompt("", prompt, "") if isinstance(prompt, str) else prompt
+        turns, tools = list(asked.conversation), list(asked.tools)
+        texts = list(_strings([turns, tools]))
+        if self.template.special_tokens or not any(self._special.search(text) for text in texts):
+            return self._tokens(self._rendered(turns, tools), self.template.kind == "plain")
+        used = {self.template.text, *texts}
+        mark = next(c for c in map(chr, PRIVATE) if not any(c in text for text in used))
         hidden: list[str] = []
 
         def hide(found: re.Match[str]) -> str:
             hidden.append(found[0])
             return f"{mark}{len(hidden) - 1}{mark}"
 
-        marked = self._special.sub(hide, question)
-        first, *others = re.split(f"{mark}([0-9]+){mark}", self._rendered(marked))
+        turns, tools = _with_strings([turns, tools], lambda text: self._special.sub(hide, text))
+        first, *others = re.split(f"{mark}([0-9]+){mark}", self._rendered(turns, tools))
         tokens = self._tokens(first, self.template.kind == "plain")
         for place, text in zip(others[::2], others[1::2], strict=True):
             tokens += self._as_text(hidden[int(place)]) + self._tokens(text)
@@ -96,22 +101,42 @@ class PromptEncoder:
         """Tokens of a text; ``with_first``: with those that the tokenizer puts before every text."""
         return self.tokenizer(text, add_special_tokens=with_first)["input_ids"]
 
-    def _rendered(self, question: str) -> str:
+    def _rendered(self, turns: list[Turn], tools: list[dict[str, Any]]) -> str:
+        """The turns in the template; what a plain one cannot say (roles, tools) is left out or written as text."""
         if self.template.kind == "plain":
-            return self.template.text.replace("{question}", question)
-        turns = [{"role": "user", "content": question}]
+            return self.template.text.replace("{question}", transcript(turns))
+        options = {"tokenize": False, "add_generation_prompt": True, **({"tools": tools} if tools else {})}
         apply = self.tokenizer.apply_chat_template
         try:
-            return _within(RENDER_SECONDS, lambda: apply(turns, tokenize=False, add_generation_prompt=True))
+            return _within(RENDER_SECONDS, lambda: apply(turns, **options))
         except Exception as error:
             got = f"no end within {RENDER_SECONDS:.0f} seconds" if isinstance(error, TimeoutError) else str(error)
             raise UserError(
-                "the chat template cannot be applied to a question",
+                "the chat template cannot be applied to a prompt",
                 where="the chat template of the tokenizer (chat_template.jinja or tokenizer_config.json)",
                 got=" ".join(got.split())[:300] or type(error).__name__,
-                expected="a Jinja template for one turn of the role `user`, and the prompt of a generation",
+                expected=f"a Jinja template for turns of the roles {', '.join(turn['role'] for turn in turns)}, "
+                "and the prompt of a generation",
                 fix="correct the template, or set policy.template=plain for a new run",
             ) from error
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """All texts in nested lists and mappings."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list | dict):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _strings(item)
+
+
+def _with_strings(value: Any, change: Callable[[str], str]) -> Any:
+    """Nested lists and mappings with every text in them changed."""
+    if isinstance(value, dict):
+        return {key: _with_strings(item, change) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_with_strings(item, change) for item in value]
+    return change(value) if isinstance(value, str) else value
 
 
 def _within(seconds: float, work: Callable[[], str]) -> str:

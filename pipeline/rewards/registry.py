@@ -12,7 +12,7 @@ import math
 import types
 import typing
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal, TypeVar, Union
 
@@ -86,10 +86,24 @@ class Reward:
         return self.isolated(options) if callable(self.isolated) else self.isolated
 
     def score(self, prompt: Any, completion: str, options: Mapping[str, Any]) -> float:
-        """One completion's score.
+        """One completion's score; where the prompt has several reference answers, the best that one of them gives.
+
+        An answer that the reward cannot read (a ValueError) is passed over where there is another that it can.
 
         Raises: whatever the reward raises; TypeError or ValueError where it gives no finite number inside its range.
         """
+        alternatives = getattr(prompt, "alternatives", ())
+        scores, unreadable = [], None
+        for each in (prompt, *(replace(prompt, answer=answer) for answer in alternatives)):
+            try:
+                scores.append(self._score(each, completion, options))
+            except ValueError as error:
+                unreadable = unreadable or error
+        if unreadable is not None and not scores:
+            raise unreadable
+        return max(scores)
+
+    def _score(self, prompt: Any, completion: str, options: Mapping[str, Any]) -> float:
         value = self.function(prompt, completion, **options)
         if not hasattr(type(value), "__float__"):
             raise TypeError(f"{self.name} gave {_short(value)}, not a number")

@@ -70,7 +70,7 @@ class EngineSampler(Sampler):
         without_logprobs: bool = False,
     ) -> Rollouts:
         """Sample K completions of each prompt, within :meth:`weights_of`."""
-        encoded = [policy.encode_prompt(prompt.question) for prompt in prompts]
+        encoded = [policy.encode_prompt(prompt) for prompt in prompts]
         seeds = [None if draw is None else draw.number(prompt.id) for prompt in prompts]
         requests = [Request(tokens, group_size, seed) for tokens, seed in zip(encoded, seeds, strict=True)]
         found: dict[int, list[Completion]] = {}

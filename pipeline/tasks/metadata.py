@@ -66,6 +66,17 @@ def decode(text: str) -> dict[str, Any]:
     return json.loads(text, object_hook=_untagged)
 
 
+def packed(**more: Any) -> str | None:
+    """The fields that only some prompts have (``turns``, ``tools``, ``alternatives``, ``rejected``), as JSON."""
+    given = {name: value for name, value in more.items() if value}
+    return json.dumps(given, ensure_ascii=False) if given else None
+
+
+def unpacked(text: str) -> dict[str, Any]:
+    """The fields of a prompt that :func:`packed` wrote."""
+    return {name: value if isinstance(value, str) else tuple(value) for name, value in json.loads(text).items()}
+
+
 def _tagged(value: Any) -> Any:
     if type(value).__module__ == "numpy":
         value = value.tolist()

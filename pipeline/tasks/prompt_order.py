@@ -6,8 +6,8 @@ import hashlib
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from gradus.pipeline.tasks.metadata import decode
-from gradus.pipeline.tasks.splits import COLUMNS
+from gradus.pipeline.tasks.metadata import decode, unpacked
+from gradus.pipeline.tasks.splits import COLUMNS, MORE
 from gradus.pipeline.types import Prompt, Rollouts, State
 
 if TYPE_CHECKING:
@@ -136,5 +136,9 @@ class HistoryResampling(Schedule):
 def read_prompts(dataset: Dataset, indices: Iterable[int]) -> list[Prompt]:
     """Rows of a split as prompts, in the order of ``indices``."""
     rows = dataset[[int(i) for i in indices]]
-    columns = (rows[name] for name in COLUMNS)
-    return [Prompt(i, q, a, decode(metadata), d) for i, q, a, metadata, d in zip(*columns, strict=True)]
+    columns = [rows[name] for name in COLUMNS if name != MORE]
+    more = rows.get(MORE) or [None] * len(columns[0])  # data of an earlier version has no such column
+    return [
+        Prompt(i, q, a, decode(metadata), d, **(unpacked(m) if m else {}))
+        for i, q, a, metadata, d, m in zip(*columns, more, strict=True)
+    ]

@@ -12,13 +12,15 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from gradus.pipeline.common.errors import UserError
-from gradus.pipeline.tasks.metadata import Batch
+from gradus.pipeline.tasks.metadata import Batch, unpacked
 
 if TYPE_CHECKING:
     import pyarrow
 
-COLUMNS = ("id", "question", "answer", "metadata", "demonstration")
-"""The columns of a split, all of them text; only the demonstration may be null."""
+MORE = "more"
+"""Column of what only some prompts have: see :func:`gradus.pipeline.tasks.metadata.packed`."""
+COLUMNS = ("id", "question", "answer", "metadata", "demonstration", MORE)
+"""The columns of a split, all of them text; only the last two may be null."""
 
 
 def folded(question: str) -> str:
@@ -26,9 +28,9 @@ def folded(question: str) -> str:
     return " ".join(question.split()).casefold()
 
 
-def prompt_id(question: str, answer: str) -> str:
-    """A prompt's stable id: 16 hexadecimal digits of the hash of its question and answer."""
-    return hashlib.sha256(f"{question}\0{answer}".encode()).hexdigest()[:16]
+def prompt_id(question: str, answer: str, more: str | None = None) -> str:
+    """A prompt's stable id: 16 hexadecimal digits of the hash of its question, its answer, and what it has more."""
+    return hashlib.sha256("\0".join((question, answer, more) if more else (question, answer)).encode()).hexdigest()[:16]
 
 
 def distinct(batches: Iterable[Batch], notes: list[str]) -> pyarrow.Table:
@@ -41,8 +43,12 @@ def distinct(batches: Iterable[Batch], notes: list[str]) -> pyarrow.Table:
     repeated = contradicted = 0
     for batch in batches:
         kept, ids, keys = [], [], []
-        for row, (question, answer) in enumerate(zip(batch["question"], batch["answer"], strict=True)):
-            asked, name = hashlib.sha256(question.encode()).digest(), prompt_id(question, answer)
+        more = batch.setdefault(MORE, [None] * len(batch["question"]))
+        for row, (question, answer, others) in enumerate(zip(batch["question"], batch["answer"], more, strict=True)):
+            turns = (
+                json.dumps(unpacked(others).get("turns", "")) if others else ""
+            )  # another system turn is no repetition
+            asked, name = hashlib.sha256((question + turns).encode()).digest(), prompt_id(question, answer, others)
             if asked in first:
                 repeated, contradicted = repeated + (first[asked] == name), contradicted + (first[asked] != name)
                 continue
@@ -119,6 +125,6 @@ def content_hash(table: pyarrow.Table) -> str:
     digest = hashlib.sha256()
     for batch in table.to_batches(max_chunksize=1000):
         columns: dict[str, list[Any]] = batch.to_pydict()
-        for row in zip(*(columns[name] for name in COLUMNS), strict=True):
-            digest.update(json.dumps(row).encode() + b"\n")
+        for row in zip(*(columns[name] for name in COLUMNS if name in columns), strict=True):
+            digest.update(json.dumps(row if row[-1] else row[:5]).encode() + b"\n")
     return digest.hexdigest()

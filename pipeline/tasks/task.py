@@ -2,7 +2,7 @@
 
 ``check_task`` finds in a second what is wrong with a configuration, ``build_task`` makes the task's folder, and
 ``load_task`` reads it. The folder contains train, validation and heldout as Parquet with the columns id, question,
-answer, metadata (JSON) and demonstration, and ``data.json``, written last, with hashes, sizes and notes.
+answer, metadata (JSON), demonstration and more (JSON), and ``data.json``, written last, with hashes, sizes and notes.
 
 The prompts whose questions have the lowest hashes are held out, wherever they are in the source. So rows that are
 appended to the source change the held-out set only by those among them that are held out.
@@ -27,7 +27,7 @@ from gradus.pipeline.tasks.prompt_order import read_prompts
 from gradus.pipeline.tasks.reasoning_gym import check_gym, read_gym
 from gradus.pipeline.tasks.splits import content_hash, distinct, split
 from gradus.pipeline.tasks.tables import check_file, read_file
-from gradus.pipeline.types import Prompt
+from gradus.pipeline.types import Prompt, transcript
 
 if TYPE_CHECKING:
     import pyarrow
@@ -165,12 +165,11 @@ def all_prompts(task: TaskData, split: str) -> list[Prompt]:
 
 def texts(data: TaskData) -> Iterator[str]:
     """Questions and demonstrations of the training split, for training a tokenizer."""
-    columns: Any = data.train.select_columns(["question", "demonstration"])
-    for batch in columns.iter(BATCH):
-        for question, demonstration in zip(batch["question"], batch["demonstration"], strict=True):
-            yield question
-            if demonstration is not None:
-                yield demonstration
+    for start in range(0, len(data.train), BATCH):
+        for prompt in data.prompts(data.train, range(start, min(start + BATCH, len(data.train)))):
+            yield transcript(prompt.conversation)
+            if prompt.demonstration is not None:
+                yield prompt.demonstration
 
 
 def _read(task: AnyTask, base_dir: Path, notes: list[str]) -> tuple[Iterator[Batch], Iterator[Batch] | None]:

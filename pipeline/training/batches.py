@@ -212,7 +212,7 @@ def demonstrated(policy: Policy, prompts: list[Prompt]) -> Rollouts:
     mask_PKT = torch.arange(longest) < torch.tensor([len(c) for c in completions])[:, None, None]
     return Rollouts(
         prompts=prompts,
-        prompt_tokens=[policy.encode_prompt(prompt.question) for prompt in prompts],
+        prompt_tokens=[policy.encode_prompt(prompt) for prompt in prompts],
         tokens_PKT=tokens,
         mask_PKT=mask_PKT,
         rollout_logprobs_PKT=torch.zeros(tokens.shape),

@@ -104,7 +104,7 @@ def _greedy(
     intra-operation threads gained nothing on a small model.
     """
     parts = [prompts[n::PARTS] for n in range(min(PARTS, len(prompts)))]
-    policy.encode_prompt(prompts[0].question)  # a tokenizer may change itself the first time, with one thread only
+    policy.encode_prompt(prompts[0])  # a tokenizer may change itself the first time, with one thread only
 
     def answer(part: list[Prompt]) -> list[list[str]]:
         def on_group(index: int, group: list[str]) -> None:

@@ -41,7 +41,7 @@ def sample(
     soon as groups have ended. ``on_group`` is called for each group that has ended (the prompt's index, its K texts)
     while others are still growing. ``return_prompt_states``: also return the hidden state at the end of each prompt.
     """
-    encoded = [policy.encode_prompt(p.question) for p in prompts]
+    encoded = [policy.encode_prompt(p) for p in prompts]
     uniforms = None
     if draw is not None:
         streams = [draw.uniforms(prompt.id, k, options.max_tokens) for prompt in prompts for k in range(group_size)]

@@ -49,7 +49,7 @@ class CopyEngine:
 
     def __init__(self, policy: Policy, moved: float = 0.0):
         self.copy, self.moved, self.held = frozen_copy(policy), moved, ""
-        self.copy.encode_prompt = json.loads  # type: ignore[method-assign]  # it gets tokens
+        self.copy.encode_prompt = lambda prompt: json.loads(prompt.question)  # type: ignore[method-assign]  # it gets tokens
         self.pushes: list[str] = []
         self.on_generate: Callable[[], None] = lambda: None
 
