@@ -1,4 +1,4 @@
-"""Prompts that are conversations: rendered by the chat template with their roles and tools, and safe as questions are."""
+"""Prompts that are conversations: the chat template gets their roles and tools, and they are as safe as questions."""
 
 from __future__ import annotations
 
