@@ -46,13 +46,28 @@ class RewardConfig(Options):
         return self.name or self.reward.rpartition(":")[2]
 
 
+ROUNDING = 1e-6
+"""The most by which a score may miss a threshold that it means to reach, in units of the threshold or of 1: some ulps
+of float32, in which rewards of your own may compute."""
+
+
 class EvaluationConfig(Options):
     """How held-out accuracy is measured: one greedy completion a prompt."""
 
     reward: str | None = None
     """Component that decides correctness; default: the first reward."""
     threshold: float = 1.0
-    """A completion is correct where that component reaches this."""
+    """A completion is correct where that component reaches this, apart from rounding."""
+
+    def is_correct(self, score: float) -> bool:
+        """Whether this score of that component counts as correct, in training and in every evaluation; NaN does not.
+
+        Sums such as 0.6 + 0.3 + 0.1 end an ulp below the number that they mean, in float64 or in float32.
+
+        >>> EvaluationConfig().is_correct(0.6 + 0.3 + 0.1)
+        True
+        """
+        return score >= self.threshold - ROUNDING * max(1.0, abs(self.threshold))
 
 
 class TrackingConfig(Options):

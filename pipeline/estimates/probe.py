@@ -172,8 +172,9 @@ def _rewards(scored: Rollouts) -> list[list[float]]:
 
 def _correct(scored: Rollouts, config: PipelineConfig) -> list[list[float]]:
     """1 or 0 by the reward that decides on accuracy, NaN where it failed."""
+    assert scored.correct_PK is not None
     values = scored.components[config.accuracy_reward]
-    return torch.where(values.isnan(), values, (values >= config.evaluation.threshold).to(values.dtype)).tolist()
+    return torch.where(values.isnan(), values, scored.correct_PK.to(values.dtype)).tolist()
 
 
 def _timed_update(policy: Policy, batch: Rollouts, stage: StageConfig, config: PipelineConfig) -> tuple[float, int]:

@@ -26,7 +26,8 @@ def rewarded(rollouts: Rollouts, scores: Scores, pipeline: PipelineConfig) -> Ro
             total_PK += reward.weight * torch.tensor(scores.components[reward.label], dtype=torch.float64)
             valid_PK &= ~components[reward.label].isnan()
     rewards_PK = torch.where(valid_PK, total_PK, group_mean(total_PK, valid_PK)).float()
-    correct_PK = components[pipeline.accuracy_reward] >= pipeline.evaluation.threshold
+    is_correct, deciding = pipeline.evaluation.is_correct, scores.components[pipeline.accuracy_reward]
+    correct_PK = torch.tensor([[is_correct(score) for score in group] for group in deciding])
     return rollouts.with_rewards(rewards_PK=rewards_PK, components=components, valid_PK=valid_PK, correct_PK=correct_PK)
 
 

@@ -66,7 +66,7 @@ def evaluate(
     texts = interleaved([texts for texts, _ in parts])
     components = {label: interleaved([s.components[label] for _, s in parts]) for label in parts[0][1].components}
     values = [row[0] for row in components[accuracy_reward]]
-    correct = [float(value >= pipeline.evaluation.threshold) for value in values]  # NaN, a failed verifier, is not
+    correct = [float(pipeline.evaluation.is_correct(value)) for value in values]
     return Evaluation(
         accuracy=sum(correct) / len(prompts),
         interval=share_bounds(int(sum(correct)), len(prompts)),

@@ -8,6 +8,7 @@ import pytest
 import torch
 from small_pipeline import pipeline
 
+from gradus.pipeline.config.pipeline import EvaluationConfig
 from gradus.pipeline.rewards import Scores
 from gradus.pipeline.rewards.scoring import rewarded
 from gradus.pipeline.types import Prompt, Rollouts
@@ -57,3 +58,25 @@ def test_equal_totals_are_equal_numbers_whatever_they_are_made_of() -> None:
     # in float32, 0.1 + 0.2 is one unit in the last place above 0.3
     found = scored([ANSWER, {**STEPS, "weight": 1.0}], exact_answer=[[0.1, 0.3]], equation_steps=[[0.2, 0.0]])
     assert found.rewards_PK is not None and found.rewards_PK[0, 0] == found.rewards_PK[0, 1]
+
+
+@pytest.mark.parametrize(
+    ("score", "threshold", "correct"),
+    [
+        (0.6 + 0.3 + 0.1, 1.0, True),  # 0.9999999999999999
+        (1 - 9 / 10, 0.1, True),
+        (float(torch.tensor([0.1] * 10).cumsum(0)[-1]), 1.0, True),  # 1.0000001, in float32
+        (float(torch.tensor([0.7]) + torch.tensor([0.1])), 0.8, True),  # 0.8000000119
+        (0.79999995, 0.8, True),  # an ulp of float32 below
+        (999_999.9999, 1_000_000.0, True),
+        (0.99999, 1.0, False),
+        (-1e-5, 0.0, False),
+        (NAN, 0.0, False),
+    ],
+)
+def test_rounding_decides_no_more_in_training_than_in_an_evaluation(
+    score: float, threshold: float, correct: bool
+) -> None:
+    found = scored([ANSWER], threshold=threshold, exact_answer=[[score]])
+    assert found.correct_PK is not None and found.correct_PK.tolist() == [[correct]]
+    assert EvaluationConfig(threshold=threshold).is_correct(score) == correct

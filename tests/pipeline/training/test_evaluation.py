@@ -1,22 +1,40 @@
-"""The number of threads changes nothing."""
+"""What an evaluation says: the same with any number of threads, and the same as training says."""
 
 from __future__ import annotations
 
 import pytest
 
-from gradus.pipeline.config import StageConfig
+from gradus.pipeline.config import PipelineConfig, StageConfig
 from gradus.pipeline.config.pipeline import pipeline_model
 from gradus.pipeline.policy.policy import Policy
 from gradus.pipeline.rewards import RewardSuite
+from gradus.pipeline.rewards.scoring import rewarded
+from gradus.pipeline.rollouts.builtin import sample
 from gradus.pipeline.training import evaluation
 from gradus.pipeline.types import Prompt
 
 
-def test_threads_change_nothing(policy: Policy, prompts: list[Prompt], monkeypatch: pytest.MonkeyPatch) -> None:
+def judged_by_length(most: int, falloff: int, **evaluation: float) -> PipelineConfig:
     options = {"policy": {"architecture": {"model_type": "llama"}}, "stages": [{"stage": "x", "steps": 1}]}
-    task = {"source": "reasoning_gym", "dataset": "chain_sum"}
-    rewards = [{"reward": "length", "params": {"max": 5, "falloff": 15}}]
-    config = pipeline_model([StageConfig]).model_validate({"name": "x", "task": task, "rewards": rewards, **options})
+    options |= {"name": "x", "task": {"source": "reasoning_gym", "dataset": "chain_sum"}, "evaluation": evaluation}
+    rewards = [{"reward": "length", "params": {"max": most, "falloff": falloff}}]
+    return pipeline_model([StageConfig]).model_validate({"rewards": rewards, **options})
+
+
+def test_training_and_evaluation_agree_on_what_is_correct(policy: Policy, prompts: list[Prompt]) -> None:
+    completions = sample(policy, prompts[:1], 1, judged_by_length(1, 1).sampling, None)
+    longest = len(completions.texts[0][0])
+    assert longest > 9
+    config = judged_by_length(longest - 9, 10, threshold=0.1)  # 1 - 9 / 10 is a little less than 0.1
+    with RewardSuite(config.rewards) as suite:
+        found = evaluation.evaluate(policy, prompts[:1], suite, config)
+        trained = rewarded(completions, suite.score(prompts[:1], completions.texts), config)
+    assert found.answers == [(prompts[0], completions.texts[0][0])]
+    assert trained.correct_PK is not None and trained.correct_PK.tolist() == [[True]] and found.accuracy == 1.0
+
+
+def test_threads_change_nothing(policy: Policy, prompts: list[Prompt], monkeypatch: pytest.MonkeyPatch) -> None:
+    config = judged_by_length(5, 15)
     found = []
     for cores in (1, 2):
         monkeypatch.setattr(evaluation, "usable_cores", lambda cores=cores: cores)
