@@ -8,18 +8,9 @@ from typing import Any, Literal
 
 from gradus.pipeline.rewards.equations import equation_share
 from gradus.pipeline.rewards.extraction import check_pattern, extract_answer, find_answer, is_own_pattern
+from gradus.pipeline.rewards.numbers import read_number
 from gradus.pipeline.rewards.registry import reward
 from gradus.pipeline.types import Prompt
-
-MAX_NUMBER = 400
-"""Characters of an answer that numeric_answer looks at; longer ones hold no single sensible number."""
-
-NUMBER = r"(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d{1,6}(?!\d))?"
-LONE_NUMBER = re.compile(rf"(?<![\w.+-])(?P<sign>[-+]?)[$€£]?(?P<top>{NUMBER})(?:\s*/\s*(?P<bottom>{NUMBER}))?")
-DIGIT = re.compile(r"\d")
-THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
-LATEX_FRACTION = re.compile(r"\\[dt]?frac\{([^{}]*)\}\{([^{}]*)\}")
-LATEX_SPACING = re.compile(r"\\[,;!() ]|[\\]text\{[^{}]*\}|\{,\}")
 
 
 def _check_answers(extract: str, reference: str, **others: Any) -> None:
@@ -62,7 +53,9 @@ def numeric_answer(
     """1 where the final answer's number is the reference's, within a tolerance.
 
     |answer - reference| <= max(tolerance, relative_tolerance * |reference|). The answer must hold exactly one number:
-    signs, decimals, 1e5, 1,234, 3/4, a currency sign and units are read; a percent sign is a unit like any other.
+    signs (minus 5), decimals, 1e5, 3 x 10^5, 1,234, 3/4, 5 million, 1.5k, -(5), |-5|, a currency sign and units are
+    read; a percent sign is a unit like any other. What may change a number and is not read (2x, sin(5), x > 5, at least
+    5) makes it none.
     ``extract`` and ``reference`` as in exact_answer. No answer, or one with no number or several, scores 0.
 
     Raises: ValueError where the reference is not one number.
@@ -76,32 +69,6 @@ def numeric_answer(
     with localcontext(Context(prec=60, traps=[])):
         allowed = max(Decimal(repr(tolerance)), Decimal(repr(relative_tolerance)) * abs(expected))
         return float(answer == expected or abs(answer - expected) <= allowed)
-
-
-def read_number(text: str) -> Decimal | None:
-    """The only number in a text; None where there is none, or several. A fraction is one number.
-
-    >>> read_number("$1,234.50 a month"), read_number("3/4"), read_number("3 or 4")
-    (Decimal('1234.50'), Decimal('0.75'), None)
-    """
-    if len(text) > MAX_NUMBER:
-        return None
-    text = text.replace("−", "-")  # noqa: RUF001 - the sign to replace
-    if "\\" in text:
-        text = LATEX_SPACING.sub("", LATEX_FRACTION.sub(r"\1/\2", text))
-    text = re.sub(r"^\s*([-+])\s+", r"\1", THOUSANDS.sub("", text))
-    found = LONE_NUMBER.search(text)
-    if found is None:
-        return None
-    before, after = text[: found.start()], text[found.end() :]
-    if DIGIT.search(before) or DIGIT.search(after) or after.startswith(("^", "!")):
-        return None
-    with localcontext(Context(prec=60, traps=[])):
-        number = Decimal(found["top"])
-        if found["bottom"]:
-            number /= Decimal(found["bottom"])
-        number = -number if found["sign"] == "-" else number
-        return number if number.is_finite() else None
 
 
 @reward("math_verify", isolated=True, packages=("math_verify",), check=_check_answers)
