@@ -27,7 +27,7 @@ POWER_OF_TEN = re.compile(
 )
 """The scientific notation of people."""
 
-DASHES = str.maketrans(dict.fromkeys("‐‑‒–—―−﹘﹣－", "-") | {"＋": "+", "⁄": "/", "∕": "/", "\xa0": " ", "％": "%"})  # noqa: RUF001
+DASHES = str.maketrans("‐‑‒–—―−﹘﹣－＋⁄∕\xa0％", "----------+// %")  # noqa: RUF001
 SUPERSCRIPTS = re.compile("[⁰¹²³⁴-⁹⁺⁻]+")
 RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻", "0123456789+-")
 VULGAR = {"½": "1/2", "⅓": "1/3", "⅔": "2/3", "¼": "1/4", "¾": "3/4", "⅕": "1/5", "⅛": "1/8"}
