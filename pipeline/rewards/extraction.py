@@ -4,42 +4,104 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
-LABEL = re.compile(r"\banswer[ \t*_]*:[ \t*_]*([^\n;]*)", re.IGNORECASE)
+THOUGHTS = (
+    ("<think>", "</think>"),
+    ("<thinking>", "</thinking>"),
+    ("<thought>", "</thought>"),
+    ("<seed:think>", "</seed:think>"),
+    ("[THINK]", "[/THINK]"),
+    ("\N{WHITE LEFT-POINTING TRIANGLE}think\N{WHITE RIGHT-POINTING TRIANGLE}",
+     "\N{WHITE LEFT-POINTING TRIANGLE}/think\N{WHITE RIGHT-POINTING TRIANGLE}"),
+    ("<|begin_of_thought|>", "<|end_of_thought|>"),
+    ("<|channel|>analysis<|message|>", "<|channel|>final<|message|>"),
+)  # fmt: skip
+"""Where models begin and end their thoughts."""
+
+LABEL = re.compile(r"\banswer(?:[ \t]*\([^()\n]{1,40}\))?[ \t*_]*:[ \t*_]*([^\n;]*)", re.IGNORECASE)
+SENTENCE = re.compile(
+    r"\banswer(?:[ \t]+(?:to|for|of)[ \t][^\n.;:?!=]{1,80}?)?[ \t*_]*"
+    r"(?:\b(?:is|equals|(?:would|must|should|will)[ \t]+be)\b|=)[ \t]*(?:therefore|thus|simply|just)?[ \t]*:?[ \t]*"
+    r"([^\n;]*)",
+    re.IGNORECASE,
+)
+SUPPOSED = re.compile(
+    r"(?:\b(?:if|whether|unless|suppose|assume|assuming|wrong|incorrect|possible|previous|another|an)|['’]s)[ \t]+"  # noqa: RUF001
+    r"(?:that[ \t]+)?(?:(?:the|my|our|your)[ \t]+)?(?:(?:final|correct)[ \t]+)?$",
+    re.IGNORECASE,
+)
+"""Before ``answer is X``: this is not the completion's own answer."""
+REMARK = re.compile(
+    r"(?:correct|right|wrong|incorrect|given|found|obtained|in|as|that|clear|unique|above|below)\b", re.I
+)
+"""After ``the answer is``: a remark about it, and not the answer."""
+SENTENCE_END = re.compile(r"[.!?](?=[*_`\"']*(?:\s|$))|,?\s+(?:because|since)\b")
+HEADING = re.compile(r"^####[ \t]+(\S[^\n]*)", re.MULTILINE)
+NUMBER_ALONE = re.compile(r"[-+$\\€£]*\d[\d.,/]*\\?%?")
 OPEN_TAG, CLOSE_TAG = "<answer>", "</answer>"
-BOXED = re.compile(r"\\boxed\s*\{")
+BOXED = re.compile(r"\\(?:boxed|fbox)\s*\{")
 BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
-BOXES_TRIED = 4
-"""Boxes without a closing brace to step back over; bounds the time a degenerate completion can take."""
+BOLD = re.compile(r"(?<![\w*])\*\*(?=\S)([^*]+)(?<=\S)\*\*(?![\w*])")
+WRAPPED = re.compile(r"(\*\*|__|\*|_|`|\$\$|\$)(?=\S)([^*_`$]+)(?<=\S)\1|\\\((.+)\\\)|\\\[(.+)\\\]", re.DOTALL)
 
 
-def extract_answer(completion: str, pattern: str = "auto") -> str | None:
+class Found(NamedTuple):
+    """An answer that a completion marks; its text is empty where the marker is there and the answer is not."""
+
+    start: int
+    """Where the marker begins."""
+    text: str
+
+
+def extract_answer(completion: str, pattern: str = "auto", answer_after: str | None = None) -> str | None:
     r"""The final answer, without surrounding whitespace; None where there is none, or an empty one.
 
-    ``auto`` finds the last of ``answer: X`` (up to the line's end or ``;``), ``<answer>X</answer>`` and ``\boxed{X}``;
-    ``whole`` takes the whole completion; anything else is a regular expression whose last match's group is the answer.
+    ``auto`` takes the last of ``answer: X`` (up to the line's end or ``;``), ``the answer is X`` (up to the sentence's
+    end), ``#### X``, ``<answer>X</answer>``, ``\boxed{X}`` and ``\fbox{X}``. If that is empty, or was never closed,
+    there is no answer: an earlier one does not count. ``whole`` takes all of the text; anything else is a regular
+    expression whose last match's group is the answer. Thoughts are not searched: see :func:`answer_part`.
 
-    >>> extract_answer("17*23=391; 391-19=372; answer: 372")
-    '372'
+    >>> extract_answer("17*23=391; 391-19=372; answer: 372"), extract_answer("<think>answer: 3</think>4")
+    ('372', '4')
     """
-    found = find_answer(completion, pattern)
-    return None if found is None else found[1]
+    found = find_answer(completion, pattern, answer_after)
+    return None if found is None else found.text
 
 
-def find_answer(completion: str, pattern: str = "auto") -> tuple[int, str] | None:
+def find_answer(completion: str, pattern: str = "auto", answer_after: str | None = None) -> Found | None:
     """Like :func:`extract_answer`, with the offset at which the answer's marker begins."""
+    begin = answer_part(completion, answer_after)
+    if begin is None:
+        return None
+    part = completion[begin:]
     if pattern == "whole":
-        text = completion.strip()
-        return (0, text) if text else None
-    if pattern == "auto":
-        found = [place for place in (_label(completion), _tag(completion), _boxed(completion)) if place]
-        return max(found) if found else None
-    last = None
-    for match in re.finditer(pattern, completion):
-        last = match
-    text = (last.group(1) or "").strip() if last else ""
-    return (last.start(), text) if last and text else None
+        found = Found(0, part.strip())
+    elif pattern == "auto":
+        found = _marked(part) or (_bare_line(part) if begin else None)
+    else:
+        last = None
+        for match in re.finditer(pattern, part):
+            last = match
+        found = Found(last.start(), (last.group(1) or "").strip()) if last else None
+    return Found(begin + found.start, found.text) if found and found.text else None
+
+
+def answer_part(completion: str, answer_after: str | None = None) -> int | None:
+    """Where the answer part begins: behind the last thought, or behind the last ``answer_after`` where that is given.
+
+    None where a thought has no end, or ``answer_after`` does not occur.
+    """
+    if answer_after is not None:
+        at = completion.rfind(answer_after)
+        return at + len(answer_after) if at >= 0 else None
+    begin = 0
+    for opening, closing in THOUGHTS:
+        end = completion.rfind(closing)
+        if completion.rfind(opening) > end:
+            return None
+        begin = max(begin, end + len(closing) if end >= 0 else 0)
+    return begin
 
 
 def is_own_pattern(options: Mapping[str, Any]) -> bool:
@@ -62,34 +124,82 @@ def check_pattern(pattern: str, option: str = "extract", groups: int | None = 1)
         )
 
 
-def _label(completion: str) -> tuple[int, str] | None:
+def _marked(part: str) -> Found | None:
+    """The last marker with its answer; of two that begin at the same place, the one with a text."""
+    return max(filter(None, (_label(part), _sentence(part), _heading(part), _tag(part), _boxed(part))), default=None)
+
+
+def _label(part: str) -> Found | None:
+    last = None
+    for match in LABEL.finditer(part):
+        last = match
+    if last is None:
+        return None
+    # Markdown: **answer: X**
+    text = last.group(1).partition(CLOSE_TAG)[0].strip().removesuffix("**").rstrip()
+    return Found(last.start(), text or _only_line_behind(part, last.end()))
+
+
+def _sentence(part: str) -> Found | None:
+    last = None
+    for match in SENTENCE.finditer(part):
+        line = part[max(0, match.start() - 60) : match.start()].rpartition("\n")[2]
+        if not SUPPOSED.search(line) and not REMARK.match(match.group(1)):
+            last = match
+    if last is None:
+        return None
+    text = BOLD.sub(r"\1", SENTENCE_END.split(last.group(1).partition(CLOSE_TAG)[0], maxsplit=1)[0].strip())
+    text = text.removeprefix("**").removesuffix("**")  # **The answer is X**
+    return Found(last.start(), _bare(text) or _only_line_behind(part, last.end()))
+
+
+def _heading(part: str) -> Found | None:
+    """``#### X`` as in GSM8K: the last line of the text, or a number alone; other lines are headings of sections."""
     found = None
-    for match in LABEL.finditer(completion):
-        text = match.group(1).partition(CLOSE_TAG)[0].strip()
-        # Markdown: **answer: X**
-        text = text.removesuffix("**").rstrip()
-        if text:
-            found = match.start(), text
+    for match in HEADING.finditer(part):
+        text = _bare(match.group(1))
+        if NUMBER_ALONE.fullmatch(text) or not part[match.end() :].strip():
+            found = Found(match.start(), text)
     return found
 
 
-def _tag(completion: str) -> tuple[int, str] | None:
-    end = completion.rfind(CLOSE_TAG)
-    start = completion.rfind(OPEN_TAG, 0, end) if end >= 0 else -1
-    text = completion[start + len(OPEN_TAG) : end].strip() if start >= 0 else ""
-    return (start, text) if text else None
-
-
-def _boxed(completion: str) -> tuple[int, str] | None:
-    if "\\boxed" not in completion:
+def _tag(part: str) -> Found | None:
+    start = part.rfind(OPEN_TAG)
+    if start < 0:
         return None
-    for opening in list(BOXED.finditer(completion))[: -BOXES_TRIED - 1 : -1]:
-        depth = 1
-        for brace in BRACE.finditer(completion, opening.end()):
-            depth += {"{": 1, "}": -1}.get(brace.group(), 0)
-            if depth == 0:
-                text = completion[opening.end() : brace.start()].strip()
-                if text:
-                    return opening.start(), text
-                break
-    return None
+    return Found(
+        start, part[start + len(OPEN_TAG) :].partition(CLOSE_TAG)[0].strip() if CLOSE_TAG in part[start:] else ""
+    )
+
+
+def _boxed(part: str) -> Found | None:
+    opening = None
+    for match in BOXED.finditer(part):
+        opening = match
+    if opening is None:
+        return None
+    depth = 1
+    for brace in BRACE.finditer(part, opening.end()):
+        depth += {"{": 1, "}": -1}.get(brace.group(), 0)
+        if depth == 0:
+            return Found(opening.start(), part[opening.end() : brace.start()].strip())
+    return Found(opening.start(), "")
+
+
+def _only_line_behind(part: str, end: int) -> str:
+    """The line behind a marker at a line's end; empty unless it is the only one."""
+    rest = part[end:].strip()
+    return _bare(rest) if part[end:].startswith("\n") and "\n" not in rest else ""
+
+
+def _bare_line(part: str) -> Found | None:
+    """An answer part that consists of one line: after a thought, models often give the answer alone."""
+    text = part.strip()
+    return Found(part.index(text), _bare(text)) if text and "\n" not in text else None
+
+
+def _bare(text: str) -> str:
+    """A text without a full stop, and without the Markdown or the delimiters of mathematics around it."""
+    text = text.strip().removesuffix(".").rstrip()
+    wrapped = WRAPPED.fullmatch(text)
+    return _bare(next(filter(None, wrapped.groups()[1:]))) if wrapped else text

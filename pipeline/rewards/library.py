@@ -8,32 +8,48 @@ from typing import Any, Literal
 
 from gradus.pipeline.rewards.equations import equation_share
 from gradus.pipeline.rewards.extraction import check_pattern, extract_answer, find_answer, is_own_pattern
+from gradus.pipeline.rewards.math_words import plain_words, without_words
 from gradus.pipeline.rewards.numbers import read_number
 from gradus.pipeline.rewards.registry import reward
 from gradus.pipeline.types import Prompt
 
 
 def _check_answers(extract: str, reference: str, **others: Any) -> None:
-    check_pattern(extract)
+    _check_extract(extract, **others)
     check_pattern(reference, "reference")
     for name in ("tolerance", "relative_tolerance"):
         if others.get(name, 0) < 0:
             raise ValueError(f"{name} is {others[name]}; it can't be negative")
 
 
+def _check_extract(extract: str, answer_after: str | None = None, **others: Any) -> None:
+    check_pattern(extract)
+    if answer_after == "":
+        raise ValueError("answer_after is empty; expected the text behind which the answer begins, such as </think>")
+
+
 @reward("exact_answer", isolated=is_own_pattern, check=_check_answers)
 def exact_answer(
-    prompt: Prompt, completion: str, *, extract: str = "auto", reference: str = "whole", ignore_case: bool = False
+    prompt: Prompt,
+    completion: str,
+    *,
+    extract: str = "auto",
+    reference: str = "whole",
+    ignore_case: bool = False,
+    answer_after: str | None = None,
 ) -> float:
     """1 where the final answer is the reference answer, character by character; runs of whitespace count as one space.
 
     ``extract`` finds the answer in the completion and ``reference`` in the reference text: ``auto`` (the last of
-    ``answer: X``, <answer>X</answer>, \\boxed{X}), ``whole``, or a regular expression with one group. No answer
-    scores 0.
+    ``answer: X``, "the answer is X", ``#### X``, <answer>X</answer>, \\boxed{X}, \\fbox{X}), ``whole``, or a regular
+    expression with one group. No answer scores 0, and so does a last one that is empty or not closed. What a model
+    thinks (<think> ... </think> and the tags of other models) is not searched, and a thought without an end has no
+    answer. ``answer_after``: the answer is behind the last of this text, and there is none without it, which is for
+    templates that open the thought in the prompt: </think>.
 
     Raises: ValueError where the reference text holds no answer.
     """
-    answer, expected = extract_answer(completion, extract), _reference(prompt, reference)
+    answer, expected = extract_answer(completion, extract, answer_after), _reference(prompt, reference)
     if answer is None:
         return 0.0
     answer, expected = " ".join(answer.split()), " ".join(expected.split())
@@ -49,6 +65,7 @@ def numeric_answer(
     relative_tolerance: float = 0.0,
     extract: str = "auto",
     reference: str = "whole",
+    answer_after: str | None = None,
 ) -> float:
     """1 where the final answer's number is the reference's, within a tolerance.
 
@@ -56,14 +73,15 @@ def numeric_answer(
     signs (minus 5), decimals, 1e5, 3 x 10^5, 1,234, 3/4, 5 million, 1.5k, -(5), |-5|, a currency sign and units are
     read; a percent sign is a unit like any other. What may change a number and is not read (2x, sin(5), x > 5, at least
     5) makes it none.
-    ``extract`` and ``reference`` as in exact_answer. No answer, or one with no number or several, scores 0.
+    ``extract``, ``reference`` and ``answer_after`` as in exact_answer. No answer, or one with no number or several,
+    scores 0.
 
     Raises: ValueError where the reference is not one number.
     """
     expected = read_number(_reference(prompt, reference))
     if expected is None:
         raise ValueError(f"the reference answer {prompt.answer[:80]!r} is not one number")
-    answer = read_number(extract_answer(completion, extract) or "")
+    answer = read_number(extract_answer(completion, extract, answer_after) or "")
     if answer is None:
         return 0.0
     with localcontext(Context(prec=60, traps=[])):
@@ -72,30 +90,36 @@ def numeric_answer(
 
 
 @reward("math_verify", isolated=True, packages=("math_verify",), check=_check_answers)
-def math_verify(prompt: Prompt, completion: str, *, extract: str = "auto", reference: str = "whole") -> float:
+def math_verify(
+    prompt: Prompt, completion: str, *, extract: str = "auto", reference: str = "whole", answer_after: str | None = None
+) -> float:
     """1 where the math-verify library finds the final answer mathematically equal to the reference (LaTeX is read).
 
-    ``extract`` and ``reference`` as in exact_answer; with ``whole`` the library looks for the answer by itself.
+    ``extract``, ``reference`` and ``answer_after`` as in exact_answer; with ``whole`` the library looks for the answer
+    by itself. Words are compared as words, whatever their case, and those beside a number are units, or scales such as
+    million, as in numeric_answer.
 
     Raises: ValueError where the library can't read the reference answer.
     """
+    answer, wanted = extract_answer(completion, extract, answer_after), _reference(prompt, reference)
+    if (words := plain_words(wanted)) is not None:
+        named = extract_answer(completion, "auto", answer_after) if extract == "whole" else None
+        return float(words == plain_words(named or answer or ""))
     from math_verify import parse, verify
 
     def read(text: str) -> list[Any]:
         # The worker holds the clock: the library's own alarm can't interrupt sympy's inner loops.
+        text = without_words(text)
         marked = "$" in text or "\\boxed" in text or "\\(" in text or "\\[" in text
         parsed = [] if marked else parse(f"${text}$", parsing_timeout=0)
         return parsed if any(not isinstance(item, str) for item in parsed) else parse(text, parsing_timeout=0)
 
-    answer = extract_answer(completion, extract)
-    expected = read(_reference(prompt, reference))
+    expected = read(wanted)
     if not expected:
         raise ValueError(f"math-verify can't read the reference answer {prompt.answer[:80]!r}")
-    return float(answer is not None and verify(expected, read(answer), timeout_seconds=0))
-
-
-def _check_extract(extract: str, **others: Any) -> None:
-    check_pattern(extract)
+    if answer is None or plain_words(answer) is not None:
+        return 0.0
+    return float(verify(expected, read(answer), timeout_seconds=0))
 
 
 @reward(
@@ -105,18 +129,24 @@ def _check_extract(extract: str, **others: Any) -> None:
     check=_check_extract,
 )
 def reasoning_gym(
-    prompt: Prompt, completion: str, *, extract: str = "auto", unreadable: Literal["error", "zero"] = "error"
+    prompt: Prompt,
+    completion: str,
+    *,
+    extract: str = "auto",
+    unreadable: Literal["error", "zero"] = "error",
+    answer_after: str | None = None,
 ) -> float:
     """The score that the prompt's own reasoning_gym data set gives to the final answer.
 
     Many data sets give part of the marks to answers that are close or merely well-formed; 1 is always full marks.
-    ``extract`` as in exact_answer: answers of several lines, such as boards, need <answer> tags, ``whole`` or a regular
-    expression. A few scorers (prime_factorization, boxnet, coin_flip, game_of_life) fail on an answer that they can't
-    read: ``unreadable: zero`` scores it 0, provided that the same scorer can read the reference answer.
+    ``extract`` and ``answer_after`` as in exact_answer: answers of several lines, such as boards, need <answer> tags,
+    ``whole`` or a regular expression. A few scorers (prime_factorization, boxnet, coin_flip, game_of_life) fail on an
+    answer that they can't read: ``unreadable: zero`` scores it 0, provided that the same scorer can read the reference
+    answer.
     """
     from gradus.pipeline.rewards.reasoning_gym import score_answer
 
-    answer = extract_answer(completion, extract)
+    answer = extract_answer(completion, extract, answer_after)
     return 0.0 if answer is None else score_answer(prompt, answer, unreadable)
 
 
@@ -156,20 +186,25 @@ def length(prompt: Prompt, completion: str, *, max: int, min: int = 0, falloff: 
 
 @reward("equation_steps", isolated=is_own_pattern, check=_check_extract)
 def equation_steps(
-    prompt: Prompt, completion: str, *, extract: str = "auto", missing: Literal["ignore", "count"] = "ignore"
+    prompt: Prompt,
+    completion: str,
+    *,
+    extract: str = "auto",
+    missing: Literal["ignore", "count"] = "ignore",
+    answer_after: str | None = None,
 ) -> float:
     """The share of the equations before the final answer that are true and follow from the question or earlier ones.
 
     An equation is ``left = value`` with at least one operation (+ - * /, brackets) on its left; it counts if it is
     exactly true, every number on its left is in the question or the value of an earlier equation (a false one too, so
     that a slip is charged once), and it was not written before. No equation scores 0. ``extract`` says where the final
-    answer, and so the end of the reasoning, is found. With ``missing: count`` the share is of at least one equation
-    fewer than the question has numbers, which is what combining them all takes: a policy that is ranked by this reward
-    otherwise learns to leave steps out.
+    answer, and so the end of the reasoning, is found (``answer_after`` as in exact_answer). With ``missing: count`` the
+    share is of at least one equation fewer than the question has numbers, which is what combining them all takes: a
+    policy that is ranked by this reward otherwise learns to leave steps out.
     """
-    found = find_answer(completion, extract)
+    found = find_answer(completion, extract, answer_after)
     ends = found is not None and extract != "whole"
-    reasoning = completion[: found[0]] if found and ends else completion
+    reasoning = completion[: found.start] if found and ends else completion
     return equation_share(prompt.question, reasoning, count_missing=missing == "count")
 
 

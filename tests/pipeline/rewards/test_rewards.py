@@ -29,28 +29,6 @@ def prompt(answer: str, question: str = "?") -> Prompt:
     return Prompt(id=answer, question=question, answer=answer)
 
 
-@pytest.mark.parametrize(
-    ("completion", "expected"),
-    [
-        ("17*23=391; answer: 372", "372"),
-        ("answer: 1\nno, answer: 2; surely", "2"),
-        ("**Answer:** 5\n", "5"),
-        ("**Answer: 5**", "5"),
-        ("<answer>\n1 2\n3 4\n</answer>", "1 2\n3 4"),
-        ("<answer>answer: 7</answer>", "7"),
-        ("so \\boxed{\\frac{1}{2}} it is", "\\frac{1}{2}"),
-        ("answer: \\boxed{8}", "8"),
-        ("\\boxed{8} and then \\boxed{9", "8"),  # the second one was cut off
-        ("<answer>1</answer> <answer>2", "1"),
-        ("answer:\nanswer: ;", None),
-        ("the cat sat", None),
-        ("", None),
-    ],
-)
-def test_the_last_answer_is_found(completion: str, expected: str | None) -> None:
-    assert extract_answer(completion) == expected
-
-
 def test_answers_by_own_pattern_and_whole() -> None:
     assert extract_answer("a=1 b=2 a=3", r"a=(\d)") == "3"
     assert extract_answer("b=2", r"a=(\d)") is None
@@ -237,6 +215,7 @@ def test_a_score_outside_the_documented_range_is_an_error() -> None:
         ({"reward": "format", "params": {"pattern": "("}}, "rewards.0.params", "not a regular expression"),
         ({"reward": "format", "params": {"pattern": "a", "match": "fully"}}, "rewards.0.params.match", "'search'"),
         ({"reward": "exact_answer", "params": {"extract": "a=.*"}}, "rewards.0.params", "exactly one group"),
+        ({"reward": "exact_answer", "params": {"answer_after": ""}}, "rewards.0.params", "such as </think>"),
         ({"reward": "numeric_answer", "params": {"tolerance": -1}}, "rewards.0.params", "negative"),
         ({"reward": "no_such_module:f"}, "rewards.0", "no module 'no_such_module'"),
         ({"reward": "mine:"}, "rewards.0", "not the name of a function"),
