@@ -90,7 +90,7 @@ class Rollouts:
     truncated_PK: Tensor
     """bool, true where max_tokens ended the completion, and not an end-of-sequence token."""
     texts: list[list[str]]
-    """P x K decoded completions, special tokens removed."""
+    """P x K decoded completions, without the tokens that begin, end or pad a text."""
     entropy_PKT: Tensor | None = None
     """float32, nats, entropy of the distribution that each token was sampled from; 0 outside the mask."""
     engine_logprobs_PKT: Tensor | None = None

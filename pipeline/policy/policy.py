@@ -73,8 +73,18 @@ class Policy:
         return [*self.tokenizer(text, add_special_tokens=False)["input_ids"], self.template.eos_ids[0]]
 
     def decode(self, tokens: list[int]) -> str:
-        """The text of completion tokens, without special tokens, with spaces as they were sampled."""
-        return str(self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+        """The text of completion tokens, spaces as they were sampled, without what only begins, ends or pads it.
+
+        Other special tokens, such as ``<answer>`` where a tokenizer declares it special, are part of what was written.
+        """
+        written = [token for token in tokens if token not in self._unwritten]
+        return str(self.tokenizer.decode(written, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+    @cached_property
+    def _unwritten(self) -> frozenset[int | None]:
+        """The tokens that begin, end or pad a text, whether they are declared special or not."""
+        named = (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id, self.tokenizer.pad_token_id)
+        return frozenset((*named, *self.template.eos_ids, self.template.pad_id))
 
     def save(self, folder: Path) -> None:
         """Write a folder that ``AutoModelForCausalLM.from_pretrained`` can load, with the template in it."""
