@@ -94,7 +94,7 @@ class Arm:
     def measure_validation(self, step: int) -> None:
         """One point of the learning curve."""
         accuracy = evaluate(self.policy, all_prompts(self.task, "validation"), self.suite, self.config).accuracy
-        self.curve.append([step * self.rollouts_per_step, accuracy])
+        self.curve.append([step * self.rollouts_per_step, accuracy or 0.0])
 
     def result(self, label: str, seed: int, options: dict[str, Any]) -> dict[str, Any]:
         """Everything in the form that `gradus compare --external` reads; see flows/compare/measures.py."""

@@ -42,7 +42,7 @@ class _Delivery(Observer):
         self.run_dir = run_dir
         self.uploader: UploaderHandle | None = None
 
-    def prepared(self, accuracy: float, interval: tuple[float, float]) -> None:
+    def prepared(self, accuracy: float | None, interval: tuple[float, float] | None) -> None:
         self.begin()
 
     def begin(self) -> UploaderHandle:

@@ -143,7 +143,7 @@ def evaluate(
 ) -> None:
     """Measure a checkpoint's accuracy on its run's held-out prompts."""
     from gradus.flows import inference
-    from gradus.flows.screen.text import interval_text, number
+    from gradus.flows.screen.text import accuracy_text
     from gradus.pipeline.common.shown import shown_path
 
     quiet_libraries()
@@ -151,8 +151,10 @@ def evaluate(
     if as_json:
         print_json(found)
         return
-    accuracy = f"{number(found['accuracy'])} (95 % interval {interval_text(found['interval'])})"
+    accuracy = accuracy_text(found["accuracy"], found["interval"])
     say(f"{shown_path(found['checkpoint'])}\nheld-out accuracy {accuracy} on {found['prompts']} prompts")
+    if found["problem"]:
+        say(found["problem"])
 
 
 @command(app)

@@ -38,6 +38,9 @@ def measure(run: RunFolder, base: RunFolder, arm: str, seed: int) -> Measures:
     measures: Measures = {"arm": arm, "seed": seed, "run": run.name, "marks": [], "stages": [], "curve": []}
     measures |= {name: [] for name in CURVES} | {"rollouts": 0, "tokens": 0, "seconds": 0.0}
     measures |= {"start": start_of(base), "accuracy": results[-1]["accuracy_after"]}
+    if measures["accuracy"] is None or measures["start"]["accuracy"] is None:
+        what = "no held-out completion could be scored, so there is nothing to compare"
+        raise UserError(what, where=run.name, fix="correct the reward, and compare again under another name")
     if measures["start"]["validation"] is not None:
         measures["curve"].append([0, measures["start"]["validation"]])
     for index, result in enumerate(results, first):

@@ -23,7 +23,7 @@ from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
 from prefect.utilities.context import get_task_and_flow_run_ids
 
 from gradus.pipeline.common.observer import Observer
-from gradus.pipeline.common.shown import gradus_command
+from gradus.pipeline.common.shown import gradus_command, shown_share
 from gradus.pipeline.runs.run_folder import RunFolder
 
 logger = logging.getLogger("prefect.flow_runs.gradus")
@@ -61,8 +61,9 @@ class PrefectView(Observer):
             logger.info(re.sub(r"\[(.+?)\]\((.+?)\)", r"\1 (\2 )", lineage))  # the log shows addresses as links
             self._publish("lineage", "markdown", lineage, "Where this flow run comes from")
 
-    def prepared(self, accuracy: float, interval: tuple[float, float]) -> None:
-        logger.info("prepared: the policy's accuracy before any stage is %.3f (%.3f - %.3f)", accuracy, *interval)
+    def prepared(self, accuracy: float | None, interval: tuple[float, float] | None) -> None:
+        shown = shown_share(accuracy) + (" ({:.3f} - {:.3f})".format(*interval) if interval else "")
+        logger.info("prepared: the policy's accuracy before any stage is %s", shown)
 
     def stage_started(self, label: str, index: int, total: int, steps: int, done: int) -> None:
         logger.info("%s: stage %d of %d, %s steps, %s of them done", label, index + 1, total, steps, done)

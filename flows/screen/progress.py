@@ -76,7 +76,7 @@ class LiveObserver(Lines):
         self.progress.remove_task(self._task)
         self._task = self.progress.add_task(description, total=total, completed=done, facts="")
 
-    def prepared(self, accuracy: float, interval: tuple[float, float]) -> None:
+    def prepared(self, accuracy: float | None, interval: tuple[float, float] | None) -> None:
         super().prepared(accuracy, interval)
         self._show("loading the first stage", None)
 

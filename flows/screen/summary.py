@@ -23,7 +23,7 @@ def print_summary(run: RunFolder, summary: dict[str, Any], runs_dir: Path, conso
     say()
     print_stages(summary["stages"], console)
     say()
-    change = f"{number(summary['accuracy_start'])} to {number(summary['accuracy_end'])}"
+    change = f"{number(summary['accuracy_start']) or 'none'} to {number(summary['accuracy_end']) or 'none'}"
     say(f"What was learned: held-out accuracy went from {change} in {duration(summary['seconds'])}.")
     say("Checkpoints, each a normal Hugging Face folder:")
     for index, stage in enumerate(summary["stages"]):

@@ -56,15 +56,15 @@ class Lines(Observer):
         """Print one line without wrapping or highlighting."""
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
-    def prepared(self, accuracy: float, interval: tuple[float, float]) -> None:
-        self.say(f"start: held-out accuracy {accuracy:.3f} ({interval_text(interval)})")
+    def prepared(self, accuracy: float | None, interval: tuple[float, float] | None) -> None:
+        self.say(f"start: held-out accuracy {accuracy_text(accuracy, interval)}")
 
     def stage_finished(self, label: str, result: Mapping[str, Any]) -> None:
-        change = f"{number(result.get('accuracy_before'))} -> {number(result.get('accuracy_after'))}"
-        interval = interval_text(result.get("interval"))
+        after = accuracy_text(result.get("accuracy_after"), result.get("interval"))
+        change = f"{number(result.get('accuracy_before')) or 'none'} -> {after}"
         seconds = duration(result.get("seconds"))
         ended = f"; ended by {rule}" if (rule := ended_by(result)) else ""
-        self.say(f"{label}: held-out accuracy {change} ({interval}) in {result.get('steps')} steps, {seconds}{ended}")
+        self.say(f"{label}: held-out accuracy {change} in {result.get('steps')} steps, {seconds}{ended}")
 
     def note(self, text: str) -> None:
         self.say(text)
@@ -83,6 +83,12 @@ def count(value: Any) -> str:
 def interval_text(interval: Any) -> str:
     """An interval such as ``0.512 to 0.598``; empty if there is none."""
     return f"{interval[0]:.3f} to {interval[1]:.3f}" if interval and None not in interval else ""
+
+
+def accuracy_text(accuracy: Any, interval: Any) -> str:
+    """An accuracy with its interval, such as ``0.551 (0.512 to 0.598)``; ``none`` where nothing could be scored."""
+    around = interval_text(interval)
+    return (number(accuracy) or "none") + (f" ({around})" if around else "")
 
 
 def ended_by(result: Mapping[str, Any]) -> str:

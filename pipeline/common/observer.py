@@ -9,8 +9,8 @@ from typing import Any
 class Observer:
     """Receives reports of progress. Override what you need; a method must return quickly and never raise."""
 
-    def prepared(self, accuracy: float, interval: tuple[float, float]) -> None:
-        """The data and the starting policy are ready; its held-out accuracy with a 95 % interval."""
+    def prepared(self, accuracy: float | None, interval: tuple[float, float] | None) -> None:
+        """The data and the starting policy are ready; its held-out accuracy with a 95 % interval, if any."""
 
     def stage_started(self, label: str, index: int, total: int, steps: int, done: int) -> None:
         """Stage ``index`` (from 0) of ``total`` starts, or is resumed after ``done`` of its ``steps``."""
@@ -31,7 +31,7 @@ class Observers(Observer):
     def __init__(self, *members: Observer):
         self.members = members
 
-    def prepared(self, accuracy: float, interval: tuple[float, float]) -> None:
+    def prepared(self, accuracy: float | None, interval: tuple[float, float] | None) -> None:
         for member in self.members:
             member.prepared(accuracy, interval)
 

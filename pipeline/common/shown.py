@@ -20,6 +20,11 @@ def shown_path(path: Any) -> str:
     return str(absolute.relative_to(Path.cwd())) if absolute.is_relative_to(Path.cwd()) else str(absolute)
 
 
+def shown_share(share: float | None, digits: int = 3) -> str:
+    """A share with so many digits, or ``none``."""
+    return "none" if share is None else f"{share:.{digits}f}"
+
+
 def runs_option(runs_dir: Path) -> str:
     """`` --runs DIR`` for a command to be typed in the current folder; empty for the default folder."""
     return "" if runs_dir.absolute() == Path("runs").absolute() else f" --runs {shlex.quote(shown_path(runs_dir))}"

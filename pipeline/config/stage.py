@@ -104,7 +104,8 @@ class StageConfig(Options):
     kl_every: int = Field(10, ge=0)
     """Steps between measurements of the KL divergence to the stage's start; 0 never measures it."""
     max_skipped: int = Field(5, ge=1)
-    """Updates in a row that may be skipped for a non-finite loss or gradient before the stage fails."""
+    """Updates in a row that may be skipped for a non-finite loss or gradient, and steps in a row of which no completion
+    could be scored, before the stage fails."""
 
     @model_validator(mode="before")
     @classmethod

@@ -54,6 +54,7 @@ def evaluate_checkpoint(path: Path, stage_configs: list) -> dict[str, Any]:
         "step": record.step,
         **evaluation.record(),
         "errors": evaluation.errors,
+        "problem": evaluation.problem(),
         "seconds": round(evaluation.seconds, 3),
     }
 

@@ -31,7 +31,8 @@ from gradus.pipeline.training.evaluation import evaluate
 def prepare(run: RunFolder, observer: Observer) -> dict[str, Any]:
     """Build the task's data and the starting policy, and measure that policy; what exists and is undamaged is reused.
 
-    Returns ``{"checkpoint": path, "accuracy": share, "interval": [low, high], "seconds": s, "reused": bool}``.
+    Returns ``{"checkpoint": path, "accuracy": share, "interval": [low, high], "seconds": s, "reused": bool}``; accuracy
+    and interval are None where no completion could be scored.
     """
     check_devices(run.config)
     known = run.start()
@@ -42,7 +43,7 @@ def prepare(run: RunFolder, observer: Observer) -> dict[str, Any]:
         open_parent_journal(run, known["policy"])  # a resumed run, or a new fork
     shown = "{model_type}, {parameters:,} parameters, {dtype} on {device}, {attention} attention, template {template}"
     observer.note("policy: " + shown.format(**known["policy"]))
-    observer.prepared(known["accuracy"], tuple(known["interval"]))
+    observer.prepared(known["accuracy"], known["interval"] and tuple(known["interval"]))
     return {**known, "reused": reused}
 
 
@@ -63,7 +64,9 @@ def _prepare(run: RunFolder, observer: Observer) -> dict[str, Any]:
         sampler = sampler_for(config, policy, folder, run.path)
         evaluation = evaluate(policy, all_prompts(task, "heldout"), suite, config, sampler=sampler)
     with Journal(run.path / "journal.jsonl") as journal:
-        journal.metrics(0, {"accuracy": evaluation.accuracy})
+        journal.metrics(0, {} if evaluation.accuracy is None else {"accuracy": evaluation.accuracy})
+    if problem := evaluation.problem():
+        observer.note(f"start: {problem}")
     made = {"checkpoint": folder.name, **evaluation.record(), "seconds": time.perf_counter() - began}
     made |= {"policy": policy.describe(), "content": read_record(folder).content, "sources": sources}
     write_sealed(run.path / START_FILE, made)

@@ -49,7 +49,8 @@ def run_stage(run: RunFolder, index: int, parent: str, stage: Stage, observer: O
                 with reward_suite(run) as suite:
                     result = train(work, stage, suite, own, observer)
             attempts = len(run.attempts(index))
-            whole.metrics(index + 1 + attempts * total, {"accuracy": result["accuracy_after"]})
+            if result["accuracy_after"] is not None:
+                whole.metrics(index + 1 + attempts * total, {"accuracy": result["accuracy_after"]})
             write_sealed(folder / RESULT_FILE, result)
         except BaseException as error:
             killed = isinstance(error, KeyboardInterrupt | SystemExit)

@@ -52,8 +52,9 @@ def finish(run: RunFolder) -> dict[str, Any]:
         with Journal(run.path / "journal.jsonl") as journal:
             accuracies = {f"accuracy/{stage['name']}": stage["accuracy_after"] for stage in stages}
             again = sum(len(run.attempts(index)) for index in range(len(stages)))
-            journal.metrics(again, {"accuracy/start": summary["accuracy_start"]} | accuracies)
-            journal.metrics(again, {"accuracy/end": summary["accuracy_end"], "time/total": summary["seconds"]})
+            accuracies |= {"accuracy/start": summary["accuracy_start"], "accuracy/end": summary["accuracy_end"]}
+            measured = {name: share for name, share in accuracies.items() if share is not None}
+            journal.metrics(again, measured | {"time/total": summary["seconds"]})
             journal.tags({"mlflow.note.content": description(run, summary)})
             journal.end("FINISHED")
     write_sealed(run.path / SUMMARY_FILE, summary)

@@ -11,6 +11,7 @@ from gradus.pipeline.common.observer import Observer
 from gradus.pipeline.common.process import started_up
 from gradus.pipeline.common.ranks import ALONE, Ranks
 from gradus.pipeline.common.records import write_sealed
+from gradus.pipeline.common.shown import shown_share
 from gradus.pipeline.policy.devices import use_threads
 from gradus.pipeline.policy.loading import load_policy
 from gradus.pipeline.policy.lora import add_adapters
@@ -69,12 +70,17 @@ def train(
     checkpoint = trainer.train()
     after = evaluate(policy, all_prompts(task, "heldout"), suite, run.config, ranks, sampler)
     progress = trainer.progress
-    journal.metrics(progress.step, heldout_curves(after.record()) | {"time/evaluate": after.seconds})
-    tags = {"gradus.accuracy_before": f"{before['accuracy']:.4f}", "gradus.accuracy_after": f"{after.accuracy:.4f}"}
+    curves = heldout_curves(after.record())
+    heldout = {name: value for name, value in curves.items() if name == "heldout/accuracy"}
+    journal.metrics(progress.step, curves | {"time/evaluate": after.seconds})
+    if problem := after.problem():
+        observer.note(f"{config.label}: {problem}")
+    tags = {"before": before["accuracy"], "after": after.accuracy}
+    tags = {f"gradus.accuracy_{when}": shown_share(share, 4) for when, share in tags.items()}
     end = trainer.stopping.end
     journal.tags(tags | {"gradus.ended_by": end.rule if end is not None else "steps"})
     journal.table("samples", progress.step, sample_rows(after, run.config))
-    journal.model(f"{run.name}-{config.label}", checkpoint, progress.step, {"heldout/accuracy": after.accuracy})
+    journal.model(f"{run.name}-{config.label}", checkpoint, progress.step, heldout)
     journal.end("FINISHED")
     journal.sync()
     if ranks.leads:
@@ -85,7 +91,7 @@ def train(
         "steps": progress.step,
         "accuracy_before": before["accuracy"],
         "accuracy_after": after.accuracy,
-        "interval": list(after.interval),
+        "interval": after.interval and list(after.interval),
         "rollouts": progress.rollouts,
         "tokens": progress.tokens,
         "seconds": round(progress.seconds, 3),

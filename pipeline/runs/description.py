@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from gradus.pipeline.common.shown import shown_share
 from gradus.pipeline.runs.run_folder import RunFolder
 from gradus.pipeline.tracking.journal import Journal
 from gradus.pipeline.tracking.position import Position
@@ -81,9 +82,10 @@ def _stages_table(summary: dict[str, Any]) -> str:
         for event in stage["events"]
     ]
     for stage in summary["stages"]:
-        low, high = stage["interval"]
-        after = f"{stage['accuracy_after']:.3f} ({low:.3f} to {high:.3f})"
-        cells = (stage["name"], stage["steps"], f"{stage['accuracy_before']:.3f}", after, f"{stage['seconds']:.0f}")
+        after = shown_share(stage["accuracy_after"])
+        after += " ({:.3f} to {:.3f})".format(*stage["interval"]) if stage["interval"] else ""
+        before, seconds = shown_share(stage["accuracy_before"]), f"{stage['seconds']:.0f}"
+        cells = (stage["name"], stage["steps"], before, after, seconds)
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join([*lines, *([""] if events else []), *events])
 

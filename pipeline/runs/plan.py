@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gradus.pipeline.common.errors import UserError
+from gradus.pipeline.common.shown import shown_share
 from gradus.pipeline.config import PipelineConfig
 from gradus.pipeline.config.options import differences, identity
 from gradus.pipeline.runs.checkpoint import CheckpointRecord, checkpoints_in, read_record, step_of
@@ -126,7 +127,8 @@ def _plan_stage(
             return made_again(run, index, planned("run", f"its checkpoint is gone or damaged: {result['checkpoint']}"))
         if result["parent"] != parent["content"]:
             return planned("run", "the stage before it has another result now")
-        shared, change = result.get("shared"), "{accuracy_before:.3f} -> {accuracy_after:.3f}".format(**result)
+        shared = result.get("shared")
+        change = f"{shown_share(result['accuracy_before'])} -> {shown_share(result['accuracy_after'])}"
         return planned("reuse", f"shared with {shared}" if shared else f"done, {change}", result["steps"])
     if known is None and result is None:
         return planned("run", "not begun")

@@ -25,13 +25,13 @@ PARTS = 2
 class Evaluation:
     """The result of an evaluation on a set of prompts."""
 
-    accuracy: float
-    """Share of prompts whose completion is correct."""
-    interval: tuple[float, float]
-    """95 % Wilson interval of the accuracy."""
+    accuracy: float | None
+    """Share of prompts whose completion is correct; None where no completion could be scored."""
+    interval: tuple[float, float] | None
+    """95 % Wilson interval of the accuracy, if there is one."""
     prompts: int
     errors: int
-    """Completions whose verifier failed; they count as not correct."""
+    """Completions whose verifier failed; they count as not correct where others could be scored."""
     seconds: float
     answers: list[tuple[Prompt, str]]
     """Each prompt with the completion."""
@@ -39,6 +39,8 @@ class Evaluation:
     """label of a reward -> P lists of one score; NaN where the reward failed."""
     correct: list[float] = field(default_factory=list)
     """1 for each prompt whose completion is correct, 0 for the others, in the prompts' order."""
+    failure: str = ""
+    """What the verifier said where it failed first."""
 
     def by_prompt(self) -> dict[str, bool]:
         """id of a prompt -> whether its completion is correct: what a paired comparison of two policies needs."""
@@ -46,7 +48,14 @@ class Evaluation:
 
     def record(self) -> dict[str, object]:
         """The part that is stored in a checkpoint's record."""
-        return {"accuracy": self.accuracy, "interval": list(self.interval), "prompts": self.prompts}
+        return {"accuracy": self.accuracy, "interval": self.interval and [*self.interval], "prompts": self.prompts}
+
+    def problem(self) -> str:
+        """One sentence about the completions that could not be scored; empty where there are none."""
+        if not self.errors:
+            return ""
+        outcome = "they count as wrong" if self.accuracy is not None else "there is no accuracy"
+        return f"{self.errors:,} of {self.prompts:,} completions could not be scored, so {outcome}: {self.failure}"
 
 
 def evaluate(
@@ -67,15 +76,18 @@ def evaluate(
     components = {label: interleaved([s.components[label] for _, s in parts]) for label in parts[0][1].components}
     values = [row[0] for row in components[accuracy_reward]]
     correct = [float(pipeline.evaluation.is_correct(value)) for value in values]
+    errors = sum(scores.errors.get(accuracy_reward, 0) for _, scores in parts)
+    scored = errors < len(prompts)
     return Evaluation(
-        accuracy=sum(correct) / len(prompts),
-        interval=share_bounds(int(sum(correct)), len(prompts)),
+        accuracy=sum(correct) / len(prompts) if scored else None,
+        interval=share_bounds(int(sum(correct)), len(prompts)) if scored else None,
         prompts=len(prompts),
-        errors=sum(scores.errors.get(accuracy_reward, 0) for _, scores in parts),
+        errors=errors,
         seconds=time.perf_counter() - began,
         answers=[(prompt, group[0]) for prompt, group in zip(prompts, texts, strict=True)],
         components=components,
         correct=correct,
+        failure=next((s.examples[accuracy_reward] for _, s in parts if accuracy_reward in s.examples), ""),
     )
 
 

@@ -74,6 +74,8 @@ def sample_rows(evaluation: Evaluation, config: PipelineConfig) -> list[dict[str
 
 
 def heldout_curves(measured: dict[str, Any]) -> dict[str, float]:
-    """Held-out accuracy with its 95 % interval, as curves."""
+    """Held-out accuracy with its 95 % interval, as curves; none where there is no accuracy."""
+    if measured["accuracy"] is None:
+        return {}
     low, high = measured["interval"]
     return {"heldout/accuracy": measured["accuracy"], "heldout/accuracy_low": low, "heldout/accuracy_high": high}

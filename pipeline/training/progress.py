@@ -20,13 +20,15 @@ from gradus.pipeline.types import Rollouts, State
 class Progress:
     """How far a stage has come; a resume starts from it."""
 
-    def __init__(self, step: int = 0, rollouts: int = 0, tokens: int = 0, seconds: float = 0.0):
+    def __init__(self, step: int = 0, rollouts: int = 0, tokens: int = 0, seconds: float = 0.0, unscored: int = 0):
         self.step = step
         """Steps done."""
         self.rollouts = rollouts
         """Completions trained on or sampled so far, those of a reference policy included."""
         self.tokens = tokens
         """Tokens of these completions."""
+        self.unscored = unscored
+        """The newest steps in a row of which no completion could be scored."""
         self._seconds_before, self._began = seconds, time.perf_counter()
 
     @property
@@ -41,7 +43,7 @@ class Progress:
 
     def state(self) -> State:
         """All of it, as plain values: the arguments of the constructor."""
-        return {"step": self.step, **self.spent}
+        return {"step": self.step, **self.spent, "unscored": self.unscored}
 
 
 class StepLog:

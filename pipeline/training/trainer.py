@@ -76,7 +76,20 @@ class Trainer:
         weigh = self.learned.weigher(rollouts, step)  # weigh each completion: the only line that differs
         metrics, weights = self._update(rollouts, step, weigh)  # push log-probabilities by these weights
         self.progress.step = step
-        return self.log.step(self.progress, rollouts, weights, metrics, self.batches, self.learned.signals)
+        shown = self.log.step(self.progress, rollouts, weights, metrics, self.batches, self.learned.signals)
+        self._check_scored(rollouts)
+        return shown
+
+    def _check_scored(self, rollouts: Rollouts) -> None:
+        """Raise StageFailed after too many steps in a row of which no completion could be scored."""
+        assert rollouts.valid_PK is not None
+        self.progress.unscored = 0 if bool(rollouts.valid_PK.any()) else self.progress.unscored + 1
+        if self.progress.unscored >= self.config.max_skipped:
+            said = "; ".join(f"{label}: {message}" for label, message in self.batches.failures.items())
+            raise StageFailed(
+                f"no completion could be scored in {self.progress.unscored} steps in a row, which is max_skipped "
+                f"({said}). Correct the reward; nothing was learned since. The weights are kept in {self._save()}"
+            )
 
     def _update(self, rollouts: Rollouts, step: int, weigh: Weigh) -> tuple[dict[str, float], Tensor]:
         """Update the policy. Raises: StageFailed, after the last good weights have been kept."""
@@ -93,7 +106,8 @@ class Trainer:
         event = self.stopping.after_step(step, metrics, self.setup.ranks.same(self.progress.spent), last)
         last = last or event is not None
         if every and (step % every == 0 or last):
-            event = self.stopping.after_evaluation(step, self._validate(), last) or event
+            correct = self._validate()
+            event = (self.stopping.after_evaluation(step, correct, last) if correct else None) or event
         if event is not None:
             self._act(event)
         if step in self.stopping.kept or event is not None:
@@ -121,9 +135,15 @@ class Trainer:
             self._save()
 
     def _validate(self) -> list[float]:
-        """1 for each validation prompt that is answered correctly, 0 for others. None of them is a held-out prompt."""
+        """1 for each validation prompt that is answered correctly, 0 for others; empty where none could be scored.
+
+        None of them is a held-out prompt.
+        """
         setup, prompts = self.setup, all_prompts(self.setup.task, "validation")
         evaluation = evaluate(setup.policy, prompts, setup.suite, setup.pipeline, setup.ranks, setup.sampler)
+        if evaluation.accuracy is None:
+            setup.observer.note(f"{self.config.label}, validation prompts: {evaluation.problem()}")
+            return []
         setup.journal.metrics(self.progress.step, {"validation/accuracy": evaluation.accuracy})
         return evaluation.correct
 

@@ -27,11 +27,11 @@ class StageResult:
     algorithm: str
     steps: int
     """Training steps that were done; fewer than were asked for where a rule of ``until`` ended the stage."""
-    accuracy_before: float
-    """Held-out accuracy of the checkpoint that the stage started from."""
-    accuracy_after: float
+    accuracy_before: float | None
+    """Held-out accuracy of the checkpoint that the stage started from; None where no completion could be scored."""
+    accuracy_after: float | None
     """Held-out accuracy of the checkpoint that the stage hands over."""
-    interval: tuple[float, float]
+    interval: tuple[float, float] | None
     """95 % interval of ``accuracy_after``."""
     rollouts: int
     """Completions that were sampled for training; 0 for a stage on demonstrations."""
@@ -90,8 +90,8 @@ class Evaluation:
     stage: str
     """The stage that made the checkpoint; ``start`` for the policy before any stage."""
     step: int
-    accuracy: float
-    interval: tuple[float, float]
+    accuracy: float | None
+    interval: tuple[float, float] | None
     """95 % interval of the accuracy."""
     prompts: int
     """Held-out prompts, each of which was answered once, greedily."""
@@ -141,7 +141,11 @@ def _stage_result(result: dict[str, Any]) -> StageResult:
 
 def _fields(kind: type, record: dict[str, Any]) -> dict[str, Any]:
     """What a record says of the fields of a result."""
-    typed = {**record, "checkpoint": Path(record["checkpoint"]), "interval": tuple(record["interval"])}
+    typed = {
+        **record,
+        "checkpoint": Path(record["checkpoint"]),
+        "interval": record["interval"] and tuple(record["interval"]),
+    }
     return {each.name: typed[each.name] for each in fields(kind)}
 
 
