@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from gradus.pipeline.common.errors import StageFailed
 from gradus.pipeline.policy.forward.logprobs import batch_logprobs
 from gradus.pipeline.policy.policy import frozen_copy
 from gradus.pipeline.training.batches import Batches
@@ -35,6 +36,21 @@ class Progress:
     def seconds(self) -> float:
         """Training time so far, including that before a resume."""
         return self._seconds_before + time.perf_counter() - self._began
+
+    def meet(self, rollouts: Rollouts, limit: int, failures: Mapping[str, str]) -> None:
+        """Count the steps in a row of which no completion could be scored.
+
+        ``failures``: label of a reward -> the message of its first failure. Raises: StageFailed at ``limit``.
+        """
+        assert rollouts.valid_PK is not None
+        unscored = 0 if bool(rollouts.valid_PK.any()) else self.unscored + 1
+        if unscored >= limit:
+            said = "; ".join(f"{label}: {message}" for label, message in failures.items())
+            raise StageFailed(
+                f"no completion could be scored in {unscored} steps in a row ({said}); correct the reward. "
+                "The weights are those of the last step before."
+            )
+        self.unscored = unscored
 
     @property
     def spent(self) -> dict[str, float]:

@@ -76,24 +76,12 @@ class Trainer:
         weigh = self.learned.weigher(rollouts, step)  # weigh each completion: the only line that differs
         metrics, weights = self._update(rollouts, step, weigh)  # push log-probabilities by these weights
         self.progress.step = step
-        shown = self.log.step(self.progress, rollouts, weights, metrics, self.batches, self.learned.signals)
-        self._check_scored(rollouts)
-        return shown
-
-    def _check_scored(self, rollouts: Rollouts) -> None:
-        """Raise StageFailed after too many steps in a row of which no completion could be scored."""
-        assert rollouts.valid_PK is not None
-        self.progress.unscored = 0 if bool(rollouts.valid_PK.any()) else self.progress.unscored + 1
-        if self.progress.unscored >= self.config.max_skipped:
-            said = "; ".join(f"{label}: {message}" for label, message in self.batches.failures.items())
-            raise StageFailed(
-                f"no completion could be scored in {self.progress.unscored} steps in a row, which is max_skipped "
-                f"({said}). Correct the reward; nothing was learned since. The weights are kept in {self._save()}"
-            )
+        return self.log.step(self.progress, rollouts, weights, metrics, self.batches, self.learned.signals)
 
     def _update(self, rollouts: Rollouts, step: int, weigh: Weigh) -> tuple[dict[str, float], Tensor]:
         """Update the policy. Raises: StageFailed, after the last good weights have been kept."""
         try:
+            self.progress.meet(rollouts, self.config.max_skipped, self.batches.failures)
             return self.learned.update(rollouts, step, weigh)
         except StageFailed as error:
             raise StageFailed(f"{error} They are kept in {self._save()}") from None
