@@ -139,8 +139,8 @@ class TokenCritic:
         return values_RT.view_as(rollouts.rollout_logprobs_PKT)
 
     def train(self, rollouts: Rollouts, old_PKT: Tensor) -> dict[str, float]:
-        """As many updates on the batch as the policy gets, every token of a valid completion counting the same; none
-        where no completion is valid.
+        """As many updates as the policy gets, on the same parts of the batch, every token of a valid completion
+        counting the same; none on a part where no completion is valid.
 
         Shapes: ``old_PKT`` [P, K, T], what :meth:`predict` gave for the batch.
         """
@@ -150,13 +150,13 @@ class TokenCritic:
             return {}
         rows, old_RT = CompletionRows.of(rollouts), old_PKT.flatten(0, 1)
         returns_RT = rollouts.rewards_PK.flatten()[:, None].expand_as(old_RT)
-        mask_RT, chosen = rows.mask_RT, valid_R.nonzero()[:, 0].tolist()
-        tokens = int(mask_RT[valid_R].sum())
-        loss = 0.0
-        for _ in range(self.config.updates_per_batch):
-            loss = 0.0
-            for batch, values in self._values(rows, chosen):
-                old, returns = (part[batch][mask_RT[batch]].to(values.device) for part in (old_RT, returns_RT))
+        mask_RT, loss = rows.mask_RT, 0.0
+        parts = torch.arange(len(valid_R)).view_as(rollouts.scored_PK).tensor_split(self.config.minibatches)
+        chosen = [[row for row in part.flatten().tolist() if valid_R[row]] for part in parts]
+        for part in filter(None, chosen * self.config.updates_per_batch):
+            loss, tokens = 0.0, int(mask_RT[part].sum())
+            for batch, values in self._values(rows, part):
+                old, returns = (each[batch][mask_RT[batch]].to(values.device) for each in (old_RT, returns_RT))
                 objective = value_loss(values, old, returns, self.needs.clip).sum() / tokens
                 objective.backward()
                 loss += float(objective.detach())

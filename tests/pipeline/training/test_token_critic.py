@@ -16,6 +16,7 @@ from gradus.pipeline.policy.policy import Policy
 from gradus.pipeline.rollouts.builtin import DrawKey, sample
 from gradus.pipeline.stage import Critic
 from gradus.pipeline.training.learner.critics import TokenCritic
+from gradus.pipeline.training.learner.groups import groups_of
 from gradus.pipeline.types import Prompt, Rollouts
 
 
@@ -99,6 +100,24 @@ def test_its_gradient_is_clipped_like_the_policy_s(rollouts: Rollouts) -> None:
     assert norm_of(seen[0]) == pytest.approx(norm / 4, rel=1e-4)
     for name, gradient in unbounded[0].items():
         torch.testing.assert_close(seen[0][name], gradient / 4, rtol=1e-4, atol=1e-9)
+
+
+def test_its_updates_are_on_the_minibatches_of_the_policy(rollouts: Rollouts) -> None:
+    """Parts of two, one and one groups, twice, are six calls on these groups alone. The third part has no reward."""
+    valid = torch.ones(4, 3, dtype=torch.bool)
+    valid[2] = False
+    batch = replace(rollouts, valid_PK=valid)
+    cut, one = critic_of(minibatches=3, updates_per_batch=2), critic_of()
+    old, _ = cut.predict(batch), one.predict(batch)
+    seen, alone = recorded(cut), recorded(one)
+    cut.train(batch, old)
+    for groups in ([0, 1], [3], [0, 1], [3]):
+        part = groups_of(batch, groups)
+        one.train(part, old[groups][..., : part.tokens_PKT.shape[-1]])
+    assert len(seen) == len(alone) == 4
+    for ours, wanted in zip(seen, alone, strict=True):
+        for name, value in wanted.items():
+            torch.testing.assert_close(ours[name], value, rtol=1e-4, atol=1e-7)
 
 
 def test_it_gets_as_many_updates_as_the_policy_each_with_a_new_gradient(rollouts: Rollouts) -> None:
