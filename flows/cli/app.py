@@ -96,7 +96,14 @@ command(app, trains=True, hidden=True)(deploy_commands.deployed)
 
 
 @command(app)
-def check(config: Config, overrides: Overrides = None, runs: Runs = RUNS) -> None:
+def check(
+    config: Config,
+    overrides: Overrides = None,
+    show_prompt: Annotated[
+        bool, typer.Option("--show-prompt", help="Also show the first prompt as the policy gets it.")
+    ] = False,
+    runs: Runs = RUNS,
+) -> None:
     """Check a configuration and everything it names, without computing anything."""
     from gradus.flows.orchestrator.access import check_prefect
 
@@ -105,6 +112,12 @@ def check(config: Config, overrides: Overrides = None, runs: Runs = RUNS) -> Non
     check_prefect("prefect")
     order = " -> ".join(f"{stage.label} ({stage.steps} steps)" for stage in loaded.config.stages)
     say(f"{loaded.path} is valid.\n{loaded.config.name}: {order}")
+    if show_prompt:
+        quiet_libraries()
+        from gradus.pipeline.execution.first_prompt import show_first_prompt
+
+        prompt, notes = show_first_prompt(loaded.config, loaded.base_dir)
+        say("\n".join(["first prompt, special tokens between « and »:", prompt, *notes]))
 
 
 command(app)(advise_commands.advise)

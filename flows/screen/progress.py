@@ -18,6 +18,9 @@ LINE_INTERVAL_SECONDS = 10.0
 LINE_INTERVAL_SHARE = 0.1
 """A line is also printed after this share of a stage's steps."""
 
+CUT_SHARE = 0.9
+"""The share of a step's completions from which on their being cut is shown."""
+
 
 @contextmanager
 def watching(console: Console) -> Iterator[Observer]:
@@ -94,8 +97,10 @@ class LiveObserver(Lines):
 
 
 def step_facts(metrics: Mapping[str, float]) -> list[str]:
-    """Reward (or loss, if the stage has no reward) and speed of one step."""
+    """Reward (or loss, if the stage has no reward) and speed of one step, and whether most completions were cut."""
     reward, loss = metrics.get("reward/mean"), metrics.get("update/loss")
     speed = metrics.get("throughput/tokens_per_second")
     facts = [f"reward {reward:.3f}"] if reward is not None else [f"loss {loss:.3f}"] if loss is not None else []
+    cut = metrics.get("completion/truncated_share", 0.0)
+    facts += [f"{cut:.0%} cut at max_tokens"] if cut >= CUT_SHARE else []
     return [*facts, f"{speed:,.0f} tokens/s"] if speed is not None else facts

@@ -8,6 +8,13 @@ from pydantic import Field, model_validator
 
 from gradus.pipeline.config.options import RUNTIME, Options
 
+RESERVED = {
+    "add_generation_prompt", "chat_template", "continue_final_message", "conversation", "max_length", "messages",
+    "padding", "return_assistant_tokens_mask", "return_dict", "return_tensors", "strftime_now", "tokenize",
+    "tokenizer_kwargs", "truncation",
+}  # fmt: skip
+"""Arguments of a chat template, and of the function that applies it, which are not the user's."""
+
 
 class TokenizerConfig(Options):
     """The tokenizer trained on the task's own text when a policy is created from scratch."""
@@ -52,6 +59,13 @@ class PolicyConfig(Options):
     """Wrap questions in the tokenizer's chat template, or in ``plain_template``; auto: chat where there is one."""
     plain_template: str = "{question}\n"
     """Text around a question when no chat template is used; must contain ``{question}``."""
+    system: str | None = None
+    """What the system turn says that the chat template puts before each question; none by default."""
+    template_args: dict[str, Any] = Field(default_factory=dict)
+    """Arguments of the chat template, such as ``{enable_thinking: false}``; ``tools`` are given to it as such."""
+    eos: str | Annotated[list[str], Field(min_length=1)] | None = None
+    """The token that ends an answer, or several, such as ``<|im_end|>``: training appends the first. Default: the
+    special token that the chat template writes behind an answer, and those that the model's own files name."""
     special_tokens_in_questions: bool = False
     """Whether the text of a special token in a question, such as ``<|im_end|>``, becomes that token. As text, whoever
     writes questions cannot end the user's turn and begin another. A run that an earlier version began keeps tokens."""
@@ -67,6 +81,14 @@ class PolicyConfig(Options):
             raise ValueError("give exactly one of `path` (an existing model) and `architecture` (a new one)")
         if self.architecture is not None and not isinstance(self.architecture.get("model_type"), str):
             raise ValueError("`architecture` needs a `model_type`, for example `llama`")
+        chat = {"system": self.system is not None, "template_args": bool(self.template_args)}
+        if self.architecture is not None or self.template == "plain":
+            for option in (name for name, given in chat.items() if given):
+                raise ValueError(f"`{option}` is for a chat template, and this policy has a plain one: leave it out")
+        if self.architecture is not None and self.eos is not None:
+            raise ValueError("`eos` is for an existing model; a new one gets its own end-of-sequence token")
+        if reserved := sorted(RESERVED & self.template_args.keys()):
+            raise ValueError(f"`template_args` cannot say `{reserved[0]}`, which is decided for each prompt")
         if "{question}" not in self.plain_template:
             raise ValueError("`plain_template` must contain {question}")
         return self

@@ -18,7 +18,7 @@ from gradus.pipeline.common.errors import UserError
 from gradus.pipeline.config import PipelineConfig, StageConfig
 from gradus.pipeline.config.checks import looks_at_samples
 from gradus.pipeline.config.explain import combined
-from gradus.pipeline.policy.checks import check_policy
+from gradus.pipeline.policy.checks import check_lengths, check_policy
 from gradus.pipeline.stage import Stage
 
 SPARE_BYTES = 200_000_000
@@ -44,10 +44,14 @@ def preflight(
     from gradus.pipeline.tasks.task import check_task
     from gradus.pipeline.tracking.access import check_tracking
 
-    sources = {"policy": lambda: check_policy(config.policy), "task": lambda: check_task(config.task, base_dir)}
+    longest = max(option.max_tokens for option in config.samplings)
+    sources: list[tuple[str, Callable[[], None]]] = [
+        ("policy", lambda: check_policy(config.policy)),
+        ("policy", lambda: check_lengths(config.policy, longest)),
+        ("task", lambda: check_task(config.task, base_dir)),
+    ]
     checks: list[Callable[[], None]] = [
-        *(check for section, check in sources.items() if section not in copied),
-        lambda: _check_lengths(config),
+        *(check for section, check in sources if section not in copied),
         lambda: check_rewards(config.rewards, config.task.source),
         *(functools.partial(_check_stage, config, stage, stages) for stage in config.stages),
         *(functools.partial(_check_carry, *pair, stages) for pair in itertools.pairwise(config.stages)),
@@ -126,20 +130,6 @@ def _check_carry(before: StageConfig, stage: StageConfig, stages: Mapping[str, S
             else "a prompt's critic and a token's, which are two networks",
             expected="two stages in a row that have a critic of one kind",
             fix="leave critic out of carry",
-        )
-
-
-def _check_lengths(config: PipelineConfig) -> None:
-    """A new model has more positions than the longest completion has tokens. Raises: UserError."""
-    positions = (config.policy.architecture or {}).get("max_position_embeddings")
-    longest = max(option.max_tokens for option in config.samplings)
-    if isinstance(positions, int) and positions <= longest:
-        raise UserError(
-            "the new model has too few positions for a prompt and its completion",
-            where="policy.architecture.max_position_embeddings",
-            got=positions,
-            expected=f"more than sampling.max_tokens ({longest}) by the length of the longest prompt",
-            fix="raise it, or lower sampling.max_tokens",
         )
 
 

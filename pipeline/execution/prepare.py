@@ -8,12 +8,14 @@ from typing import Any
 
 from gradus.pipeline.common.observer import Observer
 from gradus.pipeline.common.records import write_sealed
-from gradus.pipeline.config import PipelineConfig
+from gradus.pipeline.config import PipelineConfig, PolicyConfig
 from gradus.pipeline.config.options import identity
 from gradus.pipeline.execution.train import reward_suite
 from gradus.pipeline.policy.creation import create_policy
 from gradus.pipeline.policy.devices import check_devices, use_threads
+from gradus.pipeline.policy.fit import check_finite, check_positions, shown_prompt, template_notes
 from gradus.pipeline.policy.loading import load_policy
+from gradus.pipeline.policy.lora import check_adapters
 from gradus.pipeline.policy.policy import Policy
 from gradus.pipeline.rollouts.factory import sampler_for
 from gradus.pipeline.runs.changed_sources import policy_seen
@@ -23,7 +25,7 @@ from gradus.pipeline.runs.identity import fingerprint
 from gradus.pipeline.runs.run_folder import START_FILE, RunFolder
 from gradus.pipeline.runs.verify import handover_damage
 from gradus.pipeline.tasks.background import wait_for_data
-from gradus.pipeline.tasks.task import TaskData, all_prompts, build_task, texts
+from gradus.pipeline.tasks.task import TaskData, all_prompts, build_task, first_prompt, longest_prompts, texts
 from gradus.pipeline.tracking.journal import Journal
 from gradus.pipeline.training.evaluation import evaluate
 
@@ -56,6 +58,10 @@ def _prepare(run: RunFolder, observer: Observer) -> dict[str, Any]:
         observer.note(text)
     sources = policy_seen(config, run.base_dir)
     policy = starting_policy(config, task, run.base_dir)
+    first = first_prompt(task)
+    observer.note(f"first prompt: {shown_prompt(policy.prompts, first)!r}")
+    for text in template_notes(policy.prompts, first):
+        observer.note(text)
     folder = run.path / "start"
     made_of = fingerprint(identity(config.policy), config.seed, task.hashes)
     save_checkpoint(policy, folder, stage="start", step=0, parent=None, fingerprint=made_of)
@@ -86,8 +92,23 @@ def _still_good(run: RunFolder, known: dict[str, Any], observer: Observer) -> bo
 
 
 def starting_policy(config: PipelineConfig, task: TaskData, base_dir: Path) -> Policy:
-    """The policy before any stage: a new one, or one from a folder (relative to the configuration) or from the Hub."""
+    """The policy before any stage: a new one, or one from a folder (relative to the configuration) or from the Hub.
+
+    Raises: UserError where it cannot do the task.
+    """
     if config.policy.path is None:
-        return create_policy(config.policy, texts(task), config.seed)
-    local = base_dir / config.policy.path
-    return load_policy(local if local.is_dir() else config.policy.path, config.policy)
+        policy = create_policy(config.policy, texts(task), config.seed)
+    else:
+        policy = load_policy(source(config.policy, base_dir), config.policy)
+    if config.policy.lora is not None:
+        check_adapters(policy.model.config, config.policy)
+    longest = longest_prompts(task)
+    check_positions(policy, longest, max(option.max_tokens for option in config.samplings))
+    check_finite(policy, [first_prompt(task), longest[0]])
+    return policy
+
+
+def source(policy: PolicyConfig, base_dir: Path) -> Path | str:
+    """Where the policy comes from: a folder, or a Hub id."""
+    local = base_dir / (policy.path or "")
+    return local if local.is_dir() else policy.path or ""

@@ -13,6 +13,7 @@ from gradus.pipeline.common.ranks import ALONE, Ranks
 from gradus.pipeline.common.records import write_sealed
 from gradus.pipeline.common.shown import shown_share
 from gradus.pipeline.policy.devices import use_threads
+from gradus.pipeline.policy.fit import long_demonstrations
 from gradus.pipeline.policy.loading import load_policy
 from gradus.pipeline.policy.lora import add_adapters
 from gradus.pipeline.policy.policy import Policy
@@ -29,6 +30,9 @@ from gradus.pipeline.training.learner.state_files import read_state
 from gradus.pipeline.training.metrics import heldout_curves, sample_rows
 from gradus.pipeline.training.setup import Setup
 from gradus.pipeline.training.trainer import Trainer
+
+DEMONSTRATIONS = 1000
+"""How many demonstrations are measured before a stage learns from them."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,10 @@ def train(
         parent_folder=work.parent, parent=parent, fingerprint=work.fingerprint, resume_from=work.resume_from,
         carried=read_state(work.parent / RESUME) if config.carry else None, ranks=ranks, sampler=sampler,
     )  # fmt: skip
+    if setup.needs.completions == "demonstrations" and work.resume_from is None:
+        shown = task.prompts(task.train, range(min(DEMONSTRATIONS, len(task.train))))
+        if told := long_demonstrations(policy, shown, run.config.sampling.max_tokens):
+            observer.note(told)
     trainer = Trainer(setup)
     checkpoint = trainer.train()
     after = evaluate(policy, all_prompts(task, "heldout"), suite, run.config, ranks, sampler)

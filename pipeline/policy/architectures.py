@@ -50,14 +50,46 @@ def architecture_defaults(model_type: str) -> tuple[dict[str, Any], dict[str, st
     return {}, {}
 
 
-def layer_count(described: dict[str, Any]) -> int | None:
-    """The number of layers of the text model that options or a ``config.json`` describe; None where it is not known."""
+def text_options(described: dict[str, Any]) -> dict[str, Any]:
+    """The options of the text model that a ``config.json`` or ``policy.architecture`` describes, by their usual names.
+
+    Those that it does not mention have the defaults of the model type, as far as these are plain values.
+    """
     text = described.get("text_config")
     options = text if isinstance(text, dict) else described
     defaults, names = architecture_defaults(str(options.get("model_type", "")))
-    found = defaults | {names.get(name, name): value for name, value in options.items()}
-    layers = found.get("num_hidden_layers")
-    return layers if type(layers) is int else None
+    return defaults | {names.get(name, name): value for name, value in options.items()}
+
+
+def layer_count(described: dict[str, Any]) -> int | None:
+    """The number of layers of the text model that options or a ``config.json`` describe; None where it is not known."""
+    return _whole(text_options(described).get("num_hidden_layers"))
+
+
+def position_count(described: dict[str, Any]) -> int | None:
+    """How many tokens a text model takes; None where it is not known, or the model has no such limit."""
+    return _whole(text_options(described).get("max_position_embeddings"))
+
+
+def _whole(value: Any) -> int | None:
+    return value if type(value) is int else None
+
+
+def tied_layers(model_type: str) -> list[tuple[str, str]]:
+    """(head, embeddings) of each class of a model type, by the names of the layers that may share their weights."""
+    folder = model_type.replace("-", "_").removesuffix("_text")
+    found = list[tuple[str, str]]()
+    for node in _module("models", folder, f"modeling_{folder}.py").body:
+        if isinstance(node, ast.ClassDef):
+            found += [
+                (_layer(head), _layer(embeddings)) for head, embeddings in _mapping(node, "_tied_weights_keys").items()
+            ]
+    return found
+
+
+def _layer(weight: str) -> str:
+    """The name of the layer that a weight belongs to: ``lm_head`` of ``lm_head.weight``."""
+    return weight.removesuffix(".weight").rpartition(".")[2]
 
 
 def _module(*parts: str) -> ast.Module:

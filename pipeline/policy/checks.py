@@ -10,7 +10,14 @@ from typing import Any
 from gradus.pipeline.common.addresses import HUB_TIMEOUT_SECONDS
 from gradus.pipeline.common.errors import UserError, closest, did_you_mean
 from gradus.pipeline.config import PolicyConfig
-from gradus.pipeline.policy.architectures import architecture_options, causal_model_types, layer_count
+from gradus.pipeline.policy.architectures import (
+    architecture_options,
+    causal_model_types,
+    layer_count,
+    position_count,
+    text_options,
+    tied_layers,
+)
 from gradus.pipeline.policy.stored_weights import AGAIN, INDEX, WHOLE, check_layers, stored_shapes
 
 MAX_LAYERS = 10_000
@@ -19,6 +26,8 @@ DESCRIPTIONS = ("config.json", "generation_config.json", "tokenizer.json", "toke
 """Files of a model that transformers reads as JSON objects, each where it is there."""
 TOKENIZER_STARTS, TOKENIZER_ENDS = ("tokenizer", "vocab", "merges", "tekken", "spiece"), (".model", ".tiktoken")
 """What the names of a tokenizer's files begin or end with."""
+FROM_TOKENIZER = {"vocab_size", "bos_token_id", "eos_token_id", "pad_token_id"}
+"""Options of an architecture that creating a policy sets itself."""
 OTHERWISE_COUNTED = ("hrm_text", "longcat_flash")
 """Model types whose weights are in other lists of layers than the number of layers says."""
 
@@ -29,10 +38,11 @@ def check_policy(policy: PolicyConfig) -> None:
         _check_model_type(policy.architecture["model_type"], "policy.architecture.model_type")
         _check_architecture_options(policy.architecture)
         _bounded_layers(policy.architecture, "policy.architecture")
+        _check_adapters(policy, policy.architecture)
         return
     path = policy.path or ""
     if Path(path).is_dir():
-        check_model_folder(Path(path), policy.trust_remote_code)
+        _check_adapters(policy, check_model_folder(Path(path), policy.trust_remote_code))
     elif Path(path).is_absolute():
         fix = "correct it (it starts from the configuration's folder), or give a Hub id such as Qwen/Qwen3-0.6B"
         raise UserError("there is no such model folder", where="policy.path", got=path, fix=fix)
@@ -40,12 +50,33 @@ def check_policy(policy: PolicyConfig) -> None:
         _check_hub_model(path, policy)
 
 
-def check_model_folder(folder: Path, trust_remote_code: bool = False) -> None:
-    """Check that a local folder holds a whole causal language model with its tokenizer. Raises: UserError."""
+def check_lengths(policy: PolicyConfig, max_tokens: int) -> None:
+    """The model takes more tokens than the longest completion has, by its description. Raises: UserError."""
+    description = Path(policy.path or "") / "config.json"
+    described = policy.architecture or (_read_json(description) if policy.path and description.is_file() else {})
+    positions = position_count(described)
+    if positions is not None and 0 < positions <= max_tokens:
+        new = policy.architecture is not None
+        raise UserError(
+            "the model has too few positions for a prompt and its completion",
+            where="policy.architecture.max_position_embeddings" if new else "sampling.max_tokens",
+            got=positions if new else f"{max_tokens:,}; {description} says max_position_embeddings: {positions:,}",
+            expected=f"more than sampling.max_tokens ({max_tokens}) by the length of the longest prompt",
+            fix="raise it, or lower sampling.max_tokens" if new else "lower sampling.max_tokens",
+        )
+
+
+def check_model_folder(folder: Path, trust_remote_code: bool = False) -> dict[str, Any]:
+    """Check that a local folder holds a whole causal language model with its tokenizer; returns its description.
+
+    Raises: UserError.
+    """
     files = sorted(file.name for file in folder.iterdir())
     _check_model_files(str(folder), files)
-    described = {name: _read_json(folder / name) for name in files if name in DESCRIPTIONS}["config.json"]
+    read = {name: _read_json(folder / name) for name in files if name in DESCRIPTIONS}
+    described = read["config.json"]
     _check_model_config(described, str(folder), trust_remote_code)
+    _check_vocabulary(described, read.get("tokenizer.json", {}), folder)
     tokenizer = [name for name in files if name.startswith(TOKENIZER_STARTS) or name.endswith(TOKENIZER_ENDS)]
     if not tokenizer and not trust_remote_code:
         fix = "copy it from where the model came from, or write it with `tokenizer.save_pretrained(folder)`"
@@ -56,6 +87,7 @@ def check_model_folder(folder: Path, trust_remote_code: bool = False) -> None:
         raise UserError("there are no weights in this model", where=str(folder), expected=expected, fix=AGAIN)
     if layers is not None and described.get("model_type") not in OTHERWISE_COUNTED:
         check_layers(folder, layers)
+    return described
 
 
 def _bounded_layers(options: dict[str, Any], where: str) -> int | None:
@@ -70,6 +102,13 @@ def _bounded_layers(options: dict[str, Any], where: str) -> int | None:
 def _check_architecture_options(architecture: dict[str, Any]) -> None:
     """transformers stores unknown options as attributes without complaint, so a misspelt width would go unnoticed."""
     known = architecture_options(architecture["model_type"])
+    for name in FROM_TOKENIZER & architecture.keys():
+        raise UserError(
+            "a new model gets this from its tokenizer, which is trained on the task's text",
+            where=f"policy.architecture.{name}",
+            got=architecture[name],
+            fix="leave it out; policy.tokenizer.vocabulary bounds the number of tokens",
+        )
     for name in architecture:
         if known and name != "model_type" and name not in known:
             raise UserError(
@@ -78,6 +117,65 @@ def _check_architecture_options(architecture: dict[str, Any]) -> None:
                 got=architecture[name],
                 fix=did_you_mean(name, known) or "leave it out, or correct its name",
             )
+
+
+def _check_adapters(policy: PolicyConfig, described: dict[str, Any]) -> None:
+    """No adapter is asked for on embeddings or on a head that shares their weights. Raises: UserError."""
+    if policy.lora is None or policy.lora.targets == "auto":
+        return
+    options = text_options(described)
+    for head, embeddings in tied_layers(str(options.get("model_type", ""))):
+        shared = {embeddings, head} if options.get("tie_word_embeddings") else {embeddings}
+        if refused := [name for name in policy.lora.targets if name.rpartition(".")[2] in shared]:
+            raise no_adapter(refused[0], str(policy.lora.targets))
+
+
+def no_adapter(name: str, got: str) -> UserError:
+    """The refusal of an adapter on embeddings, or on a head that shares their weights: merged, the two would differ."""
+    return UserError(
+        f"`{name}` cannot have an adapter: it holds the model's embeddings, or shares their weights",
+        where="policy.lora.targets",
+        got=got,
+        expected="`auto`, or names of linear layers that share their weights with no other",
+        fix="leave it out; without policy.lora every weight trains, embeddings included",
+    )
+
+
+def _check_quantisation(described: dict[str, Any], name: str) -> None:
+    """The weights are numbers that can be trained, and not codes for some. Raises: UserError."""
+    for part in (described, described.get("text_config")):
+        if isinstance(part, dict) and (found := part.get("quantization_config") or part.get("compression_config")):
+            method = found.get("quant_method") or found.get("format") if isinstance(found, dict) else ""
+            raise UserError(
+                "the model's weights are quantised, and such weights cannot be trained",
+                where="policy.path",
+                got=f"{name}, whose config.json has a quantization_config{f' of {method}' if method else ''}",
+                expected="weights in float32, bfloat16 or float16",
+                fix="take the model that this one was made from; with policy.dtype=bfloat16 and policy.lora it needs "
+                "least memory",
+            )
+
+
+def _check_vocabulary(described: dict[str, Any], tokenizer: dict[str, Any], folder: Path) -> None:
+    """The model has an embedding for every ordinary token of the tokenizer. Raises: UserError."""
+    rows, model = text_options(described).get("vocab_size"), tokenizer.get("model")
+    vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    numbers = vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary or ()))
+    highest = max((number for number in numbers if type(number) is int), default=-1)
+    if type(rows) is int and highest >= rows:
+        raise no_embedding(f"token {highest:,} in tokenizer.json, vocab_size: {rows:,} in config.json", str(folder))
+
+
+def no_embedding(got: str, where: str) -> UserError:
+    """The refusal of a tokenizer with more tokens than the model has embeddings for."""
+    return UserError(
+        "the tokenizer has tokens that the model has no embeddings for",
+        where=where,
+        got=got,
+        expected="an embedding for every token",
+        fix="take the tokenizer that came with the model, or widen the model and save it: "
+        "`model.resize_token_embeddings(len(tokenizer))`",
+    )
 
 
 def _check_hub_model(name: str, policy: PolicyConfig) -> None:
@@ -121,6 +219,7 @@ def _check_hub_model(name: str, policy: PolicyConfig) -> None:
     described = _read_json(Path(fetched))
     _check_model_config(described, name, policy.trust_remote_code)
     _bounded_layers(described, f"{name}/config.json")
+    _check_adapters(policy, described)
 
 
 def _cached_config(name: str, revision: str | None) -> Path | None:
@@ -149,6 +248,7 @@ def _check_model_files(name: str, files: Iterable[str]) -> None:
 
 
 def _check_model_config(described: dict[str, Any], name: str, trust_remote_code: bool) -> None:
+    _check_quantisation(described, name)
     model_type = str(described.get("model_type", ""))
     if model_type in causal_model_types() or trust_remote_code:
         return

@@ -7,7 +7,6 @@ from dataclasses import fields
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerFast
 
 from gradus.pipeline.common.errors import UserError, closest
@@ -15,7 +14,7 @@ from gradus.pipeline.config import PolicyConfig
 from gradus.pipeline.config.policy import TokenizerConfig
 from gradus.pipeline.policy.loading import attention_options, ready, refuse_larger_than_memory, weights_dtype
 from gradus.pipeline.policy.policy import Policy
-from gradus.pipeline.policy.prompts import Template
+from gradus.pipeline.policy.prompts import PromptEncoder, Template
 
 
 def create_policy(config: PolicyConfig, texts: Iterable[str], seed: int) -> Policy:
@@ -23,9 +22,8 @@ def create_policy(config: PolicyConfig, texts: Iterable[str], seed: int) -> Poli
 
     Raises: UserError where transformers does not accept the architecture.
     """
-    tokenizer = train_tokenizer((config.plain_template.replace("{question}", text) for text in texts), config.tokenizer)
-    ends, special = (tokenizer.eos_token_id,), config.special_tokens_in_questions
-    template = Template("plain", config.plain_template, ends, tokenizer.pad_token_id, special)
+    prompts = new_prompts(config, texts)
+    tokenizer, template = prompts.tokenizer, prompts.template
     options = dict(config.architecture or {})
     ids = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     try:
@@ -42,7 +40,7 @@ def create_policy(config: PolicyConfig, texts: Iterable[str], seed: int) -> Poli
             )
     except UserError:
         raise
-    except (ValueError, TypeError, KeyError, ZeroDivisionError, RuntimeError, StrictDataclassError) as error:
+    except Exception as error:  # whatever a library raises for an architecture is about the architecture
         raise UserError(
             "the policy cannot be created from this architecture",
             where="policy.architecture",
@@ -51,6 +49,13 @@ def create_policy(config: PolicyConfig, texts: Iterable[str], seed: int) -> Poli
             fix="compare with that model's configuration class in the transformers documentation",
         ) from error
     return ready(model, tokenizer, template, config)
+
+
+def new_prompts(config: PolicyConfig, texts: Iterable[str]) -> PromptEncoder:
+    """The prompts of a new policy: a tokenizer trained on ``texts``, and the plain template."""
+    tokenizer = train_tokenizer((config.plain_template.replace("{question}", text) for text in texts), config.tokenizer)
+    ends, special = (tokenizer.eos_token_id,), config.special_tokens_in_questions
+    return PromptEncoder(tokenizer, Template("plain", config.plain_template, ends, tokenizer.pad_token_id, special))
 
 
 def _refuse_unknown_options(model_config: PretrainedConfig, options: dict[str, Any]) -> None:

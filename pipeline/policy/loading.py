@@ -8,18 +8,27 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import psutil
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
+from huggingface_hub.errors import StrictDataclassError
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 
 from gradus.pipeline.common.errors import UserError
 from gradus.pipeline.config import PolicyConfig
 from gradus.pipeline.policy.checks import check_model_folder
 from gradus.pipeline.policy.devices import pick_device
 from gradus.pipeline.policy.policy import TEMPLATE_FILE, Policy
-from gradus.pipeline.policy.prompts import Template
+from gradus.pipeline.policy.prompts import PromptEncoder, Template
+from gradus.pipeline.policy.templates import new_template
 
 
 def load_policy(path: str | Path, config: PolicyConfig) -> Policy:
@@ -29,11 +38,10 @@ def load_policy(path: str | Path, config: PolicyConfig) -> Policy:
     """
     if Path(path).is_dir():
         check_model_folder(Path(path), config.trust_remote_code)
-    options = {"trust_remote_code": config.trust_remote_code, "revision": config.revision or "main"}
     with _refusing("tokenizer", path):
-        tokenizer = AutoTokenizer.from_pretrained(path, **options)
+        tokenizer = AutoTokenizer.from_pretrained(path, **_options(config))
     with _refusing("model", path):
-        refuse_larger_than_memory(AutoConfig.from_pretrained(path, **options), config, "policy.path")
+        refuse_larger_than_memory(AutoConfig.from_pretrained(path, **_options(config)), config, "policy.path")
         model, report = AutoModelForCausalLM.from_pretrained(
             path,
             dtype=weights_dtype(config),
@@ -41,18 +49,44 @@ def load_policy(path: str | Path, config: PolicyConfig) -> Policy:
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are in the report then, with their names
             **attention_options(config),
-            **options,
+            **_options(config),
         )
-    _check_report(model, report, path)
-    saved = Path(path) / TEMPLATE_FILE
-    if saved.is_file():
-        stored: dict[str, Any] = json.loads(saved.read_text(encoding="utf-8"))
-        template = Template(**stored | {"eos_ids": tuple(stored["eos_ids"])})
-    else:
-        template = _new_template(model, tokenizer, config)
-    policy = ready(model, tokenizer, template, config)
+        _check_report(model, report, path)
+    template = _template(path, tokenizer, model.generation_config.eos_token_id, model.config, config)
+    with _refusing("model", path):
+        policy = ready(model, tokenizer, template, config)
     policy.encode_prompt("1 + 1 = ?")  # a template that cannot be used is found here, before compute is spent
     return policy
+
+
+def load_prompts(path: str | Path, config: PolicyConfig) -> PromptEncoder:
+    """The prompts of the policy in a local folder or on the Hub, without its weights. Raises: UserError."""
+    with _refusing("tokenizer", path):
+        tokenizer = AutoTokenizer.from_pretrained(path, **_options(config))
+        described = AutoConfig.from_pretrained(path, **_options(config))
+        try:
+            ends = GenerationConfig.from_pretrained(path, revision=config.revision or "main").eos_token_id
+        except OSError:  # there is no such file
+            ends = getattr(described, "eos_token_id", None)
+    return PromptEncoder(tokenizer, _template(path, tokenizer, ends, described, config))
+
+
+def _options(config: PolicyConfig) -> dict[str, Any]:
+    return {"trust_remote_code": config.trust_remote_code, "revision": config.revision or "main"}
+
+
+def _template(
+    path: str | Path, tokenizer: Any, ends: int | list[int] | None, described: PretrainedConfig, config: PolicyConfig
+) -> Template:
+    """The template that the policy was saved with, or else a new one. Raises: UserError."""
+    saved = Path(path) / TEMPLATE_FILE
+    with _refusing("template", saved if saved.is_file() else path):
+        if saved.is_file():
+            stored: dict[str, Any] = json.loads(saved.read_text(encoding="utf-8"))
+            return Template(**stored | {"eos_ids": tuple(stored["eos_ids"])})
+        listed = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+        rows = getattr(described.get_text_config(), "vocab_size", None)
+        return new_template(tokenizer, listed, rows, config)
 
 
 @contextlib.contextmanager
@@ -105,29 +139,6 @@ def _unnumbered(name: str) -> str:
     return re.sub(r"\d+", "#", name)
 
 
-def _new_template(model: PreTrainedModel, tokenizer: Any, config: PolicyConfig) -> Template:
-    """The template of a model without a saved one: its chat template if it has one, otherwise the plain template."""
-    if config.template == "chat" and not tokenizer.chat_template:
-        raise UserError(
-            "the tokenizer has no chat template",
-            where="policy.template",
-            got="chat",
-            expected="plain, or a model with a chat template",
-            fix="set policy.template to auto or plain",
-        )
-    generation = getattr(model, "generation_config", None)
-    ends = getattr(generation, "eos_token_id", None)
-    listed = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
-    first = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else (listed or [None])[0]
-    if first is None:
-        raise UserError("the tokenizer has no end-of-sequence token", where="policy.path", fix="set its eos_token")
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else first
-    chat = tokenizer.chat_template if config.template != "plain" else None
-    kind: Literal["chat", "plain"] = "chat" if chat else "plain"
-    text = chat if isinstance(chat, str) else json.dumps(chat) if chat else config.plain_template
-    return Template(kind, text, (first, *(e for e in listed if e != first)), pad, config.special_tokens_in_questions)
-
-
 def refuse_larger_than_memory(described: PretrainedConfig, config: PolicyConfig, where: str) -> None:
     """Refuse a model whose weights this machine cannot hold, without allocating them. Raises: UserError."""
     with torch.device("meta"):
@@ -148,10 +159,42 @@ def ready(model: PreTrainedModel, tokenizer: Any, template: Template, config: Po
     """The policy on its device, without dropout, with end and padding tokens set wherever transformers reads them."""
     tokenizer.pad_token_id = template.pad_id
     model.config.pad_token_id = model.generation_config.pad_token_id = template.pad_id
-    model.config.eos_token_id = model.generation_config.eos_token_id = list(template.eos_ids)
+    model.generation_config.eos_token_id = list(template.eos_ids)
+    try:
+        model.config.eos_token_id = list(template.eos_ids)
+    except StrictDataclassError:  # a description that takes one token only
+        model.config.eos_token_id = template.eos_ids[0]
+    _settle_generation(model)
+    _settle_tie(model)
     module: torch.nn.Module = model
     module.to(pick_device(config.device)).eval()
     return Policy(model, tokenizer, template)
+
+
+def _settle_generation(model: PreTrainedModel) -> None:
+    """Make the settings of generation such that transformers writes them: it reads some that it refuses to write.
+
+    The common case is a temperature without ``do_sample``, which was meant. Where that is not all, the settings are
+    dropped, but for the tokens; sampling here goes by none of them.
+    """
+    settings = model.generation_config
+    for change in ({}, {"do_sample": True}):
+        settings.update(**change)
+        with contextlib.suppress(ValueError):
+            settings.validate(strict=True)
+            return
+    ids = {name: getattr(settings, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    model.generation_config = GenerationConfig(**ids)
+
+
+def _settle_tie(model: PreTrainedModel) -> None:
+    """The description says that head and embeddings share their weights only where they do; files may hold both."""
+    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
+    if head is None or head.weight is embeddings.weight:
+        return
+    for described in (model.config, model.config.get_text_config()):
+        if getattr(described, "tie_word_embeddings", False):
+            described.tie_word_embeddings = False
 
 
 def weights_dtype(config: PolicyConfig) -> torch.dtype:

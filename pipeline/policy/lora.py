@@ -13,13 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
 from gradus.pipeline.common.errors import UserError
 from gradus.pipeline.common.files import write_json
-from gradus.pipeline.config.policy import LoraConfig
+from gradus.pipeline.config.policy import LoraConfig, PolicyConfig
+from gradus.pipeline.policy.checks import no_adapter
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
 
 ADAPTER = "adapter"
 """Folder of the adapters, in peft's format, inside a checkpoint."""
@@ -49,7 +51,24 @@ def add_adapters(model: PreTrainedModel, config: LoraConfig, seed: int) -> Any:
             expected=f"`auto`, or names of its linear layers: {', '.join(sorted(linear))}",
             fix=str(error).splitlines()[0],
         ) from None
+    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
+    for name, module in model.named_modules():
+        layer = getattr(module, "base_layer", None)
+        if isinstance(layer, torch.nn.Embedding) or (module is head and layer is not None and _tied(layer, embeddings)):
+            raise no_adapter(name, str(config.targets))
     return wanted
+
+
+def _tied(head: Any, embeddings: Any) -> bool:
+    return head.weight is getattr(embeddings, "weight", None)
+
+
+def check_adapters(described: PretrainedConfig, config: PolicyConfig) -> None:
+    """The adapters fit into a model of this description, of which nothing is allocated. Raises: UserError."""
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(described, trust_remote_code=config.trust_remote_code)
+        if config.lora is not None:
+            add_adapters(model, config.lora, seed=0)
 
 
 def merged_weight(module: Any) -> Tensor:

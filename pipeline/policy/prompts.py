@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import ctypes
+import datetime
 import hashlib
 import json
 import re
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
@@ -18,6 +19,8 @@ from gradus.pipeline.types import Prompt, Turn, transcript
 
 RENDER_SECONDS = 10.0
 """Time for one chat template and one question, which take a millisecond; a template is a program and may never end."""
+DIRECTIVES = (*"aAbBcdefHIjmMpSUwWxXyYZ", "-d", "-m", "-H", "-I", "-j")
+"""The letters of the parts that a date can be written with."""
 PRIVATE = range(0xE000, 0xF900)
 """Code points without a meaning of their own, which stand for something while a template is applied."""
 
@@ -37,11 +40,19 @@ class Template:
     special_tokens: bool = True
     """Whether the text of a special token in a question becomes that token. A template that was stored without this
     was made when it always did."""
+    system: str | None = None
+    """What the system turn says that is put before a conversation without one; None: no such turn."""
+    arguments: dict[str, Any] = field(default_factory=dict)
+    """Arguments of the chat template, such as ``enable_thinking``."""
+    day: str = ""
+    """The day that a chat template which reads the clock is told, such as 2026-03-01. A template that was stored
+    without this is told the time."""
 
     def record(self) -> dict[str, Any]:
-        """The fields as they are stored; those of a template from before ``special_tokens`` remain what they were."""
-        fields = asdict(self)
-        return {name: value for name, value in fields.items() if name != "special_tokens" or not value}
+        """The fields as they are stored; later ones only where they say something, so that earlier records remain."""
+        stored = asdict(self)
+        usual = {"special_tokens": True, "system": None, "arguments": {}, "day": ""}
+        return {name: value for name, value in stored.items() if name not in usual or value != usual[name]}
 
     @property
     def digest(self) -> str:
@@ -67,7 +78,7 @@ class PromptEncoder:
         texts = list(_strings([turns, tools]))
         if self.template.special_tokens or not any(self._special.search(text) for text in texts):
             return self._tokens(self._rendered(turns, tools), self.template.kind == "plain")
-        used = {self.template.text, *texts}
+        used = {self.template.text, self.template.system or "", *texts}
         mark = next(c for c in map(chr, PRIVATE) if not any(c in text for text in used))
         hidden: list[str] = []
 
@@ -105,7 +116,15 @@ class PromptEncoder:
         """The turns in the template; what a plain one cannot say (roles, tools) is left out or written as text."""
         if self.template.kind == "plain":
             return self.template.text.replace("{question}", transcript(turns))
-        options = {"tokenize": False, "add_generation_prompt": True, **({"tools": tools} if tools else {})}
+        return self._applied(turns, tools, add_generation_prompt=True)
+
+    def _applied(self, turns: list[Turn], tools: list[dict[str, Any]], *, add_generation_prompt: bool) -> str:
+        """What the chat template makes of these turns, with the system turn where they have none. Raises: UserError."""
+        turns = self._with_system(turns)
+        options = {**self.template.arguments, "tokenize": False, "add_generation_prompt": add_generation_prompt}
+        options |= {"tools": tools} if tools else {}
+        if self.template.day:
+            options["chat_template"] = frozen_clock(self.template.day) + self.tokenizer.get_chat_template(None, tools)
         apply = self.tokenizer.apply_chat_template
         try:
             return _within(RENDER_SECONDS, lambda: apply(turns, **options))
@@ -113,12 +132,49 @@ class PromptEncoder:
             got = f"no end within {RENDER_SECONDS:.0f} seconds" if isinstance(error, TimeoutError) else str(error)
             raise UserError(
                 "the chat template cannot be applied to a prompt",
-                where="the chat template of the tokenizer (chat_template.jinja or tokenizer_config.json)",
+                where="policy.template, from chat_template.jinja or tokenizer_config.json in the model's folder",
                 got=" ".join(got.split())[:300] or type(error).__name__,
                 expected=f"a Jinja template for turns of the roles {', '.join(turn['role'] for turn in turns)}, "
                 "and the prompt of a generation",
-                fix="correct the template, or set policy.template=plain for a new run",
+                fix=f"{'leave policy.system out, ' if self.template.system is not None else ''}correct the template, "
+                "or set policy.template=plain for a new run",
             ) from error
+
+    def _with_system(self, turns: list[Turn]) -> list[Turn]:
+        if self.template.system is None or turns[0]["role"] == "system":
+            return turns
+        return [{"role": "system", "content": self.template.system}, *turns]
+
+    def turns(self, prompt: Prompt) -> list[Turn]:
+        """The turns that the chat template gets."""
+        return self._with_system(list(prompt.conversation))
+
+    def turn_end(self, answer: str) -> int | None:
+        """The special token that the chat template writes behind an assistant's answer; None where it writes none."""
+        if self.template.kind == "plain":
+            return None
+        turns = [{"role": "user", "content": "1 + 1 = ?"}, {"role": "assistant", "content": answer}]
+        try:
+            behind = self._applied(turns, [], add_generation_prompt=False).rpartition(answer)[2]
+        except UserError:  # a template for questions alone; one that cannot be applied to these either is found there
+            return None
+        special = self.special - {self.tokenizer.unk_token_id}
+        return next((token for token in self._tokens(behind) if token in special), None)
+
+    @cached_property
+    def special(self) -> set[int]:
+        """The numbers of the special tokens."""
+        return {number for number, token in self.tokenizer.added_tokens_decoder.items() if token.special}
+
+
+def frozen_clock(day: str) -> str:
+    """What makes a chat template that begins with it take this day for today, at midnight.
+
+    It is a macro with the name of the function that reads the clock, since transformers lets no function through.
+    """
+    date = datetime.datetime.fromisoformat(day)
+    told = "".join(f" | replace('%{letter}', '{date.strftime(f'%{letter}')}')" for letter in DIRECTIVES)
+    return f'{{% macro strftime_now(form) %}}{{{{ form{told} }}}}{{% endmacro %}}{{{{ "" }}}}'
 
 
 def _strings(value: Any) -> Iterator[str]:

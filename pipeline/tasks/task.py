@@ -10,6 +10,7 @@ appended to the source change the held-out set only by those among them that are
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -161,6 +162,22 @@ def all_prompts(task: TaskData, split: str) -> list[Prompt]:
     """Every prompt of a split."""
     dataset = getattr(task, split)
     return task.prompts(dataset, range(len(dataset)))
+
+
+def first_prompt(task: TaskData) -> Prompt:
+    """A prompt to show: the first one to train on."""
+    return task.prompts(task.train, [0])[0]
+
+
+def longest_prompts(task: TaskData, count: int = 16) -> list[Prompt]:
+    """Of each split the prompts with the longest questions, the longest first."""
+    found = list[Prompt]()
+    for dataset in (task.train, task.validation, task.heldout):
+        questions: Any = dataset.select_columns(["question"])
+        lengths = (len(text) for batch in questions.iter(BATCH) for text in batch["question"])
+        longest = heapq.nlargest(count, ((length, row) for row, length in enumerate(lengths)))
+        found += task.prompts(dataset, [row for _, row in longest])
+    return sorted(found, key=lambda prompt: len(prompt.question), reverse=True)
 
 
 def texts(data: TaskData) -> Iterator[str]:
