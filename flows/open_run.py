@@ -79,16 +79,16 @@ def own_copies(folder: Path) -> set[str]:
     return RunFolder(folder, []).own_copies() if (folder / RUN_FILE).is_file() else set()
 
 
-def check_world(loaded: Any, stages: Mapping[str, Any], runs: Path, copied: Collection[str] = ()) -> None:
+def check_world(loaded: Any, stages: Mapping[str, Any], runs: Path, copied: Collection[str] = ()) -> list[str]:
     """Check everything that can be known before compute is spent; ``copied`` sections need their sources no more.
 
-    Raises: UserError with every problem found.
+    Returns lines for the user about the data that were found. Raises: UserError with every problem found.
     """
     from gradus.pipeline.config.loading import IN_PYTHON
     from gradus.pipeline.execution.preflight import preflight
 
     file = IN_PYTHON if loaded.path.name == IN_PYTHON else str(loaded.path)
-    preflight(loaded.config, loaded.base_dir, stages, runs, file, copied)
+    return preflight(loaded.config, loaded.base_dir, stages, runs, file, copied)
 
 
 def open_run(

@@ -62,7 +62,7 @@ def transcript(turns: Iterable[Turn], system: bool = True) -> str:
     'Be brief.\\n\\n1 + 1?'
     """
     spoken = [turn for turn in turns if system or turn["role"] != "system"]
-    alone = sum(turn["role"] != "system" for turn in spoken) == 1
+    alone = len(spoken) == 1 or sum(turn["role"] != "system" for turn in spoken) == 1
     return "\n\n".join(_said(turn, alone or turn["role"] == "system") for turn in spoken)
 
 

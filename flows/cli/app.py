@@ -108,10 +108,10 @@ def check(
     from gradus.flows.orchestrator.access import check_prefect
 
     loaded, stages = load(config, overrides)
-    check_world(loaded, stages, runs)
+    notes = check_world(loaded, stages, runs)
     check_prefect("prefect")
     order = " -> ".join(f"{stage.label} ({stage.steps} steps)" for stage in loaded.config.stages)
-    say(f"{loaded.path} is valid.\n{loaded.config.name}: {order}")
+    say("\n".join([f"{loaded.path} is valid.", f"{loaded.config.name}: {order}", *notes]))
     if show_prompt:
         quiet_libraries()
         from gradus.pipeline.execution.first_prompt import show_first_prompt

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import glob
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -259,9 +260,12 @@ def _with_absolute_paths(config: PipelineConfig, base_dir: Path) -> PipelineConf
     """The same configuration, independent of the folder it lay in, because a run folder keeps a copy of it."""
 
     def absolute(path: str) -> str:
-        folders = [base_dir, Path.cwd()]
         expanded = Path(path).expanduser()
-        return str(next((f / expanded for f in folders if (f / expanded).exists()), base_dir / expanded))
+        places = [folder / expanded for folder in (base_dir, Path.cwd())]
+        return str(next((place for place in places if place.exists() or glob.glob(str(place))), places[0]))
+
+    def each(paths: str | list[str] | None) -> str | list[str] | None:
+        return [absolute(path) for path in paths] if isinstance(paths, list) else paths and absolute(paths)
 
     def local_or_hub(name: str) -> str:
         found = absolute(name)
@@ -270,8 +274,7 @@ def _with_absolute_paths(config: PipelineConfig, base_dir: Path) -> PipelineConf
 
     task: Task = config.task
     if isinstance(task, FileTask):
-        heldout = absolute(task.heldout_path) if task.heldout_path is not None else None
-        task = task.model_copy(update={"path": absolute(task.path), "heldout_path": heldout})
+        task = task.model_copy(update={"path": each(task.path), "heldout_path": each(task.heldout_path)})
     elif isinstance(task, HubTask):
         task = task.model_copy(update={"dataset": local_or_hub(task.dataset)})
     policy = config.policy

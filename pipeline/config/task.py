@@ -36,30 +36,42 @@ class ReasoningGymTask(TaskOptions):
 
 
 class Columns(Options):
-    """Which columns of a table mean what."""
+    """Which columns of a table mean what. A name with dots leads into nested columns: ``reward_model.ground_truth``."""
 
     question: str = "question"
-    """The problem."""
-    answer: str = "answer"
-    """The reference answer."""
+    """The problem, or the conversation that states it. Where there is no such column, its usual names are tried."""
+    answer: str | None = "answer"
+    """The reference answer, or a list of answers, any of which is right; null where nothing is compared with one.
+    Where there is no such column, its usual names are tried, and then the demonstration is the reference."""
     demonstration: str | None = None
-    """A worked completion, for SFT."""
+    """A worked completion, for SFT; null: the one that the format contains."""
 
 
-class FileTask(TaskOptions):
-    """Prompts in a JSONL, JSON, Parquet or CSV file; relative paths are relative to the configuration file."""
+class TableOptions(TaskOptions):
+    """What tables of prompts have in common, in files or on the Hub."""
 
-    source: Literal["file"]
-    """Discriminator: selects the file source."""
-    path: str
-    """The file to train on."""
-    heldout_path: str | None = None
-    """A file of held-out prompts; without it they are split off ``path``."""
+    format: Literal["auto", "prompt", "messages", "alpaca", "sharegpt", "preference"] = "auto"
+    """What a row contains: a prompt (text or turns) and its answer, a conversation, an instruction with its output, or
+    a preference pair; ``auto``: found on the first rows."""
     columns: Columns = Columns()
     """Names of the columns."""
 
 
-class HubTask(TaskOptions):
+class FileTask(TableOptions):
+    """Prompts in files: JSONL, JSON or CSV (also .gz and .zst), Parquet, or a folder of ``Dataset.save_to_disk``.
+
+    Relative paths are relative to the configuration file.
+    """
+
+    source: Literal["file"]
+    """Discriminator: selects the file source."""
+    path: str | list[str]
+    """The file to train on, a folder, a pattern such as ``shards/*.jsonl.gz``, or a list of these."""
+    heldout_path: str | list[str] | None = None
+    """The same for held-out prompts; without it they are split off ``path``."""
+
+
+class HubTask(TableOptions):
     """Prompts from a data set on the Hugging Face Hub."""
 
     source: Literal["hub"]
@@ -74,8 +86,6 @@ class HubTask(TaskOptions):
     """Split of held-out prompts; without it they are split off ``split``."""
     revision: str | None = None
     """Branch, tag or commit."""
-    columns: Columns = Columns()
-    """Names of the columns."""
 
 
 Task = Annotated[ReasoningGymTask | FileTask | HubTask, Field(discriminator="source")]

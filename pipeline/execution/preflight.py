@@ -32,8 +32,10 @@ def preflight(
     runs_dir: Path | None = None,
     file: str = "",
     copied: Collection[str] = (),
-) -> None:
+) -> list[str]:
     """Check a configuration against the files, packages and servers it names. Raises: UserError with every problem.
+
+    Returns lines for the user about the data that were found.
 
     ``file``: the path of the configuration, for the messages. ``runs_dir``: where the run's folder will be made;
     without it the disk is not checked. ``copied``: the sections (``task``, ``policy``) whose sources the run has copies
@@ -44,11 +46,11 @@ def preflight(
     from gradus.pipeline.tasks.task import check_task
     from gradus.pipeline.tracking.access import check_tracking
 
-    longest = max(option.max_tokens for option in config.samplings)
+    longest, notes = max(option.max_tokens for option in config.samplings), list[str]()
     sources: list[tuple[str, Callable[[], None]]] = [
         ("policy", lambda: check_policy(config.policy)),
         ("policy", lambda: check_lengths(config.policy, longest)),
-        ("task", lambda: check_task(config.task, base_dir)),
+        ("task", lambda: notes.extend(check_task(config.task, base_dir))),
     ]
     checks: list[Callable[[], None]] = [
         *(check for section, check in sources if section not in copied),
@@ -68,6 +70,7 @@ def preflight(
             problems.append(_placed(problem, file))
     if problems:
         raise combined(problems, file or f"the pipeline {config.name!r}")
+    return notes
 
 
 def _placed(problem: UserError, file: str) -> UserError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,14 @@ from typing import Any
 from gradus.pipeline.common.addresses import HUB_TIMEOUT_SECONDS
 from gradus.pipeline.common.errors import UserError
 from gradus.pipeline.config.task import HubTask
+from gradus.pipeline.tasks.arrow import as_rows
+from gradus.pipeline.tasks.formats import form_of
 from gradus.pipeline.tasks.metadata import BATCH, Batch
-from gradus.pipeline.tasks.tables import check_columns, normalised, without_binary
+from gradus.pipeline.tasks.tables import check_head, normalised, numbered
 
 
-def check_hub(task: HubTask, base_dir: Path) -> None:
-    """Check that the Hub has the data set, or, for a local folder, its splits and columns. Raises: UserError.
+def check_hub(task: HubTask, base_dir: Path, notes: list[str]) -> None:
+    """Check that the Hub has the data set, or, for a local folder, its splits and first rows. Raises: UserError.
 
     Only the data set's description is requested from the Hub. Without an answer, a data set in the local cache will do.
     """
@@ -24,25 +27,30 @@ def check_hub(task: HubTask, base_dir: Path) -> None:
     for where, split in (("task.split", task.split), ("task.heldout_split", task.heldout_split)):
         if split is not None:  # of train[:1000], the head of train is read
             table = _load(task, base_dir, where, split.partition("[")[0], streaming=True)
-            check_columns(table.features or next(iter(table), {}), task.columns, f"split {split}")
+            first = next(_rows(table), [])
+            if not first:
+                raise UserError(f"split {split} has no rows", where=where, got=split, fix="choose another split")
+            held, source = where == "task.heldout_split", f"split {split}"
+            form = form_of(first, task, source, held)
+            check_head((source, 1, first), task, where, held, notes, form)
 
 
 def read_hub(task: HubTask, base_dir: Path, split: str, where: str, notes: list[str]) -> Iterator[Batch]:
     """The rows of one split, in order; class labels become their names."""
+    rows, held, source = _rows(_load(task, base_dir, where, split)), where == "task.heldout_split", f"split {split}"
+    first: list[dict[str, Any]] = next(rows, [])
+    form = form_of(first, task, source, held)
+    return normalised(numbered(source, itertools.chain([first], rows)), task, held, notes, form)
+
+
+def _rows(table: Any) -> Iterator[list[dict[str, Any]]]:
+    """The rows of a data set, some at a time; class labels become their names."""
     from datasets import ClassLabel
 
-    table = _load(task, base_dir, where, split)
-    check_columns(table.column_names, task.columns, f"split {split}")
-    labels = {name: feature for name, feature in table.features.items() if isinstance(feature, ClassLabel)}
-
-    def batches() -> Iterator[Batch]:
-        for part in table.with_format("arrow").iter(BATCH):
-            batch = without_binary(part)
-            for name, feature in labels.items():
-                batch[name] = [None if value is None else feature.names[value] for value in batch[name]]
-            yield batch
-
-    return normalised(batches(), task.columns, f"split {split}", notes)
+    features = table.features or {}
+    labels = {name: feature.names for name, feature in features.items() if isinstance(feature, ClassLabel)}
+    for part in table.with_format("arrow").iter(BATCH):
+        yield as_rows(part, labels)
 
 
 def _local(task: HubTask, base_dir: Path) -> Path | None:

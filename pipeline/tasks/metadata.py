@@ -25,6 +25,8 @@ _TEXTUAL: dict[str, tuple[type, Any, Any]] = {
 }
 """tag -> (type, to text, from text); datetime precedes date, of which it is a subclass."""
 
+_ENCODER, _PLAIN, _NAMES = json.JSONEncoder(allow_nan=False), {str, int, bool, type(None)}, {str}
+
 _COLLECTIONS: dict[str, Any] = {"$tuple": tuple, "$set": set, "$frozenset": frozenset}
 
 
@@ -54,7 +56,11 @@ def encode(metadata: dict[str, Any]) -> str:
 
     Raises: TypeError for an object of any other class.
     """
-    return json.dumps(_tagged(metadata), allow_nan=False)
+    if _PLAIN.issuperset(map(type, metadata.values())) and _NAMES.issuperset(map(type, metadata)):
+        text = _ENCODER.encode(metadata)
+        if '"$' not in text:
+            return text
+    return _ENCODER.encode(_tagged(metadata))
 
 
 def decode(text: str) -> dict[str, Any]:
@@ -68,8 +74,10 @@ def decode(text: str) -> dict[str, Any]:
 
 def packed(**more: Any) -> str | None:
     """The fields that only some prompts have (``turns``, ``tools``, ``alternatives``, ``rejected``), as JSON."""
+    if not any(more.values()):
+        return None
     given = {name: value for name, value in more.items() if value}
-    return json.dumps(given, ensure_ascii=False) if given else None
+    return json.dumps(given, ensure_ascii=False)
 
 
 def unpacked(text: str) -> dict[str, Any]:

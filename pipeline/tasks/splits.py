@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import unicodedata
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from gradus.pipeline.common.errors import UserError
-from gradus.pipeline.tasks.metadata import Batch, unpacked
+from gradus.pipeline.tasks.metadata import BATCH, Batch, unpacked
 
 if TYPE_CHECKING:
     import pyarrow
@@ -24,8 +25,15 @@ COLUMNS = ("id", "question", "answer", "metadata", "demonstration", MORE)
 
 
 def folded(question: str) -> str:
-    """A question without differences in case and whitespace, which do not make it another question."""
-    return " ".join(question.split()).casefold()
+    """A question without differences in case, whitespace and spelling in Unicode, which make it no other question.
+
+    >>> folded("Un  CAFE\u0301\n") == folded("un caf\u00e9")
+    True
+    """
+    if question.isascii():
+        return " ".join(question.split()).casefold()
+    normal = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", question).casefold())
+    return " ".join(normal.split())
 
 
 def prompt_id(question: str, answer: str, more: str | None = None) -> str:
@@ -39,7 +47,7 @@ def distinct(batches: Iterable[Batch], notes: list[str]) -> pyarrow.Table:
 
     schema = pyarrow.schema([*((name, pyarrow.string()) for name in COLUMNS), ("key", pyarrow.uint64())])
     parts = [schema.empty_table()]
-    first: dict[bytes, str] = {}  # question -> id of the row that asked it first
+    first: dict[bytes, int] = {}  # question -> id of the row that asked it first, both as the few bytes of a hash
     repeated = contradicted = 0
     for batch in batches:
         kept, ids, keys = [], [], []
@@ -48,11 +56,11 @@ def distinct(batches: Iterable[Batch], notes: list[str]) -> pyarrow.Table:
             turns = (
                 json.dumps(unpacked(others).get("turns", "")) if others else ""
             )  # another system turn is no repetition
-            asked, name = hashlib.sha256((question + turns).encode()).digest(), prompt_id(question, answer, others)
-            if asked in first:
-                repeated, contradicted = repeated + (first[asked] == name), contradicted + (first[asked] != name)
+            asked, name = hashlib.sha256((question + turns).encode()).digest()[:16], prompt_id(question, answer, others)
+            if (known := first.get(asked)) is not None:
+                repeated, contradicted = repeated + (known == int(name, 16)), contradicted + (known != int(name, 16))
                 continue
-            first[asked] = name
+            first[asked] = int(name, 16)
             kept.append(row)
             ids.append(name)
             keys.append(int.from_bytes(hashlib.sha256(folded(question).encode()).digest()[:8], "big"))
@@ -79,32 +87,54 @@ def split(
     keys = pool["key"].to_numpy()
     order = numpy.argsort(keys, kind="stable")
     if held is None:
-        _require(pool.num_rows, heldout + validation + 1, "task.heldout, task.validation and one to train on")
-        reported, forbidden, rest = pool.take(order[:heldout]), keys[order[:heldout]], order[heldout:]
+        purpose = "task.heldout, task.validation and one to train on"
+        _require(pool.num_rows, heldout + validation + 1, purpose, notes)
+        reported, forbidden, rest = order[:heldout], keys[order[:heldout]], order[heldout:]
     else:
-        _require(held.num_rows, heldout, "task.heldout, all from the held-out source")
+        _require(held.num_rows, heldout, "task.heldout, all from the held-out source", notes)
         forbidden, rest = held["key"].to_numpy(), order
-        reported = held.take(numpy.argsort(forbidden, kind="stable")[:heldout])
+        reported = numpy.argsort(forbidden, kind="stable")[:heldout]
         if held.num_rows > heldout:
             notes.append(f"{heldout} of {held.num_rows} held-out rows are used (task.heldout)")
     free = rest[~numpy.isin(keys[rest], forbidden)]
     chosen, train = free[:validation], free[validation:]
-    train = numpy.sort(train[~numpy.isin(keys[train], keys[chosen])])
+    train = train[~numpy.isin(keys[train], keys[chosen])]
     if leaks := len(rest) - len(chosen) - len(train):
         notes.append(f"{leaks} training prompts removed because their question is held out")
     if len(chosen) < validation or not len(train):
-        _require(len(free), validation + 1, "task.validation and one to train on, none of them held out")
-    splits = {"train": pool.take(train), "validation": pool.take(chosen), "heldout": reported}
+        _require(len(free), validation + 1, "task.validation and one to train on, none of them held out", notes)
+    parts = pool.to_batches()
+    asked = parts if held is None else held.to_batches()
+    del pool  # so that each part is gone as soon as its rows are copied
+    others = {"validation": _rows(parts, chosen), "heldout": _rows(asked, reported)}
+    splits = {"train": _rows(parts, numpy.sort(train), keep=False), **others}
     _assert_disjoint(splits)
-    return {name: table.select(COLUMNS).combine_chunks() for name, table in splits.items()}
+    return {name: table.select(COLUMNS) for name, table in splits.items()}
 
 
-def _require(found: int, needed: int, purpose: str) -> None:
+def _rows(parts: list[Any], rows: Any, keep: bool = True) -> pyarrow.Table:
+    """These rows of a table in parts, in their order; without ``keep`` the parts are given up one by one."""
+    import numpy
+    import pyarrow
+
+    wanted, found, start = numpy.zeros(sum(part.num_rows for part in parts), bool), [], 0
+    wanted[rows] = True
+    for place, part in enumerate(parts):
+        end = start + part.num_rows
+        if wanted[start:end].any() or not found:
+            found.append(part.filter(pyarrow.array(wanted[start:end])))
+        parts[place], start = part if keep else None, end
+    table, ordered = pyarrow.Table.from_batches(found), numpy.sort(rows)
+    return table if (ordered == rows).all() else table.take(numpy.searchsorted(ordered, rows))
+
+
+def _require(found: int, needed: int, purpose: str, notes: list[str]) -> None:
+    """Raises: UserError where too few are found; ``notes`` say where the others went."""
     if found < needed:
         raise UserError(
             "too few distinct prompts",
             where="task.heldout",
-            got=f"{found} distinct prompts",
+            got="; ".join([f"{found} distinct prompts", *notes]),
             expected=f"at least {needed}, for {purpose}",
             fix="lower task.heldout or task.validation, or bring more distinct prompts "
             "(for reasoning_gym: a larger task.size, or task.params with more variety)",
@@ -114,10 +144,14 @@ def _require(found: int, needed: int, purpose: str) -> None:
 def _assert_disjoint(splits: dict[str, pyarrow.Table]) -> None:
     """Check that no held-out prompt is trained on, by the questions themselves rather than their hashes."""
     seen: dict[str, str] = {}
-    for name, table in splits.items():
-        for question in {folded(question) for question in table["question"].to_pylist()}:
-            if seen.setdefault(question, name) != name:
-                raise AssertionError(f"{name} and {seen[question]} share the question {question[:200]!r}")
+    by_size = sorted(splits, key=lambda name: splits[name].num_rows)
+    for name in by_size:
+        for batch in splits[name].select(["question"]).to_batches(max_chunksize=BATCH):
+            for question in map(folded, batch.column(0).to_pylist()):
+                if seen.get(question, name) != name:
+                    raise AssertionError(f"{name} and {seen[question]} share the question {question[:200]!r}")
+                if name != by_size[-1]:  # the largest is compared, and not kept
+                    seen[question] = name
 
 
 def content_hash(table: pyarrow.Table) -> str:

@@ -1,193 +1,168 @@
-"""Prompts from JSONL, JSON, Parquet and CSV files: cheap checks, and reading in batches of columns.
+"""Prompts from tables: what can be told from their first rows, and all of them in batches of columns.
 
-A table is never held in memory as Python objects as a whole. pyarrow is imported where it is used, because importing it
-is slow.
+A table comes in parts, which are some of its rows with the name of their source and the number of the first of them,
+so that every message can name the row it is about.
 """
 
 from __future__ import annotations
 
-import csv
-import itertools
-import json
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from gradus.pipeline.common.errors import UserError, did_you_mean
-from gradus.pipeline.config.task import Columns
-from gradus.pipeline.tasks.metadata import BATCH, Batch, as_text, encode
+from gradus.pipeline.common.errors import UserError
+from gradus.pipeline.config.task import FileTask, TableOptions
+from gradus.pipeline.tasks.conversations import Unfit
+from gradus.pipeline.tasks.files import count_rows, files_of, rows_of, rows_with
+from gradus.pipeline.tasks.formats import Asked, Form, at, form_of
+from gradus.pipeline.tasks.metadata import Batch, encode, packed
+from gradus.pipeline.types import transcript
 
-FORMATS = (".jsonl", ".json", ".parquet", ".csv")
-"""Suffixes of the files that can be read."""
+Part = tuple[str, int, list[dict[str, Any]]]
+"""(name of the source, number of the first row from 1, rows)."""
 
 
-def check_file(path: Path, columns: Columns, rows: int, where: str) -> None:
-    """Check that the file can be read and has the columns and at least ``rows`` rows; reads no more than needed.
+def check_files(task: FileTask, base_dir: Path, where: str, rows: int, notes: list[str]) -> None:
+    """Check that the files can be read, have ``rows`` rows, and begin with rows that become prompts.
 
-    Raises: UserError.
+    Reads no more than needed; ``notes`` gets what is worth knowing. Raises: UserError.
     """
-    if not path.is_file():
-        siblings = [p.name for p in path.parent.iterdir() if p.suffix in FORMATS] if path.parent.is_dir() else []
+    held = where == "task.heldout_path"
+    files = files_of((task.heldout_path if held else task.path) or [], base_dir, where)
+    first, found = next(_parts(files, where), None), 0
+    for file in files:
+        found += count_rows(file, where, max(rows - found, 1))
+    name = files[0].name if len(files) == 1 else f"{len(files)} files"
+    if first is None or found < rows:
         raise UserError(
-            "no such file",
-            where=where,
-            got=str(path),
-            expected="a file of prompts; a relative path starts at the configuration's folder",
-            fix=did_you_mean(path.name, siblings) if siblings else "correct the path",
-        )
-    if path.suffix.lower() == ".parquet":
-        parquet = _parquet(path, where)
-        found, present = parquet.metadata.num_rows, list(parquet.schema_arrow.names)
-    elif path.suffix.lower() in FORMATS:
-        head = itertools.islice(_rows(path, where), 20)
-        present = list(dict.fromkeys(key for row in head for key in row))
-        found = sum(1 for _ in itertools.islice(_rows(path, where, parse=False), rows))
-    else:
-        raise UserError(
-            "unknown kind of file",
-            where=where,
-            got=path.name,
-            expected=", ".join(FORMATS),
-            fix="convert the file, or give it the suffix of its format",
-        )
-    if found == 0 or found < rows:
-        raise UserError(
-            f"{path.name} has too few rows",
+            f"{name} has too few rows" if len(files) == 1 else "the files have too few rows",
             where=where,
             got=f"{found} rows",
             expected=f"at least {rows}, for task.heldout, task.validation and training",
             fix="lower task.heldout or task.validation, or bring more rows",
         )
-    check_columns(present, columns, path.name)
+    check_head(first, task, where, held, notes, _form(files, first, task, where, held))
 
 
-def read_file(path: Path, columns: Columns, where: str, notes: list[str]) -> Iterator[Batch]:
-    """The rows of a file, in order."""
-    if path.suffix.lower() == ".parquet":
-        batches: Iterator[Batch] = (without_binary(batch) for batch in _parquet(path, where).iter_batches(BATCH))
-    else:
-        rows = _rows(path, where)
-        batches = map(_pivot, iter(lambda: list(itertools.islice(rows, BATCH)), []))
-    return normalised(batches, columns, path.name, notes)
+def check_head(
+    head: Part, task: TableOptions, where: str, held: bool, notes: list[str], form: Form | None = None
+) -> None:
+    """Check that the first rows of a table become prompts. Raises: UserError."""
+    from gradus.pipeline.tasks.splits import distinct
+
+    found: list[str] = []
+    table = distinct(normalised([head], task, held, found, form), found)
+    source, size = head[0], len(head[2])
+    if table.num_rows == 0:
+        raise UserError(
+            f"none of the first {size} rows of {source} is a prompt",
+            where=where,
+            got="; ".join(found),
+            expected="rows with a question and an answer",
+            fix="set task.columns to the columns that hold them, or task.columns.answer to null where none is needed",
+        )
+    notes += [note if note.startswith(source) else f"in the first {size} rows: {note}" for note in found]
 
 
-def check_columns(present: Iterable[str], columns: Columns, source: str) -> None:
-    """Check that all configured columns exist. Raises: UserError."""
-    names = list(present)
-    for role, name in columns.model_dump().items():
-        if name is not None and name not in names:
-            raise UserError(
-                f"{source} has no column {name!r}",
-                where=f"task.columns.{role}",
-                got=name,
-                expected=f"one of its columns: {', '.join(names)}",
-                fix=f"set task.columns.{role} to the column that holds it",
-            )
+def read_files(task: FileTask, base_dir: Path, where: str, notes: list[str]) -> Iterator[Batch]:
+    """The rows of all files, in order. Raises: UserError where one cannot be read."""
+    held = where == "task.heldout_path"
+    files = files_of((task.heldout_path if held else task.path) or [], base_dir, where)
+    return normalised(_parts(files, where), task, held, notes)
 
 
-def normalised(batches: Iterable[Batch], columns: Columns, source: str, notes: list[str]) -> Iterator[Batch]:
-    """Batches with the columns question, answer, metadata (JSON of all other columns) and demonstration.
+def numbered(source: str, batches: Iterable[list[dict[str, Any]]]) -> Iterator[Part]:
+    """The rows of one source as parts."""
+    number = 1
+    for rows in batches:
+        yield source, number, rows
+        number += len(rows)
+
+
+def normalised(
+    parts: Iterable[Part], options: TableOptions, held: bool, notes: list[str], form: Form | None = None
+) -> Iterator[Batch]:
+    """Batches with the columns question, answer, metadata (JSON of all other columns), demonstration and more.
 
     Rows without a question or an answer are left out, and ``notes`` gets their number.
     Raises: UserError where a value is neither text nor a number.
     """
-    named = {role: name for role, name in columns.model_dump().items() if name is not None}
-    seen = dropped = 0
-    for batch in batches:
-        size = len(next(iter(batch.values())))
-        for name in named.values():
-            batch.setdefault(name, [None] * size)
-        texts = {role: _texts(batch[name], role, name, source, seen) for role, name in named.items()}
-        kept = [i for i in range(size) if texts["question"][i] and texts["answer"][i]]
-        seen, dropped = seen + size, dropped + size - len(kept)
-        others = [(name, values) for name, values in batch.items() if name not in named.values()]
-        yield {
-            "question": [texts["question"][i] for i in kept],
-            "answer": [texts["answer"][i] for i in kept],
-            "metadata": [_metadata({name: values[i] for name, values in others}, source) for i in kept],
-            "demonstration": [texts["demonstration"][i] or None if "demonstration" in texts else None for i in kept],
-        }
-    if dropped:
-        notes.append(f"{dropped} of {seen} rows of {source} left out: no question or no answer")
+    seen: dict[str, int] = {}
+    dropped: dict[str, int] = {}
+    unusable: dict[str, int] = {}
+    for source, number, rows in parts:
+        if not seen:
+            form = form or form_of(rows, options, source, held, strict=False)
+            if form.is_news(options):
+                notes.append(f"{source}: {form.told(options)}")
+        assert form is not None
+        columns: Batch = {name: [] for name in ("question", "answer", "metadata", "demonstration", "more")}
+        others = [name for name in dict.fromkeys(chain.from_iterable(rows)) if name not in form.columns]
+        for row, values in enumerate(rows, start=number):
+            read = _read(form, values, source, row)
+            if read is None:
+                dropped[source] = dropped.get(source, 0) + 1
+                continue
+            asked, answers = read
+            simple = len(asked.turns) == 1 and len(asked.turns[0]) == 2 and asked.turns[0]["role"] == "user"
+            columns["question"].append(asked.turns[0]["content"] if simple else transcript(asked.turns, system=False))
+            columns["answer"].append(answers[0] if answers else "")
+            columns["metadata"].append(_metadata({name: values.get(name) for name in others}, unusable))
+            columns["demonstration"].append(asked.demonstration or None)
+            turns = () if simple else asked.turns
+            more = packed(turns=turns, tools=asked.tools, alternatives=answers[1:], rejected=asked.rejected)
+            columns["more"].append(more)
+        seen[source] = seen.get(source, 0) + len(rows)
+        yield columns
+    for source, count in dropped.items():
+        notes.append(f"{count} of {seen[source]} rows of {source} left out: no question or no answer")
+    for name, count in unusable.items():
+        notes.append(f"column {name!r} left out in {count} rows: it holds what cannot be stored as text")
 
 
-def _metadata(values: dict[str, Any], source: str) -> str:
+def _read(form: Form, values: dict[str, Any], source: str, row: int) -> tuple[Asked, list[str]] | None:
+    try:
+        return form.read(values)
+    except Unfit as error:
+        role = error.role if error.column in (form.question, form.answer, form.demonstration) else None
+        raise UserError(
+            f"{source}, row {row}: column {error.column!r} holds no {error.holds}",
+            where=f"task.columns.{role}" if role else "task.format",
+            got=ascii(error.value)[:80],
+            expected=error.expected,
+            fix=f"set task.columns.{role} to a column of that kind, or correct the row" if role else "correct the row",
+        ) from error
+
+
+def _metadata(values: dict[str, Any], unusable: dict[str, int]) -> str:
+    """The other columns as JSON, without those that cannot be stored, which are counted."""
     try:
         return encode(values)
-    except RecursionError:
-        what = f"{source} has values that are nested too deeply"
-        raise UserError(what, where="task", got=", ".join(values), fix="leave these columns out of the file") from None
-
-
-def without_binary(batch: Any) -> Batch:
-    """An Arrow batch as Python values, without images, sounds and other binary columns, which no reward can use."""
-    return batch.select([f.name for f in batch.schema if "binary" not in str(f.type)]).to_pydict()
-
-
-def _texts(values: list[Any], role: str, name: str, source: str, offset: int) -> list[str]:
-    texts = []
-    for row, value in enumerate(values, start=offset + 1):
+    except (TypeError, ValueError, RecursionError):
+        kept = {}
+    for name, value in values.items():
         try:
-            text = "" if value is None else as_text(value)
-            text.encode()  # JSON can spell half a character, which no file and no tokenizer takes
-        except (TypeError, UnicodeEncodeError) as error:
-            raise UserError(
-                f"{source}, row {row}: column {name!r} holds no text",
-                where=f"task.columns.{role}",
-                got=ascii(value)[:80],
-                expected="text or a number",
-                fix=f"set task.columns.{role} to a column of texts",
-            ) from error
-        texts.append(text if text.strip() else "")
-    return texts
+            encode({name: value})
+            kept[name] = value
+        except (TypeError, ValueError, RecursionError):
+            unusable[name] = unusable.get(name, 0) + 1
+    return encode(kept)
 
 
-def _pivot(rows: list[dict[str, Any]]) -> Batch:
-    names = dict.fromkeys(key for row in rows for key in row)
-    return {name: [row.get(name) for row in rows] for name in names}
+def _parts(files: list[Path], where: str) -> Iterator[Part]:
+    return chain.from_iterable(numbered(file.name, rows_of(file, where)) for file in files)
 
 
-def _parquet(path: Path, where: str) -> Any:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        return pyarrow.parquet.ParquetFile(path)
-    except (pyarrow.ArrowException, OSError) as error:
-        fix = "write the file again"
-        raise UserError(f"{path.name} is no Parquet file: {error}", where=where, got=str(path), fix=fix) from error
-
-
-def _rows(path: Path, where: str, parse: bool = True) -> Iterator[dict[str, Any]]:
-    """The rows of a JSONL, JSON or CSV file; with ``parse=False`` the lines of JSONL are only counted."""
-    line = 0
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            if path.suffix.lower() == ".csv":
-                csv.field_size_limit(2**31 - 1)
-                reader = csv.DictReader(file, strict=True)
-                for row in reader:
-                    line = reader.line_num
-                    if None in row or None in row.values():
-                        raise ValueError(f"expected {len(reader.fieldnames or [])} values")
-                    yield row
-            elif path.suffix.lower() == ".json":
-                rows = json.load(file)
-                if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-                    raise ValueError("expected a list of objects")
-                yield from rows
-            else:
-                for text in file:
-                    line += 1
-                    if text.strip():
-                        row = json.loads(text) if parse else {}
-                        if not isinstance(row, dict):
-                            raise ValueError("expected one object a line")
-                        yield row
-    except (ValueError, csv.Error, OSError, RecursionError) as error:  # text that is not UTF-8 is a ValueError too
-        raise UserError(
-            f"{path.name} cannot be read{f', line {line}' if line else ''}: {error}",
-            where=where,
-            got=str(path),
-            fix="correct the file; text is expected in UTF-8",
-        ) from error
+def _form(files: list[Path], first: Part, task: FileTask, where: str, held: bool) -> Form:
+    """How the rows are read; a column that the first of them lack is looked for in all others. Raises: UserError."""
+    rows = [*first[2]]
+    while True:
+        try:
+            return form_of(rows, task, first[0], held)
+        except UserError as error:
+            later = (row for file in files for row in rows_with(file, where, str(error.got)))
+            row = next((row for row in later if at(row, str(error.got)) is not None), None)
+            if row is None:
+                raise
+            rows.append(row)

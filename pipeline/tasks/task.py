@@ -10,6 +10,7 @@ appended to the source change the held-out set only by those among them that are
 
 from __future__ import annotations
 
+import glob
 import heapq
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from gradus.pipeline.tasks.metadata import BATCH, Batch
 from gradus.pipeline.tasks.prompt_order import read_prompts
 from gradus.pipeline.tasks.reasoning_gym import check_gym, read_gym
 from gradus.pipeline.tasks.splits import content_hash, distinct, split
-from gradus.pipeline.tasks.tables import check_file, read_file
+from gradus.pipeline.tasks.tables import check_files, read_files
 from gradus.pipeline.types import Prompt, transcript
 
 if TYPE_CHECKING:
@@ -68,14 +69,15 @@ class TaskData:
         return read_prompts(split, indices)
 
 
-def check_task(task: AnyTask, base_dir: Path) -> None:
+def check_task(task: AnyTask, base_dir: Path) -> list[str]:
     """Check a task as far as possible before any compute is spent; relative paths start at ``base_dir``.
 
-    Raises: UserError.
+    Returns lines for the user about what was found. Raises: UserError.
     """
+    notes: list[str] = []
     if isinstance(task, ReasoningGymTask):
         check_gym(task)
-        return
+        return notes
     if task.demonstrations == "solver":
         raise UserError(
             "the solver works on reasoning_gym's arithmetic only",
@@ -84,21 +86,14 @@ def check_task(task: AnyTask, base_dir: Path) -> None:
             expected="none or column",
             fix="name the column of worked solutions in task.columns.demonstration",
         )
-    if task.demonstrations == "column" and task.columns.demonstration is None:
-        raise UserError(
-            "no column of demonstrations is named",
-            where="task.columns.demonstration",
-            got="null",
-            expected="the column of worked solutions",
-            fix="set task.columns.demonstration, or task.demonstrations to none",
-        )
     if isinstance(task, HubTask):
-        check_hub(task, base_dir)
-        return
-    path, heldout = base_dir / Path(task.path).expanduser(), task.heldout_path
-    check_file(path, task.columns, 1 + task.validation + (0 if heldout else task.heldout), "task.path")
-    if heldout is not None:
-        check_file(base_dir / Path(heldout).expanduser(), task.columns, task.heldout, "task.heldout_path")
+        check_hub(task, base_dir, notes)
+        return notes
+    needed = 1 + task.validation + (0 if task.heldout_path else task.heldout)
+    check_files(task, base_dir, "task.path", needed, notes)
+    if task.heldout_path is not None:
+        check_files(task, base_dir, "task.heldout_path", task.heldout, notes)
+    return notes
 
 
 def build_task(task: AnyTask, base_dir: Path, folder: Path) -> TaskData:
@@ -114,13 +109,12 @@ def build_task(task: AnyTask, base_dir: Path, folder: Path) -> TaskData:
 def make_task(task: AnyTask, base_dir: Path, folder: Path) -> None:
     """Like :func:`build_task`, but the folder is not loaded."""
     record = _record(folder)
-    if record is not None and record["config"] == task.model_dump(mode="json"):
+    if record is not None and _is_same(record["config"], task):
         return
     notes: list[str] = []
     sources = {key: look_at(path) for key, path in task_sources(task, base_dir).items()}
     main, held = _read(task, base_dir, notes)
-    pool = distinct(main, notes)
-    splits = split(pool, None if held is None else distinct(held, notes), task.heldout, task.validation, notes)
+    splits = split(distinct(main, notes), held and distinct(held, notes), task.heldout, task.validation, notes)
     if task.demonstrations == "column":
         shown = splits["train"].filter(splits["train"]["demonstration"].is_valid())
         if missing := splits["train"].num_rows - shown.num_rows:
@@ -194,11 +188,8 @@ def _read(task: AnyTask, base_dir: Path, notes: list[str]) -> tuple[Iterator[Bat
     if isinstance(task, ReasoningGymTask):
         return read_gym(task, notes), None
     if isinstance(task, FileTask):
-        main = read_file(base_dir / Path(task.path).expanduser(), task.columns, "task.path", notes)
-        if task.heldout_path is None:
-            return main, None
-        path = base_dir / Path(task.heldout_path).expanduser()
-        return main, read_file(path, task.columns, "task.heldout_path", notes)
+        main = read_files(task, base_dir, "task.path", notes)
+        return main, None if task.heldout_path is None else read_files(task, base_dir, "task.heldout_path", notes)
     main = read_hub(task, base_dir, task.split, "task.split", notes)
     if task.heldout_split is None:
         return main, None
@@ -211,8 +202,15 @@ def task_sources(task: AnyTask, base_dir: Path) -> dict[str, Path]:
         named = {"task.path": task.path, "task.heldout_path": task.heldout_path}
     else:
         named = {"task.dataset": task.dataset if isinstance(task, HubTask) else None}
-    paths = {key: base_dir / Path(name).expanduser() for key, name in named.items() if name is not None}
-    return {key: path for key, path in paths.items() if path.exists()}
+    paths: dict[str, Path] = {}
+    for key, given in named.items():
+        each = {f"{key}.{n}": path for n, path in enumerate(given)} if isinstance(given, list) else {key: given}
+        for place, name in each.items():
+            found = [base_dir / Path(name).expanduser()] if name else []
+            if found and not found[0].exists():  # a pattern
+                found = [Path(path) for path in sorted(glob.glob(str(found[0]), recursive=True))]
+            paths |= {place if len(found) == 1 else f"{place} ({path.name})": path for path in found}
+    return paths
 
 
 def _write(
@@ -223,7 +221,7 @@ def _write(
 
     with folder_in_the_making(folder) as making:
         for name, table in splits.items():
-            pyarrow.parquet.write_table(table, making / f"{name}.parquet")
+            pyarrow.parquet.write_table(table, making / f"{name}.parquet", row_group_size=50 * BATCH)
         record = {
             "format": FORMAT,
             "source": _describe(task),
@@ -238,11 +236,19 @@ def _write(
         write_sealed(making / "data.json", record)
 
 
+def _is_same(known: dict[str, Any], task: AnyTask) -> bool:
+    """Whether data were made from this configuration; those of an earlier version lack options that have come since."""
+    try:
+        return type(task).model_validate(known) == task
+    except ValueError:
+        return False
+
+
 def _describe(task: AnyTask) -> str:
     if isinstance(task, ReasoningGymTask):
         return f"reasoning_gym {version('reasoning_gym')}: {task.dataset}, seed {task.seed}"
     if isinstance(task, FileTask):
-        return f"file {task.path}"
+        return f"file {task.path if isinstance(task.path, str) else ', '.join(task.path)}"
     return f"data set {task.dataset}, split {task.split}" + (f", revision {task.revision}" if task.revision else "")
 
 
