@@ -166,6 +166,8 @@ def _explain_one(path: Path, found: list[Any], data: Any, model: type[BaseModel]
     if kind not in _EXPECTED:
         return UserError(f"`{name}`: {finding['msg'][:1].lower()}{finding['msg'][1:]}", where=where, got=got)
     expected = " or ".join(dict.fromkeys(_EXPECTED[each["type"]].format(**(each.get("ctx") or {})) for each in found))
+    if kind == "finite_number":
+        expected += _bounds(_field(path, data, model))
     meaning = _meaning(path, data, model)
     expected = f"{expected} ({meaning.rstrip('.')})" if meaning else expected
     fix = _default(path, data, model)
@@ -235,6 +237,15 @@ def _meaning(path: Path, data: Any, model: type[BaseModel]) -> str:
     """The first line of an option's own documentation."""
     field = _field(path, data, model)
     return (field.description or "").split("\n")[0] if field else ""
+
+
+def _bounds(field: FieldInfo | None) -> str:
+    """The bounds of a number, such as `` >= 0 and <= 1``."""
+    signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
+    known = [
+        (sign, getattr(each, name, None)) for each in (field.metadata if field else ()) for name, sign in signs.items()
+    ]
+    return " and".join(f" {sign} {bound}" for sign, bound in known if bound is not None)
 
 
 def _default(path: Path, data: Any, model: type[BaseModel]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import glob
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -244,7 +245,9 @@ def _refuse_coerced(data: Any, valid: Any, origin: Origin) -> None:
         elif _kind(raw) != _kind(kept):
             fix = "remove the quotes" if isinstance(raw, str) else ""
             what = f"`{path[-1]}` has a value it cannot have"
-            problems.append(UserError(what, where=origin.where(path), got=show(raw), expected=_kind(kept), fix=fix))
+            # As JSON, which has no other numbers, an infinite one became null.
+            expected = "a finite number" if isinstance(raw, float) and not math.isfinite(raw) else _kind(kept)
+            problems.append(UserError(what, where=origin.where(path), got=show(raw), expected=expected, fix=fix))
 
     compare(data, valid, ())
     if problems:

@@ -173,7 +173,7 @@ def check_options(reward: Reward, options: Mapping[str, Any], where: str = "") -
                 f"option {key!r} of reward {reward.name} has the wrong type",
                 where=place,
                 got=_short(value),
-                expected=known[key].kind,
+                expected="a finite number" if type(value) is float and not math.isfinite(value) else known[key].kind,
             )
     missing = [key for key, option in known.items() if option.required and key not in options]
     if missing:

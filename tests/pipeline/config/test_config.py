@@ -210,6 +210,13 @@ def test_a_stage_can_be_replaced_by_another(base: str) -> None:
         ("a..b=1", "an override is a key and a value"),
         ("samplin.top_p=0.3", "did you mean `sampling`?"),
         ("stages=[", "--set stages=["),
+        ("sampling.temperature=.inf", "expected: a finite number > 0"),
+        ("sampling.top_p=.nan", "expected: a finite number > 0 and <= 1"),
+        ("stages.gfpo.weight_decay=-.inf", "expected: a finite number >= 0"),
+        ("evaluation.threshold=.inf", "expected: a finite number ("),
+        ("rewards.0.params={tolerance: .inf}", "expected: a finite number"),
+        ("rewards.0.params={deep: [1, {er: .nan}]}", "expected: a finite number"),
+        ("task.params={min_terms: .nan}", "expected: a finite number"),
     ],
 )
 def test_a_wrong_override_is_named(base: str, override: str, says: str) -> None:
