@@ -19,11 +19,10 @@ THOUGHTS = (
 )  # fmt: skip
 """Where models begin and end their thoughts."""
 
-LABEL = re.compile(r"\banswer(?:[ \t]*\([^()\n]{1,40}\))?[ \t*_]*:[ \t*_]*([^\n;]*)", re.IGNORECASE)
+LABEL = re.compile(r"\banswer(?:[ \t]*\([^()\n]{1,40}\))?[ \t*_]*:[ \t*_]*", re.IGNORECASE)
 SENTENCE = re.compile(
     r"\banswer(?:[ \t]+(?:to|for|of)[ \t][^\n.;:?!=]{1,80}?)?[ \t*_]*"
-    r"(?:\b(?:is|equals|(?:would|must|should|will)[ \t]+be)\b|=)[ \t]*(?:therefore|thus|simply|just)?[ \t]*:?[ \t]*"
-    r"([^\n;]*)",
+    r"(?:\b(?:is|equals|(?:would|must|should|will)[ \t]+be)\b|=)[ \t]*(?:therefore|thus|simply|just)?[ \t]*:?[ \t]*",
     re.IGNORECASE,
 )
 SUPPOSED = re.compile(
@@ -36,9 +35,10 @@ REMARK = re.compile(
     r"(?:correct|right|wrong|incorrect|given|found|obtained|in|as|that|clear|unique|above|below)\b", re.I
 )
 """After ``the answer is``: a remark about it, and not the answer."""
-SENTENCE_END = re.compile(r"[.!?](?=[*_`\"']*(?:\s|$))|,?\s+(?:because|since)\b")
+SENTENCE_END = re.compile(r"(?:[.?]|(?<![\d)}])!)(?=[*_`\"']*(?:\s|$))|,?\s+(?:because|since)\b")
 HEADING = re.compile(r"^####[ \t]+(\S[^\n]*)", re.MULTILINE)
 NUMBER_ALONE = re.compile(r"[-+$\\€£]*\d[\d.,/]*\\?%?")
+LINE = re.compile(r"[^\n;]*")
 OPEN_TAG, CLOSE_TAG = "<answer>", "</answer>"
 BOXED = re.compile(r"\\(?:boxed|fbox)\s*\{")
 BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
@@ -136,7 +136,7 @@ def _label(part: str) -> Found | None:
     if last is None:
         return None
     # Markdown: **answer: X**
-    text = last.group(1).partition(CLOSE_TAG)[0].strip().removesuffix("**").rstrip()
+    text = _rest_of_line(part, last.end()).removesuffix("**").rstrip()
     return Found(last.start(), text or _only_line_behind(part, last.end()))
 
 
@@ -144,11 +144,11 @@ def _sentence(part: str) -> Found | None:
     last = None
     for match in SENTENCE.finditer(part):
         line = part[max(0, match.start() - 60) : match.start()].rpartition("\n")[2]
-        if not SUPPOSED.search(line) and not REMARK.match(match.group(1)):
+        if not SUPPOSED.search(line) and not REMARK.match(part, match.end()):
             last = match
     if last is None:
         return None
-    text = BOLD.sub(r"\1", SENTENCE_END.split(last.group(1).partition(CLOSE_TAG)[0], maxsplit=1)[0].strip())
+    text = BOLD.sub(r"\1", SENTENCE_END.split(_rest_of_line(part, last.end()), maxsplit=1)[0].strip())
     text = text.removeprefix("**").removesuffix("**")  # **The answer is X**
     return Found(last.start(), _bare(text) or _only_line_behind(part, last.end()))
 
@@ -184,6 +184,11 @@ def _boxed(part: str) -> Found | None:
         if depth == 0:
             return Found(opening.start(), part[opening.end() : brace.start()].strip())
     return Found(opening.start(), "")
+
+
+def _rest_of_line(part: str, begin: int) -> str:
+    """What follows a marker, up to the end of the line, of the tag, or a semicolon."""
+    return LINE.match(part, begin)[0].partition(CLOSE_TAG)[0].strip()  # type: ignore[index]
 
 
 def _only_line_behind(part: str, end: int) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 
-from gradus.pipeline.rewards.numbers import read_number
+from gradus.pipeline.rewards.numbers import RAISED, SUPERSCRIPTS, read_number
 
 TEXT_IN_MATH = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox|boxed|fbox)\s*\{([^{}]*)\}")
 COMMAND = re.compile(r"\\[A-Za-z]+")
@@ -16,6 +16,8 @@ WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*")  # noqa: RUF001
 VOWEL = re.compile("[aeiouy]|[^\x00-\x7f]", re.IGNORECASE)
 PRODUCT = re.compile("[abcd]+|[uvwxyz]+")
 """Letters that stand for variables side by side."""
+SIGNS = str.maketrans({"−": "-", "–": "-", "×": r"\times ", "·": r"\cdot ", "÷": "/", "π": r"\pi ", "∞": r"\infty "})  # noqa: RUF001
+ROOT = re.compile(r"√\s*(?:\(([^()]*)\)|(\d+|[A-Za-z]))")
 NAMES = re.compile(
     "pi|tau|phi|theta|alpha|beta|gamma|delta|lambda|sigma|omega|infinity|infty|inf|oo|sin|cos|tan|cot|sec|csc|log|ln|exp|"
     "sqrt|max|min",
@@ -37,12 +39,15 @@ def plain_words(text: str) -> str | None:
 
 
 def without_words(text: str) -> str:
-    r"""What a reader of LaTeX is given: dollars that are money are dropped, and words beside a number are read with it.
+    r"""What a reader of LaTeX is given: signs as LaTeX writes them, no money, and a number with the words beside it.
 
-    >>> without_words(r"\$32,\!348"), without_words("5 million"), without_words("3x + 1")
-    ('32,\\!348', '5000000', '3x + 1')
+    >>> without_words(r"\$32,\!348"), without_words("5 million"), without_words("3x² + √5")
+    ('32,\\!348', '5000000', '3x^{2} + \\sqrt{5}')
     """
-    text = text.replace("\\$", "")
+    text = SUPERSCRIPTS.sub(
+        lambda found: f"^{{{found[0].translate(RAISED)}}}", text.replace("\\$", "").translate(SIGNS)
+    )
+    text = ROOT.sub(lambda found: rf"\sqrt{{{found[1] or found[2]}}}", text)
     if text.count("$") % 2:  # a single one opens nothing
         text = text.replace("$", "")
     worded = any(_is_word(word) for word in WORD.findall(COMMAND.sub(" ", text)))
