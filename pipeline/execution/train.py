@@ -25,7 +25,7 @@ from gradus.pipeline.runs.run_folder import HELDOUT_FILE, RunFolder
 from gradus.pipeline.stage import Stage
 from gradus.pipeline.tasks.task import TaskData, all_prompts
 from gradus.pipeline.tracking.journal import Journal
-from gradus.pipeline.training.evaluation import evaluate
+from gradus.pipeline.training.evaluation import Evaluation, evaluate
 from gradus.pipeline.training.learner.state_files import read_state
 from gradus.pipeline.training.metrics import heldout_curves, sample_rows
 from gradus.pipeline.training.setup import Setup
@@ -78,19 +78,9 @@ def train(
     checkpoint = trainer.train()
     after = evaluate(policy, all_prompts(task, "heldout"), suite, run.config, ranks, sampler)
     progress = trainer.progress
-    curves = heldout_curves(after.record())
-    heldout = {name: value for name, value in curves.items() if name == "heldout/accuracy"}
-    journal.metrics(progress.step, curves | {"time/evaluate": after.seconds})
+    _end_journal(journal, work, trainer, checkpoint, before["accuracy"], after)
     if problem := after.problem():
         observer.note(f"{config.label}: {problem}")
-    tags = {"before": before["accuracy"], "after": after.accuracy}
-    tags = {f"gradus.accuracy_{when}": shown_share(share, 4) for when, share in tags.items()}
-    end = trainer.stopping.end
-    journal.tags(tags | {"gradus.ended_by": end.rule if end is not None else "steps"})
-    journal.table("samples", progress.step, sample_rows(after, run.config))
-    journal.model(f"{run.name}-{config.label}", checkpoint, progress.step, heldout)
-    journal.end("FINISHED")
-    journal.sync()
     if ranks.leads:
         write_sealed(run.stage_dir(index) / HELDOUT_FILE, {"step": progress.step, "correct": after.by_prompt()})
     return {
@@ -138,6 +128,22 @@ def _start_journal(journal: Journal, work: StageWork, stage: Stage, before: dict
     if work.resume_from is None:
         journal_datasets(journal, run)
         journal.metrics(0, heldout_curves(before))
+
+
+def _end_journal(
+    journal: Journal, work: StageWork, trainer: Trainer, checkpoint: Path, before: float | None, after: Evaluation
+) -> None:
+    """Record the held-out accuracy, what ended the stage, some completions and the checkpoint."""
+    run, step, end = work.run, trainer.progress.step, trainer.stopping.end
+    curves = heldout_curves(after.record())
+    journal.metrics(step, curves | {"time/evaluate": after.seconds})
+    tags = {"gradus.accuracy_before": shown_share(before, 4), "gradus.accuracy_after": shown_share(after.accuracy, 4)}
+    journal.tags(tags | {"gradus.ended_by": end.rule if end is not None else "steps"})
+    journal.table("samples", step, sample_rows(after, run.config))
+    heldout = {name: value for name, value in curves.items() if name == "heldout/accuracy"}
+    journal.model(f"{run.name}-{run.config.stages[work.index].label}", checkpoint, step, heldout)
+    journal.end("FINISHED")
+    journal.sync()
 
 
 def _accuracy_before(run: RunFolder, index: int, parent: Path) -> dict[str, Any]:
