@@ -32,8 +32,8 @@ def text_of(value: Any, column: str, role: str) -> str:
     if value is None or (isinstance(value, float | Decimal) and value != value):
         return ""
     try:
-        text = as_text(value)
-        text.encode()  # JSON can spell half a character, which no file and no tokenizer takes
+        text = value if type(value) is str else as_text(value)
+        text.isascii() or text.encode()  # JSON can spell half a character, which no file and no tokenizer takes
     except (TypeError, UnicodeEncodeError):
         raise Unfit(column, role, value) from None
     return text if text.strip() else ""

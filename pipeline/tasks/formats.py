@@ -77,15 +77,18 @@ class Form:
         if self.answer is None:
             answers = [asked.demonstration] if asked.demonstration else []
         else:
-            found = at(row, self.answer)
-            values = found if isinstance(found, list | tuple) else [found]
-            answers = list(dict.fromkeys(filter(None, (text_of(v, self.answer, "answer") for v in values))))
+            answers = self._answers(at(row, self.answer))
         if not asked.turns or (self.answered and not answers) or (self.format == "preference" and not asked.rejected):
             return None
         if self.system is not None and asked.turns[0]["role"] != "system":
             said = text_of(row.get(self.system), self.system, "question")
             asked = replace(asked, turns=[{"role": "system", "content": said}, *asked.turns] if said else asked.turns)
         return asked, answers
+
+    def _answers(self, value: Any) -> list[str]:
+        values = value if isinstance(value, list | tuple) else [value]
+        texts = [text_of(each, self.answer or "", "answer") for each in values]
+        return texts if len(texts) == 1 and texts[0] else list(dict.fromkeys(filter(None, texts)))
 
     @cached_property
     def columns(self) -> frozenset[str]:

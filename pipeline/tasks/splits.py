@@ -42,7 +42,7 @@ def prompt_id(question: str, answer: str, more: str | None = None) -> str:
 
 
 def distinct(batches: Iterable[Batch], notes: list[str]) -> pyarrow.Table:
-    """All rows as one table with each question once; the first row with a question is kept."""
+    """All rows as one table with each question once, under each system turn; the first row with one is kept."""
     import pyarrow
 
     schema = pyarrow.schema([*((name, pyarrow.string()) for name in COLUMNS), ("key", pyarrow.uint64())])
@@ -53,10 +53,8 @@ def distinct(batches: Iterable[Batch], notes: list[str]) -> pyarrow.Table:
         kept, ids, keys = [], [], []
         more = batch.setdefault(MORE, [None] * len(batch["question"]))
         for row, (question, answer, others) in enumerate(zip(batch["question"], batch["answer"], more, strict=True)):
-            turns = (
-                json.dumps(unpacked(others).get("turns", "")) if others else ""
-            )  # another system turn is no repetition
-            asked, name = hashlib.sha256((question + turns).encode()).digest()[:16], prompt_id(question, answer, others)
+            said = question if others is None else question + json.dumps(unpacked(others).get("turns", ""))
+            asked, name = hashlib.sha256(said.encode()).digest()[:16], prompt_id(question, answer, others)
             if (known := first.get(asked)) is not None:
                 repeated, contradicted = repeated + (known == int(name, 16)), contradicted + (known != int(name, 16))
                 continue
@@ -64,7 +62,8 @@ def distinct(batches: Iterable[Batch], notes: list[str]) -> pyarrow.Table:
             kept.append(row)
             ids.append(name)
             keys.append(int.from_bytes(hashlib.sha256(folded(question).encode()).digest()[:8], "big"))
-        rows = {column: [values[row] for row in kept] for column, values in batch.items()}
+        whole = len(kept) == len(more)
+        rows = {column: values if whole else [values[row] for row in kept] for column, values in batch.items()}
         parts.append(pyarrow.table({"id": ids, **rows, "key": keys}, schema=schema))
     if repeated:
         notes.append(f"{repeated} duplicates removed")
