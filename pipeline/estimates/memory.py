@@ -28,11 +28,10 @@ FLOAT = 4
 SHARE_FROM, CACHE_BLOCK = 48, 16
 """The length from which a prompt is kept once per group, and the columns by which the cache grows
 (:mod:`gradus.pipeline.rollouts.builtin.lean_engine`)."""
-CELLS, FEWEST = 2**22, 128
+CELLS, CUDA_CELLS, FEWEST = 2**22, 2**26, 128
 """Logits of one piece of the head, and the fewest rows of a piece (:mod:`gradus.pipeline.policy.forward.lm_head`)."""
 PARTS = 2
-"""Parts in which an evaluation is sampled, at the same time where two threads have cores
-(:mod:`gradus.pipeline.training.evaluation`)."""
+"""Parts in which an evaluation is sampled (:mod:`gradus.pipeline.training.evaluation`)."""
 DRAWING, GREEDY, NUCLEUS = 4, 4, 9
 """float32 [rows, vocabulary] that exist at the same time when tokens are drawn (logits, probabilities, a finite copy
 of the logits and its product with them), taken greedily, or drawn from a top p, which sorts."""
@@ -66,6 +65,7 @@ class Load:
     """Forward and backward passes of a batch."""
     pack_tokens: int = 16_384
     cache_tokens: int = 65_536
+    head_cells: int = CELLS
     drawing: int = DRAWING
     weight_bytes: int = FLOAT
     autocast: bool = False
@@ -110,6 +110,7 @@ class Load:
             updates=stage.updates_per_batch,
             pack_tokens=stage.token_budget,
             cache_tokens=sampling.token_budget,
+            head_cells=CUDA_CELLS if cuda else CELLS,
             drawing=drawing,
             weight_bytes=2 if policy.dtype in ("bfloat16", "float16") else FLOAT,
             autocast=policy.autocast == "bfloat16" or (policy.autocast == "auto" and cuda),
@@ -295,5 +296,5 @@ def _gradient_bytes(size: ModelSize, load: Load, trained: int, beside: float, de
 
 def _logits_bytes(size: ModelSize, load: Load) -> float:
     """The logits of a piece, and their exponentials while they are summed."""
-    rows = min(max(FEWEST, CELLS // size.vocabulary), load.rows * load.new_tokens)
+    rows = min(max(FEWEST, load.head_cells // size.vocabulary), load.rows * load.new_tokens)
     return 2 * FLOAT * rows * size.vocabulary

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from gradus.pipeline.common.errors import UserError
 from gradus.pipeline.common.process import keep_freed_memory, usable_cores
@@ -39,6 +40,13 @@ def use_threads(config: PolicyConfig, processes: int = 1) -> None:
 def autocasts(policy: Policy, config: PolicyConfig) -> bool:
     """Whether the learner computes matrix products in bfloat16."""
     return policy.device.type == "cuda" if config.autocast == "auto" else config.autocast == "bfloat16"
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the CPU, on the device. The host does not wait until a GPU has computed what it was given before."""
+    if device.type in ("cpu", "mps"):
+        return tensor.to(device)
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
 
 def check_devices(config: PipelineConfig) -> None:

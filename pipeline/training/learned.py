@@ -77,8 +77,7 @@ class Learned:
         """Take over the weights alone, which are the adapters where the policy has some; returns all of the state."""
         state = read_state(checkpoint / RESUME)
         adapted = self.policy.adapters is not None
-        source = state["adapters"] if adapted else parameters(load_policy(checkpoint, self.setup.pipeline.policy))
-        copy_parameters(source, self.policy)
+        copy_parameters(state["adapters"] if adapted else self._stored(checkpoint), self.policy)
         return state
 
     def carry_over(self, parent: State) -> None:
@@ -91,12 +90,15 @@ class Learned:
     def roll_back(self, checkpoint: Path, rate_factor: float) -> None:
         """Make everything as it was at this checkpoint, as if the stage had been resumed from it, with another factor
         on the learning rate."""
-        pipeline = self.setup.pipeline
-        start = self._fresh_adapters or parameters(load_policy(self.setup.parent_folder, pipeline.policy))
-        copy_parameters(start, self.policy)
+        copy_parameters(self._fresh_adapters or self._stored(self.setup.parent_folder), self.policy)
         self.signals, self.learner = self._new_parts()
         self.restore(checkpoint)
         self.learner.rate_factor = rate_factor
+
+    def _stored(self, checkpoint: Path) -> dict[str, Tensor]:
+        """The weights of a checkpoint, on the CPU: beside what trains, a device may have no room for them."""
+        on_cpu = self.setup.pipeline.policy.model_copy(update={"device": "cpu"})
+        return parameters(load_policy(checkpoint, on_cpu))
 
     def _new_parts(self) -> tuple[SignalProvider, Learner]:
         """Signals and learner around the policy of the stage's start, with no history."""

@@ -14,6 +14,14 @@ from gradus.pipeline.execution.stage import run_stage
 from gradus.pipeline.runs.run_folder import RunFolder
 from gradus.stages import discover
 
+TASK = {
+    "source": "file",
+    "path": "task.jsonl",
+    "heldout": 12,
+    "validation": 6,
+    "demonstrations": "column",
+    "columns": {"demonstration": "solution"},
+}
 STAGE_CONFIGS = [stage.config for stage in discover().values()]
 
 
@@ -38,14 +46,7 @@ def pipeline(stages: list[dict], configs=STAGE_CONFIGS, **options) -> PipelineCo
             "architecture": {**architecture, "num_attention_heads": 2, "num_key_value_heads": 2},
             "device": "cpu",
         },
-        "task": {
-            "source": "file",
-            "path": "task.jsonl",
-            "heldout": 12,
-            "validation": 6,
-            "demonstrations": "column",
-            "columns": {"demonstration": "solution"},
-        },
+        "task": TASK,
         "rewards": [{"reward": "exact_answer"}, {"reward": "equation_steps", "weight": 0.5}],
         "sampling": {"max_tokens": 10},
         "tracking": {"histogram_every": 1},

@@ -15,8 +15,9 @@ from torch import Tensor
 from gradus.pipeline.policy.forward.matmul import HUGE, linear, outer
 from gradus.pipeline.policy.policy import Policy
 
-CELLS = 2**22
-"""Number of logits that exist at a time."""
+CELLS, CUDA_CELLS = 2**22, 2**26
+"""Number of logits that exist at a time; on CUDA more of them, because the head's gradient is read and written once for
+each piece, and small products leave a GPU idle."""
 FEWEST = 128
 """Minimal number of tokens in a piece, so that reading the weights of a large head pays off."""
 
@@ -35,7 +36,7 @@ def logprobs_from_states(
     """
     head: Any = policy.model.get_output_embeddings()
     parts = []
-    for piece in _pieces(len(targets), head.weight.shape[0]):
+    for piece in pieces(len(targets), head.weight.shape[0], hidden.device):
         logits = _logits(hidden[piece], head.weight, head.bias, _softcap(policy), temperature)[0]
         parts.append(logprobs_from_logits(logits, targets[piece], entropies))
     return torch.cat(parts, 1) if parts else hidden.new_zeros(1 + entropies, 0, dtype=torch.float32)
@@ -46,8 +47,9 @@ def logprobs_from_logits(logits: Tensor, targets: Tensor, entropies: bool) -> Te
     found, normaliser = _target_logprobs(logits, targets)
     if not entropies:
         return found[None]
-    # A logit of -inf has probability 0, and so it adds nothing to the mean.
-    mean = torch.linalg.vecdot((logits - normaliser[:, None]).exp(), logits.clamp(min=-1e30))
+    with torch.autocast(logits.device.type, enabled=False):  # it would compute the mean in bfloat16
+        # A logit of -inf has probability 0, and so it adds nothing to the mean.
+        mean = torch.linalg.vecdot((logits - normaliser[:, None]).exp(), logits.clamp(min=-1e30))
     return torch.stack([found, normaliser - mean])
 
 
@@ -72,7 +74,7 @@ class _Pieces(torch.autograd.Function):
         found, by_hidden = [], torch.empty_like(hidden)
         by_weight = torch.zeros_like(weight) if weight.requires_grad else None
         by_bias = torch.zeros_like(bias) if bias is not None and bias.requires_grad else None
-        for piece in _pieces(len(targets), weight.shape[0]):
+        for piece in pieces(len(targets), weight.shape[0], hidden.device):
             states = hidden[piece]
             logits, slope = _logits(states, weight, bias, softcap, temperature)
             part, normaliser = _target_logprobs(logits, targets[piece])
@@ -87,8 +89,10 @@ class _Pieces(torch.autograd.Function):
             by_logits[torch.arange(len(pull), device=pull.device), targets[piece]] += pull
             by_logits = by_logits.div_(temperature) if temperature != 1.0 else by_logits
             by_logits = (by_logits if slope is None else by_logits.mul_(slope)).to(weight.dtype)
-            by_hidden[piece] = linear(by_logits, weight.t(), None)
-            if by_weight is not None and torch.is_autocast_enabled(hidden.device.type):
+            autocast = torch.is_autocast_enabled(hidden.device.type)
+            # Autocast remembers the weight in bfloat16, and would convert its transpose again for each piece.
+            by_hidden[piece] = by_logits @ weight if autocast else linear(by_logits, weight.t(), None)
+            if by_weight is not None and autocast:
                 by_weight += by_logits.t() @ states
             elif by_weight is not None and by_weight.numel() < HUGE:
                 by_weight += outer(by_logits, states.to(weight.dtype))
@@ -108,8 +112,9 @@ class _Pieces(torch.autograd.Function):
         return (*scaled, None, None, None, None)
 
 
-def _pieces(rows: int, vocabulary: int) -> Iterator[slice]:
-    size = max(FEWEST, CELLS // vocabulary)
+def pieces(rows: int, vocabulary: int, device: torch.device) -> Iterator[slice]:
+    """All rows, in pieces of at most so many logits."""
+    size = max(FEWEST, (CUDA_CELLS if device.type == "cuda" else CELLS) // vocabulary)
     return (slice(begin, min(begin + size, rows)) for begin in range(0, rows, size))
 
 

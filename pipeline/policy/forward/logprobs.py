@@ -49,10 +49,13 @@ def batch_logprobs_and_entropies(
     result_NRT = torch.zeros(1 + entropies, *rows.tokens_RT.shape)
     mine = rows.share([*range(len(rows.prompts))], ranks.rank, ranks.size)
     if can_pack(policy):
+        computed = []  # what a GPU computes is copied at the end, so that the host does not wait after each pack
         for batch, pack in rows.packs(mine, token_budget, policy.device):
             with computing(policy, pack), precision(policy.device, autocast):
                 states = hidden_states(policy, pack)
                 found = lm_head.logprobs_from_states(policy, states, pack.targets, temperature, entropies)
+            computed.append((batch, found))
+        for batch, found in computed:
             part = torch.zeros(len(result_NRT), len(batch), rows.tokens_RT.shape[1])
             part[:, rows.mask_RT[batch]] = found.cpu()
             result_NRT[:, batch] = part

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface
 
+from gradus.pipeline.policy.devices import sent
 from gradus.pipeline.policy.forward.lm_head import logprobs_from_states
 from gradus.pipeline.policy.forward.matmul import fill, onednn_layers
 from gradus.pipeline.policy.forward.padded import completion_logprobs
@@ -37,6 +38,8 @@ SIMILAR = 1.25
 """If the longest completion exceeds the shortest by no more than this factor, one bucket is enough."""
 LEAST_BUCKET = 8
 """Minimal number of completions in a bucket."""
+ALIGNED = 16
+"""The row length of a mask is a multiple of this."""
 
 
 @dataclass(frozen=True)
@@ -55,10 +58,18 @@ class Bucket:
     """Cache of :meth:`bias`, which is the same in every layer."""
 
     def bias(self, window: int | None, dtype: torch.dtype) -> Tensor:
-        """[B, 1, T, L + T], 0 where a completion's token sees another token and -inf where it does not."""
+        """[B, 1, T, L + T], 0 where a completion's token sees another token and -inf where it does not.
+
+        ``dtype``: of the queries. A mask in the type and with the row lengths that a GPU's attention computes with is
+        not copied in every layer.
+        """
+        kind = self.tokens.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else dtype
         if (window, dtype) not in self.biases:
             unseen = ~self._sees(window)[:, None]
-            self.biases[window, dtype] = unseen.new_zeros(unseen.shape, dtype=dtype).masked_fill_(unseen, -torch.inf)
+            *rows, width = unseen.shape
+            whole = unseen.new_zeros(*rows, width + -width % ALIGNED, dtype=dtype)
+            self.biases[window, dtype] = whole[..., :width].masked_fill_(unseen, -torch.inf)
         return self.biases[window, dtype]
 
     def _sees(self, window: int | None) -> Tensor:
@@ -121,7 +132,7 @@ class Pack:
             slot = torch.tensor([slots[row] for row in rows])
             known = torch.tensor([[len(prompts[slots[row]])] for row in rows])
             seen = torch.cat([prompt_grid[slot], tokens], 1)
-            buckets.append(Bucket(tokens.to(device), seen.to(device), known.to(device), prompt_grid.shape[1]))
+            buckets.append(Bucket(sent(tokens, device), sent(seen, device), sent(known, device), prompt_grid.shape[1]))
             places.append(tokens[real])
             cells.append(real.flatten().nonzero()[:, 0] + offset)
             offset += real.numel()
@@ -130,9 +141,9 @@ class Pack:
         positions += [0] * more
         order = torch.zeros(len(ids), dtype=torch.long)
         order[torch.cat(places)] = torch.cat(cells)
-        flat = [torch.tensor(values, dtype=torch.long, device=device) for values in (ids, positions, sources)]
-        targets = torch.tensor([token for completion in completions for token in completion], device=device)
-        return cls(flat[0], flat[1], prompt_grid.to(device), buckets, order.to(device), flat[2], targets)
+        targets = [token for completion in completions for token in completion]
+        flat = [sent(torch.tensor(each, dtype=torch.long), device) for each in (ids, positions, sources, targets)]
+        return cls(flat[0], flat[1], sent(prompt_grid, device), buckets, sent(order, device), flat[2], flat[3])
 
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor, scale: float, window: int | None) -> Tensor:
         """The attention of every token over its own prompt and completion.

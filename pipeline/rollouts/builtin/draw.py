@@ -52,8 +52,9 @@ def draw_tokens(logits_RV: Tensor, uniforms_R: Tensor | None, options: SamplingC
     entropy_R = log_normaliser_R - torch.linalg.vecdot(probs_RV, logits_RV.clamp(min=-1e30))
     token_R = best_R1[:, 0]
     if uniforms_R is not None:
-        cdf_RV = truncate(probs_RV, options).cumsum(-1)
-        drawn_R = torch.searchsorted(cdf_RV, uniforms_R[:, None] * cdf_RV[:, -1:], right=True)[:, 0]
+        cdf_RV = running_sums(summable(truncate(probs_RV, options)))
+        target_R1 = (uniforms_R[:, None] * cdf_RV[:, -1:]).to(cdf_RV.dtype)
+        drawn_R = torch.searchsorted(cdf_RV, target_R1, right=True)[:, 0]
         # Rounding can put the target at the very end of the distribution, behind the last token.
         token_R = torch.where(drawn_R < cdf_RV.shape[-1], drawn_R, token_R)
     return token_R, logits_RV.gather(-1, token_R[:, None])[:, 0] - log_normaliser_R, entropy_R
@@ -70,7 +71,31 @@ def truncate(probs_RV: Tensor, options: SamplingConfig) -> Tensor:
         probs_RV = probs_RV.masked_fill(probs_RV < threshold_R1, 0.0)
     if options.top_p < 1:
         sorted_RV, index_RV = probs_RV.sort(dim=-1, descending=True, stable=True)
-        before_RV = sorted_RV.cumsum(-1) - sorted_RV
-        dropped_RV = before_RV >= options.top_p * sorted_RV.sum(-1, keepdim=True)
+        parts_RV = summable(sorted_RV)
+        before_RV = running_sums(parts_RV) - parts_RV
+        dropped_RV = before_RV >= options.top_p * parts_RV.sum(-1, keepdim=True)
         probs_RV = torch.zeros_like(probs_RV).scatter(-1, index_RV, sorted_RV.masked_fill(dropped_RV, 0.0))
     return probs_RV
+
+
+def summable(probs_RV: Tensor) -> Tensor:
+    """Probabilities, or integers in proportion to them, whose sums do not depend on the order of addition.
+
+    A GPU may add the numbers of a long row in another order each time, so the same draw could end at another token;
+    PyTorch refuses such sums where algorithms have to be deterministic. Integers add up to the same in every order. A
+    token of less than 2**-31 becomes 0; the random numbers themselves are multiples of 2**-24.
+
+    >>> summable(torch.tensor([[0.25, 0.75]])).tolist()
+    [[0.25, 0.75]]
+    """
+    return probs_RV if probs_RV.device.type == "cpu" else as_integers(probs_RV)
+
+
+def as_integers(probs_RV: Tensor) -> Tensor:
+    """Integers in proportion to probabilities, at most about 2**30 in all."""
+    return (probs_RV * 2**30).round().to(torch.int32)
+
+
+def running_sums(values_RV: Tensor) -> Tensor:
+    """The sum of each value and those before it in its row, in the values' own type."""
+    return values_RV.cumsum(-1, dtype=values_RV.dtype)

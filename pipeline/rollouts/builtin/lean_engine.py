@@ -197,7 +197,8 @@ class LeanEngine:
         They hold the rows ``kept``, and a row for each ``slot``, which indexes the rows of ``added``. One block is done
         after the other, so that only one block's cache exists twice; ``added`` is emptied.
         """
-        old = int(self.used.max()) if len(self.used) else 0
+        dropped = bool(self.caches) and len(kept) < self.caches[0].shape[1]  # otherwise some row uses all columns
+        old = self.column if not dropped else int(self.used.max()) if len(self.used) else 0
         new = added[0].shape[3] if added is not None else 0
         columns = max(old, new)
         for index in range(len(self.decoder.blocks)):

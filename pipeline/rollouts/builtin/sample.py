@@ -7,6 +7,7 @@ Log-probabilities and entropies are recorded during sampling; no second pass is 
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -23,6 +24,8 @@ from gradus.pipeline.types import Prompt, Rollouts
 
 COMPACT_AT = 0.8
 """Finished rows are dropped once at most this share of the rows is still growing, because dropping moves the cache."""
+LOOK_EVERY = 8
+"""Steps from one look at which rows have ended to the next, where a look makes the host wait for the device."""
 
 
 @torch.no_grad()
@@ -74,44 +77,48 @@ class _Groups:
         self.spare = len(self.encoded) * self.group_size
         width, device = self.options.max_tokens, self.policy.device
         self.tokens = torch.full((self.spare + 1, width), self.policy.template.pad_id, device=device)
-        self.lengths = torch.zeros(self.spare + 1, dtype=torch.long, device=device)
-        self.ended = torch.zeros(self.spare + 1, dtype=torch.bool, device=device)
         self.ends = torch.tensor(self.policy.template.eos_ids, device=device)
         self.record: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
         """The output rows, positions, log-probabilities and entropies of each step."""
 
     def grow(self, engine: LogitsEngine) -> None:
-        """Run until every row of every prompt has ended."""
+        """Run until every row of every prompt has ended.
+
+        At a look, rows that have ended since the last one are reported. Rows that have ended are in the engine until it
+        drops them, at the latest when a row that began with them would be longer than allowed.
+        """
         waiting = deque(sorted(range(len(self.encoded)), key=lambda p: (len(self.encoded[p]), p)))
         device, width = self.policy.device, self.options.max_tokens
+        every = 1 if device.type == "cpu" else LOOK_EVERY
         row = torch.zeros(0, dtype=torch.long, device=device)  # the output row of each of the engine's rows
-        count = row  # tokens drawn so far
+        known = count = row  # the output rows at the last look; tokens drawn so far
         logits: Tensor | None = None
-        alive = 0
-        while True:
+        longest_at: set[int] = set()  # the steps at which the rows that begin together reach their greatest length
+        for step in itertools.count():
             if waiting and (engine.refills or not len(row)) and (taken := self._next(waiting, engine)):
                 first, rows = self._admit(engine, taken)
                 logits = first if logits is None else torch.cat([logits, first])
-                row, count = torch.cat([row, rows]), torch.cat([count, torch.zeros_like(rows)])
-                alive += len(rows)
+                row, known = torch.cat([row, rows]), torch.cat([known, rows])
+                count = torch.cat([count, torch.zeros_like(rows)])
+                longest_at.add(step + width - 1)
             assert logits is not None
             drawn = None if self.uniforms is None else self.uniforms[row.clamp(max=self.spare - 1), count]
             token, logprob, entropy = draw_tokens(logits, drawn, self.options)
             self.tokens[row, count] = token
             self.record.append((row, count, logprob, entropy))
             count = count + 1
-            ended = (token[:, None] == self.ends).any(-1)
-            finished = (ended | (count == width)) & (row != self.spare)
-            if bool(finished.any()):
-                row = self._finish(row, count, ended, finished)
+            row = torch.where((token[:, None] == self.ends).any(-1) | (count == width), self.spare, row)
+            full = step in longest_at
+            if (full or step % every == 0) and bool((row != known).any() or (full and (count == width).any())):
+                self._finish(known[row != known])
                 kept = (row != self.spare).nonzero()[:, 0]
-                alive = len(kept)
-                if not alive and not waiting:
+                if not len(kept) and not waiting:
                     return
-                if alive <= COMPACT_AT * len(row):
+                if len(kept) <= COMPACT_AT * len(row) or (full and bool((count == width).any())):
                     row, count, token = row[kept], count[kept], token[kept]
                     engine.keep(kept)
-            logits = engine.step(token) if alive else None
+                known = row
+            logits = engine.step(token) if len(row) else None
 
     def _next(self, waiting: deque[int], engine: LogitsEngine) -> list[int]:
         """The prompts that fit into the cache beside the growing groups; at least one where no group is growing.
@@ -142,25 +149,32 @@ class _Groups:
         rows = (begin[:, None] + torch.arange(self.group_size, device=first.device)).flatten()
         return first.repeat_interleave(self.group_size, 0), rows
 
-    def _finish(self, row: Tensor, count: Tensor, ended: Tensor, finished: Tensor) -> Tensor:
-        """Record the rows that have just finished, report the groups that have, and send the rows to the spare row."""
-        done = row[finished]
-        self.lengths[done] = count[finished]
-        self.ended[done] = ended[finished]
+    def _finish(self, done: Tensor) -> None:
+        """Count the output rows that have ended, and report the groups that have."""
         for p in (done // self.group_size).tolist():
             self.open[p] -= 1
             if self.open[p] == 0:
-                rows = slice(p * self.group_size, (p + 1) * self.group_size)
-                written = zip(self.tokens[rows].tolist(), self.lengths[rows].tolist(), strict=True)
-                self.texts[p] = [self.policy.decode(tokens[:length]) for tokens, length in written]
+                written = self.tokens[p * self.group_size : (p + 1) * self.group_size].cpu()
+                lengths = self._lengths(written)[0].tolist()
+                rows = zip(written.tolist(), lengths, strict=True)
+                self.texts[p] = [self.policy.decode(tokens[:length]) for tokens, length in rows]
                 if self.on_group is not None:
                     self.on_group(p, self.texts[p])
-        return torch.where(finished, self.spare, row)
+
+    def _lengths(self, tokens_RT: Tensor) -> tuple[Tensor, Tensor]:
+        """The length of complete rows, and whether an end token ended them.
+
+        Shapes: int64 [R, max_tokens] on the CPU -> int64 [R], bool [R].
+        """
+        ends_RT = torch.isin(tokens_RT, torch.tensor(self.policy.template.eos_ids))
+        ended_R = ends_RT.any(-1)
+        return torch.where(ended_R, ends_RT.int().argmax(-1) + 1, tokens_RT.shape[1]), ended_R
 
     def rollouts(self, prompts: list[Prompt]) -> Rollouts:
         """All completions in the order of the prompts, cut to the longest one, on the CPU."""
         shape = (len(self.encoded), self.group_size, -1)
-        lengths_PK = self.lengths[:-1].view(shape[:2]).cpu()
+        tokens = self.tokens[:-1].cpu()
+        lengths_PK, ended_PK = (found.view(shape[:2]) for found in self._lengths(tokens))
         longest = int(lengths_PK.max())
         rows, positions, logprobs, entropies = (torch.cat(parts) for parts in zip(*self.record, strict=True))
         recorded = []
@@ -171,10 +185,10 @@ class _Groups:
         return Rollouts(
             prompts=prompts,
             prompt_tokens=self.encoded,
-            tokens_PKT=self.tokens[:-1, :longest].view(shape).cpu(),
+            tokens_PKT=tokens[:, :longest].reshape(shape),
             mask_PKT=torch.arange(longest) < lengths_PK[..., None],
             rollout_logprobs_PKT=recorded[0],
-            truncated_PK=~self.ended[:-1].view(shape[:2]).cpu(),
+            truncated_PK=~ended_PK,
             texts=[self.texts[p] for p in range(len(prompts))],
             entropy_PKT=recorded[1],
             prompt_states_PD=torch.stack([self.states[p] for p in range(len(prompts))]) if self.states else None,

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from gradus.pipeline.advantages import group_mean, valid
 from gradus.pipeline.config import StageConfig
+from gradus.pipeline.policy.devices import sent
 from gradus.pipeline.policy.forward.packing import can_pack, computing, hidden_states
 from gradus.pipeline.policy.forward.padded import completion_states
 from gradus.pipeline.policy.forward.rows import CompletionRows
@@ -132,7 +133,8 @@ class TokenCritic:
         rows = CompletionRows.of(rollouts)
         values_RT = torch.zeros(rows.tokens_RT.shape)
         with torch.no_grad():
-            for batch, values in self._values(rows, list(range(len(rows.prompts)))):
+            computed = [*self._values(rows, list(range(len(rows.prompts))))]
+            for batch, values in computed:
                 part = torch.zeros(len(batch), values_RT.shape[1])
                 part[rows.mask_RT[batch]] = values.cpu()
                 values_RT[batch] = part
@@ -150,21 +152,22 @@ class TokenCritic:
             return {}
         rows, old_RT = CompletionRows.of(rollouts), old_PKT.flatten(0, 1)
         returns_RT = rollouts.rewards_PK.flatten()[:, None].expand_as(old_RT)
-        mask_RT, loss = rows.mask_RT, 0.0
+        mask_RT, losses = rows.mask_RT, list[Tensor]()
         parts = torch.arange(len(valid_R)).view_as(rollouts.scored_PK).tensor_split(self.config.minibatches)
         chosen = [[row for row in part.flatten().tolist() if valid_R[row]] for part in parts]
         for part in filter(None, chosen * self.config.updates_per_batch):
-            loss, tokens = 0.0, int(mask_RT[part].sum())
+            losses, tokens = [], int(mask_RT[part].sum())
             for batch, values in self._values(rows, part):
-                old, returns = (each[batch][mask_RT[batch]].to(values.device) for each in (old_RT, returns_RT))
+                old, returns = (sent(each[batch][mask_RT[batch]], values.device) for each in (old_RT, returns_RT))
                 objective = value_loss(values, old, returns, self.needs.clip).sum() / tokens
                 objective.backward()
-                loss += float(objective.detach())
+                losses.append(objective.detach())
             torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.config.grad_clip)
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
         counted_RT = mask_RT & valid_R[:, None]
         explained = explained_variance(old_RT[counted_RT], returns_RT[counted_RT])
+        loss = sum(torch.stack(losses).tolist())
         return {"critic/loss": loss, "critic/explained_variance": explained}
 
     def _values(self, rows: CompletionRows, chosen: list[int]) -> Iterator[tuple[list[int], Tensor]]:

@@ -140,11 +140,10 @@ class Learner:
         metrics |= of_engine
         if not active:
             return metrics | {"update/loss": 0.0, "update/gradient_norm": 0.0}
-        part, differences = 0.0, [torch.zeros(0)]
-        for objective, difference in self.passes.backward(rows, active, (pull_RT, likelihood_RT), completions):
-            part -= objective / completions
-            differences.append(difference.cpu())
-        found = self.ranks.gathered((part, torch.cat(differences)))
+        passed = [*self.passes.backward(rows, active, (pull_RT, likelihood_RT), completions)]
+        objectives, differences = zip(*passed, strict=True) if passed else ([torch.zeros(())], [torch.zeros(0)])
+        part = -sum(objective / completions for objective in torch.stack(objectives).tolist())
+        found = self.ranks.gathered((part, torch.cat(differences).cpu()))
         loss = sum(part for part, _ in found)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -188,6 +187,7 @@ def checkpoint_layers(model: PreTrainedModel) -> None:
         )
     # The second name is the one that transformers had before 5.23.
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-    enable({"use_reentrant": False})
+    # No random number is drawn in a layer, so its generators' states need not be kept.
+    enable({"use_reentrant": False, "preserve_rng_state": False})
     for layer in layers:
         layer.training = True

@@ -23,7 +23,11 @@ def optimizer_state(optimizer: torch.optim.Optimizer, model: torch.nn.Module) ->
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, model: torch.nn.Module, state: State) -> None:
     """Give a new optimizer over the same parameters the state of an earlier one, each tensor as it was; spread over
-    ranks where the parameters are, whether it was written like that or not."""
+    ranks where the parameters are, whether it was written like that or not.
+
+    A count of steps stays on the CPU unless the optimizer is fused: on a GPU, each would make the host wait every step.
+    """
+    fused = {id(p): bool(group["fused"]) for group in optimizer.param_groups for p in group["params"]}
     wanted: dict[Path, dict[str, Tensor]] = {}
     for name, parameter in model.named_parameters():
         if name in state:
@@ -32,6 +36,8 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, model: torch.nn.Module, 
                 if isinstance(value, Stored):
                     found[key] = torch.zeros_like(parameter, requires_grad=False)
                     wanted.setdefault(value.folder, {})[value.path] = found[key]
+                elif key == "step" and not fused[id(parameter)]:
+                    found[key] = value
                 else:
                     found[key] = laid_out(value, parameter)
     for folder, tensors in wanted.items():

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from torch import Tensor
 
 from gradus.pipeline.config import StageConfig
+from gradus.pipeline.policy.devices import sent
 from gradus.pipeline.policy.forward import lm_head
 from gradus.pipeline.policy.forward.logprobs import precision
 from gradus.pipeline.policy.forward.packing import can_pack, computing, hidden_states
@@ -39,9 +40,10 @@ class Passes:
 
     def backward(
         self, rows: CompletionRows, active: list[int], coefficients: Coefficients, completions: int
-    ) -> Iterator[tuple[float, Tensor]]:
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         """Add the gradient of minus the objective over ``completions``, micro-batch by micro-batch, for the rows
-        ``active``. Yields the objective of each, and each token's log-probability minus the sampler's."""
+        ``active``. Yields the objective of each, and each token's log-probability minus the sampler's; both are left on
+        the device, so that the next micro-batch is prepared while a GPU computes this one."""
         given_RT = (rows.rollout_logprobs_RT, *coefficients)
         mine = rows.share(active, self.trained.ranks.rank, self.trained.ranks.size)
         if can_pack(self.policy):
@@ -51,7 +53,7 @@ class Passes:
 
     def _packed(
         self, rows: CompletionRows, mine: list[int], any_row: int, given_RT: tuple[Tensor, ...], completions: int
-    ) -> Iterator[tuple[float, Tensor]]:
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         """Without padding; the head is taken in pieces, whose gradient is computed in the forward pass."""
         policy, device = self.trained.policy, self.policy.device
         for item in self.trained.rounds(rows.packs(mine, self.config.token_budget, device)):
@@ -60,18 +62,18 @@ class Passes:
                 continue
             batch, pack = item
             mask = rows.mask_RT[batch]
-            old, pull, likelihood = (part[batch][mask].to(device) for part in given_RT)
+            old, pull, likelihood = (sent(part[batch][mask], device) for part in given_RT)
             function = self._function(pull, likelihood, old)
             with computing(policy, pack):
                 with precision(device, self.autocast):
                     hidden = hidden_states(policy, pack)
                     objective, logprobs = lm_head.objective(policy, hidden, pack.targets, self.temperature, function)
                 (-objective / completions).backward()
-            yield float(objective.detach()), logprobs - old
+            yield objective.detach(), logprobs - old
 
     def _padded(
         self, rows: CompletionRows, mine: list[int], any_row: int, given_RT: tuple[Tensor, ...], completions: int
-    ) -> Iterator[tuple[float, Tensor]]:
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         """The model's own forward pass, for models that cannot be packed."""
         device = self.policy.device
         for batch in self.trained.rounds(rows.micro_batches(mine, self.config.token_budget)):
@@ -79,13 +81,13 @@ class Passes:
                 self._idle_pass(rows, any_row)
                 continue
             width = max(rows.lengths[r] for r in batch)
-            old, pull, likelihood, mask = (part[batch, :width].to(device) for part in (*given_RT, rows.mask_RT))
+            old, pull, likelihood, mask = (sent(part[batch, :width], device) for part in (*given_RT, rows.mask_RT))
             prompts, tokens_RT = [rows.prompts[r] for r in batch], rows.tokens_RT[batch, :width]
             with precision(device, self.autocast):
                 logprobs = completion_logprobs(self.trained.policy, prompts, tokens_RT, self.temperature)
             objective = self._objective(logprobs, pull, likelihood, old)
             (-objective / completions).backward()
-            yield float(objective.detach()), (logprobs.detach() - old)[mask]
+            yield objective.detach(), (logprobs.detach() - old)[mask]
 
     def _idle_pass(self, rows: CompletionRows, row: int) -> None:
         """A pass that adds nothing; other ranks still have rows, and all must compute together."""

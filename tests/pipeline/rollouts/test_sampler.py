@@ -10,6 +10,7 @@ from transformers import GenerationConfig
 from gradus.pipeline.config import SamplingConfig
 from gradus.pipeline.policy.forward.logprobs import batch_logprobs
 from gradus.pipeline.rollouts.builtin import DrawKey, draw_tokens, sample, truncate
+from gradus.pipeline.types import Prompt
 
 OPTIONS = SamplingConfig(max_tokens=12)
 
@@ -98,6 +99,18 @@ def test_truncated_means_that_no_end_was_drawn(policy, prompts):
     assert torch.equal(rollouts.truncated_PK, last != policy.template.eos_ids[0])
     assert rollouts.truncated_PK.any() and not rollouts.truncated_PK.all()
     assert (rollouts.rollout_logprobs_PKT[~rollouts.mask_PKT] == 0).all()
+
+
+@pytest.mark.parametrize(("budget", "group_size", "longest"), [(200, 1, 12), (200, 2, 12), (400, 1, 20)])
+def test_a_completion_may_reach_its_greatest_length_among_many_that_began_later(budget, group_size, longest):
+    """Few rows are full then, too few to be dropped for their number."""
+    policy = policy_with({})
+    make_endings_likely(policy, 1.5)
+    questions = [Prompt(f"p{n}", f"{n}+{n} =", "1") for n in range(40)]
+    tight = sample(policy, questions, group_size, SamplingConfig(max_tokens=longest, token_budget=budget), DRAW)
+    at_once = sample(policy, questions, group_size, SamplingConfig(max_tokens=longest), DRAW)
+    assert tight.truncated_PK.any() and torch.equal(tight.tokens_PKT, at_once.tokens_PKT)
+    assert tight.texts == at_once.texts and torch.equal(tight.mask_PKT, at_once.mask_PKT)
 
 
 def test_prompt_states_are_the_last_hidden_state_of_each_prompt(policy, prompts):
