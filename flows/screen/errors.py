@@ -18,7 +18,7 @@ import typer
 
 from gradus import __version__
 from gradus.flows.screen.view import only_a_view
-from gradus.pipeline.common.errors import StageFailed, UserError
+from gradus.pipeline.common.errors import StageFailed, UserError, memory_ran_out
 from gradus.pipeline.common.interruption import Interrupted
 from gradus.pipeline.common.shown import gradus_command, visible
 
@@ -26,8 +26,6 @@ P = ParamSpec("P")
 
 REFUSALS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 """Errors by which the system denies something: rights, a read-only or broken file system, open files, memory."""
-NO_MEMORY = "DefaultCPUAllocator: "
-"""How torch says that a CPU's memory ran out, in a plain RuntimeError."""
 
 
 class CurrentCommand:
@@ -142,7 +140,7 @@ def refused_by_host(error: BaseException) -> str:
     if isinstance(error, OSError) and error.errno in REFUSALS:
         where = f": {error.filename}" if error.filename else ""
         return f"{error.strerror}{where}"
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or NO_MEMORY in text:
+    if memory_ran_out(error):
         smaller = "a smaller token_budget or group_size needs less; `gradus plan --hardware` estimates what is needed"
         return f"memory ran out: {text or 'no details'}\n{smaller}"
     return ""

@@ -35,6 +35,16 @@ class StageFailed(RuntimeError):
     """A stage could not continue (for example: too many non-finite updates in a row); the command line exits with 1."""
 
 
+NO_MEMORY = ("DefaultCPUAllocator: ", "out of memory", "STATUS_ALLOC_FAILED")
+"""How torch says that memory ran out, of the CPU, of a GPU, and for a library on a GPU: in RuntimeErrors."""
+
+
+def memory_ran_out(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, and so nothing about what was computed."""
+    said = isinstance(error, RuntimeError) and any(words in str(error) for words in NO_MEMORY)
+    return said or isinstance(error, MemoryError)
+
+
 def closest(word: str, known: Iterable[str]) -> str:
     """A question that proposes the closest of the known words; empty where none is close.
 

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface
 
+from gradus.pipeline.common.errors import memory_ran_out
 from gradus.pipeline.policy.devices import sent
 from gradus.pipeline.policy.forward.lm_head import logprobs_from_states
 from gradus.pipeline.policy.forward.matmul import fill, onednn_layers
@@ -212,7 +213,9 @@ def _agrees(policy: Policy) -> bool:
     try:
         with computing(policy, pack):
             found = logprobs_from_states(policy, hidden_states(policy, pack), pack.targets, 1.0)[0]
-    except (NotImplementedError, AttributeError, TypeError, ValueError, RuntimeError):
+    except (NotImplementedError, AttributeError, TypeError, ValueError, RuntimeError) as error:
+        if memory_ran_out(error):
+            raise
         return False
     wanted = []
     for slot, completion in zip(slots, completions, strict=True):

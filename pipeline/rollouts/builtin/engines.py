@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from gradus.pipeline.common.errors import memory_ran_out
 from gradus.pipeline.policy.forward.padded import left_pad
 from gradus.pipeline.policy.policy import Policy
 from gradus.pipeline.rollouts.builtin.decoder import Decoder, Unsupported
@@ -127,13 +128,15 @@ def _choose(policy: Policy) -> Decoder | bool:
         decoder = Decoder(policy.model)
         if _reproduces(policy, prompts, lambda: LeanEngine(decoder, prompts, 2, 3)):
             return decoder
-    except (Unsupported, AttributeError, RuntimeError):
-        pass  # its parts have other names or shapes
+    except (Unsupported, AttributeError, RuntimeError) as error:  # its parts have other names or shapes
+        if memory_ran_out(error):
+            raise
     try:
         if _reproduces(policy, prompts, lambda: TransformersEngine(policy, 2)):
             return True
-    except (AttributeError, RuntimeError, TypeError, ValueError):
-        pass  # it has a cache of another kind
+    except (AttributeError, RuntimeError, TypeError, ValueError) as error:  # it has a cache of another kind
+        if memory_ran_out(error):
+            raise
     kind = policy.model.config.model_type
     warnings.warn(f"{kind} has no usable key-value cache: every token is sampled over the whole text", stacklevel=2)
     return False

@@ -251,6 +251,11 @@ def test_run_with_a_name_takes_over_runtime_options_and_refuses_others(chain: Ch
         (MemoryError(), "memory ran out: no details\na smaller token_budget"),
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "memory ran out: CUDA out of memory."),
         (
+            RuntimeError("CUDA error: out of memory"),
+            "memory ran out: CUDA error: out of memory\na smaller token_budget",
+        ),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling x"), "memory ran out: CUDA error: CUBLAS"),
+        (
             RuntimeError("[enforce fail at x.cpp:127] DefaultCPUAllocator: can't allocate memory"),
             "memory ran out: [enforce fail",
         ),

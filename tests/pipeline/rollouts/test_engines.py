@@ -9,7 +9,9 @@ from tiny_policies import TEXTS, tiny_policy
 
 from gradus.pipeline.config import PolicyConfig, SamplingConfig
 from gradus.pipeline.policy.creation import create_policy
+from gradus.pipeline.policy.forward import packing
 from gradus.pipeline.policy.forward.logprobs import batch_logprobs
+from gradus.pipeline.policy.forward.packing import can_pack
 from gradus.pipeline.rollouts.builtin import lean_engine, sample
 from gradus.pipeline.rollouts.builtin.decoder import Decoder
 from gradus.pipeline.rollouts.builtin.engines import TransformersEngine, engine_of
@@ -44,6 +46,32 @@ def test_a_decoder_that_misunderstands_the_model_is_not_used(monkeypatch):
     real = Decoder.logits
     monkeypatch.setattr(Decoder, "logits", lambda self, hidden: real(self, hidden) * 1.01)
     assert isinstance(engine_for(tiny_policy()), TransformersEngine)
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: x")]
+)
+@pytest.mark.parametrize(
+    ("where", "name", "kind", "tried"),
+    [
+        (Decoder, "fused", "tied", engine_for),
+        (TransformersEngine, "_forward", "learned-positions", engine_for),
+        (packing, "logprobs_from_states", "tied", can_pack),
+    ],
+)
+def test_memory_that_runs_out_while_a_way_is_tried_is_no_verdict_on_the_model(
+    where, name, kind, tried, error, monkeypatch
+):
+    """The model would be computed in a slower way from then on, without a word."""
+
+    def run_out(*_: object, **__: object) -> None:
+        raise error
+
+    policy = policy_with(ARCHITECTURES[kind])
+    monkeypatch.setattr(where, name, run_out)
+    with pytest.raises(type(error)):
+        tried(policy)
+    assert policy.packs is None and policy.decoder is None
 
 
 def test_a_model_without_a_cache_is_sampled_with_a_warning(prompts):
