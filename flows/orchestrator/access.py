@@ -7,6 +7,7 @@ would show nothing of the run, and only the user can correct that.
 from __future__ import annotations
 
 import base64
+import importlib.util
 import urllib.error
 import urllib.request
 
@@ -18,9 +19,21 @@ ANSWER_TIMEOUT_SECONDS = 3.0
 
 
 def check_prefect(engine: str) -> None:
-    """Ask the user's Prefect server for access, if it will be used. Raises: UserError if it refuses."""
+    """Check that Prefect is installed and that the user's server grants access, if they will be used.
+
+    Raises: UserError.
+    """
+    if engine != "prefect":
+        return
+    if importlib.util.find_spec("prefect") is None:
+        raise UserError(
+            "Prefect is not installed in this Python",
+            where="--engine prefect",
+            got="no package prefect",
+            fix="pip install prefect, or give --engine none: the same stages, without Prefect's pages",
+        )
     url = users_api_url()
-    if engine != "prefect" or url is None:
+    if url is None:
         return
     if holds_secret(url):
         raise UserError(

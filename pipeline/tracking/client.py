@@ -7,6 +7,7 @@ Whatever happens to it or to the tracking server, training neither waits nor fai
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import os
 import subprocess
@@ -18,6 +19,9 @@ from gradus.pipeline.common.addresses import redacted
 from gradus.pipeline.common.errors import UserError
 from gradus.pipeline.common.process import child_environment
 from gradus.pipeline.tracking.position import Report, count_undelivered, read_run_ids, tracking_options
+
+
+NO_MLFLOW = "MLflow is not installed in this Python"
 
 
 class UploaderHandle:
@@ -59,6 +63,8 @@ def start_uploader(run_dir: str | Path) -> UploaderHandle:
     uri = ""
     try:
         uri, _ = tracking_options(run_dir)
+        if importlib.util.find_spec("mlflow") is None:
+            return UploaderHandle(run_dir, None, uri, NO_MLFLOW)
         module = [sys.executable, "-P", "-m", "gradus.pipeline.tracking.uploader"]
         with open(run_dir / "tracking.log", "ab") as log:
             process = subprocess.Popen(
