@@ -36,7 +36,8 @@ class _State:
     requested: int | None = None
     """The interrupt that waits for the end of the current step."""
     raised: int | None = None
-    """The interrupt that ended the work, wherever that was."""
+    """The interrupt that ended the work, wherever that was. Where the work goes on nevertheless, a library has caught
+    the exception (``except:`` around a call, as in datasets' fingerprints), and the interrupt counts as deferred."""
     deferring = False
 
 
@@ -82,6 +83,7 @@ def handled(report: Callable[[str], None] = _nothing) -> Iterator[None]:
     try:
         with _resending():
             yield
+        leave_if_requested()
     except Exception as error:
         if _State.raised is None:
             raise
@@ -124,21 +126,21 @@ def deferred() -> Iterator[None]:
 
 
 def waiting() -> int | None:
-    """The interrupt that was deferred, or None."""
-    return _State.requested
+    """The interrupt that was deferred, or that a library has caught; None where there is none."""
+    return _State.requested if _State.requested is not None else _State.raised
 
 
 def requested() -> bool:
-    """Whether an interrupt was deferred."""
-    return _State.requested is not None
+    """Whether an interrupt waits."""
+    return waiting() is not None
 
 
 def leave() -> None:
-    """Raises: Interrupted, for the interrupt that was deferred here, or else for one that another rank received."""
-    raise Interrupted(_State.requested or signal.SIGTERM)
+    """Raises: Interrupted, for the interrupt that waits here, or else for one that another rank received."""
+    raise Interrupted(waiting() or signal.SIGTERM)
 
 
 def leave_if_requested() -> None:
-    """Raises: Interrupted, where an interrupt was deferred."""
+    """Raises: Interrupted, where an interrupt waits."""
     if requested():
         leave()

@@ -10,9 +10,10 @@ import weakref
 from collections.abc import Callable
 
 import pytest
+from datasets import Dataset
 from pydantic import BaseModel, model_serializer
 
-from gradus.pipeline.common.interruption import SIGNALS, Interrupted, handled
+from gradus.pipeline.common.interruption import SIGNALS, Interrupted, handled, requested
 
 
 class Thing:
@@ -88,3 +89,29 @@ def test_a_signal_is_not_taken_for_an_error_of_the_library_that_it_struck() -> N
     assert caught.value.code == 143
     with pytest.raises(ValueError, match="of its own"), handled():
         raise ValueError("an error of its own")
+
+
+class Struck:
+    """An object whose first pickling is struck by a signal."""
+
+    struck = False
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        if not Struck.struck:
+            Struck.struck = True
+            os.kill(os.getpid(), signal.SIGHUP)
+            time.sleep(0.05)  # the handler runs in here
+        return Struck, ()
+
+
+def test_a_signal_that_a_library_has_caught_is_not_lost() -> None:
+    """datasets hashes what a transformation is given, and catches everything that is raised meanwhile."""
+    rows, seen = Dataset.from_dict({"n": [1, 2]}), list[bool]()
+    with pytest.raises(Interrupted) as caught, handled():
+        seen.append(requested())
+        rows.map(lambda row, given: row, fn_kwargs={"given": Struck()})
+        seen.append(requested())
+    assert seen == [False, True], "a stage would be left after the step in hand"
+    assert caught.value.code == 129
+    with handled():
+        assert not requested(), "the next work is not concerned"
