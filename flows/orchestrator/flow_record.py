@@ -125,14 +125,25 @@ class FlowRecord:
             self._write(record)
 
     def _settle_unrecorded(self, known: set[str]) -> None:
-        """Correct flow runs without a record: their launch was killed after Prefect made them, before :meth:`begin`."""
+        """Correct flow runs without a record: their launch was killed after Prefect made them, before :meth:`begin`.
+
+        Since then the run's folder may have moved; no launch works on a folder that is no longer there.
+        """
         opened = FlowRunFilter(
             tags=FlowRunFilterTags(all_=[TAG]), state=FlowRunFilterState(type=FlowRunFilterStateType(any_=OPEN))
         )
         with get_client(sync_client=True) as client:
             for flow_run in client.read_flow_runs(flow_run_filter=opened):
-                if flow_run.parameters == flow_parameters(self.path.parent) and str(flow_run.id) not in known:
+                if self._is_ours(flow_run) and str(flow_run.id) not in known:
                     _force(client, flow_run.id, Crashed(message="The process ended before the work began."))
+
+    def _is_ours(self, flow_run: FlowRun) -> bool:
+        """Whether a flow run of this machine shows this run's folder, or one of its name that is gone."""
+        run, given = self.path.parent, flow_run.parameters
+        if given == flow_parameters(run):
+            return True
+        folder = Path(str(given.get("run_dir", run)))
+        return given == flow_parameters(folder) and folder.name == run.name and not folder.exists()
 
     def _write(self, record: dict[str, Any]) -> None:
         """Replace the record. A full disk is reported by the work itself, not here."""

@@ -217,7 +217,9 @@ def test_after_sigkill_the_next_launch_puts_the_record_right(staged: Any, tmp_pa
 def test_a_flow_run_that_a_kill_left_unrecorded_is_settled_and_no_other(staged: Any, tmp_path: Path) -> None:
     """Prefect had made it, and the process was killed before prefect.json knew of it."""
     run, flow = open_run(tmp_path), api("/flows/", {"name": "staged-pipeline"})["id"]
-    places = {"own": run.path, "other's": run.path.with_name("another")}
+    places = {"own": run.path, "other's": run.path.with_name("another"), "before a move": tmp_path / "was" / run.name}
+    places["of the same name"] = tmp_path / "still there" / run.name
+    places["of the same name"].mkdir(parents=True)
     parameters = {name: {"run_dir": str(path), "host": socket.gethostname()} for name, path in places.items()}
     parameters["elsewhere"] = {**parameters["own"], "host": "another"}
     pending = {"type": "PENDING", "name": "Pending"}
@@ -227,7 +229,8 @@ def test_a_flow_run_that_a_kill_left_unrecorded_is_settled_and_no_other(staged: 
     }
     staged.run_staged(run.path, Observer(), work(run, Rehearsal()))
     states = {name: api(f"/flow_runs/{each}")["state_name"] for name, each in made.items()}
-    assert states == {"own": "Crashed", "other's": "Pending", "elsewhere": "Pending"}
+    crashed = {"own": "Crashed", "before a move": "Crashed"}
+    assert states == dict.fromkeys(made, "Pending") | crashed
     assert flow_run(run)["state_name"] == "Completed"
 
 
