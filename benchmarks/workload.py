@@ -1,7 +1,8 @@
 """The work that is measured: models with random weights, prompts, and the length of every completion.
 
 Lengths are set in advance from a seed, for each step, prompt and completion: ``fixed`` ones run to the limit;
-``variable`` ones end with probability 1/32 at each token, so that their mean is about half the limit of 48. The systems
+``variable`` ones end at each token with a probability for which their mean is about half the limit (1/32 where that is
+48). The systems
 that are measured need no change for this. gradus draws its tokens by inverting the cumulative distribution at numbers
 from a :class:`DrawKey`; :class:`Scheduled` gives it numbers that select the end-of-sequence token (id 0, at the start
 of the distribution) exactly when it is due and never before. `generate` gets a logits processor that writes one
@@ -14,12 +15,13 @@ rewards of 0.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from benchmarks.measuring import Clock
+from benchmarks.measuring import Clock, peak_memory
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, LogitsProcessor, PreTrainedTokenizerFast
 
@@ -34,7 +36,9 @@ from gradus.pipeline.types import Prompt, Rollouts
 from gradus.stages import discover
 
 END, PAD = 0, 1
-END_RATE = 1 / 32
+END_RATE = 1.5
+"""Divided by the limit, the probability that a completion of varying length ends at a token."""
+Device = Literal["cpu", "cuda"]
 EDGE = 0.5
 """Draws stay above this, so that the end-of-sequence token, always less probable, is drawn only where it is due."""
 
@@ -101,7 +105,7 @@ class Case:
         shape, limit = (self.prompts, self.group_size), self.new_tokens + 1
         if not self.variable:
             return np.full(shape, limit)
-        return np.minimum(np.random.default_rng([1, step]).geometric(END_RATE, shape), limit)
+        return np.minimum(np.random.default_rng([1, step]).geometric(END_RATE / self.new_tokens, shape), limit)
 
     def rewards(self) -> Tensor:
         """Shapes: -> float32 [P, K]."""
@@ -136,8 +140,13 @@ CASES = _cases()
 """By name; `long` has prompts of 256 tokens and K = 16, in `uniform` half of the groups have equal rewards."""
 
 
-def make_policy(model: dict[str, Any], seed: int = 0) -> Policy:
-    """Random weights, the same for the same seed, and a tokenizer with a word for each number of the vocabulary."""
+def make_policy(
+    model: dict[str, Any], seed: int = 0, device: Device = "cpu", dtype: torch.dtype = torch.float32
+) -> Policy:
+    """Random weights, the same for the same seed, and a tokenizer with a word for each number of the vocabulary.
+
+    The weights are drawn on ``device``, which gives other ones on another kind of device.
+    """
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     words = {"<end>": END, "<pad>": PAD} | {f"w{number}": number for number in range(2, model["vocab_size"])}
@@ -147,10 +156,10 @@ def make_policy(model: dict[str, Any], seed: int = 0) -> Policy:
     options = {name: value for name, value in model.items() if name != "model_type"}
     config = AutoConfig.for_model(model["model_type"], bos_token_id=None, eos_token_id=END, pad_token_id=PAD, **options)
     torch.manual_seed(seed)
-    network = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    return ready(
-        network, wrapped, Template("plain", "{question}", (END,), PAD), PolicyConfig(architecture=model, device="cpu")
-    )
+    with torch.device(device):
+        network = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    template = Template("plain", "{question}", (END,), PAD)
+    return ready(network, wrapped, template, PolicyConfig(architecture=model, device=device))
 
 
 @dataclass(frozen=True)
@@ -185,13 +194,16 @@ class EndOnSchedule(LogitsProcessor):
 class Gradus:
     """The trainer's loop without its journal: sample, score, weigh, update; seconds and tokens go to ``clock``."""
 
-    def __init__(self, case: Case, policy: Policy | None = None, lr: float = 1e-4):
+    def __init__(
+        self, case: Case, policy: Policy | None = None, lr: float = 1e-4, autocast: bool = False, **stage_options: Any
+    ):
         stage = discover()["dapo"]
-        self.case, self.clock, self.stage = case, Clock(), stage
-        self.config = stage.config(stage="dapo", steps=10**6, lr=lr, warmup=0, group_size=case.group_size)
         self.policy = policy or make_policy(case.model)
+        self.case, self.clock, self.stage = case, Clock(waiting(self.policy.device)), stage
+        options: dict[str, Any] = {"steps": 10**6, "lr": lr, "warmup": 0, "group_size": case.group_size}
+        self.config = stage.config(stage="dapo", **options | stage_options)
         self.options = SamplingConfig(max_tokens=case.new_tokens)
-        self.learner = Learner(self.policy, self.config, self.options.temperature)
+        self.learner = Learner(self.policy, self.config, self.options.temperature, autocast)
 
     def step(self, number: int) -> Rollouts:
         """One whole step."""
@@ -223,6 +235,16 @@ class Gradus:
         signals = Signals(rewards_PK=rollouts.rewards_PK, lengths_PK=rollouts.lengths_PK)
         metrics, _ = self.learner.update(rollouts, number, lambda _, groups: self.stage.weigh(signals, self.config))
         return metrics
+
+
+def waiting(device: torch.device) -> Callable[[], None]:
+    """What waits until a device has done everything that it was asked for."""
+    return torch.cuda.synchronize if device.type == "cuda" else lambda: None
+
+
+def peak(device: torch.device) -> float:
+    """Bytes: the most that tensors have held on a GPU since the last reset, or else that this process has held."""
+    return float(torch.cuda.max_memory_allocated() if device.type == "cuda" else peak_memory())
 
 
 def expected(case: Case, step: int) -> list[list[int]]:

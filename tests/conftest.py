@@ -29,6 +29,7 @@ SLOW = [
     "pipeline/tracking/test_tracking_deaths.py",
     "pipeline/execution/test_tracking_resume.py",
     "flows/test_flow_interrupted.py",
+    "test_gpu_check.py",
     "flows/test_killed_launch.py",
 ]
 """The files that take longest, longest first: they begin first, so that no worker ends with one of them alone."""
@@ -38,6 +39,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     places = {Path(__file__).parent / name: place for place, name in enumerate(SLOW)}
     assert all(path.exists() for path in places), "a file of this list was moved"
     items.sort(key=lambda item: places.get(item.path, len(places)))
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu") is not None:
+                item.add_marker(pytest.mark.skip(reason="PyTorch finds no GPU"))
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -159,12 +159,12 @@ def _open(loaded: LoadedConfig, probed: ProbedPolicy, folder: Path) -> tuple[Tas
     importing = probed.data is None and "torch" not in sys.modules
     with data_ahead(config.task, loaded.base_dir, data) if importing else contextlib.nullcontext():
         from gradus.pipeline.execution.prepare import starting_policy
-        from gradus.pipeline.policy.devices import use_threads
+        from gradus.pipeline.policy.devices import settle_process
         from gradus.pipeline.policy.loading import load_policy
         from gradus.pipeline.tasks.task import build_task
 
         wait_for_data(data)
-    use_threads(config.policy)
+    settle_process(config.policy)
     task = build_task(config.task, loaded.base_dir, data)
     if probed.checkpoint is None:
         return task, starting_policy(config, task, loaded.base_dir)

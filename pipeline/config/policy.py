@@ -72,6 +72,9 @@ class PolicyConfig(Options):
     threads: Annotated[int | None, RUNTIME] = Field(None, ge=1)
     """CPU threads of each training process; default: their share of one less than there are cores, because verifiers,
     uploads and the loopback server need one too, and a thread that waits for its core holds up all the others."""
+    deterministic: Annotated[bool, RUNTIME] = False
+    """On a GPU, use PyTorch's deterministic algorithms, so that the same run gives the same bits; slower. On a CPU it
+    does so anyway."""
     trust_remote_code: Annotated[bool, RUNTIME] = False
     """Run Python code that comes with the model. Only for models whose code you have read."""
 

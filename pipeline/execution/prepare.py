@@ -12,7 +12,7 @@ from gradus.pipeline.config import PipelineConfig, PolicyConfig
 from gradus.pipeline.config.options import identity
 from gradus.pipeline.execution.train import reward_suite
 from gradus.pipeline.policy.creation import create_policy
-from gradus.pipeline.policy.devices import check_devices, use_threads
+from gradus.pipeline.policy.devices import check_devices, settle_process
 from gradus.pipeline.policy.fit import check_finite, check_positions, shown_prompt, template_notes
 from gradus.pipeline.policy.loading import load_policy
 from gradus.pipeline.policy.lora import check_adapters
@@ -51,7 +51,7 @@ def prepare(run: RunFolder, observer: Observer) -> dict[str, Any]:
 
 def _prepare(run: RunFolder, observer: Observer) -> dict[str, Any]:
     began, config = time.perf_counter(), run.config
-    use_threads(config.policy)
+    settle_process(config.policy)
     wait_for_data(run.data_dir)
     task = build_task(config.task, run.base_dir, run.data_dir)
     for text in task.notes:

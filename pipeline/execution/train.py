@@ -12,7 +12,7 @@ from gradus.pipeline.common.process import started_up
 from gradus.pipeline.common.ranks import ALONE, Ranks
 from gradus.pipeline.common.records import write_sealed
 from gradus.pipeline.common.shown import shown_share
-from gradus.pipeline.policy.devices import use_threads
+from gradus.pipeline.policy.devices import settle_process
 from gradus.pipeline.policy.fit import long_demonstrations
 from gradus.pipeline.policy.loading import load_policy
 from gradus.pipeline.policy.lora import add_adapters
@@ -59,7 +59,7 @@ def train(
     """
     run, index, task = work.run, work.index, work.task
     config, parent = run.config.stages[index], work.parent_record.content
-    use_threads(run.config.policy, ranks.size)
+    settle_process(run.config.policy, ranks.size)
     started_up()
     policy = _parent_policy(work)
     before = _accuracy_before(run, index, work.parent)

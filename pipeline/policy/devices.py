@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 from torch import Tensor
 
@@ -28,13 +30,18 @@ def pick_device(wanted: str) -> torch.device:
     return torch.device(wanted)
 
 
-def use_threads(config: PolicyConfig, processes: int = 1) -> None:
-    """Set the number of CPU threads, and keep freed memory for this process.
+def settle_process(config: PolicyConfig, processes: int = 1) -> None:
+    """Set what belongs to the whole process: CPU threads, the heap that keeps freed memory, and determinism.
 
-    Without a configured number, the training processes share all cores but one.
+    Without a configured number of threads, the training processes share all cores but one.
     """
     torch.set_num_threads(config.threads or max(1, (usable_cores() - 1) // processes))
     keep_freed_memory()
+    if config.deterministic and pick_device(config.device).type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the first product is computed
+        torch.use_deterministic_algorithms(True)
+        # Filling helps only where reading it is a mistake, and is slow. PyTorch's types do not know the name.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # pyrefly: ignore[missing-attribute]
 
 
 def autocasts(policy: Policy, config: PolicyConfig) -> bool:

@@ -20,8 +20,12 @@ from gradus.pipeline.common.errors import UserError
 from gradus.pipeline.common.process import child_environment
 from gradus.pipeline.tracking.position import Report, count_undelivered, read_run_ids, tracking_options
 
-
 NO_MLFLOW = "MLflow is not installed in this Python"
+
+
+def mlflow_is_installed() -> bool:
+    """Whether this Python has MLflow; it is not imported. Without it, curves stay in the run folders."""
+    return importlib.util.find_spec("mlflow") is not None
 
 
 class UploaderHandle:
@@ -63,7 +67,7 @@ def start_uploader(run_dir: str | Path) -> UploaderHandle:
     uri = ""
     try:
         uri, _ = tracking_options(run_dir)
-        if importlib.util.find_spec("mlflow") is None:
+        if not mlflow_is_installed():
             return UploaderHandle(run_dir, None, uri, NO_MLFLOW)
         module = [sys.executable, "-P", "-m", "gradus.pipeline.tracking.uploader"]
         with open(run_dir / "tracking.log", "ab") as log:

@@ -25,6 +25,7 @@ from gradus.pipeline.common.addresses import redacted, resolve_uri
 from gradus.pipeline.common.errors import UserError
 from gradus.pipeline.common.locks import file_lock
 from gradus.pipeline.common.process import child_environment
+from gradus.pipeline.tracking.client import NO_MLFLOW, mlflow_is_installed
 from gradus.pipeline.tracking.failures import brief
 from gradus.pipeline.tracking.mlflow_run import follow_move
 from gradus.pipeline.tracking.position import Position, tracking_options
@@ -53,6 +54,8 @@ def serve_ui(
     uri = resolve_uri(uri, runs_dir) if uri else _newest_uri(runs_dir)
     if uri.startswith(("http://", "https://", "databricks")):
         return None, uri
+    if not mlflow_is_installed():
+        raise UserError(NO_MLFLOW, got="no package mlflow", fix="pip install mlflow")
     port = _free_port(host, port)
     url = f"http://{host}:{port}"
     log = runs_dir / "mlflow-ui.log"
