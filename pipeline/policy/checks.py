@@ -53,7 +53,9 @@ def check_policy(policy: PolicyConfig) -> None:
 def check_lengths(policy: PolicyConfig, max_tokens: int) -> None:
     """The model takes more tokens than the longest completion has, by its description. Raises: UserError."""
     description = Path(policy.path or "") / "config.json"
-    described = policy.architecture or (_read_json(description) if policy.path and description.is_file() else {})
+    if policy.path and not description.is_file():
+        description = _cached_config(policy.path, policy.revision)
+    described = policy.architecture or (_read_json(description) if policy.path and description is not None else {})
     positions = position_count(described)
     if positions is not None and 0 < positions <= max_tokens:
         new = policy.architecture is not None
@@ -146,6 +148,8 @@ def _check_quantisation(described: dict[str, Any], name: str) -> None:
     for part in (described, described.get("text_config")):
         if isinstance(part, dict) and (found := part.get("quantization_config") or part.get("compression_config")):
             method = found.get("quant_method") or found.get("format") if isinstance(found, dict) else ""
+            if method == "gguf":  # transformers' mark of a model that came from such a file; its weights are plain
+                continue
             raise UserError(
                 "the model's weights are quantised, and such weights cannot be trained",
                 where="policy.path",

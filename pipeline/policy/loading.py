@@ -41,13 +41,15 @@ def load_policy(path: str | Path, config: PolicyConfig) -> Policy:
     with _refusing("tokenizer", path):
         tokenizer = AutoTokenizer.from_pretrained(path, **_options(config))
     with _refusing("model", path):
-        refuse_larger_than_memory(AutoConfig.from_pretrained(path, **_options(config)), config, "policy.path")
+        described = AutoConfig.from_pretrained(path, **_options(config))
+        refuse_larger_than_memory(described, config, "policy.path")
         model, report = AutoModelForCausalLM.from_pretrained(
             path,
             dtype=weights_dtype(config),
             use_safetensors=True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are in the report then, with their names
+            **_unmarked(described),
             **attention_options(config),
             **_options(config),
         )
@@ -69,6 +71,18 @@ def load_prompts(path: str | Path, config: PolicyConfig) -> PromptEncoder:
         except OSError:  # there is no such file
             ends = getattr(described, "eos_token_id", None)
     return PromptEncoder(tokenizer, _template(path, tokenizer, ends, described, config))
+
+
+def _unmarked(described: PretrainedConfig) -> dict[str, PretrainedConfig]:
+    """The description of a model that came from a GGUF file, without the mark of that, as an option of transformers.
+
+    The folder's weights are plain, but with the mark they count as quantised, and the model could not be saved.
+    """
+    quantised = getattr(described, "quantization_config", None)
+    if not isinstance(quantised, dict) or quantised.get("quant_method") != "gguf":
+        return {}
+    vars(described).pop("quantization_config")
+    return {"config": described}
 
 
 def _options(config: PolicyConfig) -> dict[str, Any]:

@@ -155,6 +155,16 @@ def test_quantised_weights_are_refused(folder: Path, config: dict[str, Any]) -> 
     assert method in str(refused.value.got)
 
 
+def test_a_model_that_came_from_a_gguf_file_has_plain_weights(folder: Path) -> None:
+    before = load(folder).model.state_dict()
+    described(folder, quantization_config={"quant_method": "gguf", "dequantize": False, "gguf_file": "x.gguf"})
+    check_policy(PolicyConfig(path=str(folder)))
+    load(folder).save(folder.parent / "saved")
+    after = load(folder.parent / "saved").model.state_dict()
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+    assert "quantization_config" not in json.loads((folder.parent / "saved" / "config.json").read_text("utf-8"))
+
+
 def test_adapters_on_embeddings_and_on_a_tied_head_are_refused(tmp_path: Path) -> None:
     tied = tmp_path / "tied"
     tiny_policy(tie_word_embeddings=True).save(tied)
