@@ -70,10 +70,7 @@ def train(
         parent_folder=work.parent, parent=parent, fingerprint=work.fingerprint, resume_from=work.resume_from,
         carried=read_state(work.parent / RESUME) if config.carry else None, ranks=ranks, sampler=sampler,
     )  # fmt: skip
-    if setup.needs.completions == "demonstrations" and work.resume_from is None:
-        shown = task.prompts(task.train, range(min(DEMONSTRATIONS, len(task.train))))
-        if told := long_demonstrations(policy, shown, run.config.sampling.max_tokens):
-            observer.note(told)
+    _tell_long_demonstrations(setup)
     trainer = Trainer(setup)
     checkpoint = trainer.train()
     after = evaluate(policy, all_prompts(task, "heldout"), suite, run.config, ranks, sampler)
@@ -103,6 +100,14 @@ def train(
         "verifier_errors": after.errors,
         "events": [asdict(event) for event in trainer.stopping.events],
     }
+
+
+def _tell_long_demonstrations(setup: Setup) -> None:
+    """Before a stage learns from demonstrations, tell the user of those that completions could not be as long as."""
+    if setup.needs.completions == "demonstrations" and setup.resume_from is None:
+        shown = setup.task.prompts(setup.task.train, range(min(DEMONSTRATIONS, len(setup.task.train))))
+        if told := long_demonstrations(setup.policy, shown, setup.pipeline.sampling.max_tokens):
+            setup.observer.note(told)
 
 
 def _parent_policy(work: StageWork) -> Policy:

@@ -164,7 +164,8 @@ def _check_vocabulary(described: dict[str, Any], tokenizer: dict[str, Any], fold
     """The model has an embedding for every ordinary token of the tokenizer. Raises: UserError."""
     rows, model = text_options(described).get("vocab_size"), tokenizer.get("model")
     vocabulary = model.get("vocab") if isinstance(model, dict) else None
-    numbers = vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary or ()))
+    listed = range(len(vocabulary)) if isinstance(vocabulary, list) else ()
+    numbers = vocabulary.values() if isinstance(vocabulary, dict) else listed
     highest = max((number for number in numbers if type(number) is int), default=-1)
     if type(rows) is int and highest >= rows:
         raise no_embedding(f"token {highest:,} in tokenizer.json, vocab_size: {rows:,} in config.json", str(folder))

@@ -124,6 +124,7 @@ SEEN_WHEN_LOADED: dict[str, tuple[Change, str]] = {
     "a width beyond all memory": (config(intermediate_size=10**9), "GB of weights"),
     "a tokenizer of another form": (text("tokenizer.json", "{}"), ""),
     "a tokenizer without its vocabulary": (removed("tokenizer.json"), ""),
+    "a number as vocabulary": (text("tokenizer.json", '{"model": {"vocab": 7}}'), ""),
     "a template that cannot be applied": (
         text("chat_template.jinja", "{{ raise_exception('no, never') }}"), "no, never"),
     "a template with a mistake": (text("chat_template.jinja", "{% for %}"), "Expected"),
