@@ -85,10 +85,10 @@ class Rollouts:
     mask_PKT: Tensor
     """bool, true on the completion's own tokens."""
     rollout_logprobs_PKT: Tensor
-    """float32, nats, 0 outside the mask; of the temperature-scaled policy before top-k and top-p. They are computed by
-    the policy itself even where another engine sampled the tokens."""
+    """float32, nats, 0 outside the mask; of the temperature-scaled policy before top-k, top-p and bans. They are
+    computed by the policy itself even where another engine sampled the tokens."""
     truncated_PK: Tensor
-    """bool, true where max_tokens ended the completion, and not an end-of-sequence token."""
+    """bool, true where max_tokens ended the completion, and not an end-of-sequence token or a stop text."""
     texts: list[list[str]]
     """P x K decoded completions, without the tokens that begin, end or pad a text."""
     entropy_PKT: Tensor | None = None

@@ -21,8 +21,21 @@ class SamplingConfig(Options):
     """Keep the smallest set of tokens whose probability reaches this; 1 keeps all."""
     top_k: int = Field(0, ge=0)
     """Keep this many most probable tokens; 0 keeps all."""
+    min_tokens: int | None = Field(None, ge=1)
+    """Shortest completion, in tokens, its end-of-sequence token included: no end token is drawn before, and no ``stop``
+    counts. As with ``top_p`` and ``ban``, log-probabilities remain those of the scaled policy, without any limit."""
+    stop: list[Annotated[str, Field(min_length=1)]] | None = None
+    """Texts that end a completion, and stay in it."""
+    ban: list[Annotated[int, Field(ge=0)] | Annotated[str, Field(min_length=1)]] | None = None
+    """Tokens that are never drawn, by their texts or their numbers."""
     token_budget: Annotated[int, RUNTIME] = Field(65_536, ge=1)
     """Tokens (prompt + max_tokens, times rows) that one sampling batch may hold; bounds the KV cache."""
+
+    @model_validator(mode="after")
+    def _shortest_is_no_longer_than_longest(self) -> SamplingConfig:
+        if self.min_tokens is not None and self.min_tokens > self.max_tokens:
+            raise ValueError(f"`min_tokens` ({self.min_tokens}) is more than `max_tokens` ({self.max_tokens})")
+        return self
 
 
 STALE_CLIP = (0.2, 0.28)

@@ -34,11 +34,15 @@ class DrawKey:
         return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
 
-def draw_tokens(logits_RV: Tensor, uniforms_R: Tensor | None, options: SamplingConfig) -> tuple[Tensor, Tensor, Tensor]:
+def draw_tokens(
+    logits_RV: Tensor, uniforms_R: Tensor | None, options: SamplingConfig, forbidden_RV: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Draw one token per row, by inverting the cumulative distribution at the row's uniform number; greedy without one.
 
-    Shapes: [R, V], [R] -> tokens int64 [R], their log-probabilities float32 [R], entropies float32 [R].
-    Units: nats, of the temperature-scaled distribution before top-k and top-p: the policy that training sees.
+    ``forbidden_RV``: tokens that are not drawn, whatever their probability.
+
+    Shapes: [R, V], [R], bool [R, V] -> tokens int64 [R], their log-probabilities float32 [R], entropies float32 [R].
+    Units: nats, of the temperature-scaled distribution before anything is left out: the policy that training sees.
     """
     logits_RV = logits_RV.float()
     if options.temperature != 1.0:
@@ -51,6 +55,9 @@ def draw_tokens(logits_RV: Tensor, uniforms_R: Tensor | None, options: SamplingC
     # Where a logit is -inf, its probability is 0, and so is its contribution to the mean.
     entropy_R = log_normaliser_R - torch.linalg.vecdot(probs_RV, logits_RV.clamp(min=-1e30))
     token_R = best_R1[:, 0]
+    if forbidden_RV is not None:
+        token_R = logits_RV.masked_fill(forbidden_RV, -torch.inf).argmax(-1)
+        probs_RV = probs_RV.masked_fill(forbidden_RV, 0.0)
     if uniforms_R is not None:
         cdf_RV = running_sums(summable(truncate(probs_RV, options)))
         target_R1 = (uniforms_R[:, None] * cdf_RV[:, -1:]).to(cdf_RV.dtype)

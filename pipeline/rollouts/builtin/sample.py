@@ -20,6 +20,7 @@ from gradus.pipeline.config import SamplingConfig
 from gradus.pipeline.policy.policy import Policy
 from gradus.pipeline.rollouts.builtin.draw import DrawKey, draw_tokens
 from gradus.pipeline.rollouts.builtin.engines import LogitsEngine, engine_of
+from gradus.pipeline.rollouts.builtin.limits import Limits
 from gradus.pipeline.types import Prompt, Rollouts
 
 COMPACT_AT = 0.8
@@ -77,7 +78,9 @@ class _Groups:
         self.spare = len(self.encoded) * self.group_size
         width, device = self.options.max_tokens, self.policy.device
         self.tokens = torch.full((self.spare + 1, width), self.policy.template.pad_id, device=device)
-        self.ends = torch.tensor(self.policy.template.eos_ids, device=device)
+        self.limits = Limits(self.policy, self.options)
+        self.stopped = torch.zeros(self.spare + 1, dtype=torch.long, device=device)
+        """The length at which a stop text has ended an output row; 0 where none has."""
         self.record: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
         """The output rows, positions, log-probabilities and entropies of each step."""
 
@@ -103,11 +106,12 @@ class _Groups:
                 longest_at.add(step + width - 1)
             assert logits is not None
             drawn = None if self.uniforms is None else self.uniforms[row.clamp(max=self.spare - 1), count]
-            token, logprob, entropy = draw_tokens(logits, drawn, self.options)
+            forbidden = self.limits.forbidden(count, logits.shape[-1])
+            token, logprob, entropy = draw_tokens(logits, drawn, self.options, forbidden)
             self.tokens[row, count] = token
             self.record.append((row, count, logprob, entropy))
             count = count + 1
-            row = torch.where((token[:, None] == self.ends).any(-1) | (count == width), self.spare, row)
+            row = torch.where(self._ended(row, count, token) | (count == width), self.spare, row)
             full = step in longest_at
             if (full or step % every == 0) and bool((row != known).any() or (full and (count == width).any())):
                 self._finish(known[row != known])
@@ -119,6 +123,15 @@ class _Groups:
                     engine.keep(kept)
                 known = row
             logits = engine.step(token) if len(row) else None
+
+    def _ended(self, row: Tensor, count: Tensor, token: Tensor) -> Tensor:
+        """Whether the token that each row has just drawn ends it. Shapes: int64 [R] each -> bool [R]."""
+        ended = (token[:, None] == self.limits.ends).any(-1)
+        if not self.limits.stop:
+            return ended
+        stopped = self.limits.stopped(self.tokens, row, count)
+        self.stopped[row[stopped]] = count[stopped]
+        return ended | stopped
 
     def _next(self, waiting: deque[int], engine: LogitsEngine) -> list[int]:
         """The prompts that fit into the cache beside the growing groups; at least one where no group is growing.
@@ -154,27 +167,30 @@ class _Groups:
         for p in (done // self.group_size).tolist():
             self.open[p] -= 1
             if self.open[p] == 0:
-                written = self.tokens[p * self.group_size : (p + 1) * self.group_size].cpu()
-                lengths = self._lengths(written)[0].tolist()
+                group = slice(p * self.group_size, (p + 1) * self.group_size)
+                written = self.tokens[group].cpu()
+                lengths = self._lengths(written, self.stopped[group])[0].tolist()
                 rows = zip(written.tolist(), lengths, strict=True)
                 self.texts[p] = [self.policy.decode(tokens[:length]) for tokens, length in rows]
                 if self.on_group is not None:
                     self.on_group(p, self.texts[p])
 
-    def _lengths(self, tokens_RT: Tensor) -> tuple[Tensor, Tensor]:
-        """The length of complete rows, and whether an end token ended them.
+    def _lengths(self, tokens_RT: Tensor, stopped_R: Tensor) -> tuple[Tensor, Tensor]:
+        """The length of complete rows, and whether an end token or a stop text ended them.
 
-        Shapes: int64 [R, max_tokens] on the CPU -> int64 [R], bool [R].
+        Shapes: int64 [R, max_tokens] on the CPU, int64 [R] -> int64 [R], bool [R].
         """
+        stopped_R = stopped_R.cpu()
         ends_RT = torch.isin(tokens_RT, torch.tensor(self.policy.template.eos_ids))
         ended_R = ends_RT.any(-1)
-        return torch.where(ended_R, ends_RT.int().argmax(-1) + 1, tokens_RT.shape[1]), ended_R
+        lengths_R = torch.where(ended_R, ends_RT.int().argmax(-1) + 1, tokens_RT.shape[1])
+        return torch.where(stopped_R > 0, stopped_R, lengths_R), ended_R | (stopped_R > 0)
 
     def rollouts(self, prompts: list[Prompt]) -> Rollouts:
         """All completions in the order of the prompts, cut to the longest one, on the CPU."""
         shape = (len(self.encoded), self.group_size, -1)
         tokens = self.tokens[:-1].cpu()
-        lengths_PK, ended_PK = (found.view(shape[:2]) for found in self._lengths(tokens))
+        lengths_PK, ended_PK = (found.view(shape[:2]) for found in self._lengths(tokens, self.stopped[:-1]))
         longest = int(lengths_PK.max())
         rows, positions, logprobs, entropies = (torch.cat(parts) for parts in zip(*self.record, strict=True))
         recorded = []

@@ -38,11 +38,25 @@ def check_rollouts(config: PipelineConfig) -> None:
     """The engine is available and fits the configuration. Raises: UserError."""
     if not config.rollouts.external:
         return
+    _check_options(config)
     mode = logprobs_mode(config)
     if config.rollouts.engine == "vllm":
         _check_installed()
     else:
         _check_server(config, mode)
+
+
+def _check_options(config: PipelineConfig) -> None:
+    for name in ("stop", "min_tokens", "ban"):
+        given = next((value for s in config.samplings if (value := getattr(s, name))), None)
+        if given is not None:
+            raise UserError(
+                f"vLLM engines take no `{name}`: their log-probabilities or ends would not be the built-in sampler's",
+                where=f"sampling.{name}",
+                got=given,
+                expected=f"rollouts.engine transformers where sampling.{name} is set",
+                fix=f"leave {name} out, or set rollouts.engine to transformers",
+            )
 
 
 def _check_installed() -> None:
