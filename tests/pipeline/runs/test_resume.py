@@ -15,12 +15,13 @@ from gradus.pipeline.runs.run_folder import RunFolder
 from gradus.pipeline.tracking.journal import metric_history
 
 STEPS = 6
+LIMITS = {"max_tokens": 10, "min_tokens": 3, "stop": ["1", "+ "], "ban": [7, "="]}
 STAGES = [
     {"stage": "sft", "eval_every": 2, "handover": "best"},
     {"stage": "dapo", "group_size": 3},
     {"stage": "vapo", "group_size": 3},
     {"stage": "gfpo", "group_size": 3, "ranking": ["reward", "equation_steps", "shorter"], "updates_per_batch": 2},
-    {"stage": "srpo", "group_size": 2, "refresh": 3, "advantage": "combined"},
+    {"stage": "srpo", "group_size": 2, "refresh": 3, "advantage": "combined", "sampling": LIMITS},
 ]
 PAPER = [
     {"stage": "dapo", "group_size": 3, "refills": 2, "overlong": 0.5},
