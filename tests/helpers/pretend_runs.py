@@ -36,6 +36,7 @@ LLAMA = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "nu
          "num_key_value_heads": 2}  # fmt: skip
 PAPER_VAPO = {"stage": "vapo", "variant": "paper", "critic_warmup": 1, "updates_per_batch": 2, "group_size": 3,
               "name": "tokens", "steps": 2}  # fmt: skip
+LIMITED = {"max_tokens": 7, "top_p": 0.9, "top_k": 20, "min_tokens": 3, "stop": ["1"], "ban": [7]}
 CHAINS: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
     "packed": (
         {"architecture": {"model_type": "llama", **LLAMA}},
@@ -50,7 +51,7 @@ CHAINS: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
                 "minibatches": 2,
             },
             {"stage": "gfpo", "name": "kept", "variant": "paper", "group_size": 3, "keep": (2, 2, 2, 3)},
-            {"stage": "dapo", "group_size": 3, "sampling": {"max_tokens": 7, "top_p": 0.9, "top_k": 20}},
+            {"stage": "dapo", "group_size": 3, "sampling": LIMITED},
             {"stage": "dapo", "name": "shaped", "variant": "paper", "group_size": 3, "token_budget": 64},
             {"stage": "srpo", "group_size": 3},
             {"stage": "srpo", "name": "history", "variant": "paper", "group_size": 3},

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -58,7 +60,8 @@ class Limits:
 
 def _token(policy: Policy, entry: int | str) -> int:
     """The token of an entry of ``ban``."""
-    size, known = policy.model.get_input_embeddings().num_embeddings, policy.tokenizer.get_vocab()
+    embedding: Any = policy.model.get_input_embeddings()
+    size, known = embedding.num_embeddings, policy.tokenizer.get_vocab()
     if isinstance(entry, str):
         tokens = [known[entry]] if entry in known else policy.tokenizer(entry, add_special_tokens=False)["input_ids"]
         got = f"{entry!r}, which is {len(tokens)} tokens"
