@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from gradus.flows.orchestrator.recorded import flow_record
 from gradus.flows.screen.progress import watching
 from gradus.flows.screen.text import line_printer
 from gradus.flows.screen.view import only_a_view
 from gradus.pipeline.common import interruption
 from gradus.pipeline.common.errors import StageFailed, UserError
-from gradus.pipeline.common.files import read_json
 from gradus.pipeline.common.observer import Observer, Observers
 from gradus.pipeline.runs.run_folder import RunFolder
 
@@ -143,7 +143,7 @@ def _engine(name: str, say: Callable[[str], None]) -> RunEngine:
 
 def settle_prefect_record(run: RunFolder, say: Callable[[str], None]) -> None:
     """Report to the Prefect server, if it is up, how the last launch ended, if that was killed before it could."""
-    record = read_json(run.path / "prefect.json")
+    record = flow_record(run.path)
     if not record or record["state"] or run.holder() is not None:
         return
     from gradus.flows.orchestrator.server import ensure_server, server_status

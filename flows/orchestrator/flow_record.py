@@ -29,8 +29,9 @@ from prefect.settings import get_current_settings
 from prefect.states import Completed, Crashed, Failed, State
 from prefect.utilities.urls import url_for
 
-from gradus.pipeline.common.files import read_json, write_json
+from gradus.flows.orchestrator.recorded import FLOW_FILE, flow_record
 from gradus.pipeline.common.process import process_start
+from gradus.pipeline.common.records import write_sealed
 from gradus.pipeline.runs.run_folder import RunFolder
 
 TAG = "gradus"
@@ -48,14 +49,11 @@ class FlowRecord:
     """The record in a run folder: the latest flow run and, under ``earlier``, the ones before it, oldest first."""
 
     def __init__(self, run_path: Path):
-        self.path = run_path / "prefect.json"
+        self.path = run_path / FLOW_FILE
 
     def read(self) -> dict[str, Any]:
         """What :meth:`begin` has written; empty if there is no record or it is damaged."""
-        try:
-            return read_json(self.path) or {}
-        except ValueError:
-            return {}
+        return flow_record(self.path.parent)
 
     def earlier(self) -> list[dict[str, Any]]:
         """Records of the flow runs that the latest one continues, oldest first."""
@@ -148,7 +146,7 @@ class FlowRecord:
     def _write(self, record: dict[str, Any]) -> None:
         """Replace the record. A full disk is reported by the work itself, not here."""
         with contextlib.suppress(OSError):
-            write_json(self.path, record)
+            write_sealed(self.path, record)
 
 
 def _final_state(record: dict[str, Any]) -> State[Any]:

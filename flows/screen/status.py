@@ -12,6 +12,7 @@ from gradus.pipeline.config import StageConfig
 from gradus.pipeline.runs.checkpoint import checkpoints_in, step_of
 from gradus.pipeline.runs.fork import forks_in
 from gradus.pipeline.runs.run_folder import RUN_FILE, START_FILE, RunFolder
+from gradus.pipeline.runs.run_paths import typed
 
 TAIL_BYTES = 65_536
 """How much of the end of a journal is read to find a stage's last step."""
@@ -58,7 +59,7 @@ def _fill(status: dict[str, Any], run: RunFolder, forks: Forks) -> None:
     except UserError:
         raise
     except Exception as error:  # the files may hold anything
-        fix = f"`gradus verify {run.name}` looks at its files"
+        fix = f"{typed(run, 'verify')} looks at its files"
         raise UserError(str(error) or type(error).__name__, where=str(run.path), fix=fix) from error
 
 

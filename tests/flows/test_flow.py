@@ -25,11 +25,14 @@ from flow_runs import LABELS, Listener, api, artifacts, flow_run, open_run, task
 from paths import REPOSITORY
 from small_pipeline import STAGE_CONFIGS, pipeline, write_task
 
+from gradus.flows import launch
 from gradus.flows.orchestrator import server
+from gradus.flows.orchestrator.recorded import FLOW_FILE, flow_record
 from gradus.flows.order import failure_line, run_plain
 from gradus.pipeline.common.errors import StageFailed, UserError
-from gradus.pipeline.common.files import read_json, write_json
+from gradus.pipeline.common.files import read_json
 from gradus.pipeline.common.observer import Observer
+from gradus.pipeline.common.records import write_sealed
 from gradus.pipeline.runs.run_folder import RESULT_FILE, RunFolder
 
 
@@ -116,7 +119,7 @@ def test_a_disk_too_full_for_prefects_record_does_not_hide_why(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     def fail() -> None:
-        monkeypatch.setattr(f"{staged.FlowRecord.__module__}.write_json", full)
+        monkeypatch.setattr(f"{staged.FlowRecord.__module__}.write_sealed", full)
         raise StageFailed("there is no room for the checkpoint of step 10")
 
     run = open_run(tmp_path)
@@ -179,8 +182,8 @@ def test_a_server_that_stays_away_costs_seconds_and_no_result(
     server.ensure_server()
     assert flow_run(run)["state_name"] == "Running"
     earlier = read_json(run.path / "prefect.json")["flow_run_id"]
-    record = read_json(run.path / "prefect.json")
-    write_json(run.path / "prefect.json", record | {"process": "gone"})
+    record = flow_record(run.path)
+    write_sealed(run.path / "prefect.json", record | {"process": "gone"})
     staged.run_staged(run.path, Observer(), work(run, Rehearsal()))
     assert api(f"/flow_runs/{earlier}")["state_name"] == "Completed"
 
@@ -245,3 +248,13 @@ def test_a_flow_runs_inside_an_event_loop_as_in_a_notebook(staged: Any, tmp_path
     assert record["state_name"] == "Completed" and len(task_states(record["id"], 5)) == 5
     assert set(artifacts(record["id"])) >= {"run-curves", "run-stages"}
     assert not [note for note in listener.notes if "failed" in note]
+
+
+@pytest.mark.parametrize("content", ["", "[1]", '{"state": null}', '{"state": null, "record": "0000000000000000"}'])
+def test_a_damaged_record_of_flow_runs_stops_nobody(content: str, tmp_path: Path) -> None:
+    """Prefect's server knows the flow runs of a folder anyway."""
+    run = open_run(tmp_path)
+    (run.path / FLOW_FILE).write_text(content)
+    said: list[str] = []
+    launch.settle_prefect_record(run, said.append)
+    assert said == []

@@ -21,6 +21,7 @@ from paths import HELPERS, search_path
 from small_pipeline import STAGE_CONFIGS, pipeline, write_task
 
 from gradus.flows.orchestrator import server
+from gradus.flows.orchestrator.recorded import flow_record
 from gradus.flows.order import run_plain
 from gradus.pipeline.common.files import read_json, write_json
 from gradus.pipeline.common.interruption import Interrupted
@@ -107,8 +108,8 @@ def test_a_signal_in_any_of_prefects_requests_ends_as_interrupted(
     real, run = getattr(client, request_of_prefect), open_run(tmp_path)
     if request_of_prefect == "read_task_runs":  # made for an earlier launch that was killed
         staged.run_staged(run.path, Observer(), work(run, Rehearsal()))
-        record = read_json(run.path / "prefect.json")
-        write_json(run.path / "prefect.json", record | {"process": "gone", "state": None})
+        record = flow_record(run.path)
+        write_sealed(run.path / "prefect.json", record | {"process": "gone", "state": None})
 
     def struck(self: Any, *args: Any, **options: Any) -> Any:
         monkeypatch.setattr(client, request_of_prefect, real)
@@ -240,9 +241,9 @@ def test_what_could_not_be_settled_is_settled_later(staged: Any, tmp_path: Path)
     with pytest.raises(Interrupted):
         staged.run_staged(run.path, Observer(), work(run, Rehearsal(sft=send(signal.SIGTERM))))
     staged.run_staged(run.path, Observer(), work(run, Rehearsal()))
-    record, lost = read_json(run.path / "prefect.json"), {"process": "gone", "state": None}
+    record, lost = flow_record(run.path), {"process": "gone", "state": None}
     (earlier,) = record["earlier"]
-    write_json(run.path / "prefect.json", record | {"earlier": [earlier | lost]})
+    write_sealed(run.path / "prefect.json", record | {"earlier": [earlier | lost]})
     api(f"/flow_runs/{earlier['flow_run_id']}/set_state", {"state": {"type": "RUNNING"}, "force": True})
     staged.run_staged(run.path, Observer(), work(run, Rehearsal()))
     settled = api(f"/flow_runs/{earlier['flow_run_id']}")
