@@ -167,7 +167,8 @@ def _open(loaded: LoadedConfig, probed: ProbedPolicy, folder: Path) -> tuple[Tas
     settle_process(config.policy)
     task = build_task(config.task, loaded.base_dir, data)
     if probed.checkpoint is None:
-        return task, starting_policy(config, task, loaded.base_dir)
+        policy, task = starting_policy(config, task, loaded.base_dir, data if probed.data is None else None)
+        return task, policy
     return task, load_policy(probed.checkpoint, config.policy)
 
 

@@ -18,6 +18,9 @@ class TaskOptions(Options):
     """Further held-out prompts, used only to choose a stage's best checkpoint, so that the report stays unbiased."""
     demonstrations: Literal["none", "column", "solver"] = "none"
     """Where SFT's worked completions come from: a column, or the arithmetic solver."""
+    overlong_prompts: Literal["error", "drop", "truncate_left"] = "error"
+    """What happens to prompts that leave the model too few positions for ``sampling.max_tokens``: the run is refused,
+    they are left out, or they lose their first characters (system turns stay)."""
 
 
 class ReasoningGymTask(TaskOptions):

@@ -19,6 +19,7 @@ from gradus.pipeline.config import PipelineConfig, StageConfig
 from gradus.pipeline.config.checks import looks_at_samples
 from gradus.pipeline.config.explain import combined
 from gradus.pipeline.policy.checks import check_lengths, check_policy
+from gradus.pipeline.policy.prompt_lengths import too_long
 from gradus.pipeline.stage import Stage
 
 SPARE_BYTES = 200_000_000
@@ -47,10 +48,17 @@ def preflight(
     from gradus.pipeline.tracking.access import check_tracking
 
     longest, notes = max(option.max_tokens for option in config.samplings), list[str]()
+
+    def check_data() -> None:
+        found = check_task(config.task, base_dir)
+        notes.extend(found.notes)
+        if "policy" not in copied:
+            notes.extend(_check_questions(config, found.questions, longest))
+
     sources: list[tuple[str, Callable[[], None]]] = [
         ("policy", lambda: check_policy(config.policy)),
         ("policy", lambda: check_lengths(config.policy, longest)),
-        ("task", lambda: notes.extend(check_task(config.task, base_dir))),
+        ("task", check_data),
     ]
     checks: list[Callable[[], None]] = [
         *(check for section, check in sources if section not in copied),
@@ -71,6 +79,34 @@ def preflight(
     if problems:
         raise combined(problems, file or f"the pipeline {config.name!r}")
     return notes
+
+
+def _check_questions(config: PipelineConfig, questions: list[str], max_tokens: int) -> list[str]:
+    """The first questions leave the model room for a completion; else what happens to them. Raises: UserError."""
+    wanted = config.task.overlong_prompts
+    if wanted != "error" and config.policy.path is None:
+        raise UserError(
+            "a new model can take every prompt",
+            where="task.overlong_prompts",
+            got=wanted,
+            expected="error, where the policy is new",
+            fix="leave it out, and give policy.architecture enough positions (max_position_embeddings)",
+        )
+    if (found := too_long(config.policy, questions, max_tokens)) is None:
+        return []
+    count, longest, limit = found
+    told = (
+        f"{count:,} of the first {len(questions):,} questions have more than {limit:,} tokens, the longest {longest:,}"
+    )
+    if wanted == "error":
+        raise UserError(
+            "prompts leave the model no room for a completion",
+            where="task.overlong_prompts",
+            got=told,
+            expected=f"the model's positions less sampling.max_tokens ({max_tokens:,})",
+            fix="set it to drop or truncate_left, lower sampling.max_tokens, or choose a model with more positions",
+        )
+    return [f"{told}: they are {'left out' if wanted == 'drop' else 'cut from the left'} (task.overlong_prompts)"]
 
 
 def _placed(problem: UserError, file: str) -> UserError:

@@ -10,10 +10,11 @@ from gradus.pipeline.common.observer import Observer
 from gradus.pipeline.common.records import write_sealed
 from gradus.pipeline.config import PipelineConfig, PolicyConfig
 from gradus.pipeline.config.options import identity
+from gradus.pipeline.execution.overlong import fitted
 from gradus.pipeline.execution.train import reward_suite
 from gradus.pipeline.policy.creation import create_policy
 from gradus.pipeline.policy.devices import check_devices, settle_process
-from gradus.pipeline.policy.fit import check_finite, check_positions, shown_prompt, template_notes
+from gradus.pipeline.policy.fit import check_finite, shown_prompt, template_notes
 from gradus.pipeline.policy.loading import load_policy
 from gradus.pipeline.policy.lora import check_adapters
 from gradus.pipeline.policy.policy import Policy
@@ -54,10 +55,10 @@ def _prepare(run: RunFolder, observer: Observer) -> dict[str, Any]:
     settle_process(config.policy)
     wait_for_data(run.data_dir)
     task = build_task(config.task, run.base_dir, run.data_dir)
+    sources = policy_seen(config, run.base_dir)
+    policy, task = starting_policy(config, task, run.base_dir, run.data_dir)
     for text in task.notes:
         observer.note(text)
-    sources = policy_seen(config, run.base_dir)
-    policy = starting_policy(config, task, run.base_dir)
     first = first_prompt(task)
     observer.note(f"first prompt: {shown_prompt(policy.prompts, first)!r}")
     for text in template_notes(policy.prompts, first):
@@ -91,9 +92,12 @@ def _still_good(run: RunFolder, known: dict[str, Any], observer: Observer) -> bo
     return not damaged
 
 
-def starting_policy(config: PipelineConfig, task: TaskData, base_dir: Path) -> Policy:
+def starting_policy(
+    config: PipelineConfig, task: TaskData, base_dir: Path, data: Path | None
+) -> tuple[Policy, TaskData]:
     """The policy before any stage: a new one, or one from a folder (relative to the configuration) or from the Hub.
 
+    Returns it with the task as it can do it; ``data`` is the task's folder, None where that may not be changed.
     Raises: UserError where it cannot do the task.
     """
     if config.policy.path is None:
@@ -102,10 +106,9 @@ def starting_policy(config: PipelineConfig, task: TaskData, base_dir: Path) -> P
         policy = load_policy(source(config.policy, base_dir), config.policy)
     if config.policy.lora is not None:
         check_adapters(policy.model.config, config.policy)
-    longest = longest_prompts(task)
-    check_positions(policy, longest, max(option.max_tokens for option in config.samplings))
-    check_finite(policy, [first_prompt(task), longest[0]])
-    return policy
+    task = fitted(task, policy, config, data)
+    check_finite(policy, [first_prompt(task), longest_prompts(task)[0]])
+    return policy, task
 
 
 def source(policy: PolicyConfig, base_dir: Path) -> Path | str:

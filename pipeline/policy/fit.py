@@ -17,20 +17,10 @@ SHOWN_TOKENS = 400
 """Tokens of a prompt that are shown at each of its ends."""
 
 
-def check_positions(policy: Policy, prompts: Sequence[Prompt], max_tokens: int) -> None:
-    """The model has positions for the longest prompt and its completion. Raises: UserError."""
+def position_limit(policy: Policy) -> int | None:
+    """How many tokens the model takes; None where it has no such limit, as those that read one after the other."""
     positions = getattr(policy.model.config.get_text_config(), "max_position_embeddings", None)
-    if not isinstance(positions, int) or positions <= 0:  # such as models that read one token after the other
-        return
-    length = max(len(policy.encode_prompt(prompt)) for prompt in prompts)
-    if length + max_tokens > positions:
-        raise UserError(
-            "the model takes fewer tokens than the longest prompt and its completion have",
-            where="sampling.max_tokens",
-            got=f"{max_tokens:,}, after a prompt of {length:,} tokens",
-            expected=f"{positions:,} tokens at most together, the model's max_position_embeddings",
-            fix="lower sampling.max_tokens, leave long prompts out of the task, or choose a model with more positions",
-        )
+    return positions if isinstance(positions, int) and positions > 0 else None
 
 
 @torch.no_grad()

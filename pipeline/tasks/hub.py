@@ -13,10 +13,10 @@ from gradus.pipeline.config.task import HubTask
 from gradus.pipeline.tasks.arrow import as_rows
 from gradus.pipeline.tasks.formats import form_of
 from gradus.pipeline.tasks.metadata import BATCH, Batch
-from gradus.pipeline.tasks.tables import check_head, normalised, numbered
+from gradus.pipeline.tasks.tables import Found, check_head, normalised, numbered
 
 
-def check_hub(task: HubTask, base_dir: Path, notes: list[str]) -> None:
+def check_hub(task: HubTask, base_dir: Path, found: Found) -> None:
     """Check that the Hub has the data set, or, for a local folder, its splits and first rows. Raises: UserError.
 
     Only the data set's description is requested from the Hub. Without an answer, a data set in the local cache will do.
@@ -32,7 +32,7 @@ def check_hub(task: HubTask, base_dir: Path, notes: list[str]) -> None:
                 raise UserError(f"split {split} has no rows", where=where, got=split, fix="choose another split")
             held, source = where == "task.heldout_split", f"split {split}"
             form = form_of(first, task, source, held)
-            check_head((source, 1, first), task, where, held, notes, form)
+            check_head((source, 1, first), task, where, held, found, form)
 
 
 def read_hub(task: HubTask, base_dir: Path, split: str, where: str, notes: list[str]) -> Iterator[Batch]:

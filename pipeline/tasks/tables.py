@@ -7,6 +7,7 @@ so that every message can name the row it is about.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -23,46 +24,55 @@ Part = tuple[str, int, list[dict[str, Any]]]
 """(name of the source, number of the first row from 1, rows)."""
 
 
-def check_files(task: FileTask, base_dir: Path, where: str, rows: int, notes: list[str]) -> None:
+@dataclass
+class Found:
+    """What a check of a task found in the first rows."""
+
+    notes: list[str] = field(default_factory=list)
+    """Lines for the user."""
+    questions: list[str] = field(default_factory=list)
+    """The questions, each once."""
+
+
+def check_files(task: FileTask, base_dir: Path, where: str, rows: int, found: Found) -> None:
     """Check that the files can be read, have ``rows`` rows, and begin with rows that become prompts.
 
-    Reads no more than needed; ``notes`` gets what is worth knowing. Raises: UserError.
+    Reads no more than needed. Raises: UserError.
     """
     held = where == "task.heldout_path"
     files = files_of((task.heldout_path if held else task.path) or [], base_dir, where)
-    first, found = next(_parts(files, where), None), 0
+    first, count = next(_parts(files, where), None), 0
     for file in files:
-        found += count_rows(file, where, max(rows - found, 1))
+        count += count_rows(file, where, max(rows - count, 1))
     name = files[0].name if len(files) == 1 else f"{len(files)} files"
-    if first is None or found < rows:
+    if first is None or count < rows:
         raise UserError(
             f"{name} has too few rows" if len(files) == 1 else "the files have too few rows",
             where=where,
-            got=f"{found} rows",
+            got=f"{count} rows",
             expected=f"at least {rows}, for task.heldout, task.validation and training",
             fix="lower task.heldout or task.validation, or bring more rows",
         )
-    check_head(first, task, where, held, notes, _form(files, first, task, where, held))
+    check_head(first, task, where, held, found, _form(files, first, task, where, held))
 
 
-def check_head(
-    head: Part, task: TableOptions, where: str, held: bool, notes: list[str], form: Form | None = None
-) -> None:
+def check_head(head: Part, task: TableOptions, where: str, held: bool, found: Found, form: Form) -> None:
     """Check that the first rows of a table become prompts. Raises: UserError."""
     from gradus.pipeline.tasks.splits import distinct
 
-    found: list[str] = []
-    table = distinct(normalised([head], task, held, found, form), found)
+    notes: list[str] = []
+    table = distinct(normalised([head], task, held, notes, form), notes)
     source, size = head[0], len(head[2])
     if table.num_rows == 0:
         raise UserError(
             f"none of the first {size} rows of {source} is a prompt",
             where=where,
-            got="; ".join(found),
+            got="; ".join(notes),
             expected="rows with a question and an answer",
             fix="set task.columns to the columns that hold them, or task.columns.answer to null where none is needed",
         )
-    notes += [note if note.startswith(source) else f"in the first {size} rows: {note}" for note in found]
+    found.notes += [note if note.startswith(source) else f"in the first {size} rows: {note}" for note in notes]
+    found.questions += table["question"].to_pylist()
 
 
 def read_files(task: FileTask, base_dir: Path, where: str, notes: list[str]) -> Iterator[Batch]:

@@ -28,7 +28,7 @@ from gradus.pipeline.tasks.metadata import BATCH, Batch
 from gradus.pipeline.tasks.prompt_order import read_prompts
 from gradus.pipeline.tasks.reasoning_gym import check_gym, read_gym
 from gradus.pipeline.tasks.splits import content_hash, distinct, split
-from gradus.pipeline.tasks.tables import check_files, read_files
+from gradus.pipeline.tasks.tables import Found, check_files, read_files
 from gradus.pipeline.types import Prompt, transcript
 
 if TYPE_CHECKING:
@@ -69,15 +69,15 @@ class TaskData:
         return read_prompts(split, indices)
 
 
-def check_task(task: AnyTask, base_dir: Path) -> list[str]:
+def check_task(task: AnyTask, base_dir: Path) -> Found:
     """Check a task as far as possible before any compute is spent; relative paths start at ``base_dir``.
 
-    Returns lines for the user about what was found. Raises: UserError.
+    Returns what was found in its first rows. Raises: UserError.
     """
-    notes: list[str] = []
+    found = Found()
     if isinstance(task, ReasoningGymTask):
         check_gym(task)
-        return notes
+        return found
     if task.demonstrations == "solver":
         raise UserError(
             "the solver works on reasoning_gym's arithmetic only",
@@ -87,13 +87,13 @@ def check_task(task: AnyTask, base_dir: Path) -> list[str]:
             fix="name the column of worked solutions in task.columns.demonstration",
         )
     if isinstance(task, HubTask):
-        check_hub(task, base_dir, notes)
-        return notes
+        check_hub(task, base_dir, found)
+        return found
     needed = 1 + task.validation + (0 if task.heldout_path else task.heldout)
-    check_files(task, base_dir, "task.path", needed, notes)
+    check_files(task, base_dir, "task.path", needed, found)
     if task.heldout_path is not None:
-        check_files(task, base_dir, "task.heldout_path", task.heldout, notes)
-    return notes
+        check_files(task, base_dir, "task.heldout_path", task.heldout, found)
+    return found
 
 
 def build_task(task: AnyTask, base_dir: Path, folder: Path) -> TaskData:
@@ -213,27 +213,41 @@ def task_sources(task: AnyTask, base_dir: Path) -> dict[str, Path]:
     return paths
 
 
+def rewrite_task(folder: Path, splits: dict[str, pyarrow.Table], note: str) -> None:
+    """Replace the splits in a task's folder, for a reason that is noted there. Raises: UserError."""
+    record = _record(folder)
+    if record is None:
+        raise UserError("the task's data is missing or damaged", where=str(folder), fix="start a new run")
+    _store(folder, splits, {**record, "notes": [*record["notes"], note]})
+
+
 def _write(
     folder: Path, splits: dict[str, pyarrow.Table], task: AnyTask, notes: list[str], sources: dict[str, Seen]
 ) -> None:
+    record = {
+        "format": FORMAT,
+        "source": _describe(task),
+        "config": task.model_dump(mode="json"),
+        "sources": sources,
+        "has_demonstrations": task.demonstrations != "none",
+        "notes": notes,
+    }
+    _store(folder, splits, record)
+
+
+def _store(folder: Path, splits: dict[str, pyarrow.Table], record: dict[str, Any]) -> None:
     """Write the folder, completely or not at all."""
     import pyarrow.parquet
 
     with folder_in_the_making(folder) as making:
         for name, table in splits.items():
             pyarrow.parquet.write_table(table, making / f"{name}.parquet", row_group_size=50 * BATCH)
-        record = {
-            "format": FORMAT,
-            "source": _describe(task),
-            "config": task.model_dump(mode="json"),
-            "sources": sources,
+        made = {
             "hashes": {name: content_hash(table) for name, table in splits.items()},
             "sizes": {name: table.num_rows for name, table in splits.items()},
-            "has_demonstrations": task.demonstrations != "none",
-            "notes": notes,
             "files": {f"{name}.parquet": sha256(making / f"{name}.parquet") for name in splits},
         }
-        write_sealed(making / "data.json", record)
+        write_sealed(making / "data.json", record | made)
 
 
 def _is_same(known: dict[str, Any], task: AnyTask) -> bool:

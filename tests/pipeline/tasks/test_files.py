@@ -106,7 +106,7 @@ def test_missing_is_missing_in_every_form(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "t.jsonl", [*good, *({"question": q, "answer": a} for q, a in gone)])
     (tmp_path / "t.csv").write_text("question,answer\n" + "".join(f"{n}?,{n}\n" for n in range(8)) + "x,nan\ny,NaN\n")
     for name, missing in (("t.parquet", 3), ("t.jsonl", 5), ("t.csv", 2)):
-        notes = check_task(file(name), tmp_path)
+        notes = check_task(file(name), tmp_path).notes
         data = build_task(file(name), tmp_path, tmp_path / name[2:])
         assert sum(data.sizes.values()) == 8 and "nan" not in answers(data).values()
         told = f"{missing} of {8 + missing} rows of {name} left out: no question or no answer"

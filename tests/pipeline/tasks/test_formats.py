@@ -19,7 +19,7 @@ from gradus.pipeline.types import Prompt
 def built(folder: Path, made: list[dict[str, Any]], **options: Any) -> TaskData:
     write_jsonl(folder / "t.jsonl", made)
     task = file("t.jsonl", **{"heldout": 1, **options})
-    notes = check_task(task, folder)
+    notes = check_task(task, folder).notes
     data = build_task(task, folder, folder / "data")
     assert [note for note in data.notes if "format" in note] == [note for note in notes if "format" in note]
     return data
