@@ -24,15 +24,15 @@ Changes = dict[str, dict[int, Prompt | None]]
 
 def long_prompts(task: TaskData, length: int) -> Iterator[tuple[str, int, Prompt]]:
     """(split, row, prompt) of the prompts whose texts have more than so many bytes; no token is less than a byte."""
-    import pyarrow.compute
+    from pyarrow.compute import call_function as measured
 
     for name in SPLITS:
         split = getattr(task, name)
         columns: Any = split.select_columns([c for c in ("question", MORE) if c in split.column_names])
         for start, batch in zip(itertools.count(0, BATCH), columns.with_format("arrow").iter(BATCH), strict=False):
-            sizes = pyarrow.compute.binary_length(batch.column("question")).to_pylist()
+            sizes = measured("binary_length", [batch.column("question")]).to_pylist()
             if MORE in batch.column_names:
-                more = pyarrow.compute.binary_length(batch.column(MORE)).to_pylist()
+                more = measured("binary_length", [batch.column(MORE)]).to_pylist()
                 sizes = [max(size, other or 0) for size, other in zip(sizes, more, strict=True)]
             rows = [start + place for place, size in enumerate(sizes) if size > length]
             yield from ((name, row, prompt) for row, prompt in zip(rows, task.prompts(split, rows), strict=True))
