@@ -48,7 +48,7 @@ class Bucket:
     """Completions of similar length, whose attention is computed together, padded to the longest."""
 
     tokens: Tensor
-    """int64 [B, T], the places of each completion's tokens; padded on the right with 0."""
+    """int64 [B, T], the places of each completion's tokens; padded on the right."""
     seen: Tensor
     """int64 [B, L + T], the places of the tokens that it may see: its prompt's and its own."""
     known: Tensor
@@ -100,7 +100,7 @@ class Pack:
     positions: Tensor
     """int64 [N], each token's position in its own text."""
     prompts: Tensor
-    """int64 [S, L], the places of each prompt's tokens; padded on the right with 0."""
+    """int64 [S, L], the places of each prompt's tokens; padded on the right."""
     buckets: list[Bucket]
     """The completions."""
     order: Tensor
@@ -124,12 +124,12 @@ class Pack:
             positions += range(behind, behind + len(run))
             sources += [ends[slot] - 1, *run]
             runs.append(run)
-        prompt_grid, real = _grid(prompt_runs)
+        prompt_grid, real = _grid(prompt_runs, len(ids))
         places, buckets = [prompt_grid[real]], []
         cells = [real.flatten().nonzero()[:, 0]]
         offset = real.numel()
         for rows in _similar([len(run) for run in runs]):
-            tokens, real = _grid([runs[row] for row in rows])
+            tokens, real = _grid([runs[row] for row in rows], len(ids))
             slot = torch.tensor([slots[row] for row in rows])
             known = torch.tensor([[len(prompts[slots[row]])] for row in rows])
             seen = torch.cat([prompt_grid[slot], tokens], 1)
@@ -234,14 +234,16 @@ def _similar(lengths: list[int]) -> list[list[int]]:
     return [rows[begin : begin + size] for begin in range(0, len(rows), size)]
 
 
-def _grid(runs: list[range]) -> tuple[Tensor, Tensor]:
-    """Runs of places as rows, padded on the right with 0, and which cells are not padding.
+def _grid(runs: list[range], places: int) -> tuple[Tensor, Tensor]:
+    """Runs of the ``places`` of a pass as rows, padded on the right, and which cells are not padding.
+
+    Padding takes the places that follow: with one and the same place, a GPU would add up the gradients of all padding,
+    which are zero, one after the other.
 
     Shapes: -> int64 [B, W], bool [B, W].
     """
-    width = max(map(len, runs))
-    grid = torch.tensor([[*run, *[0] * (width - len(run))] for run in runs])
-    return grid, torch.arange(width) < torch.tensor([len(run) for run in runs])[:, None]
+    width, starts = torch.arange(max(map(len, runs))), torch.tensor([run.start for run in runs])[:, None]
+    return (starts + width) % places, width < torch.tensor([len(run) for run in runs])[:, None]
 
 
 def _taken(states: Tensor, places: Tensor) -> Tensor:

@@ -99,6 +99,15 @@ def test_masks_are_of_the_type_and_the_row_length_that_attention_on_a_gpu_takes(
             assert all(stride % 16 == 0 for stride in bias.stride()[:-1]) and bias.stride(-1) == 1
 
 
+def test_padding_takes_no_place_more_often_than_a_group_has_completions() -> None:
+    """A GPU adds up the gradients of one place one after the other, also those of padding, which are zero."""
+    completions = [[1] * 60] + [[2] * length for length in (2, 2, 3, 3, 4, 4, 5)]
+    pack = Pack.of([[3] * 9, [4]], [0, 0, 0, 0, 1, 1, 1, 1], completions, torch.device("cpu"))
+    for places in [pack.prompts, *(each for bucket in pack.buckets for each in (bucket.tokens, bucket.seen))]:
+        assert int(places.flatten().bincount().max()) <= 2 * len(completions)
+        assert int(places.max()) < len(pack.ids)
+
+
 def test_entropies_under_autocast_are_those_of_the_logits() -> None:
     logits = torch.randn(5, 400, generator=torch.Generator().manual_seed(1)) * 5 + 30
     wanted = logprobs_from_logits(logits, torch.arange(5), entropies=True)
