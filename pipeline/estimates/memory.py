@@ -245,7 +245,7 @@ def _cache_bytes(size: ModelSize, load: Load, prompts: int, group: int) -> float
 
 def _evaluation_bytes(size: ModelSize, load: Load) -> float:
     """Memory for the greedy completions of one part of the held-out prompts."""
-    part = math.ceil(load.evaluated / PARTS)
+    part = math.ceil(load.evaluated / load.at_once)
     return _cache_bytes(size, load, part, 1) + GREEDY * FLOAT * load.growing(part, 1) * size.vocabulary
 
 

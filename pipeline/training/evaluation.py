@@ -113,9 +113,11 @@ def _greedy(
     The prompts are always cut into the same parts, so that nothing depends on whether two threads share them or one
     takes both. Two threads are used where there are cores for them: PyTorch releases the interpreter lock inside its
     operations, and on 2 cores two threads of one core each took about 0.6 of the time of one, while two
-    intra-operation threads gained nothing on a small model.
+    intra-operation threads gained nothing on a small model. A GPU takes about as long for a part as for all prompts, so
+    there it is one part.
     """
-    parts = [prompts[n::PARTS] for n in range(min(PARTS, len(prompts)))]
+    count = PARTS if policy.device.type == "cpu" else 1
+    parts = [prompts[n::count] for n in range(min(count, len(prompts)))]
     policy.encode_prompt(prompts[0])  # a tokenizer may change itself the first time, with one thread only
 
     def answer(part: list[Prompt]) -> list[list[str]]:
@@ -124,6 +126,6 @@ def _greedy(
 
         return sampler(policy, part, 1, options, None, on_group=on_group, without_logprobs=True).texts
 
-    fit = policy.device.type == "cpu" and processes * PARTS * torch.get_num_threads() <= usable_cores()
-    with ThreadPoolExecutor(PARTS if fit else 1, thread_name_prefix="evaluation") as threads:
+    fit = processes * PARTS * torch.get_num_threads() <= usable_cores()
+    with ThreadPoolExecutor(len(parts) if fit else 1, thread_name_prefix="evaluation") as threads:
         return interleaved(list(threads.map(answer, parts)))

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import pytest
+from typing import Any
 
-from gradus.pipeline.config import PipelineConfig, StageConfig
+import pytest
+import torch
+
+from gradus.pipeline.config import PipelineConfig, SamplingConfig, StageConfig
 from gradus.pipeline.config.pipeline import pipeline_model
 from gradus.pipeline.policy.policy import Policy
 from gradus.pipeline.rewards import RewardSuite
 from gradus.pipeline.rewards.scoring import rewarded
 from gradus.pipeline.rollouts.builtin import sample
+from gradus.pipeline.rollouts.sampler import Sampler
 from gradus.pipeline.training import evaluation
-from gradus.pipeline.types import Prompt
+from gradus.pipeline.types import Prompt, Rollouts
 
 
 def judged_by_length(most: int, falloff: int, **evaluation: float) -> PipelineConfig:
@@ -43,3 +47,30 @@ def test_threads_change_nothing(policy: Policy, prompts: list[Prompt], monkeypat
     assert found[0].answers == found[1].answers
     assert [prompt for prompt, _ in found[0].answers] == prompts[:3]
     assert found[0].components == found[1].components
+
+
+class OnAGpu(Policy):
+    """A policy that says so; whoever computes with it uses another one."""
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cuda")
+
+
+@pytest.mark.parametrize(("kind", "parts"), [(Policy, [2, 2]), (OnAGpu, [4])])
+def test_a_gpu_gets_all_prompts_at_once(
+    policy: Policy, prompts: list[Prompt], kind: type[Policy], parts: list[int]
+) -> None:
+    asked = []
+
+    class Recording(Sampler):
+        def __call__(
+            self, _: Policy, part: list[Prompt], *options: Any, on_group: Any = None, **named: Any
+        ) -> Rollouts:
+            asked.append(len(part))
+            return sample(policy, part, 1, SamplingConfig(max_tokens=3), None, on_group=on_group)
+
+    config, told = judged_by_length(5, 15), kind(policy.model, policy.tokenizer, policy.template)
+    with RewardSuite(config.rewards) as suite:
+        found = evaluation.evaluate(told, prompts, suite, config, sampler=Recording())
+    assert asked == parts and [prompt for prompt, _ in found.answers] == prompts
