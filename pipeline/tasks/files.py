@@ -13,6 +13,7 @@ import gzip
 import io
 import itertools
 import json
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -24,8 +25,8 @@ from gradus.pipeline.tasks.metadata import BATCH
 TEXTS, COMPRESSED = (".jsonl", ".json", ".csv"), (".gz", ".zst")
 FORMATS = (*TEXTS[:2], ".parquet", TEXTS[2], *(text + packed for text in TEXTS for packed in COMPRESSED), ".arrow")
 """Endings of the files that can be read."""
-HELD_OUT = ("test", "valid", "dev", "eval")
-"""What the names of files begin with that hold no training rows."""
+HELD_OUT = re.compile(r"(^|[-_.])(test|valid|validation|dev|eval)([-_.\d]|$)")
+"""A word in the names of files, or of their folders, that hold no training rows."""
 NOT_A_NUMBER = ("nan", "NaN")
 """What programs write into a CSV cell that has no number."""
 
@@ -125,14 +126,12 @@ def _in_folder(folder: Path, where: str) -> list[Path]:
             expected=f"files of one of the formats {', '.join(FORMATS)}",
             fix="name a file, or give a pattern such as `folder/*.jsonl`",
         )
-    held_out = {file for file in files if _split_name(file, folder).startswith(HELD_OUT)}
+    held_out = {
+        file for file in files if HELD_OUT.search(file.relative_to(folder).as_posix().lower().replace("/", "."))
+    }
     if held_out and len(held_out) < len(files):
         raise _splits(folder, [str(file.relative_to(folder)) for file in files], where)
     return files
-
-
-def _split_name(file: Path, folder: Path) -> str:
-    return file.relative_to(folder).parts[0].lower()
 
 
 def _splits(folder: Path, names: list[str], where: str) -> UserError:

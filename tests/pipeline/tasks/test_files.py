@@ -40,12 +40,13 @@ def shards(tmp_path: Path) -> Path:
     folder.mkdir()
     for n in range(3):
         (folder / f"part-{n}.jsonl.gz").write_bytes(gzip.compress(lines(sums(5, start=5 * n))))
+    (folder / "part-2.jsonl.gz").rename(folder / "part-2-developers.jsonl.gz")
     (folder / "README.md").write_text("made for a test")
     (folder / "dataset_infos.json").write_text("{}")
     return tmp_path
 
 
-@pytest.mark.parametrize("path", ["shards", "shards/*.jsonl.gz", ["shards/part-0.jsonl.gz", "shards/part-[12].*"]])
+@pytest.mark.parametrize("path", ["shards", "shards/*.jsonl.gz", ["shards/part-0.jsonl.gz", "shards/part-[12]*"]])
 def test_folders_patterns_lists_and_packed_files(path: Any, shards: Path) -> None:
     task = file(path)
     data = built(task, shards)
@@ -56,7 +57,7 @@ def test_folders_patterns_lists_and_packed_files(path: Any, shards: Path) -> Non
     assert all(place.exists() for place in task_sources(task, shards).values())
 
 
-@pytest.mark.parametrize("path", ["shards", "shards/*.gz", ["shards/part-0.jsonl.gz", "shards/part-[12].*"]])
+@pytest.mark.parametrize("path", ["shards", "shards/*.gz", ["shards/part-0.jsonl.gz", "shards/part-[12]*"]])
 def test_paths_of_a_configuration_stay_right_in_a_run_folder(path: Any, shards: Path) -> None:
     (shards / "c.yaml").write_text(json.dumps({
         "name": "c", "policy": {"architecture": {"model_type": "gpt2"}}, "task": {"source": "file", "path": path},
@@ -207,6 +208,7 @@ def test_too_few_prompts_says_where_the_others_went(tmp_path: Path) -> None:
         ({"f/a.jsonl": b"{}", "f/b.csv": b"a"}, "f", "several formats"),
         ({"f/train.jsonl": b"{}", "f/test.jsonl": b"{}"}, "f", "several splits"),
         ({"f/train/0.parquet": b"{}", "f/validation/0.parquet": b"{}"}, "f", "several splits"),
+        ({"f/gsm8k_train.csv": b"", "f/gsm8k_test.csv": b""}, "f", "several splits"),
         ({"f/dataset_dict.json": b'{"splits": ["a", "b"]}'}, "f", "several splits"),
         ({"f/dataset_dict.json": b"{"}, "f", "damaged"),
         ({"f/state.json": b"{}"}, "f", "damaged"),
