@@ -96,6 +96,8 @@ class PretendTensor(Tensor):
 
 def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """Compute on the CPU what a device would compute, or raise what it would raise."""
+    if kwargs.get("generator") is not None:  # there are none of this device
+        raise RuntimeError(f"Expected a {NAME!r} device type for generator but found {kwargs['generator'].device}")
     target = kwargs.get("device")
     to_host = target is not None and torch.device(target).type == "cpu"
     _count(func, args, kwargs, to_host)

@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -184,11 +185,35 @@ def _restored(device: torch.device) -> dict[str, int]:
     return found
 
 
+def refused(device: torch.device) -> dict[str, str]:
+    """What CUDA refuses, and what the device says; empty where it does not refuse it."""
+    there, here, index = torch.arange(3.0, device=device), torch.ones(3), torch.tensor([0], device=device)
+    tried: dict[str, Callable[[], object]] = {
+        "an operand of the CPU": lambda: there + here,
+        "a change of a tensor of the CPU": lambda: here.add_(there),
+        "an array": lambda: there * torch.from_numpy(here.numpy()),
+        "indices of the device for the CPU": lambda: here[index],
+        "values of the CPU": lambda: there.index_put((index,), here[:1]),
+        "parts of both": lambda: torch.cat([there, here]),
+        "weights of the CPU": lambda: torch.nn.functional.linear(there, torch.ones(2, 3)),
+        "NumPy": lambda: there.numpy(),
+        "the CPU's generator": lambda: torch.empty(3, device=device).normal_(generator=torch.Generator()),
+    }
+    assert (there * 2.0 + torch.tensor(1.0)).tolist() == [1, 3, 5] and float(there[torch.tensor([2])]) == 2
+    found = dict.fromkeys(tried, "")
+    for what, attempt in tried.items():
+        try:
+            attempt()
+        except (RuntimeError, TypeError) as error:
+            found[what] = str(error)
+    return found
+
+
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
     os.chdir(folder)
     device, cpu = pretend_device(), torch.device("cpu")
-    result: dict[str, Any] = {"sampled": sampled(device), "waits": waited(device)}
+    result: dict[str, Any] = {"refused": refused(device), "sampled": sampled(device), "waits": waited(device)}
     for chain in CHAINS:
         there = trained(folder, chain, device)
         result[chain] = {"stages": differences(trained(folder, chain, cpu), there)}

@@ -33,6 +33,10 @@ def computed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def test_the_device_refuses_what_cuda_refuses(computed: dict[str, Any]) -> None:
+    assert len(computed["refused"]) == 9 and all(computed["refused"].values()), computed["refused"]
+
+
 @pytest.mark.parametrize("how", ["drawn", "greedy"])
 @pytest.mark.parametrize("kind", ARCHITECTURES)
 def test_every_engine_samples_on_a_device_as_on_the_cpu(computed: dict[str, Any], kind: str, how: str) -> None:
