@@ -22,4 +22,4 @@ def flow_record(run_path: Path) -> dict[str, Any]:
         found = read_sealed(run_path / FLOW_FILE) or {}
     except UserError:
         return {}
-    return found if NEEDED <= found.keys() else {}
+    return found if found.keys() >= NEEDED else {}
