@@ -27,6 +27,7 @@ from gradus.pipeline.execution.prepare import prepare
 from gradus.pipeline.execution.stage import run_stage
 from gradus.pipeline.policy.creation import create_policy
 from gradus.pipeline.policy.forward.logprobs import batch_logprobs
+from gradus.pipeline.policy.forward.packing import can_pack
 from gradus.pipeline.policy.lora import add_adapters
 from gradus.pipeline.policy.policy import Policy, parameters
 from gradus.pipeline.rollouts.builtin import DrawKey, sample
@@ -109,6 +110,7 @@ def _model(name: str, architecture: dict[str, Any], setup: Setup, found: Finding
     rollouts, reference = (sample(policy, texts(), 4, options, DrawKey(0, "check", 1)) for policy in (ours, theirs))
     found.add(f"{name}: sampling engine", type(ours.decoder).__name__, ok=type(ours.decoder) is type(theirs.decoder))
     same = rollouts.tokens_PKT.shape == reference.tokens_PKT.shape
+    found.add(f"{name}: packed passes", can_pack(ours), ok=can_pack(ours) == can_pack(theirs))
     share = float((rollouts.tokens_PKT == reference.tokens_PKT).float().mean()) if same else 0.0
     found.add(f"{name}: share of tokens sampled as on the CPU", share)  # a draw may fall between two roundings
     trained = batch_logprobs(ours, rollouts, TEMPERATURE, 10_000)

@@ -21,6 +21,7 @@ from benchmarks.workload import Case, Gradus, make_policy, peak
 from torch import Tensor
 
 from gradus.pipeline.config.policy import LoraConfig
+from gradus.pipeline.policy.forward.packing import can_pack
 from gradus.pipeline.policy.lora import add_adapters
 from gradus.pipeline.types import Prompt, Rollouts
 
@@ -73,6 +74,8 @@ def _steps(name: str, system: Gradus, setup: Setup, found: Findings) -> None:
     steps = 1 if setup.tiny else STEPS
     got = measured(system, steps)
     step, sampling, learned = (got[f"{part} wall"] for part in ("step", "sample", "learn"))
+    found.add(f"{name}: sampling engine", type(system.policy.decoder).__name__)
+    found.add(f"{name}: packed passes", can_pack(system.policy))
     found.add(f"{name}: a step", step, "s")
     found.add(f"{name}: sampling", sampling, "s")
     found.add(f"{name}: learning", learned, "s")

@@ -228,9 +228,14 @@ def _check_hub_model(name: str, policy: PolicyConfig) -> None:
 
 
 def _cached_config(name: str, revision: str | None) -> Path | None:
+    """The description of a model in the Hub's cache; None where there is none, or the name is no Hub id."""
     from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
 
-    found = try_to_load_from_cache(name, "config.json", revision=revision)
+    try:
+        found = try_to_load_from_cache(name, "config.json", revision=revision)
+    except HFValidationError:
+        return None
     return Path(found) if isinstance(found, str) else None
 
 
