@@ -34,7 +34,7 @@ from benchmarks.random_mutants import drawn  # noqa: E402
 
 TIMEOUT = 300
 """Seconds after which the tests of a mutant are ended: they hang, which is noticed."""
-COPIED = ("pipeline", "stages", "flows", "src", "configs", "tests", "pyproject.toml")
+COPIED = ("pipeline", "stages", "flows", "src", "configs", "tests", "docs", "benchmarks", "pyproject.toml")
 """What the tests of mutants need of the checkout."""
 NOTICED, SURVIVED, HANGS = "noticed", "SURVIVED", "noticed (hangs)"
 
@@ -51,7 +51,7 @@ def copied(folder: Path) -> Path:
     return folder
 
 
-def pytest(folder: Path, tests: Iterable[str], timeout: float = TIMEOUT) -> int | None:
+def pytest(folder: Path, tests: Iterable[str], timeout: float = TIMEOUT, quiet: bool = True) -> int | None:
     """The exit status of these tests in a copy of the checkout; None where they hang. Raises: SystemExit where the
     tests would import another checkout.
 
@@ -65,7 +65,8 @@ def pytest(folder: Path, tests: Iterable[str], timeout: float = TIMEOUT) -> int 
         raise SystemExit(f"the tests would import {found.stdout.strip() or found.stderr}, not the copy in {folder}")
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests]
     try:
-        ended = subprocess.run(command, cwd=folder, env=environment, stdout=subprocess.DEVNULL, timeout=timeout)
+        output = subprocess.DEVNULL if quiet else None
+        ended = subprocess.run(command, cwd=folder, env=environment, stdout=output, timeout=timeout)
     except subprocess.TimeoutExpired:
         return None
     return ended.returncode
@@ -114,7 +115,7 @@ def main() -> int:
             copies.put(copied(Path(temporary, str(number))))
         everything = list(dict.fromkeys(test for mutant in chosen for test in mutant.tests))
         first = copies.get()
-        if (status := pytest(first, everything, 10 * TIMEOUT)) != 0:
+        if (status := pytest(first, everything, 10 * TIMEOUT, quiet=False)) != 0:
             print(f"the tests must pass on the unchanged code first; pytest ended with {status}", file=sys.stderr)
             return 1
         copies.put(first)
