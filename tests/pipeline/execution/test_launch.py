@@ -220,10 +220,10 @@ def test_processes_that_do_not_start_are_waited_for_in_words_and_not_for_ever(
         launched.until_started(0.5)
     assert notes == [f"waiting for 2 of 2 processes to start; {tmp_path}/log has what they write"]
     said: list[str] = []
-    with handled(said.append), Unborn(2, {}, tmp_path / "log", Observer()) as launched:
+    unborn = Unborn(2, {}, tmp_path / "log", Observer())
+    with pytest.raises(Interrupted), handled(said.append), unborn as launched:
         threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM)).start()
-        with pytest.raises(Interrupted):
-            launched.until_started(100)
+        launched.until_started(100)
     assert not said, "no step is being finished"
 
 
