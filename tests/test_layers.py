@@ -35,6 +35,7 @@ ANSWERS_AT_ONCE = [
     "flows.cli",
     "flows.cli.runs",
     "flows.cli.advise",
+    "flows.init",
     "flows.launch",
     "flows.orchestrator.access",
     "flows.screen.status",

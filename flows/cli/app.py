@@ -13,6 +13,7 @@ from gradus import __version__
 from gradus.flows.cli import advise as advise_commands
 from gradus.flows.cli import compare as compare_commands
 from gradus.flows.cli import deploy as deploy_commands
+from gradus.flows.cli import init as init_commands
 from gradus.flows.cli import lists as list_commands
 from gradus.flows.cli import runs as run_commands
 from gradus.flows.cli.arguments import RUNS, AsJson, Config, EngineOption, Overrides, Runs
@@ -120,6 +121,7 @@ def check(
         say("\n".join(["first prompt, special tokens between « and »:", prompt, *notes]))
 
 
+command(app)(init_commands.init)
 command(app)(advise_commands.advise)
 
 

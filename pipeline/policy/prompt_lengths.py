@@ -17,7 +17,7 @@ def too_long(policy: PolicyConfig, questions: Sequence[str], max_tokens: int) ->
     None where all fit, or where that cannot be said: the model is new, not on this machine, or has no such limit. The
     template comes on top, so that a few more may be too long when the model is loaded.
     """
-    files = [_file(policy, name) for name in ("config.json", "tokenizer.json")]
+    files = [model_file(policy, name) for name in ("config.json", "tokenizer.json")]
     if policy.path is None or None in files:
         return None
     description, tokens = (file for file in files if file is not None)
@@ -29,20 +29,27 @@ def too_long(policy: PolicyConfig, questions: Sequence[str], max_tokens: int) ->
     long = [question for question in questions if len(question.encode()) > limit]  # no token is less than a byte
     if not positions or positions <= 0 or not long:
         return None
-    from tokenizers import Tokenizer
-
-    try:
-        tokenizer = Tokenizer.from_file(str(tokens))
-    except Exception as error:  # the library raises nothing more special
-        raise UserError(
-            "the tokenizer of the model cannot be read", where=str(tokens), got=str(error), fix="copy the model again"
-        ) from error
-    lengths = [len(encoded.ids) for encoded in tokenizer.encode_batch_fast(long, add_special_tokens=False)]
-    over = [length for length in lengths if length > limit]
+    over = [length for length in token_counts(tokens, long) if length > limit]
     return (len(over), max(over), limit) if over else None
 
 
-def _file(policy: PolicyConfig, name: str) -> Path | None:
+def token_counts(tokenizer: Path, texts: Sequence[str]) -> list[int]:
+    """How many tokens each text has by this ``tokenizer.json``. Raises: UserError where it cannot be read."""
+    from tokenizers import Tokenizer
+
+    try:
+        read = Tokenizer.from_file(str(tokenizer))
+    except Exception as error:  # the library raises nothing more special
+        raise UserError(
+            "the tokenizer of the model cannot be read",
+            where=str(tokenizer),
+            got=str(error),
+            fix="copy the model again",
+        ) from error
+    return [len(encoded.ids) for encoded in read.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+
+def model_file(policy: PolicyConfig, name: str) -> Path | None:
     """A file of the model's folder, or of the Hub's cache on this machine."""
     local = Path(policy.path or "") / name
     if local.is_file():

@@ -43,6 +43,13 @@ def read_hub(task: HubTask, base_dir: Path, split: str, where: str, notes: list[
     return normalised(numbered(source, itertools.chain([first], rows)), task, held, notes, form)
 
 
+def head_of_hub(task: HubTask, base_dir: Path) -> list[dict[str, Any]]:
+    """The first rows of a data set of the Hub, of which no more than these are fetched. Raises: UserError."""
+    if _local(task, base_dir) is None:
+        _check_remote(task)
+    return next(_rows(_load(task, base_dir, "task.dataset", task.split, streaming=True)), [])
+
+
 def _rows(table: Any) -> Iterator[list[dict[str, Any]]]:
     """The rows of a data set, some at a time; class labels become their names."""
     from datasets import ClassLabel

@@ -10,6 +10,7 @@ from huggingface_hub import constants
 from task_sources import make
 
 from gradus.pipeline.common.errors import UserError
+from gradus.pipeline.tasks.hub import head_of_hub
 from gradus.pipeline.tasks.task import build_task, check_task
 
 
@@ -30,6 +31,7 @@ def data_folder(tmp_path, monkeypatch):
 
 def test_a_local_data_set_folder(data_folder):
     task = make(source="hub", dataset="set", heldout_split="test", heldout=10)
+    assert {"question", "answer"} <= head_of_hub(task, data_folder)[0].keys()
     check_task(task, data_folder)
     data = build_task(task, data_folder, data_folder / "data")
     assert data.sizes == {"train": 30, "validation": 0, "heldout": 10}
