@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gradus.flows.advise.rewrite import NEW_STEPS
 from gradus.flows.advise.rules import Advice, Situation, decide
-from gradus.pipeline.common import interruption
 from gradus.pipeline.common.errors import UserError
 from gradus.pipeline.common.shown import shown_path
 from gradus.pipeline.config import StageConfig
@@ -26,6 +26,7 @@ from gradus.pipeline.tasks.background import data_ahead, wait_for_data
 if TYPE_CHECKING:
     from gradus.pipeline.config import PipelineConfig
     from gradus.pipeline.config.loading import LoadedConfig
+    from gradus.pipeline.estimates.pace import Watch
     from gradus.pipeline.estimates.probe import Probe
     from gradus.pipeline.runs.run_folder import RunFolder
     from gradus.pipeline.tasks.task import TaskData
@@ -137,17 +138,21 @@ def advise(
     probed: ProbedPolicy,
     prompts: int,
     samples: int,
-    on_group: Callable[[], None],
+    seconds: float = math.inf,
+    watch: Watch | None = None,
 ) -> AdviceReport:
-    """Probe the policy and apply the decision table. Only a temporary folder is written, and removed again."""
+    """Probe the policy, for so many seconds, and apply the decision table.
+
+    Only a temporary folder is written, and removed again.
+    """
     config = loaded.config
-    with interruption.handled(), tempfile.TemporaryDirectory(prefix="gradus-advise-") as folder:
+    with tempfile.TemporaryDirectory(prefix="gradus-advise-") as folder:
         task, policy = _open(loaded, probed, Path(folder))
         from gradus.pipeline.estimates.probe import probe
 
         found = probe(
             policy, task, config, probed_stage(config, stages), ranking_of(config, stages),
-            prompts, samples, on_group, Path(folder) / "rewards.log",
+            prompts, samples, seconds, watch, Path(folder) / "rewards.log",
         )  # fmt: skip
     situation = situation_of(config, stages, probed)
     return AdviceReport(probed, found, situation, decide(found.diagnosis, situation))

@@ -25,16 +25,20 @@ SUCCESS = ("never", "to 1/4", "to 1/2", "to 3/4", "below 1", "always")
 def print_report(report: AdviceReport, costs: Sequence[StageCost], console: Console) -> None:
     """Print the whole report, from the probed policy to the estimated cost."""
     diagnosis, speed, policy = report.probe.diagnosis, report.probe.speed, report.probe.policy
-    _print_text(console, f"Probed {report.probed.shown}")
+    print_text(console, f"Probed {report.probed.shown}")
     parameters = policy["parameters"]
     assert isinstance(parameters, int)
-    _print_text(console, f"{policy['model_type']}, {parameters:,} parameters, {policy['dtype']} on {policy['device']}")
-    _print_text(
-        console,
-        f"{diagnosis.prompts} training prompts x {diagnosis.samples} completions, {duration(report.probe.seconds)}",
-    )
+    print_text(console, f"{policy['model_type']}, {parameters:,} parameters, {policy['dtype']} on {policy['device']}")
+    fewer = {
+        "seconds": "the time of --seconds was over, so the intervals are wider",
+        "interrupt": "interrupted, so the intervals are wider",
+    }
+    probe = report.probe
+    asked, why = (f" of {probe.planned}", f": {fewer[probe.ended]}") if probe.ended else ("", "")
+    size = f"{diagnosis.prompts}{asked} training prompts x {diagnosis.samples} completions"
+    print_text(console, f"{size}, {duration(probe.seconds)}{why}")
     for label, failure in report.probe.failures.items():
-        _print_text(console, f"the reward {label} failed on some completions: {failure}")
+        print_text(console, f"the reward {label} failed on some completions: {failure}")
     print_diagnosis(diagnosis, report.situation, console)
     _print_heading(console, "Advice")
     for each in report.advice:
@@ -48,7 +52,7 @@ def print_report(report: AdviceReport, costs: Sequence[StageCost], console: Cons
         f"score, {speed.update_tokens_per_second:,.0f} tokens/s in a real learner step, {size_text(speed.peak_bytes)} "
         "at most. Not included: evaluations, checkpoints, servers; lengths that change as the policy learns."
     )
-    _print_text(console, measured)
+    print_text(console, measured)
 
 
 def print_diagnosis(diagnosis: Diagnosis, situation: Situation, console: Console) -> None:
@@ -146,7 +150,7 @@ def _print_bar(console: Console, name: str, value: float, text: str) -> None:
 
 def _print_fact(console: Console, name: str, text: str) -> None:
     for n, line in enumerate(textwrap.wrap(text, _width(console) - 13)):
-        _print_text(console, f"  {name if n == 0 else '':<10} {line}")
+        print_text(console, f"  {name if n == 0 else '':<10} {line}")
 
 
 def _print_heading(console: Console, text: str) -> None:
@@ -154,7 +158,8 @@ def _print_heading(console: Console, text: str) -> None:
     console.print(text, style="bold", highlight=False, markup=False, soft_wrap=True)
 
 
-def _print_text(console: Console, text: str) -> None:
+def print_text(console: Console, text: str) -> None:
+    """Print a paragraph, wrapped; lines after the first are indented as the first one."""
     for line in textwrap.wrap(text, _width(console), subsequent_indent="  " if text.startswith("  ") else ""):
         lead = text[: len(text) - len(text.lstrip())] if not line.startswith(" ") else ""
         console.print(lead + line, highlight=False, markup=False, soft_wrap=True)

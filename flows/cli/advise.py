@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +12,7 @@ from gradus.flows.cli.arguments import RUNS, AsJson, Config, Overrides, Runs
 from gradus.flows.open_run import check_world, load
 from gradus.flows.screen.errors import quiet_libraries
 from gradus.flows.screen.text import console, line_printer, print_json
+from gradus.pipeline.common import interruption
 from gradus.pipeline.common.shown import gradus_command, shown_path
 
 
@@ -21,6 +21,9 @@ def advise(
     overrides: Overrides = None,
     prompts: Annotated[int, typer.Option(min=8, max=10_000, help="Training prompts to probe.")] = 128,
     samples: Annotated[int, typer.Option(min=4, max=1024, help="Completions of each prompt.")] = 16,
+    seconds: Annotated[
+        int, typer.Option(min=1, max=1_000_000, help="Time for the probe; fewer prompts if it is over, 8 at least.")
+    ] = 120,
     source: Annotated[
         str | None,
         typer.Option("--from", metavar="RUN|CHECKPOINT", help="Probe this policy instead of the one at the start."),
@@ -39,6 +42,7 @@ def advise(
     from gradus.flows.advise import advise as work
     from gradus.flows.advise import plot as drawing
     from gradus.flows.advise import rewrite
+    from gradus.flows.advise.progress import STOPPING, watching
     from gradus.flows.advise.screen import print_report
 
     quiet_libraries()
@@ -49,26 +53,33 @@ def advise(
         drawing.check_plot(plot)
     probed = work.find_probed_policy(loaded, source, after, runs)
     check_world(loaded, stages, runs)
-    screen = console()
-    with _progress(screen, prompts, quiet=as_json) as on_group:
-        report = work.advise(loaded, stages, probed, prompts, samples, on_group)
-    chain = rewrite.advised_config(loaded, overrides or [], report.advice, stages)
-    estimates = work.costs(chain, stages, report)
-    if as_json:
-        print_json(report.record(estimates), allow_nan=False)
-    else:
-        print_report(report, estimates, screen)
-    notes: list[str] = []
-    if plot is not None:
-        drawing.draw(report.probe.diagnosis, f"{loaded.config.name}: {probed.shown}", plot)
-        notes.append(f"the diagnosis is drawn in {shown_path(plot)}")
-    if write is not None:
-        rewrite.write(loaded, overrides or [], report.advice, stages, write, probed.shown)
-        train = gradus_command("run", shown_path(write), runs=runs)
-        notes.append(f"the advised configuration is in {shown_path(write)}; to train it: {train}")
-    if probed.untrained and after is None:
-        notes.append(after_sft(config, loaded.config, runs))
-    if not as_json and notes:
+    screen, beside = console(), console(stderr=as_json)
+    with ExitStack() as stack:
+        stack.enter_context(interruption.handled(lambda _: line_printer(beside)(STOPPING)))
+        with watching(beside) as watch:
+            report = work.advise(loaded, stages, probed, prompts, samples, seconds, watch)
+        stack.enter_context(interruption.deferred())  # what was sampled is reported
+        chain = rewrite.advised_config(loaded, overrides or [], report.advice, stages)
+        estimates = work.costs(chain, stages, report)
+        if as_json:
+            print_json(report.record(estimates), allow_nan=False)
+        else:
+            print_report(report, estimates, screen)
+        notes: list[str] = []
+        if plot is not None:
+            drawing.draw(report.probe.diagnosis, f"{loaded.config.name}: {probed.shown}", plot)
+            notes.append(f"the diagnosis is drawn in {shown_path(plot)}")
+        if write is not None:
+            rewrite.write(loaded, overrides or [], report.advice, stages, write, probed.shown)
+            train = gradus_command("run", shown_path(write), runs=runs)
+            notes.append(f"the advised configuration is in {shown_path(write)}; to train it: {train}")
+        if probed.untrained and after is None:
+            notes.append(after_sft(config, loaded.config, runs))
+        _print_notes([] if as_json else notes, screen)
+
+
+def _print_notes(notes: list[str], screen: Any) -> None:
+    if notes:
         screen.print()
         for line in filter(None, notes):
             line_printer(screen)(line)
@@ -84,23 +95,3 @@ def after_sft(source: str, config: Any, runs: Path) -> str:
         return ""
     again = gradus_command("advise", source, "--after", teach[0], runs=runs)
     return f"probe again once a run has done its {teach[0]} stage: {again}"
-
-
-@contextmanager
-def _progress(screen: Any, groups: int, quiet: bool) -> Iterator[Callable[[], None]]:
-    """Show on a terminal how many groups have been sampled; yields the function to call for each."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
-
-    if quiet or not screen.is_terminal:
-        yield lambda: None
-        return
-    columns = (
-        SpinnerColumn(),
-        TextColumn("probing"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TextColumn("prompts"),
-    )
-    with Progress(*columns, TimeRemainingColumn(compact=True), console=screen, transient=True) as progress:
-        task = progress.add_task("probing", total=groups)
-        yield lambda: progress.advance(task)

@@ -26,9 +26,9 @@ class Screen(Console):
             yield segment if segment.control else Segment(visible(segment.text), segment.style)
 
 
-def console() -> Console:
-    """The console on standard output."""
-    return Screen()
+def console(stderr: bool = False) -> Console:
+    """The console on standard output, or on standard error."""
+    return Screen(stderr=stderr)
 
 
 def say(text: str) -> None:

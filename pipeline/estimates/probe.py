@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 import resource
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from gradus.pipeline.common import interruption
 from gradus.pipeline.common.errors import UserError
-from gradus.pipeline.config import PipelineConfig, StageConfig
+from gradus.pipeline.config import PipelineConfig, SamplingConfig, StageConfig
 from gradus.pipeline.estimates.diagnosis import Diagnosis, Group, diagnose
+from gradus.pipeline.estimates.pace import CHUNK_SHARE, LEAST_PROMPTS, Pace, Plan, Watch, timed_prompt
 from gradus.pipeline.policy.devices import autocasts
 from gradus.pipeline.policy.policy import Policy
-from gradus.pipeline.rewards import RewardSuite, Scores
+from gradus.pipeline.rewards import RewardSuite
 from gradus.pipeline.rewards.scoring import rewarded
 from gradus.pipeline.rollouts.builtin import DrawKey, sample
 from gradus.pipeline.tasks.prompt_order import PromptStream
@@ -68,6 +71,10 @@ class Probe:
     seconds: float
     failures: dict[str, str]
     """label of a reward -> the message of its first failure."""
+    planned: int
+    """The number of prompts that were to be sampled."""
+    ended: Literal["seconds", "interrupt"] | None
+    """Why fewer were sampled: the time was over, or an interrupt came; None if all were."""
 
 
 def probe(
@@ -78,75 +85,118 @@ def probe(
     ranking: list[str],
     prompts: int,
     samples: int,
-    on_group: Callable[[], None] = lambda: None,
+    seconds: float = math.inf,
+    watch: Watch | None = None,
     log: Path | None = None,
 ) -> Probe:
     """Sample ``samples`` completions of ``prompts`` training prompts and say what they tell.
 
     ``stage`` is the one whose batch size, sampling options and learner are timed; ``ranking`` the keys to look at;
-    ``on_group`` hears of each group that has been sampled; rewards print into ``log``.
-    Raises: UserError where no completion can be scored.
+    rewards print into ``log``. After ``seconds``, or after an interrupt, there are fewer prompts.
+    Raises: UserError where no completion can be scored; Interrupted where an interrupt came before LEAST_PROMPTS.
     """
-    began = time.perf_counter()
+    began, watch = time.perf_counter(), watch or Watch()
     options = stage.sampling or config.sampling
     prompts = min(prompts, len(task.train))
     size = max(1, round(stage.prompts_per_step * stage.group_size / samples))  # a stage's batch, in completions
     taken = PromptStream(task.train, config.seed, LABEL).at(0, prompts)
-    groups: list[Group] = []
-    first: Rollouts | None = None
-    tokens, sampling, scoring, failures = [], [], [], dict[str, str]()
-    with RewardSuite(config.rewards, config.reward_workers, log) as suite:
+    with contextlib.ExitStack() as deferring, RewardSuite(config.rewards, config.reward_workers, log) as suite:
         suite.wait_ready()
-        for start in range(0, prompts, size):
-            batch = taken[start : start + size]
-            rollouts, scores, seconds = _sampled(policy, batch, samples, options, config, suite, start, on_group)
-            scored, again = rewarded(rollouts, scores, config), suite.score(batch, rollouts.texts)
-            groups += _groups(scored, rewarded(rollouts, again, config), config)
-            first = first or scored
-            failures = scores.examples | failures
-            tokens.append(int(rollouts.lengths_PK.sum()))
-            sampling.append(seconds)
-            scoring.append(scores.seconds)
-    assert first is not None
-    if not any(math.isfinite(a + b) for group in groups for a, b in zip(group.rewards, group.correct, strict=True)):
-        label, said = next(iter(failures.items()))
+        each = timed_prompt(policy, taken[:size], samples, options, DrawKey(config.seed, LABEL, 0))
+        plan = Plan(prompts, samples, each, seconds)
+        watch.planned(plan)
+        sampling = _Sampling(policy, config, stage, suite, watch, plan)
+        sampling.run(taken, Pace(plan, size, began), deferring)
+        return _found(sampling, task, ranking, began)
+
+
+def _found(sampling: _Sampling, task: TaskData, ranking: list[str], began: float) -> Probe:
+    """What the samples tell. Raises: UserError where none could be scored."""
+    groups, update, policy, plan = sampling.groups, sampling.update, sampling.policy, sampling.plan
+    if update is None:
+        label, said = next(iter(sampling.failures.items()))
         raise UserError("no completion could be scored", where=f"rewards, {label}", got=said, fix="correct the reward")
-    skipped = 1 if len(sampling) > 1 else 0  # the first batch also finds out how to sample this model
-    update_seconds, update_tokens = _timed_update(policy, first, stage, config)
     speed = Speed(
-        sample_tokens_per_second=sum(tokens[skipped:]) / sum(sampling[skipped:]),
-        score_seconds=sum(scoring) / (prompts * samples),
-        update_tokens_per_second=update_tokens / update_seconds,
-        update_seconds=update_seconds,
+        sample_tokens_per_second=sampling.tokens / sampling.seconds,
+        score_seconds=sampling.score_seconds / (len(groups) * plan.samples),
+        update_tokens_per_second=update[1] / update[0],
+        update_seconds=update[0],
         peak_bytes=_peak_bytes(policy.device),
         weight_bytes=sum(p.numel() * p.element_size() for p in policy.model.parameters()),
         demonstration_tokens=_demonstration_tokens(policy, task),
     )
-    diagnosis = diagnose(groups, ranking, options.max_tokens)
-    return Probe(diagnosis, groups, speed, policy.describe(), time.perf_counter() - began, failures)
+    diagnosis, seconds = diagnose(groups, ranking, sampling.options.max_tokens), time.perf_counter() - began
+    ended = None if len(groups) == plan.prompts else "interrupt" if interruption.requested() else "seconds"
+    return Probe(diagnosis, groups, speed, policy.describe(), seconds, sampling.failures, plan.prompts, ended)
 
 
-def _sampled(
-    policy: Policy,
-    batch: list[Prompt],
-    samples: int,
-    options: object,
-    config: PipelineConfig,
-    suite: RewardSuite,
-    start: int,
-    on_group: Callable[[], None],
-) -> tuple[Rollouts, Scores, float]:
-    """One batch, its scores, and the seconds that sampling took; isolated rewards score during sampling."""
-    began = time.perf_counter()
-    with suite.begin() as scoring:
+@dataclass
+class _Sampling:
+    """What a probe has sampled and timed so far."""
 
-        def ended(index: int, texts: list[str]) -> None:
-            scoring.add(batch[index], texts)
-            on_group()
+    policy: Policy
+    config: PipelineConfig
+    stage: StageConfig
+    suite: RewardSuite
+    watch: Watch
+    plan: Plan
+    groups: list[Group] = field(default_factory=list)
+    failures: dict[str, str] = field(default_factory=dict)
+    tokens: int = 0
+    seconds: float = 0.0
+    score_seconds: float = 0.0
+    update: tuple[float, int] | None = None
+    """Seconds of a step of the learner, and its completion tokens; None as long as no completion could be scored."""
 
-        rollouts = sample(policy, batch, samples, options, DrawKey(config.seed, LABEL, start), on_group=ended)  # type: ignore[arg-type]
-        seconds = time.perf_counter() - began
-        return rollouts, scoring.join(batch, rollouts.texts), seconds
+    @property
+    def options(self) -> SamplingConfig:
+        """The sampling options of the stage."""
+        return self.stage.sampling or self.config.sampling
+
+    def run(self, taken: list[Prompt], pace: Pace, deferring: contextlib.ExitStack) -> None:
+        """Sample chunk after chunk, until all is sampled, the time is over, or an interrupt waits.
+
+        A completion's draws depend on its prompt's batch and not on its chunk. The learner is timed after the first
+        chunk, so that what remains of the time is known, and so that a report can follow at once when sampling ends.
+        Interrupts are deferred (in ``deferring``) from the chunk on with which there is enough to report.
+        """
+        least = min(LEAST_PROMPTS, self.plan.prompts)
+        while not interruption.requested() and (count := pace.next(len(self.groups))):
+            began, start = time.perf_counter(), len(self.groups)
+            if start < least <= start + count:
+                deferring.enter_context(interruption.deferred())
+            scored = self._chunk(taken[start : start + count], start // pace.size * pace.size)
+            pace.sampled(count, time.perf_counter() - began)
+            if self.update is None and any(map(_has_scores, self.groups[start:])):
+                enough = self.plan.seconds * CHUNK_SHARE
+                self.update = _timed_update(self.policy, scored, self.stage, self.config, enough)
+        if len(self.groups) < least:
+            interruption.leave()
+
+    def _chunk(self, batch: list[Prompt], key: int) -> Rollouts:
+        """Sample and score completions of these prompts. Isolated rewards score during sampling."""
+        began = time.perf_counter()
+        with self.suite.begin() as scoring:
+
+            def ended(index: int, texts: list[str]) -> None:
+                scoring.add(batch[index], texts)
+                self.watch.group_sampled()
+
+            draw = DrawKey(self.config.seed, LABEL, key)
+            rollouts = sample(self.policy, batch, self.plan.samples, self.options, draw, on_group=ended)
+            self.seconds += time.perf_counter() - began
+            scores = scoring.join(batch, rollouts.texts)
+        again = self.suite.score(batch, rollouts.texts)
+        scored = rewarded(rollouts, scores, self.config)
+        self.groups += _groups(scored, rewarded(rollouts, again, self.config), self.config)
+        self.failures = scores.examples | self.failures
+        self.tokens += int(rollouts.lengths_PK.sum())
+        self.score_seconds += scores.seconds
+        return scored
+
+
+def _has_scores(group: Group) -> bool:
+    return any(math.isfinite(a + b) for a, b in zip(group.rewards, group.correct, strict=True))
 
 
 def _groups(scored: Rollouts, again: Rollouts, config: PipelineConfig) -> list[Group]:
@@ -177,11 +227,14 @@ def _correct(scored: Rollouts, config: PipelineConfig) -> list[list[float]]:
     return torch.where(values.isnan(), values, scored.correct_PK.to(values.dtype)).tolist()
 
 
-def _timed_update(policy: Policy, batch: Rollouts, stage: StageConfig, config: PipelineConfig) -> tuple[float, int]:
+def _timed_update(
+    policy: Policy, batch: Rollouts, stage: StageConfig, config: PipelineConfig, enough: float
+) -> tuple[float, int]:
     """Seconds of one step of the real learner on a copy of the policy, and the completion tokens of that step.
 
     The weights of the rows are 1 and -1 in turn, so that no row is left out. The first of three steps, which also
-    creates Adam's moments, does not count; the other two are averaged.
+    creates Adam's moments, does not count; the other two are averaged. It is the only one if it took longer than
+    ``enough`` seconds, or if an interrupt waits.
     """
     model = copy.deepcopy(policy.model).requires_grad_(True)
     trained = Policy(model, policy.tokenizer, policy.template)
@@ -198,7 +251,9 @@ def _timed_update(policy: Policy, batch: Rollouts, stage: StageConfig, config: P
         if policy.device.type == "cuda":
             torch.cuda.synchronize()
         taken.append(time.perf_counter() - began)
-    return fmean(taken[1:]), int(batch.lengths_PK.sum())
+        if taken[0] > enough or interruption.requested():
+            break
+    return fmean(taken[1:] or taken), int(batch.lengths_PK.sum())
 
 
 def _peak_bytes(device: torch.device) -> int:

@@ -176,7 +176,7 @@ def test_a_stage_is_estimated_by_its_own_ranking(gradus: Gradus) -> None:
     """Which need not be the one that was probed for: the advice may propose another."""
     stages = discover()
     loaded = load_config("tiny.yaml", ["stages.gfpo.group_size=4"], [stage.config for stage in stages.values()])
-    report = work.advise(loaded, stages, work.find_probed_policy(loaded, None, None, Path("runs")), 12, 8, lambda: None)
+    report = work.advise(loaded, stages, work.find_probed_policy(loaded, None, None, Path("runs")), 12, 8)
     assert report.probe.diagnosis.ranking == ("reward",)
     chain = loaded.config.model_copy(
         update={"stages": [loaded.config.stages[1].model_copy(update={"ranking": ["reward", "shorter"]})]}
@@ -245,6 +245,9 @@ def test_a_probe_does_not_touch_the_run(gradus: Gradus, trained: Path) -> None:
     [
         (("--prompts", "2"), "greater than or equal to 8"),
         (("--samples", "x"), "integer"),
+        (("--seconds", "0"), "--seconds"),
+        (("--seconds", "-5"), "--seconds"),
+        (("--seconds", "nan"), "--seconds"),
         (("--write", "new.txt"), "a configuration is a YAML file"),
         (("--write", "nowhere/new.yaml"), "an existing folder"),
         (("--write", "tiny.yaml"), "this file exists"),
