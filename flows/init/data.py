@@ -106,8 +106,9 @@ def generated(given: str, guesses: Guesses) -> Data:
 
 def _read(rows: Sequence[Row], found: Data, source: str, guesses: Guesses) -> Data:
     """Complete the data from their first rows. Raises: UserError."""
-    if not rows:
-        raise UserError("the data have no rows", where="--data", got=source, fix="choose others")
+    if not rows or found.rows < 2:
+        got, expected = f"{source} with {len(rows)} rows", "at least 2: one to train on and one to hold out"
+        raise UserError("the data have too few rows", where="--data", got=got, expected=expected, fix="choose others")
     columns = _columns(rows, source, found, guesses)
     options = TableOptions.model_validate({"columns": columns})
     form = form_of(rows, options, source)

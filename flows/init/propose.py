@@ -48,14 +48,14 @@ def propose(
     stages: Mapping[str, Stage],
 ) -> Proposal:  # fmt: skip
     """Look at a model and the first rows of data, and guess the rest. Raises: UserError where either is unusable."""
-    if (data is None) == (task is None):
+    if bool(data) == bool(task):
         raise UserError(
-            "give either data or a task", where="--data, --task", got="both" if data is not None else "neither",
+            "give either data or a task", where="--data, --task", got="both" if data else "neither",
             expected="--data with a file, folder, pattern or Hub id, or --task reasoning_gym:NAME", fix="name one",
         )  # fmt: skip
     guesses, folder = Guesses(), (target or Path()).absolute().parent if target else Path.cwd()
     policy = models.look_at(model, folder, guesses)
-    found = datasets.look_at(data, folder, guesses) if data is not None else datasets.generated(task or "", guesses)
+    found = datasets.look_at(data, folder, guesses) if data else datasets.generated(task or "", guesses)
     rewards = rewards_for(found, guesses)
     config: dict[str, Any] = {"name": _name(target.stem if target else found.name), "seed": 0}
     config |= {"policy": policy.policy, "task": found.task, "rewards": rewards or [dict(PLACEHOLDER)], "sampling": {}}
@@ -102,7 +102,7 @@ def check_target(target: Path) -> None:
 
 def _name(text: str) -> str:
     """A text as the name of a pipeline."""
-    return re.sub(r"^[^A-Za-z0-9]+|[^A-Za-z0-9._-]+", "-", text).lstrip("-._")[:64] or "new"
+    return re.sub(r"^[^A-Za-z0-9]+|[^A-Za-z0-9._-]+", "-", text)[:64].strip("-._") or "new"
 
 
 def _set_splits(found: datasets.Data, guesses: Guesses) -> None:
