@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,8 @@ from gradus.pipeline.types import Prompt
 pytest_plugins = ["command_line", "faults", "flow_runs", "tracking_runs", "trained_chain"]
 """The helpers whose fixtures any test may ask for; a session's are then made once in each process."""
 
+
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored, and would be by what the tests start
 
 SLOW = [
     "pipeline/execution/test_launch.py",

@@ -6,13 +6,14 @@ import json
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
+from benchmarks.gpu import parts
 from benchmarks.gpu.findings import Findings, Setup, exit_code
-from benchmarks.gpu.parts import run_all
 from paths import REPOSITORY, search_path
 
 PARTS = ["environment", "chains", "agreement", "speed", "operations", "planning"]
@@ -41,23 +42,34 @@ def test_the_check_goes_through_on_a_cpu(tmp_path: Path) -> None:
     assert all(value["value"] > 0 for (part, what), value in found.items() if part == "speed" and "tokens/s" in what)
 
 
-def test_a_part_that_takes_too_long_is_ended_and_keeps_what_it_found(tmp_path: Path) -> None:
+def test_a_part_that_takes_too_long_is_ended_and_keeps_what_it_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(setup: Setup, found: Findings) -> None:
+        found.add("found before", 1)
+        subprocess.run(["sleep", "100"])
+
+    sleeping = types.ModuleType("benchmarks.gpu.sleeping")
+    monkeypatch.setattr(sleeping, "run", run, raising=False)
+    monkeypatch.setitem(sys.modules, sleeping.__name__, sleeping)
+    monkeypatch.setattr(parts, "STEPS", ((parts.Part("sleeping", 3),), (parts.Part("planning", 60),)))
+    before = set(psutil.Process().children(recursive=True))
     setup = Setup("cpu", tiny=True, out=tmp_path, scratch=tmp_path, seconds=0.0)
-    Findings("agreement", tmp_path).add("found before", 1)
-    results = run_all(setup, ["agreement", "planning"], seconds=5.2)  # the second group begins with less than 5 left
+    results = parts.run_all(setup, ["sleeping", "planning"], seconds=6)  # the second has less than 5 seconds left
     assert [(result["part"], result["status"]) for result in results] == [
-        ("agreement", "cut short"),
+        ("sleeping", "cut short"),
         ("planning", "no time left"),
     ]
-    assert next(found["what"] for found in results[0]["findings"]) == "found before"
+    assert [found["what"] for found in results[0]["findings"]] == ["found before"]
     assert exit_code(results) == 1
-    assert not psutil.Process().children(recursive=True)
+    left = set(psutil.Process().children(recursive=True)) - before
+    assert not [process for process in left if process.status() != psutil.STATUS_ZOMBIE]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_a_machine_without_a_gpu_is_told_and_nothing_else_is_tried(tmp_path: Path) -> None:
     setup = Setup("cuda", tiny=True, out=tmp_path, scratch=tmp_path, seconds=0.0)
-    (result,) = run_all(setup, PARTS, seconds=60)
+    (result,) = parts.run_all(setup, PARTS, seconds=60)
     assert result["status"] == "failed" and "PyTorch finds no CUDA device; --device cpu" in result["error"]
     assert exit_code([result]) == 2
 

@@ -113,7 +113,7 @@ def read_number(text: str) -> Decimal | None:
     r"""The only number in a text; None where there is none, several, or something that changes it and is not read.
 
     >>> read_number("$1,234.50 a month"), read_number("3/4"), read_number("-(5)"), read_number("minus 5 million")
-    (Decimal('1234.50'), Decimal('0.75'), Decimal('-5'), Decimal('-5000000'))
+    (Decimal('1234.50'), Decimal('0.75'), Decimal('-5'), Decimal('-5E+6'))
     >>> read_number("3 or 4"), read_number(r"\sqrt{5}"), read_number("x > 5"), read_number("2x")
     (None, None, None, None)
     """

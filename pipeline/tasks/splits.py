@@ -25,7 +25,7 @@ COLUMNS = ("id", "question", "answer", "metadata", "demonstration", MORE)
 
 
 def folded(question: str) -> str:
-    """A question without differences in case, whitespace and spelling in Unicode, which make it no other question.
+    r"""A question without differences in case, whitespace and spelling in Unicode, which make it no other question.
 
     >>> folded("Un  CAFE\u0301\n") == folded("un caf\u00e9")
     True
