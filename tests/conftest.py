@@ -15,7 +15,7 @@ from gradus.pipeline.common.addresses import TRACKING_VARIABLES
 from gradus.pipeline.policy.policy import Policy
 from gradus.pipeline.types import Prompt
 
-pytest_plugins = ["command_line", "faults", "flow_runs", "tracking_runs", "trained_chain"]
+pytest_plugins = ["chat_models", "command_line", "faults", "flow_runs", "tracking_runs", "trained_chain"]
 """The helpers whose fixtures any test may ask for; a session's are then made once in each process."""
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-import torch
-
 from gradus.pipeline.config import SamplingConfig
 from gradus.pipeline.policy.policy import Policy
 from gradus.pipeline.rollouts.builtin import DrawKey, sample
@@ -88,8 +86,6 @@ def timed_prompt(policy: Policy, batch: list[Prompt], samples: int, options: Sam
     def took(count: int, tokens: int) -> float:
         began = time.perf_counter()
         sample(policy, batch[:count], samples, options.model_copy(update={"max_tokens": tokens}), draw)
-        if policy.device.type == "cuda":
-            torch.cuda.synchronize()
         return time.perf_counter() - began
 
     few = min(TIMED_TOKENS, options.max_tokens)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 import string
 from pathlib import Path
 from typing import Any
 
+import pytest
 from tiny_policies import TEXTS, tiny_policy
 
 from gradus.pipeline.config import PolicyConfig
@@ -46,3 +48,15 @@ def described(folder: Path, name: str = "config.json", **changes: Any) -> None:
     path = folder / name
     known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     path.write_text(json.dumps(known | changes), encoding="utf-8")
+
+
+@pytest.fixture(scope="session")
+def chat(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A chat model that nothing may change."""
+    return save_chat_model(tmp_path_factory.mktemp("model") / "chat")
+
+
+@pytest.fixture
+def folder(chat: Path, tmp_path: Path) -> Path:
+    """A copy of it, whose files a test may change."""
+    return Path(shutil.copytree(chat, tmp_path / "model"))

@@ -4,29 +4,17 @@ from __future__ import annotations
 
 import datetime
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
-from chat_models import CHATML, QUESTION, described, load, save_chat_model
+from chat_models import CHATML, QUESTION, described, load
 
 from gradus.pipeline.common.errors import UserError
 from gradus.pipeline.config import PolicyConfig
 from gradus.pipeline.policy.fit import long_demonstrations, shown_prompt, template_notes
 from gradus.pipeline.policy.loading import load_prompts
 from gradus.pipeline.types import Prompt
-
-
-@pytest.fixture(scope="module")
-def chat(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_chat_model(tmp_path_factory.mktemp("model") / "chat")
-
-
-@pytest.fixture
-def folder(chat: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(chat, tmp_path / "model"))
-
 
 TURN_ENDS = {
     "the token behind the answer": (CHATML, {}, ["<|im_end|>", "<|end|>"]),

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from chat_models import CHATML, QUESTION, described, load, save_chat_model
+from chat_models import CHATML, QUESTION, described, load
 from safetensors.torch import load_file, save_file
 from tiny_policies import TEXTS, tiny_policy
 from transformers import AutoModelForCausalLM
@@ -23,16 +22,6 @@ from gradus.pipeline.policy.creation import create_policy
 from gradus.pipeline.policy.fit import check_finite, position_limit
 from gradus.pipeline.policy.loading import load_policy
 from gradus.pipeline.policy.lora import add_adapters, check_adapters
-
-
-@pytest.fixture(scope="module")
-def chat(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_chat_model(tmp_path_factory.mktemp("model") / "chat")
-
-
-@pytest.fixture
-def folder(chat: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(chat, tmp_path / "model"))
 
 
 def weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
