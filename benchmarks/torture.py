@@ -239,6 +239,8 @@ class Torture:
         while (left := self.processes() - {server.get("pid")}) and time.monotonic() < deadline:
             time.sleep(1)
         self.wrong += [f"process {pid} was left over" for pid in left]
+        if hung := self.cradle.log.read_bytes().count(b"did not end within"):
+            self.wrong.append(f"{hung} lives hung after a signal, and ended themselves")
         if server["healthy"]:
             asked = urllib.request.Request(f"{server['url']}/flow_runs/filter", b"{}", server["headers"])
             with urllib.request.urlopen(asked, timeout=30) as answer:
@@ -249,10 +251,8 @@ class Torture:
             ]
 
     def server(self) -> dict[str, Any]:
-        asked = subprocess.run(
-            [sys.executable, "-c", SERVER_STATUS], env=self.environment, capture_output=True, text=True
-        )
-        return json.loads(asked.stdout)
+        command = [sys.executable, "-c", SERVER_STATUS]
+        return json.loads(subprocess.run(command, env=self.environment, capture_output=True, text=True).stdout)
 
     def processes(self) -> set[int]:
         """Every process that the commands above have started and that is still there."""

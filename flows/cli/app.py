@@ -23,6 +23,10 @@ from gradus.flows.screen.text import console, line_printer, print_json, say
 from gradus.flows.screen.view import open_standard_streams
 from gradus.pipeline.common.errors import UserError
 from gradus.pipeline.common.host import settle_environment
+from gradus.pipeline.common.interruption import end_within
+
+LONGEST_END_SECONDS = 60.0
+"""How long a command may take to end after an interrupt, apart from the step that it finishes."""
 
 app = typer.Typer(
     name="gradus",
@@ -263,6 +267,7 @@ def server_stop() -> None:
 def main() -> None:
     """Run the command that the process was started with."""
     open_standard_streams()
+    end_within(LONGEST_END_SECONDS)
     try:
         settle_environment()
     except UserError as error:

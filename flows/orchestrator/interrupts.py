@@ -12,7 +12,13 @@ import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
 
-from gradus.pipeline.common.interruption import Interrupted, heeded, report_safely
+from gradus.pipeline.common.interruption import (
+    Interrupted,
+    heeded,
+    interrupt_thread,
+    report_safely,
+    takes_a_lock,
+)
 
 
 class DeferredInterrupts:
@@ -51,6 +57,10 @@ class DeferredInterrupts:
         if self.requested is not None:
             if number == signal.SIGHUP:  # a terminal that is gone is not impatient
                 return
+            if takes_a_lock(frame):
+                interrupt_thread().send_again(number)
+                return
             raise Interrupted(number)
         self.requested = number
+        interrupt_thread().expect_the_end(number)
         report_safely(self._note, "stopping as soon as Prefect has recorded it; the same signal again stops at once")

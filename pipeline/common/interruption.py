@@ -8,16 +8,32 @@ finish, so the first interrupt ends the work at once.
 from __future__ import annotations
 
 import contextlib
+import faulthandler
+import functools
+import os
+import select
 import signal
 import sys
+import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """Ctrl-C, a request to end, and a terminal or connection that is gone."""
+
 RESEND_SECONDS = 0.01
-"""Delay before an interrupt is sent again whose exception Python has swallowed."""
+"""Delay before an interrupt is sent again."""
+LOCKS = {
+    "threading": {"wait", "wait_for", "join", "_wait_for_tstate_lock"},
+    "logging": {"emit", "flush", "format"},
+    "queue": set[str](),
+    "importlib._bootstrap": set[str](),
+    "multiprocessing.synchronize": {"wait", "wait_for"},
+}
+"""Modules whose functions take locks -> those that may last. An exception between the taking of a lock and the block
+that gives it back, such as at the end of ``Condition.__enter__``, leaves it taken: whoever wants it next hangs."""
 
 
 class Interrupted(SystemExit):
@@ -74,11 +90,16 @@ def handled(report: Callable[[str], None] = _nothing) -> Iterator[None]:
         if _State.requested is not None and number == signal.SIGHUP:
             return  # a terminal that is gone is not impatient
         if not _State.deferring or _State.requested is not None:
+            if takes_a_lock(frame):
+                beside.send_again(number)
+                return
             _State.raised = number
+            beside.expect_the_end(number)
             raise Interrupted(number)
         _State.requested = number
         report_safely(report, "finishing this step and writing a checkpoint; the same signal again stops at once")
 
+    beside = interrupt_thread()
     previous = {number: signal.signal(number, answer) for number in heeded()}
     try:
         with _resending():
@@ -100,11 +121,11 @@ def _resending() -> Iterator[None]:
 
     Python drops an exception that is raised there, so the interrupt is sent again a moment later.
     """
-    others, main = sys.unraisablehook, threading.main_thread()
+    others, beside = sys.unraisablehook, interrupt_thread()
 
     def hook(unraisable: sys.UnraisableHookArgs) -> None:
-        if isinstance(unraisable.exc_value, Interrupted) and main.ident is not None:
-            threading.Timer(RESEND_SECONDS, signal.pthread_kill, (main.ident, unraisable.exc_value.number)).start()
+        if isinstance(unraisable.exc_value, Interrupted):
+            beside.send_again(unraisable.exc_value.number)
         else:
             others(unraisable)
 
@@ -118,11 +139,11 @@ def _resending() -> Iterator[None]:
 @contextlib.contextmanager
 def deferred() -> Iterator[None]:
     """Defer the first interrupt until the caller asks for it: :func:`requested`, :func:`leave_if_requested`."""
-    _State.deferring = True
+    _State.deferring = interrupt_thread().busy = True
     try:
         yield
     finally:
-        _State.deferring = False
+        _State.deferring = interrupt_thread().busy = False
 
 
 def waiting() -> int | None:
@@ -137,10 +158,100 @@ def requested() -> bool:
 
 def leave() -> None:
     """Raises: Interrupted, for the interrupt that waits here, or else for one that another rank received."""
-    raise Interrupted(waiting() or signal.SIGTERM)
+    number = waiting() or signal.SIGTERM
+    interrupt_thread().busy = False
+    interrupt_thread().expect_the_end(number)
+    raise Interrupted(number)
 
 
 def leave_if_requested() -> None:
     """Raises: Interrupted, where an interrupt waits."""
     if requested():
         leave()
+
+
+def takes_a_lock(frame: FrameType | None) -> bool:
+    """Whether a signal has struck a function that takes or gives back a lock, and will be done in an instant."""
+    if frame is None:
+        return False
+    lasting = LOCKS.get(frame.f_globals.get("__name__", ""))
+    return lasting is not None and frame.f_code.co_name not in lasting
+
+
+class InterruptThread:
+    """A thread that waits beside the main one, for what a handler of signals cannot do itself.
+
+    It sends an interrupt again that came at a moment when its exception would do harm, and ends a process that an
+    interrupt has not ended in time. It takes orders by a pipe, so that the public methods may be called by a handler:
+    that must take no lock, and so can start no thread.
+    """
+
+    def __init__(self) -> None:
+        self._orders, self._order = os.pipe()
+        os.set_blocking(self._order, False)
+        self.busy = False
+        """Whether a step is being finished, which may take any time."""
+        threading.Thread(target=self._run, name="interrupts", daemon=True).start()
+
+    def send_again(self, number: int) -> None:
+        """Send this signal to the main thread once more, a moment later."""
+        self._tell(number)
+
+    def expect_the_end(self, number: int) -> None:
+        """This signal is to end the process; where :func:`end_within` bounds that, end it when the time is over."""
+        self._tell(number | 0x80)
+
+    def _tell(self, order: int) -> None:
+        with contextlib.suppress(BlockingIOError):  # the pipe is full of earlier ones
+            os.write(self._order, bytes([order]))
+
+    def _run(self) -> None:
+        ending = deadline = None
+        while True:
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            if not select.select([self._orders], [], [], left)[0]:
+                if not self.busy:
+                    _end(ending or signal.SIGTERM)
+                deadline = None  # the signal ends the process after the step, and will be told of again
+                continue
+            order = os.read(self._orders, 1)[0]
+            if order & 0x80 and deadline is None and _Bound.seconds is not None:
+                ending, deadline = order & 0x7F, time.monotonic() + _Bound.seconds
+            elif not order & 0x80:
+                time.sleep(RESEND_SECONDS)
+                signal.pthread_kill(threading.main_thread().ident or 0, order)
+
+
+class _Bound:
+    seconds: float | None = None
+
+
+def end_within(seconds: float | None) -> None:
+    """Let an interrupt end this process within this time, whatever it hangs in; None: wait for ever.
+
+    For commands only: a program that uses this package as a library goes on after an interrupt.
+    """
+    _Bound.seconds = seconds
+
+
+def interrupt_thread() -> InterruptThread:
+    """The thread of this process; a forked one gets its own."""
+    return _thread_of(os.getpid())
+
+
+@functools.cache
+def _thread_of(process: int) -> InterruptThread:
+    return InterruptThread()
+
+
+def _end(number: int) -> None:
+    """End the process without its own help, and say where it hung. All that lasts is on disk before it counts."""
+    words = f"the process did not end within {_Bound.seconds:.0f} s of the signal, and was ended; what was kept stays"
+    with contextlib.suppress(OSError, ValueError):
+        with tempfile.NamedTemporaryFile("w", prefix="gradus-hung-", suffix=".txt", delete=False) as file:
+            faulthandler.dump_traceback(file)
+        words += f". Where it hung is in {file.name}"
+    with contextlib.suppress(OSError, ValueError):
+        os.set_blocking(2, False)  # a terminal whose reader has stopped is waited for by nobody
+        os.write(2, f"{words}\n".encode())
+    os._exit(128 + number)

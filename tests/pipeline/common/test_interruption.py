@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import os
+import random
+import re
 import signal
+import subprocess
 import sys
+import threading
 import time
 import weakref
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from datasets import Dataset
@@ -115,3 +121,52 @@ def test_a_signal_that_a_library_has_caught_is_not_lost() -> None:
     assert caught.value.code == 129
     with handled():
         assert not requested(), "the next work is not concerned"
+
+
+def test_a_lock_that_a_signal_strikes_is_not_left_taken() -> None:
+    lock, chance = threading.Condition(), random.Random(0)
+
+    def strike() -> None:
+        time.sleep(chance.uniform(0, 0.002))
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+
+    for _ in range(60):  # nearly half of them left it taken
+        with pytest.raises(Interrupted), handled():
+            threading.Thread(target=strike).start()
+            while True:
+                with lock:
+                    pass
+        with ThreadPoolExecutor(1) as other:
+            assert other.submit(lock.acquire, timeout=5).result()
+            other.submit(lock.release).result()
+
+
+HANGS = """
+import os, signal, time
+from gradus.pipeline.common.interruption import end_within
+from gradus.pipeline.common.interruption import deferred, handled, leave_if_requested
+end_within(0.3)
+with handled(lambda text: print(text, flush=True)):
+    try:
+        with {block}:
+            os.kill(os.getpid(), signal.SIGHUP)
+            time.sleep(1)
+            print("the step is done", flush=True)
+        leave_if_requested()
+    finally:
+        while True:
+            time.sleep(1)
+"""
+
+
+@pytest.mark.parametrize("block, said", [("open(os.devnull)", ""), ("deferred()", "the step is done")])
+def test_a_process_that_hangs_after_a_signal_is_ended_and_no_step_is_cut_short(block: str, said: str) -> None:
+    program = HANGS.replace("{block}", block)
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 129
+    assert said in ended.stdout
+    told = re.fullmatch(r"the process did not end within 0 s .* is in (\S+)\n", ended.stderr)
+    assert told is not None, ended.stderr
+    where = Path(told[1])
+    assert re.search(r"line \d+ in <module>", where.read_text())
+    where.unlink()
