@@ -31,22 +31,22 @@ def sample(
     """``count`` completions of a prompt by a checkpoint, the latest checkpoint of a run, or a model of the Hub.
 
     Sampling options that are not given are those of the run that the checkpoint lies in, or the defaults where it lies
-    in none. Raises: UserError.
+    in none, and the prompt gets the system turn of the run's task. Raises: UserError.
     """
     from gradus.stages import discover
 
     path, question = checkpoint_or_run(source, runs, hub=True), _typed(prompt)
     from gradus.pipeline.execution.inference import find_run, latest_checkpoint, sample_checkpoint
 
-    options, run = SamplingConfig(), None
+    options, run, system = SamplingConfig(), None, None
     with contextlib.suppress(UserError):  # a model of one's own, or of the Hub
         run = find_run(path, [stage.config for stage in discover().values()])
     if run is not None:
-        options = run.config.sampling
+        options, system = run.config.sampling, run.config.task.system
         path = latest_checkpoint(run) if (path / RUN_FILE).is_file() else path
     given = {"temperature": temperature, "max_tokens": max_tokens}
     options = options.model_copy(update={key: value for key, value in given.items() if value is not None})
-    return sample_checkpoint(path, question, count, options, seed)
+    return sample_checkpoint(path, question, count, options, seed, system)
 
 
 def _typed(prompt: str) -> str:

@@ -14,7 +14,7 @@ sampled), ``policy_logprobs`` (the current policy), ``reference_logprobs`` (the 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -48,11 +48,27 @@ class Prompt:
     """The conversation that asks the question, where it is more than ``question`` as the one turn of the user."""
     tools: tuple[dict[str, Any], ...] = ()
     """Descriptions of functions that the template shows to the model."""
+    system: str | None = None
+    """What the task says in the system turn of a conversation that has none of its own; no part of the id."""
 
     @property
     def conversation(self) -> tuple[Turn, ...]:
         """The turns up to where the completion begins."""
-        return self.turns or ({"role": "user", "content": self.question},)
+        return with_system(self.turns or ({"role": "user", "content": self.question},), self.system)
+
+
+def with_system(turns: Sequence[Turn], *said: str | None) -> tuple[Turn, ...]:
+    """The turns, the first of them a system turn: their own, or else the first of these texts that is given.
+
+    This is the one place that decides it, so whoever has a text for the system turn names it behind those that count
+    more: the row's own turn, then what its task says, then what the policy says.
+
+    >>> with_system([{"role": "user", "content": "1 + 1?"}], None, "Be brief.", "Think.")[0]
+    {'role': 'system', 'content': 'Be brief.'}
+    """
+    text = next((text for text in said if text is not None), None)
+    own = text is None or bool(turns and turns[0]["role"] == "system")
+    return tuple(turns) if own else ({"role": "system", "content": text}, *turns)
 
 
 def transcript(turns: Iterable[Turn], system: bool = True) -> str:

@@ -16,6 +16,8 @@ class TaskOptions(Options):
     """Prompts kept for reporting accuracy; never trained on, checked by content."""
     validation: int = Field(0, ge=0)
     """Further held-out prompts, used only to choose a stage's best checkpoint, so that the report stays unbiased."""
+    system: Annotated[str, Field(min_length=1)] | None = None
+    """What the system turn of each prompt says that has none of its own; it counts before ``policy.system``."""
     demonstrations: Literal["none", "column", "solver"] = "none"
     """Where SFT's worked completions come from: a column, or the arithmetic solver."""
     overlong_prompts: Literal["error", "drop", "truncate_left"] = "error"

@@ -59,10 +59,12 @@ def evaluate_checkpoint(path: Path, stage_configs: list) -> dict[str, Any]:
     }
 
 
-def sample_checkpoint(path: Path, question: str, count: int, options: SamplingConfig, seed: int = 0) -> list[str]:
-    """``count`` completions of one question, drawn with the seed."""
+def sample_checkpoint(
+    path: Path, question: str, count: int, options: SamplingConfig, seed: int = 0, system: str | None = None
+) -> list[str]:
+    """``count`` completions of one question, drawn with the seed. ``system``: what its task's system turn says."""
     policy = _any_policy(path)
-    prompt = Prompt(id="prompt", question=question, answer="")
+    prompt = Prompt(id="prompt", question=question, answer="", system=system)
     return sample(policy, [prompt], count, options, DrawKey(seed, "sample", 0)).texts[0]
 
 

@@ -15,7 +15,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from gradus.pipeline.common.errors import UserError
-from gradus.pipeline.types import Prompt, Turn, transcript
+from gradus.pipeline.types import Prompt, Turn, transcript, with_system
 
 RENDER_SECONDS = 10.0
 """Time for one chat template and one question, which take a millisecond; a template is a program and may never end."""
@@ -120,7 +120,7 @@ class PromptEncoder:
 
     def _applied(self, turns: list[Turn], tools: list[dict[str, Any]], *, add_generation_prompt: bool) -> str:
         """What the chat template makes of these turns, with the system turn where they have none. Raises: UserError."""
-        turns = self._with_system(turns)
+        turns = list(with_system(turns, self.template.system))
         options = {**self.template.arguments, "tokenize": False, "add_generation_prompt": add_generation_prompt}
         options |= {"tools": tools} if tools else {}
         if self.template.day:
@@ -129,6 +129,7 @@ class PromptEncoder:
         try:
             return _within(RENDER_SECONDS, lambda: apply(turns, **options))
         except Exception as error:
+            system = turns[0]["role"] == "system"
             got = f"no end within {RENDER_SECONDS:.0f} seconds" if isinstance(error, TimeoutError) else str(error)
             raise UserError(
                 "the chat template cannot be applied to a prompt",
@@ -136,18 +137,13 @@ class PromptEncoder:
                 got=" ".join(got.split())[:300] or type(error).__name__,
                 expected=f"a Jinja template for turns of the roles {', '.join(turn['role'] for turn in turns)}, "
                 "and the prompt of a generation",
-                fix=f"{'leave policy.system out, ' if self.template.system is not None else ''}correct the template, "
-                "or set policy.template=plain for a new run",
+                fix=f"{'take the system turn out (policy.system, task.system or the rows), ' if system else ''}correct "
+                "the template, or set policy.template=plain for a new run",
             ) from error
-
-    def _with_system(self, turns: list[Turn]) -> list[Turn]:
-        if self.template.system is None or turns[0]["role"] == "system":
-            return turns
-        return [{"role": "system", "content": self.template.system}, *turns]
 
     def turns(self, prompt: Prompt) -> list[Turn]:
         """The turns that the chat template gets."""
-        return self._with_system(list(prompt.conversation))
+        return list(with_system(prompt.conversation, self.template.system))
 
     def turn_end(self, answer: str) -> int | None:
         """The special token that the chat template writes behind an assistant's answer; None where it writes none."""

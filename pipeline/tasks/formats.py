@@ -14,7 +14,7 @@ from typing import Any
 from gradus.pipeline.common.errors import UserError
 from gradus.pipeline.config.task import Columns, TableOptions
 from gradus.pipeline.tasks.conversations import content_of, text_of, tools_of, turns_of
-from gradus.pipeline.types import Turn
+from gradus.pipeline.types import Turn, with_system
 
 Row = Mapping[str, Any]
 
@@ -80,9 +80,9 @@ class Form:
             answers = self._answers(at(row, self.answer))
         if not asked.turns or (self.answered and not answers) or (self.format == "preference" and not asked.rejected):
             return None
-        if self.system is not None and asked.turns[0]["role"] != "system":
+        if self.system is not None:
             said = text_of(row.get(self.system), self.system, "question")
-            asked = replace(asked, turns=[{"role": "system", "content": said}, *asked.turns] if said else asked.turns)
+            asked = replace(asked, turns=list(with_system(asked.turns, said or None)))
         return asked, answers
 
     def _answers(self, value: Any) -> list[str]:

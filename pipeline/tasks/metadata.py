@@ -73,7 +73,7 @@ def decode(text: str) -> dict[str, Any]:
 
 
 def packed(**more: Any) -> str | None:
-    """The fields that only some prompts have (``turns``, ``tools``, ``alternatives``, ``rejected``), as JSON."""
+    """The fields that only some prompts have (``turns``, ``tools``, ``alternatives`` and others), as JSON."""
     if not any(more.values()):
         return None
     given = {name: value for name, value in more.items() if value}

@@ -47,7 +47,7 @@ def cut(prompt: Prompt, characters: int) -> Prompt | None:
     '1 + 1?'
     """
     turns = []
-    for turn in prompt.conversation:
+    for turn in replace(prompt, system=None).conversation:
         if turn["role"] != "system":
             text = turn["content"]
             turn, characters = {**turn, "content": text[characters:]}, max(0, characters - len(text))
@@ -59,7 +59,8 @@ def cut(prompt: Prompt, characters: int) -> Prompt | None:
         return None
     question = transcript(turns, system=False)
     kept = tuple(turns) if prompt.turns else ()
-    return replace(prompt, id=prompt_id(question, prompt.answer, _more(prompt, kept)), question=question, turns=kept)
+    shorter = replace(prompt, question=question, turns=kept)
+    return replace(shorter, id=prompt_id(question, prompt.answer, _more(replace(shorter, system=None))))
 
 
 def changed(task: TaskData, folder: Path, changes: Changes, note: str) -> TaskData:
@@ -100,10 +101,11 @@ def _table(split: Dataset, rows: list[int], new: dict[int, Prompt]) -> pyarrow.T
         for place, row in enumerate(part):
             if (prompt := new.get(row)) is not None:
                 columns["id"][place], columns["question"][place] = prompt.id, prompt.question
-                columns[MORE][place] = _more(prompt, prompt.turns)
+                columns[MORE][place] = _more(prompt)
         parts.append(pyarrow.table(columns, schema=schema))
     return pyarrow.concat_tables(parts)
 
 
-def _more(prompt: Prompt, turns: tuple[Any, ...]) -> str | None:
-    return packed(turns=turns, tools=prompt.tools, alternatives=prompt.alternatives, rejected=prompt.rejected)
+def _more(prompt: Prompt) -> str | None:
+    names = ("turns", "tools", "alternatives", "rejected", "system")
+    return packed(**{name: getattr(prompt, name) for name in names})

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from gradus.pipeline.common.errors import UserError
-from gradus.pipeline.tasks.metadata import BATCH, Batch, unpacked
+from gradus.pipeline.tasks.metadata import BATCH, Batch, packed, unpacked
 
 if TYPE_CHECKING:
     import pyarrow
@@ -70,6 +70,16 @@ def distinct(batches: Iterable[Batch], notes: list[str]) -> pyarrow.Table:
     if contradicted:
         notes.append(f"{contradicted} rows removed that repeat a question with another answer; the first stays")
     return pyarrow.concat_tables(parts)
+
+
+def with_system_text(table: pyarrow.Table, text: str) -> pyarrow.Table:
+    """The rows of a split with what the task says in the system turn. Their ids stay, so that runs can be compared."""
+    import pyarrow
+
+    parts = table.column(MORE).chunks
+    told = [[packed(**(unpacked(more) if more else {}), system=text) for more in part.to_pylist()] for part in parts]
+    place = table.column_names.index(MORE)
+    return table.set_column(place, MORE, pyarrow.chunked_array(told, pyarrow.string()))
 
 
 def split(

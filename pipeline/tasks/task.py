@@ -27,7 +27,7 @@ from gradus.pipeline.tasks.hub import check_hub, read_hub
 from gradus.pipeline.tasks.metadata import BATCH, Batch
 from gradus.pipeline.tasks.prompt_order import read_prompts
 from gradus.pipeline.tasks.reasoning_gym import check_gym, read_gym
-from gradus.pipeline.tasks.splits import content_hash, distinct, split
+from gradus.pipeline.tasks.splits import content_hash, distinct, split, with_system_text
 from gradus.pipeline.tasks.tables import Found, check_files, read_files
 from gradus.pipeline.types import Prompt, transcript
 
@@ -128,6 +128,8 @@ def make_task(task: AnyTask, base_dir: Path, folder: Path) -> None:
                 fix="name the column that holds them, or set task.demonstrations to none",
             )
         splits["train"] = shown
+    if task.system is not None:
+        splits = {name: with_system_text(table, task.system) for name, table in splits.items()}
     _write(folder, splits, task, notes, sources)
 
 

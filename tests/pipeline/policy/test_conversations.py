@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -79,3 +80,26 @@ def test_a_completion_is_right_where_it_agrees_with_any_of_several_answers() -> 
     assert [number.score(prompt, f"answer: {text}", {}) for text in ("5", "6")] == [1, 0]  # it reads no "five"
     with pytest.raises(ValueError, match="five"):
         number.score(Prompt("id", "?", "five", alternatives=("six",)), "answer: 5", {})
+
+
+def test_the_row_then_the_task_then_the_policy_says_the_system_turn(encoder: PromptEncoder) -> None:
+    of_policy = PromptEncoder(encoder.tokenizer, replace(encoder.template, system="P"))
+    rows = {"row": (SYSTEM, ASKED), "several": (ASKED, SAID, AGAIN), "none": ()}
+
+    def said(row: str, task: str | None, encoder: PromptEncoder) -> list[str]:
+        prompt = Prompt("id", "1 + 1?", "2", turns=rows[row], system=task)
+        told = [turn["content"] for turn in encoder.turns(prompt) if turn["role"] == "system"]
+        assert shown(encoder, prompt).count("<|im_start|>system") == len(told)
+        return told
+
+    for row in ("several", "none"):
+        assert [said(row, task, of_policy) for task in ("T", None)] == [["T"], ["P"]]
+        assert [said(row, task, encoder) for task in ("T", None)] == [["T"], []]
+    assert [said("row", task, each) for task in ("T", None) for each in (encoder, of_policy)] == [["Be brief."]] * 4
+    plain = PromptEncoder(encoder.tokenizer, Template("plain", "{question}\n", (1,), 0, False))
+    assert shown(plain, Prompt("id", "1 + 1?", "2", system="Be brief.")) == "Be brief.\n\n1 + 1?\n"
+    strict: Any = train_tokenizer(TEXTS, TokenizerConfig(vocabulary=300))
+    strict.chat_template = "{{ raise_exception('no system turn here') }}"
+    with pytest.raises(UserError, match="no system turn here") as raised:
+        PromptEncoder(strict, Template("chat", "", (1,), 0, False)).encode(Prompt("i", "q", "a", system="T"))
+    assert "task.system" in raised.value.fix

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import data_rows as rows
 import pytest
-from task_sources import file, write_jsonl
+from task_sources import file, gym, write_jsonl
 
 from gradus.pipeline.common.errors import UserError
+from gradus.pipeline.tasks.shortening import cut
 from gradus.pipeline.tasks.splits import prompt_id
 from gradus.pipeline.tasks.task import TaskData, all_prompts, build_task, check_task
 from gradus.pipeline.types import Prompt
@@ -160,3 +162,29 @@ def test_the_data_of_an_earlier_version_are_read_and_not_made_again(tmp_path: Pa
     (tmp_path / "t.jsonl").unlink()
     again = build_task(file("t.jsonl", heldout=1), tmp_path, folder)
     assert prompts_of(again) == prompts_of(data) and json.dumps(again.hashes) == json.dumps(data.hashes)
+
+
+def test_the_system_turn_of_a_task_is_in_its_prompts_and_changes_neither_ids_nor_splits(tmp_path: Path) -> None:
+    made = [{"messages": [rows.turn("user", f"{n}?")], "answer": n} for n in range(6)]
+    made.append({"messages": [rows.SYSTEM, rows.turn("user", "7?")], "answer": 7})
+    made.append({"messages": [rows.turn("user", f"{n}?") for n in (8, 9)], "answer": 9})
+    for folder in ("without", "with"):
+        (tmp_path / folder).mkdir()
+    without = built(tmp_path / "without", made, heldout=3)
+    told = built(tmp_path / "with", made, heldout=3, system="Think first.")
+    for split in ("train", "heldout"):
+        before, after = all_prompts(without, split), all_prompts(told, split)
+        assert [replace(prompt, system=None) for prompt in after] == before  # with their ids, in their order
+        assert {prompt.system for prompt in before} == {None}
+        for prompt in after:
+            own = prompt.turns[:1] == (rows.SYSTEM,)
+            assert prompt.conversation[0]["content"] == (rows.SYSTEM["content"] if own else "Think first.")
+        assert without.hashes[split] != told.hashes[split]
+    again = build_task(file("t.jsonl", heldout=3, system="Other."), tmp_path / "with", tmp_path / "with" / "data")
+    assert {prompt.system for prompt in all_prompts(again, "train")} == {"Other."}
+    of_gym = gym(size=20, heldout=2, system="Add.")
+    asked = all_prompts(build_task(of_gym, tmp_path, tmp_path / "gym"), "heldout")
+    assert [[turn["role"] for turn in prompt.conversation] for prompt in asked] == [["system", "user"]] * 2
+    shorter = cut(asked[0], 3)
+    assert shorter is not None and shorter.system == "Add." and not shorter.turns
+    assert shorter.id == prompt_id(shorter.question, shorter.answer)
