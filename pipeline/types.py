@@ -89,6 +89,25 @@ def _said(turn: Turn, alone: bool) -> str:
 
 
 @dataclass(frozen=True)
+class Thoughts:
+    """How a policy marks what it thinks before it answers."""
+
+    pairs: tuple[tuple[str, str], ...] = ()
+    """The tags that begin and end a thought, beside those that all policies are known by."""
+    opened: str = ""
+    """The tag that its prompts end with, so that a completion goes on in a thought and shows only the end of it."""
+
+    @classmethod
+    def restored(cls, stored: Any) -> Thoughts:
+        """The thoughts that were stored as JSON, or None by an earlier version."""
+        return cls(tuple((begin, end) for begin, end in stored["pairs"]), stored["opened"]) if stored else cls()
+
+
+NO_THOUGHTS = Thoughts()
+"""Of a policy that declares none."""
+
+
+@dataclass(frozen=True)
 class Rollouts:
     """A batch of P groups of K completions, with the records of the sampler and the rewards."""
 

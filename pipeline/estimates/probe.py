@@ -100,7 +100,8 @@ def probe(
     prompts = min(prompts, len(task.train))
     size = max(1, round(stage.prompts_per_step * stage.group_size / samples))  # a stage's batch, in completions
     taken = PromptStream(task.train, config.seed, LABEL).at(0, prompts)
-    with contextlib.ExitStack() as deferring, RewardSuite(config.rewards, config.reward_workers, log) as suite:
+    scored_by = RewardSuite(config.rewards, config.reward_workers, log, thoughts=policy.template.thoughts)
+    with contextlib.ExitStack() as deferring, scored_by as suite:
         suite.wait_ready()
         each = timed_prompt(policy, taken[:size], samples, options, DrawKey(config.seed, LABEL, 0))
         plan = Plan(prompts, samples, each, seconds)

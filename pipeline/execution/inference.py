@@ -46,7 +46,8 @@ def evaluate_checkpoint(path: Path, stage_configs: list) -> dict[str, Any]:
     checkpoint = latest_checkpoint(run) if (path / RUN_FILE).is_file() else path
     record = verified_record(checkpoint)
     policy = load_policy(checkpoint, run.config.policy)
-    with RewardSuite(run.config.rewards, run.config.reward_workers) as suite:
+    rewards, workers, thoughts = run.config.rewards, run.config.reward_workers, policy.template.thoughts
+    with RewardSuite(rewards, workers, thoughts=thoughts) as suite:
         evaluation = evaluate(policy, all_prompts(load_task(run.data_dir), "heldout"), suite, run.config)
     return {
         "checkpoint": str(checkpoint),

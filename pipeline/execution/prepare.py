@@ -67,7 +67,7 @@ def _prepare(run: RunFolder, observer: Observer) -> dict[str, Any]:
     made_of = fingerprint(identity(config.policy), config.seed, task.hashes)
     save_checkpoint(policy, folder, stage="start", step=0, parent=None, fingerprint=made_of)
     open_parent_journal(run, policy.describe())
-    with reward_suite(run) as suite:
+    with reward_suite(run, folder) as suite:
         sampler = sampler_for(config, policy, folder, run.path)
         evaluation = evaluate(policy, all_prompts(task, "heldout"), suite, config, sampler=sampler)
     with Journal(run.path / "journal.jsonl") as journal:

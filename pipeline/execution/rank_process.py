@@ -108,7 +108,7 @@ def _train(spec: dict[str, Any], observer: Observer) -> dict[str, Any]:
         read_json(folder / STAGE_FILE)["fingerprint"], Path(resume_from) if resume_from else None,
     )  # fmt: skip
     journal = (Journal if ranks.leads else SilentJournal)(folder / "journal.jsonl")
-    with reward_suite(run, ranks.size) as suite:
+    with reward_suite(run, parent, ranks.size) as suite:
         return train(work, _found(spec["stage"]), suite, journal, observer, ranks)
 
 

@@ -46,7 +46,7 @@ def run_stage(run: RunFolder, index: int, parent: str, stage: Stage, observer: O
             if run.config.launch.processes > 1:
                 result = launched(run, index, stage, {"parent": parent, "resume_from": checkpoint}, observer)
             else:
-                with reward_suite(run) as suite:
+                with reward_suite(run, Path(parent)) as suite:
                     result = train(work, stage, suite, own, observer)
             attempts = len(run.attempts(index))
             if result["accuracy_after"] is not None:

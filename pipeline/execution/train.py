@@ -16,7 +16,8 @@ from gradus.pipeline.policy.devices import settle_process
 from gradus.pipeline.policy.fit import long_demonstrations
 from gradus.pipeline.policy.loading import load_policy
 from gradus.pipeline.policy.lora import add_adapters
-from gradus.pipeline.policy.policy import Policy
+from gradus.pipeline.policy.policy import TEMPLATE_FILE, Policy
+from gradus.pipeline.policy.thoughts import stored_thoughts
 from gradus.pipeline.rewards import RewardSuite
 from gradus.pipeline.rollouts.factory import sampler_for
 from gradus.pipeline.runs.checkpoint import CHECKPOINTS, RESUME, CheckpointRecord, read_record
@@ -160,13 +161,14 @@ def _accuracy_before(run: RunFolder, index: int, parent: Path) -> dict[str, Any]
     return {"accuracy": result["accuracy_after"], "interval": result["interval"]}
 
 
-def reward_suite(run: RunFolder, processes: int = 1) -> RewardSuite:
-    """The run's rewards, with their workers started.
+def reward_suite(run: RunFolder, start: Path, processes: int = 1) -> RewardSuite:
+    """The run's rewards, with their workers started, for completions of the policy in the folder ``start``.
 
     ``processes`` is the number of processes that score at the same time and share the machine. What a reward prints
     goes to ``rewards.log`` in the run folder.
     """
-    suite = RewardSuite(run.config.rewards, run.config.reward_workers, run.path / "rewards.log", processes)
+    thoughts, log = stored_thoughts(start / TEMPLATE_FILE), run.path / "rewards.log"
+    suite = RewardSuite(run.config.rewards, run.config.reward_workers, log, processes, thoughts)
     try:
         suite.wait_ready()
     except BaseException:

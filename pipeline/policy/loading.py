@@ -29,6 +29,7 @@ from gradus.pipeline.policy.devices import pick_device
 from gradus.pipeline.policy.policy import TEMPLATE_FILE, Policy
 from gradus.pipeline.policy.prompts import PromptEncoder, Template
 from gradus.pipeline.policy.templates import new_template
+from gradus.pipeline.types import Thoughts
 
 
 def load_policy(path: str | Path, config: PolicyConfig) -> Policy:
@@ -97,7 +98,8 @@ def _template(
     with _refusing("template", saved if saved.is_file() else path):
         if saved.is_file():
             stored: dict[str, Any] = json.loads(saved.read_text(encoding="utf-8"))
-            return Template(**stored | {"eos_ids": tuple(stored["eos_ids"])})
+            thoughts = Thoughts.restored(stored.get("thoughts"))
+            return Template(**stored | {"eos_ids": tuple(stored["eos_ids"]), "thoughts": thoughts})
         listed = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
         rows = getattr(described.get_text_config(), "vocab_size", None)
         return new_template(tokenizer, listed, rows, config)

@@ -15,7 +15,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from gradus.pipeline.common.errors import UserError
-from gradus.pipeline.types import Prompt, Turn, transcript, with_system
+from gradus.pipeline.types import NO_THOUGHTS, Prompt, Thoughts, Turn, transcript, with_system
 
 RENDER_SECONDS = 10.0
 """Time for one chat template and one question, which take a millisecond; a template is a program and may never end."""
@@ -44,6 +44,8 @@ class Template:
     """What the system turn says that is put before a conversation without one; None: no such turn."""
     arguments: dict[str, Any] = field(default_factory=dict)
     """Arguments of the chat template, such as ``enable_thinking``."""
+    thoughts: Thoughts = NO_THOUGHTS
+    """How the policy marks its thoughts, by its tokens and its template."""
     day: str = ""
     """The day that a chat template which reads the clock is told, such as 2026-03-01. A template that was stored
     without this is told the time."""
@@ -51,7 +53,7 @@ class Template:
     def record(self) -> dict[str, Any]:
         """The fields as they are stored; later ones only where they say something, so that earlier records remain."""
         stored = asdict(self)
-        usual = {"special_tokens": True, "system": None, "arguments": {}, "day": ""}
+        usual = {"special_tokens": True, "system": None, "arguments": {}, "thoughts": asdict(NO_THOUGHTS), "day": ""}
         return {name: value for name, value in stored.items() if name not in usual or value != usual[name]}
 
     @property

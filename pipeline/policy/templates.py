@@ -13,6 +13,7 @@ from gradus.pipeline.common.errors import UserError, closest
 from gradus.pipeline.config import PolicyConfig
 from gradus.pipeline.policy.checks import no_embedding
 from gradus.pipeline.policy.prompts import PromptEncoder, Template
+from gradus.pipeline.policy.thoughts import thoughts_of
 
 ANSWER = "answer-0815"
 """A text that no template contains, to find again what a template makes of an answer."""
@@ -49,13 +50,14 @@ def new_template(tokenizer: Any, listed: Sequence[int], rows: int | None, config
         )
     day = datetime.date.today().isoformat() if kind == "chat" and "strftime_now" in text else ""
     special = config.special_tokens_in_questions
-    template = Template(kind, text, (), 0, special, config.system, config.template_args, day)
+    template = Template(kind, text, (), 0, special, config.system, config.template_args, day=day)
     encoder = PromptEncoder(tokenizer, template)
     ends, pad = _ends(encoder, listed, config), tokenizer.pad_token_id
     if rows is not None:
         _check_vocabulary(encoder, ends, rows)
+    thoughts = thoughts_of(tokenizer, text, tokenizer.decode(encoder.encode("1 + 1 = ?")))
     usable = pad is not None and (rows is None or pad < rows)  # it is always masked, so that any token will do
-    return replace(template, eos_ids=ends, pad_id=pad if usable else ends[0])
+    return replace(template, eos_ids=ends, pad_id=pad if usable else ends[0], thoughts=thoughts)
 
 
 def _check_vocabulary(encoder: PromptEncoder, ends: Sequence[int], rows: int) -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextvars import ContextVar
 from typing import Any, NamedTuple
+
+from gradus.pipeline.types import NO_THOUGHTS, Thoughts
 
 THOUGHTS = (
     ("<think>", "</think>"),
@@ -18,6 +21,8 @@ THOUGHTS = (
     ("<|channel|>analysis<|message|>", "<|channel|>final<|message|>"),
 )  # fmt: skip
 """Where models begin and end their thoughts."""
+DECLARED: ContextVar[Thoughts] = ContextVar("thoughts", default=NO_THOUGHTS)
+"""What the policy that wrote the completion declares beside these, while a reward scores it."""
 
 LABEL = re.compile(r"\banswer(?:[ \t]*\([^()\n]{1,40}\))?[ \t*_]*:[ \t*_]*", re.IGNORECASE)
 SENTENCE = re.compile(
@@ -54,24 +59,29 @@ class Found(NamedTuple):
     text: str
 
 
-def extract_answer(completion: str, pattern: str = "auto", answer_after: str | None = None) -> str | None:
+def extract_answer(
+    completion: str, pattern: str = "auto", answer_after: str | None = None, thoughts: Thoughts | None = None
+) -> str | None:
     r"""The final answer, without surrounding whitespace; None where there is none, or an empty one.
 
     ``auto`` takes the last of ``answer: X`` (up to the line's end or ``;``), ``the answer is X`` (up to the sentence's
     end), ``#### X``, ``<answer>X</answer>``, ``\boxed{X}`` and ``\fbox{X}``. If that is empty, or was never closed,
     there is no answer: an earlier one does not count. ``whole`` takes all of the text; anything else is a regular
     expression whose last match's group is the answer. Thoughts are not searched: see :func:`answer_part`.
+    ``thoughts``: how they are marked; None: as the policy does that is being scored.
 
     >>> extract_answer("17*23=391; 391-19=372; answer: 372"), extract_answer("<think>answer: 3</think>4")
     ('372', '4')
     """
-    found = find_answer(completion, pattern, answer_after)
+    found = find_answer(completion, pattern, answer_after, thoughts)
     return None if found is None else found.text
 
 
-def find_answer(completion: str, pattern: str = "auto", answer_after: str | None = None) -> Found | None:
+def find_answer(
+    completion: str, pattern: str = "auto", answer_after: str | None = None, thoughts: Thoughts | None = None
+) -> Found | None:
     """Like :func:`extract_answer`, with the offset at which the answer's marker begins."""
-    begin = answer_part(completion, answer_after)
+    begin = answer_part(completion, answer_after, thoughts)
     if begin is None:
         return None
     part = completion[begin:]
@@ -87,21 +97,22 @@ def find_answer(completion: str, pattern: str = "auto", answer_after: str | None
     return Found(begin + found.start, found.text) if found and found.text else None
 
 
-def answer_part(completion: str, answer_after: str | None = None) -> int | None:
+def answer_part(completion: str, answer_after: str | None = None, thoughts: Thoughts | None = None) -> int | None:
     """Where the answer part begins: behind the last thought, or behind the last ``answer_after`` where that is given.
 
-    None where a thought has no end, or ``answer_after`` does not occur.
+    None where a thought has no end, or ``answer_after`` does not occur. A thought may begin in the prompt.
     """
     if answer_after is not None:
         at = completion.rfind(answer_after)
         return at + len(answer_after) if at >= 0 else None
-    begin = 0
-    for opening, closing in THOUGHTS:
-        end = completion.rfind(closing)
-        if completion.rfind(opening) > end:
+    declared = DECLARED.get() if thoughts is None else thoughts
+    text, begin = declared.opened + completion, len(declared.opened)
+    for opening, closing in dict.fromkeys((*THOUGHTS, *declared.pairs)):
+        end = text.rfind(closing)
+        if text.rfind(opening) > end:
             return None
         begin = max(begin, end + len(closing) if end >= 0 else 0)
-    return begin
+    return begin - len(declared.opened)
 
 
 def is_own_pattern(options: Mapping[str, Any]) -> bool:

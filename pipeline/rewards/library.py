@@ -11,7 +11,7 @@ from gradus.pipeline.rewards.extraction import check_pattern, extract_answer, fi
 from gradus.pipeline.rewards.math_words import plain_words, without_words
 from gradus.pipeline.rewards.numbers import read_number
 from gradus.pipeline.rewards.registry import reward
-from gradus.pipeline.types import Prompt
+from gradus.pipeline.types import NO_THOUGHTS, Prompt
 
 
 def _check_answers(extract: str, reference: str, **others: Any) -> None:
@@ -209,7 +209,7 @@ def equation_steps(
 
 
 def _reference(prompt: Prompt, pattern: str) -> str:
-    answer = extract_answer(prompt.answer, pattern)
+    answer = extract_answer(prompt.answer, pattern, thoughts=NO_THOUGHTS)  # which no policy has written
     if answer is None:
         raise ValueError(f"the reference answer {prompt.answer[:80]!r} holds no answer to compare with")
     return answer

@@ -18,6 +18,8 @@ from typing import Any, Literal, TypeVar, Union
 
 from gradus.pipeline.common import user_code
 from gradus.pipeline.common.errors import UserError, closest
+from gradus.pipeline.rewards.extraction import DECLARED
+from gradus.pipeline.types import NO_THOUGHTS, Thoughts
 
 GROUP = "gradus.rewards"
 """The entry points by which installed packages publish rewards."""
@@ -85,13 +87,23 @@ class Reward:
         """Whether it must run in a worker, given these options."""
         return self.isolated(options) if callable(self.isolated) else self.isolated
 
-    def score(self, prompt: Any, completion: str, options: Mapping[str, Any]) -> float:
+    def score(
+        self, prompt: Any, completion: str, options: Mapping[str, Any], thoughts: Thoughts = NO_THOUGHTS
+    ) -> float:
         """One completion's score; where the prompt has several reference answers, the best that one of them gives.
 
         An answer that the reward cannot read (a ValueError) is passed over where there is another that it can.
+        ``thoughts``: how the policy that wrote it marks what it thinks.
 
         Raises: whatever the reward raises; TypeError or ValueError where it gives no finite number inside its range.
         """
+        told = DECLARED.set(thoughts)
+        try:
+            return self._best(prompt, completion, options)
+        finally:
+            DECLARED.reset(told)
+
+    def _best(self, prompt: Any, completion: str, options: Mapping[str, Any]) -> float:
         alternatives = getattr(prompt, "alternatives", ())
         scores, unreadable = [], None
         for each in (prompt, *(replace(prompt, answer=answer) for answer in alternatives)):

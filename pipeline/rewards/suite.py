@@ -17,7 +17,7 @@ from gradus.pipeline.common.process import usable_cores
 from gradus.pipeline.common.shown import visible
 from gradus.pipeline.rewards.registry import check_options, find
 from gradus.pipeline.rewards.user_functions import check_function, reference_of
-from gradus.pipeline.types import Prompt
+from gradus.pipeline.types import NO_THOUGHTS, Prompt, Thoughts
 
 if TYPE_CHECKING:
     from gradus.pipeline.config import RewardConfig
@@ -106,11 +106,12 @@ class RewardSuite:
         workers: int | None = None,
         log: str | os.PathLike[str] | None = None,
         shared_by: int = 1,
+        thoughts: Thoughts = NO_THOUGHTS,
     ):
         """``workers``: processes that share the isolated rewards; None: all cores but one, at most four. Where so many
         suites are at work at once, each has its share of them.
 
-        ``log``: a file for what those print.
+        ``log``: a file for what those print. ``thoughts``: how the policy marks what it thinks.
 
         Raises: UserError, as :func:`check_rewards`.
         """
@@ -126,12 +127,14 @@ class RewardSuite:
             if reward is None or reward.is_isolated(config.params):
                 isolated.append((config, reference or config.reward))
             else:
-                self._direct[config.label] = partial(reward.score, options=config.params)
+                self._direct[config.label] = partial(reward.score, options=config.params, thoughts=thoughts)
         if isolated:
             from gradus.pipeline.rewards.workers.pool import IsolatedReward, WorkerPool
 
             self._isolated = [config.label for config, _ in isolated]
-            wanted = [IsolatedReward(c.label, name, dict(c.params), c.time_limit, (*c.env,)) for c, name in isolated]
+            wanted = [
+                IsolatedReward(c.label, name, dict(c.params), c.time_limit, (*c.env,), thoughts) for c, name in isolated
+            ]
             total = workers or min(MOST_WORKERS, max(1, usable_cores() - 1))
             self._pool = WorkerPool(wanted, max(1, total // shared_by), log)
 

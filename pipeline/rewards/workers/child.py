@@ -32,6 +32,7 @@ from gradus.pipeline.common.user_code import look_in
 from gradus.pipeline.rewards import library  # noqa: F401 - registers the rewards
 from gradus.pipeline.rewards.registry import find
 from gradus.pipeline.rewards.user_functions import load_function
+from gradus.pipeline.types import NO_THOUGHTS, Thoughts
 
 LIBRARY_MEMORY = 4 * 1024**3
 """Bytes of data a reward of the library may allocate; a sympy expression that explodes must not take the machine along.
@@ -54,6 +55,8 @@ class IsolatedReward:
     """Seconds one completion may take."""
     env: tuple[str, ...] = ()
     """Variables of the environment that it needs although they look like secrets."""
+    thoughts: Thoughts = NO_THOUGHTS
+    """How the policy marks what it thinks."""
 
 
 Scorer = Callable[[bytes, str], float]
@@ -127,7 +130,11 @@ def _prepare(item: IsolatedReward) -> Scorer:
     for package in reward.packages:
         importlib.import_module(package)
     options = pickle.dumps(item.options)
-    return lambda prompt, completion: reward.score(pickle.loads(prompt), completion, pickle.loads(options))
+
+    def score(prompt: bytes, completion: str) -> float:
+        return reward.score(pickle.loads(prompt), completion, pickle.loads(options), item.thoughts)
+
+    return score
 
 
 def _receive(requests: BinaryIO) -> Any:
