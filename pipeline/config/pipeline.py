@@ -173,7 +173,13 @@ class PipelineConfig(Options):
     @property
     def samplings(self) -> list[SamplingConfig]:
         """Every way in which completions are drawn."""
-        return [self.sampling, *(stage.sampling for stage in self.stages if stage.sampling is not None)]
+        return list(self.placed_samplings.values())
+
+    @property
+    def placed_samplings(self) -> dict[str, SamplingConfig]:
+        """key -> the way in which completions are drawn that stands there."""
+        own = {f"stages.{stage.label}.sampling": stage.sampling for stage in self.stages if stage.sampling is not None}
+        return {"sampling": self.sampling, **own}
 
     @property
     def accuracy_reward(self) -> str:

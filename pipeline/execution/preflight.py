@@ -19,7 +19,7 @@ from gradus.pipeline.config import PipelineConfig, StageConfig
 from gradus.pipeline.config.checks import looks_at_samples
 from gradus.pipeline.config.explain import combined
 from gradus.pipeline.policy.checks import check_lengths, check_policy
-from gradus.pipeline.policy.prompt_lengths import too_long
+from gradus.pipeline.policy.prompt_lengths import check_ban, too_long
 from gradus.pipeline.stage import Stage
 
 SPARE_BYTES = 200_000_000
@@ -58,6 +58,8 @@ def preflight(
     sources: list[tuple[str, Callable[[], None]]] = [
         ("policy", lambda: check_policy(config.policy)),
         ("policy", lambda: check_lengths(config.policy, longest)),
+        *(("policy", functools.partial(check_ban, config.policy, options.ban or (), where))
+          for where, options in config.placed_samplings.items()),
         ("task", check_data),
     ]
     checks: list[Callable[[], None]] = [

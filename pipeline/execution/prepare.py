@@ -18,6 +18,7 @@ from gradus.pipeline.policy.fit import check_finite, shown_prompt, template_note
 from gradus.pipeline.policy.loading import load_policy
 from gradus.pipeline.policy.lora import check_adapters
 from gradus.pipeline.policy.policy import Policy
+from gradus.pipeline.rollouts.builtin.limits import Limits
 from gradus.pipeline.rollouts.factory import sampler_for
 from gradus.pipeline.runs.changed_sources import policy_seen
 from gradus.pipeline.runs.checkpoint import read_record, save_checkpoint
@@ -106,6 +107,8 @@ def starting_policy(
         policy = load_policy(source(config.policy, base_dir), config.policy)
     if config.policy.lora is not None:
         check_adapters(policy.model.config, config.policy)
+    for where, options in config.placed_samplings.items():
+        Limits(policy, options, where)
     task = fitted(task, policy, config, data)
     check_finite(policy, [first_prompt(task), longest_prompts(task)[0]])
     return policy, task

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from gradus.pipeline.common.errors import UserError
 from gradus.pipeline.config import SamplingConfig
 from gradus.pipeline.policy.policy import Policy
+from gradus.pipeline.policy.prompt_lengths import single_token
 
 MORE_TOKENS = 4
 """Tokens that are looked at beyond the bytes of a stop text: some tokenizers drop a space before the first."""
@@ -18,10 +16,15 @@ MORE_TOKENS = 4
 class Limits:
     """The options ``ban``, ``min_tokens`` and ``stop`` for one policy. Raises: UserError where a ban is no token."""
 
-    def __init__(self, policy: Policy, options: SamplingConfig):
+    def __init__(self, policy: Policy, options: SamplingConfig, where: str = "sampling"):
         self.policy, self.stop, self.shortest = policy, options.stop or [], options.min_tokens or 1
         self.ends = torch.tensor(policy.template.eos_ids, device=policy.device)
-        banned = [_token(policy, entry) for entry in options.ban or []]
+        size, known = policy.model.get_input_embeddings().num_embeddings, policy.tokenizer.get_vocab()
+
+        def tokens_of(text: str) -> list[int]:
+            return policy.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+        banned = [single_token(entry, known.get, tokens_of, size, f"{where}.ban") for entry in options.ban or []]
         self.banned = torch.tensor(banned, dtype=torch.long, device=policy.device)
         self.looked_at = MORE_TOKENS + max((len(text.encode()) for text in self.stop), default=0)
 
@@ -56,23 +59,3 @@ class Limits:
             return False
         before = self.policy.decode(tokens[:-1])
         return any(text.count(stop) > before.count(stop) for stop in written)
-
-
-def _token(policy: Policy, entry: int | str) -> int:
-    """The token of an entry of ``ban``."""
-    embedding: Any = policy.model.get_input_embeddings()
-    size, known = embedding.num_embeddings, policy.tokenizer.get_vocab()
-    if isinstance(entry, str):
-        tokens = [known[entry]] if entry in known else policy.tokenizer(entry, add_special_tokens=False)["input_ids"]
-        got = f"{entry!r}, which is {len(tokens)} tokens"
-    else:
-        tokens, got = ([entry] if entry < size else []), entry
-    if len(tokens) != 1:
-        raise UserError(
-            "an entry of sampling.ban is no single token of this model",
-            where="sampling.ban",
-            got=got,
-            expected=f"the text of one token, or a number below {size:,}",
-            fix="name the tokens that it consists of, or leave it out",
-        )
-    return tokens[0]

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from chat_models import described, load
 from pydantic import ValidationError
-from small_pipeline import pipeline
+from small_pipeline import pipeline, write_task
 
 from gradus.pipeline.common.errors import UserError
-from gradus.pipeline.config import SamplingConfig
+from gradus.pipeline.config import PolicyConfig, SamplingConfig
 from gradus.pipeline.config.options import differences, identity
+from gradus.pipeline.execution.preflight import preflight
+from gradus.pipeline.execution.prepare import starting_policy
 from gradus.pipeline.policy.forward.logprobs import batch_logprobs_and_entropies
 from gradus.pipeline.policy.policy import Policy
+from gradus.pipeline.policy.prompt_lengths import check_ban
 from gradus.pipeline.rollouts.builtin import DrawKey, sample
 from gradus.pipeline.rollouts.builtin.draw import draw_tokens
+from gradus.pipeline.rollouts.builtin.limits import Limits
 from gradus.pipeline.rollouts.vllm.checks import check_rollouts
+from gradus.pipeline.tasks.task import build_task
 from gradus.pipeline.types import Prompt, Rollouts
+from gradus.stages import discover
 
 DRAW = DrawKey(3, "limits", 1)
 
@@ -121,3 +130,44 @@ def test_runs_of_earlier_versions_are_what_they_were() -> None:
     earlier = {"max_tokens": 64, "temperature": 1.0, "top_p": 1.0, "top_k": 0}
     assert differences(earlier, identity(SamplingConfig())) == []
     assert differences(earlier, identity(SamplingConfig(stop=["x"]))) == ['stop: null -> ["x"]']
+
+
+def test_a_ban_of_what_is_no_token_is_found_before_the_run_begins(chat: Path, tmp_path: Path) -> None:
+    policy = load(chat)
+    texts = [*policy.tokenizer.get_vocab(), *(policy.decode([n]) for n in range(len(policy.tokenizer)))]
+    texts += ["<|im_end|>", " 7", "7", "Calculate", " answer", "assistant", "12 + 34", "no such", "\n", "é"]
+    one = [text for text in dict.fromkeys(texts) if text and _is_one(policy, text)]
+    assert len(one) > 200 and len(one) < len(texts)
+    of_folder = PolicyConfig(path=str(chat))
+    check_ban(of_folder, [*one, 0, policy.model.get_input_embeddings().num_embeddings - 1], "sampling")
+    write_task(tmp_path)
+    for ban, got in (("12 + 34", "which is"), ("é è", "which is"), (10**6, "1000000")):
+        config = pipeline(
+            [{"stage": "dapo", "sampling": {"max_tokens": 4, "ban": [ban]}}, {"stage": "gfpo"}],
+            policy={"path": str(chat), "device": "cpu"}, sampling={"ban": ["7", ban]},
+        )  # fmt: skip
+        with pytest.raises(UserError, match="2 problems") as caught:
+            preflight(config, tmp_path, discover())
+        told = str(caught.value)
+        assert "stages.dapo.sampling.ban" in told and told.count(got) == 2 and told.count("no single token") == 2
+    described(shutil.copytree(chat, tmp_path / "added"), "tokenizer_config.json",
+              added_tokens_decoder={"9": {"content": "<late added>"}})  # fmt: skip
+    check_ban(PolicyConfig(path=str(tmp_path / "added")), ["<late added>"], "sampling")
+
+
+def test_a_ban_of_a_new_policy_is_found_before_it_is_measured(tmp_path: Path) -> None:
+    write_task(tmp_path)
+    config = pipeline([{"stage": "dapo"}, {"stage": "gfpo", "sampling": {"max_tokens": 4, "ban": [10**6]}}])
+    assert preflight(config, tmp_path, discover()) == []
+    task = build_task(config.task, tmp_path, tmp_path / "data")
+    with pytest.raises(UserError, match="no single token") as caught:
+        starting_policy(config, task, tmp_path, None)
+    assert caught.value.where == "stages.gfpo.sampling.ban"
+
+
+def _is_one(policy: Policy, text: str) -> bool:
+    try:
+        Limits(policy, SamplingConfig(ban=[text]))
+    except UserError:
+        return False
+    return True
