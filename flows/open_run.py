@@ -32,13 +32,14 @@ def load(
     ``code_dir``: where stages and rewards of the user's own are looked for first, if that is not the file's folder.
     """
     from gradus.pipeline.config.loading import config_of_data, load_config
+    from gradus.pipeline.rewards.registry import numbers
     from gradus.stages import discover
 
     found = discover()
     options = [stage.config for stage in found.values()]
     if isinstance(source, str | Path):
-        return load_config(str(source), list(overrides or ()), options, code_dir), found
-    return config_of_data(source, overrides or (), options), found
+        return load_config(str(source), list(overrides or ()), options, code_dir, numbers), found
+    return config_of_data(source, overrides or (), options, numbers), found
 
 
 def existing_run(runs: Path, name: str) -> RunFolder:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import glob
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -16,6 +15,7 @@ from gradus.pipeline.common import user_code, yaml_text
 from gradus.pipeline.common.addresses import refuse_secret, tracking_with_environment
 from gradus.pipeline.common.errors import UserError, did_you_mean
 from gradus.pipeline.config import explain
+from gradus.pipeline.config.coerced import Numbers, refuse_coerced, unknown
 from gradus.pipeline.config.explain import Origin, label_of, show
 from gradus.pipeline.config.outside import published_names
 from gradus.pipeline.config.pipeline import PipelineConfig, StageConfig, model_for, pipeline_model
@@ -64,7 +64,11 @@ def find_config(source: str) -> Path:
 
 
 def load_config(
-    source: str, overrides: list[str], stage_configs: Sequence[type[StageConfig]], code_dir: Path | None = None
+    source: str,
+    overrides: list[str],
+    stage_configs: Sequence[type[StageConfig]],
+    code_dir: Path | None = None,
+    numbers: Numbers = unknown,
 ) -> LoadedConfig:
     """Read, override and check a configuration.
 
@@ -72,7 +76,7 @@ def load_config(
     or, for stages and rewards, by its label. Relative paths become absolute: they start from the configuration file's
     folder or, where that holds nothing of the name, from the current one. Stages and rewards of the user's own are
     looked for in ``code_dir``, by default that same folder, then in the current one and the Python environment.
-    Raises: UserError that names every problem at once.
+    ``numbers`` says in messages what a reward expects. Raises: UserError that names every problem at once.
     """
     path = find_config(source)
     user_code.look_in(code_dir or path.parent)
@@ -81,11 +85,15 @@ def load_config(
     if not isinstance(document.data, dict):
         expected = "options as `key: value` lines"
         raise UserError("this is no configuration", where=shown, got=show(document.data), expected=expected)
-    return LoadedConfig(_checked(document, Origin, shown, overrides, stage_configs, path.parent), path, path.parent)
+    config = _checked(document, Origin, shown, overrides, stage_configs, path.parent, numbers)
+    return LoadedConfig(config, path, path.parent)
 
 
 def config_of_data(
-    data: Mapping[str, Any] | PipelineConfig, overrides: Sequence[str], stage_configs: Sequence[type[StageConfig]]
+    data: Mapping[str, Any] | PipelineConfig,
+    overrides: Sequence[str],
+    stage_configs: Sequence[type[StageConfig]],
+    numbers: Numbers = unknown,
 ) -> LoadedConfig:
     """Override and check a configuration that was made in Python: a mapping like a file's content, or a typed one.
 
@@ -98,9 +106,8 @@ def config_of_data(
     if not isinstance(plain, dict):
         raise UserError("this is no configuration", got=show(plain), expected="a mapping of options")
     document = yaml_text.Document(plain, {})
-    return LoadedConfig(
-        _checked(document, _DataOrigin, IN_PYTHON, overrides, stage_configs, folder), folder / IN_PYTHON, folder
-    )
+    config = _checked(document, _DataOrigin, IN_PYTHON, overrides, stage_configs, folder, numbers)
+    return LoadedConfig(config, folder / IN_PYTHON, folder)
 
 
 def plain_data(value: Any) -> Any:
@@ -130,6 +137,7 @@ def _checked(
     overrides: Sequence[str],
     stage_configs: Sequence[type[StageConfig]],
     folder: Path,
+    numbers: Numbers,
 ) -> PipelineConfig:
     """The typed configuration that a document of options and the overrides make. Raises: UserError."""
     data, overridden = copy.deepcopy(document.data), {}
@@ -145,7 +153,7 @@ def _checked(
         config = model.model_validate(data)
     except ValidationError as error:
         raise explain.explain(error, _labelled(data), model, origin) from None
-    _refuse_coerced(_labelled(data), config.model_dump(mode="json"), origin)
+    refuse_coerced(_labelled(data), config.model_dump(mode="json"), origin, numbers)
     return _with_absolute_paths(config, folder)
 
 
@@ -229,34 +237,6 @@ def _next_step(
     expected = f"0 to {len(current) - 1}" + (f", or one of: {', '.join(known)}" if known else "")
     fix = did_you_mean(parts[0], known) if known and not parts[0].isdecimal() else ""
     raise UserError(f"`{key}` has no entry `{parts[0]}`", where=where, expected=expected, fix=fix)
-
-
-def _refuse_coerced(data: Any, valid: Any, origin: Origin) -> None:
-    """Refuse values that validation turned into another kind, such as the text "40" or true for a number."""
-    problems: list[UserError] = []
-
-    def compare(raw: Any, kept: Any, path: yaml_text.Path) -> None:
-        if isinstance(raw, dict) and isinstance(kept, dict):
-            for name in raw.keys() & kept.keys():
-                compare(raw[name], kept[name], (*path, name))
-        elif isinstance(raw, list) and isinstance(kept, list):
-            for index, pair in enumerate(zip(raw, kept, strict=False)):
-                compare(*pair, (*path, index))
-        elif _kind(raw) != _kind(kept):
-            fix = "remove the quotes" if isinstance(raw, str) else ""
-            what = f"`{path[-1]}` has a value it cannot have"
-            # As JSON, which has no other numbers, an infinite one became null.
-            expected = "a finite number" if isinstance(raw, float) and not math.isfinite(raw) else _kind(kept)
-            problems.append(UserError(what, where=origin.where(path), got=show(raw), expected=expected, fix=fix))
-
-    compare(data, valid, ())
-    if problems:
-        raise explain.combined(problems, origin.file)
-
-
-def _kind(value: Any) -> str:
-    kinds = {bool: "true or false", int: "a number", float: "a number", str: "a text", type(None): "null"}
-    return kinds.get(type(value), "a list or a group of options")
 
 
 def _with_absolute_paths(config: PipelineConfig, base_dir: Path) -> PipelineConfig:

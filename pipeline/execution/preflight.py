@@ -58,8 +58,10 @@ def preflight(
     sources: list[tuple[str, Callable[[], None]]] = [
         ("policy", lambda: check_policy(config.policy)),
         ("policy", lambda: check_lengths(config.policy, longest)),
-        *(("policy", functools.partial(check_ban, config.policy, options.ban or (), where))
-          for where, options in config.placed_samplings.items()),
+        *(
+            ("policy", functools.partial(check_ban, config.policy, options.ban or (), where))
+            for where, options in config.placed_samplings.items()
+        ),
         ("task", check_data),
     ]
     checks: list[Callable[[], None]] = [

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from decimal import Context, Decimal, localcontext
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge
 
 from gradus.pipeline.rewards.equations import equation_share
 from gradus.pipeline.rewards.extraction import check_pattern, extract_answer, find_answer, is_own_pattern
@@ -17,9 +19,6 @@ from gradus.pipeline.types import NO_THOUGHTS, Prompt
 def _check_answers(extract: str, reference: str, **others: Any) -> None:
     _check_extract(extract, **others)
     check_pattern(reference, "reference")
-    for name in ("tolerance", "relative_tolerance"):
-        if others.get(name, 0) < 0:
-            raise ValueError(f"{name} is {others[name]}; it can't be negative")
 
 
 def _check_extract(extract: str, answer_after: str | None = None, **others: Any) -> None:
@@ -61,8 +60,8 @@ def numeric_answer(
     prompt: Prompt,
     completion: str,
     *,
-    tolerance: float = 1e-6,
-    relative_tolerance: float = 0.0,
+    tolerance: Annotated[float, Ge(0)] = 1e-6,
+    relative_tolerance: Annotated[float, Ge(0)] = 0.0,
     extract: str = "auto",
     reference: str = "whole",
     answer_after: str | None = None,
@@ -166,14 +165,19 @@ def format(prompt: Prompt, completion: str, *, pattern: str, match: Literal["ful
 
 
 def _check_length(min: int, max: int, falloff: int) -> None:
-    if not 0 <= min <= max:
+    if min > max:
         raise ValueError(f"min is {min} and max is {max}; expected 0 <= min <= max")
-    if falloff < 0:
-        raise ValueError(f"falloff is {falloff}; it can't be negative")
 
 
 @reward("length", check=_check_length)
-def length(prompt: Prompt, completion: str, *, max: int, min: int = 0, falloff: int = 100) -> float:
+def length(
+    prompt: Prompt,
+    completion: str,
+    *,
+    max: Annotated[int, Ge(0)],
+    min: Annotated[int, Ge(0)] = 0,
+    falloff: Annotated[int, Ge(0)] = 100,
+) -> float:
     """1 where the completion has ``min`` to ``max`` characters; outside it falls to 0 over ``falloff`` characters.
 
     1 - distance / falloff, at least 0, where distance is the number of characters too few or too many; with

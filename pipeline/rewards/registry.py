@@ -16,6 +16,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal, TypeVar, Union
 
+from annotated_types import Ge
+
 from gradus.pipeline.common import user_code
 from gradus.pipeline.common.errors import UserError, closest
 from gradus.pipeline.rewards.extraction import DECLARED
@@ -33,9 +35,12 @@ class Option:
     """One option of a reward."""
 
     annotation: Any
-    """The type a value must have: str, int, float, bool, a Literal, or a union of these with None."""
+    """The type a value must have: str, int, float, bool, a Literal, or a union of these with None. Numbers are finite.
+    """
     default: Any = inspect.Parameter.empty
     """Its value where the configuration gives none."""
+    least: float | None = None
+    """The smallest number it may be; its annotation says it: ``Annotated[float, Ge(0)]``."""
 
     @property
     def required(self) -> bool:
@@ -46,6 +51,17 @@ class Option:
     def kind(self) -> str:
         """The type in words."""
         return _in_words(self.annotation)
+
+    @property
+    def expected(self) -> str:
+        """What a value must be, in words."""
+        kinds = {float: "a finite number", int: "a whole number"}
+        bound = "" if self.least is None else f" >= {self.least:g}"
+        return kinds.get(self.annotation, self.kind) + bound
+
+    def takes(self, value: Any) -> bool:
+        """Whether a value has its type and is within its bound."""
+        return _fits(value, self.annotation) and (self.least is None or value >= self.least)
 
 
 @dataclass(frozen=True)
@@ -75,10 +91,10 @@ class Reward:
     @cached_property
     def options(self) -> dict[str, Option]:
         """Its keyword-only parameters."""
-        annotations = typing.get_type_hints(self.function)
+        types, annotated = (typing.get_type_hints(self.function, include_extras=extras) for extras in (False, True))
         parameters = inspect.signature(self.function).parameters.values()
         return {
-            p.name: Option(annotations.get(p.name, Any), p.default)
+            p.name: Option(types.get(p.name, Any), p.default, _least(annotated.get(p.name)))
             for p in parameters
             if p.kind is inspect.Parameter.KEYWORD_ONLY
         }
@@ -180,12 +196,13 @@ def check_options(reward: Reward, options: Mapping[str, Any], where: str = "") -
                 expected="one of " + ", ".join(known) if known else "no options",
                 fix=closest(key, known),
             )
-        if not _fits(value, known[key].annotation):
+        if not known[key].takes(value):
+            what = "cannot have this value" if _fits(value, known[key].annotation) else "has the wrong type"
             raise UserError(
-                f"option {key!r} of reward {reward.name} has the wrong type",
+                f"option {key!r} of reward {reward.name} {what}",
                 where=place,
                 got=_short(value),
-                expected="a finite number" if type(value) is float and not math.isfinite(value) else known[key].kind,
+                expected=known[key].expected,
             )
     missing = [key for key, option in known.items() if option.required and key not in options]
     if missing:
@@ -198,6 +215,12 @@ def check_options(reward: Reward, options: Mapping[str, Any], where: str = "") -
             reward.check(**{**defaults, **options})
         except ValueError as error:
             raise UserError(f"reward {reward.name}: {error}", where=where) from None
+
+
+def numbers(name: str) -> dict[str, str]:
+    """option -> what it must be, of those options of a reward that are numbers; none of a reward from outside."""
+    options = _REWARDS[name].options if name in _REWARDS else {}
+    return {key: option.expected for key, option in options.items() if option.annotation in (int, float)}
 
 
 def describe_library() -> list[dict[str, str]]:
@@ -234,6 +257,12 @@ def _fits(value: Any, annotation: Any) -> bool:
     if annotation in (None, type(None)):
         return value is None
     return type(value) is annotation
+
+
+def _least(annotation: Any) -> float | None:
+    """The bound in an annotation."""
+    bounds: list[Any] = [mark.ge for mark in getattr(annotation, "__metadata__", ()) if isinstance(mark, Ge)]
+    return bounds[0] if bounds else None
 
 
 def _in_words(annotation: Any) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -19,7 +21,8 @@ class Limits:
     def __init__(self, policy: Policy, options: SamplingConfig, where: str = "sampling"):
         self.policy, self.stop, self.shortest = policy, options.stop or [], options.min_tokens or 1
         self.ends = torch.tensor(policy.template.eos_ids, device=policy.device)
-        size, known = policy.model.get_input_embeddings().num_embeddings, policy.tokenizer.get_vocab()
+        embedding: Any = policy.model.get_input_embeddings()
+        size, known = embedding.num_embeddings, policy.tokenizer.get_vocab()
 
         def tokens_of(text: str) -> list[int]:
             return policy.tokenizer(text, add_special_tokens=False)["input_ids"]

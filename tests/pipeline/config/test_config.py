@@ -22,6 +22,7 @@ from gradus.pipeline.config.loading import dump_config, load_config, packaged_co
 from gradus.pipeline.config.options import identity
 from gradus.pipeline.execution.preflight import check_runs_folder, preflight
 from gradus.pipeline.policy.architectures import architecture_options, causal_model_types
+from gradus.pipeline.rewards.registry import numbers
 from gradus.stages import discover
 
 STAGES = [stage.config for stage in discover().values()]
@@ -222,6 +223,20 @@ def test_a_stage_can_be_replaced_by_another(base: str) -> None:
 def test_a_wrong_override_is_named(base: str, override: str, says: str) -> None:
     message = refused(base, override)
     assert says in message and "Traceback" not in message
+
+
+def test_a_number_of_a_reward_is_told_with_its_bound(base: str) -> None:
+    for reward, option, expected in (
+        ("numeric_answer", "relative_tolerance", "a finite number >= 0"),
+        ("numeric_answer", "deeper", "a finite number"),
+        ("length", "falloff", "a whole number >= 0"),
+        ("mine:score", "bonus", "a finite number"),
+    ):
+        for bad in (".inf", "-.inf", ".nan"):
+            given = [f"rewards=[{{reward: '{reward}', name: own, params: {{{option}: {bad}}}}}]"]
+            with pytest.raises(UserError) as caught:
+                load_config(base, given, STAGES, numbers=numbers)
+            assert caught.value.expected == expected and option in caught.value.what, (reward, option)
 
 
 def test_the_dump_loads_as_the_same_configuration(base: str, write: Callable[..., str]) -> None:

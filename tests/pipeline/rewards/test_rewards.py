@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import subprocess
 import sys
@@ -209,14 +210,18 @@ def test_a_score_outside_the_documented_range_is_an_error() -> None:
         ({"reward": "exact_anser"}, "rewards.0.reward", "did you mean `exact_answer`?"),
         ({"reward": "length", "params": {"maxx": 3}}, "rewards.0.params.maxx", "did you mean `max`?"),
         ({"reward": "length"}, "rewards.0.params", "needs the option 'max'"),
-        ({"reward": "length", "params": {"max": "3"}}, "rewards.0.params.max", "int"),
-        ({"reward": "length", "params": {"max": True}}, "rewards.0.params.max", "int"),
+        ({"reward": "length", "params": {"max": "3"}}, "rewards.0.params.max", "a whole number"),
+        ({"reward": "length", "params": {"max": True}}, "rewards.0.params.max", "a whole number"),
         ({"reward": "length", "params": {"max": 3, "min": 4}}, "rewards.0.params", "0 <= min <= max"),
         ({"reward": "format", "params": {"pattern": "("}}, "rewards.0.params", "not a regular expression"),
         ({"reward": "format", "params": {"pattern": "a", "match": "fully"}}, "rewards.0.params.match", "'search'"),
         ({"reward": "exact_answer", "params": {"extract": "a=.*"}}, "rewards.0.params", "exactly one group"),
         ({"reward": "exact_answer", "params": {"answer_after": ""}}, "rewards.0.params", "such as </think>"),
-        ({"reward": "numeric_answer", "params": {"tolerance": -1}}, "rewards.0.params", "negative"),
+        ({"reward": "numeric_answer", "params": {"tolerance": -1}}, "rewards.0.params.tolerance", "finite number >= 0"),
+        ({"reward": "numeric_answer", "params": {"tolerance": math.inf}}, "params.tolerance", "a finite number >= 0"),
+        ({"reward": "numeric_answer", "params": {"relative_tolerance": "0"}}, "tolerance", "a finite number >= 0"),
+        ({"reward": "length", "params": {"max": 3, "falloff": -2}}, "params.falloff", "a whole number >= 0"),
+        ({"reward": "length", "params": {"max": math.nan}}, "params.max", "a whole number >= 0"),
         ({"reward": "no_such_module:f"}, "rewards.0", "no module 'no_such_module'"),
         ({"reward": "mine:"}, "rewards.0", "not the name of a function"),
         ({"reward": "mine.deeper:f"}, "rewards.0", "no module 'mine.deeper'"),
