@@ -27,7 +27,7 @@ from gradus.pipeline.execution.prepare import prepare
 from gradus.pipeline.execution.stage import run_stage
 from gradus.pipeline.policy.creation import create_policy
 from gradus.pipeline.policy.forward.logprobs import batch_logprobs
-from gradus.pipeline.policy.forward.packing import can_pack
+from gradus.pipeline.policy.forward.packable import can_pack
 from gradus.pipeline.policy.lora import add_adapters
 from gradus.pipeline.policy.policy import Policy, parameters
 from gradus.pipeline.rollouts.builtin import DrawKey, sample

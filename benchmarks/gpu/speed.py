@@ -21,7 +21,7 @@ from benchmarks.workload import Case, Gradus, make_policy, peak
 from torch import Tensor
 
 from gradus.pipeline.config.policy import LoraConfig
-from gradus.pipeline.policy.forward.packing import can_pack
+from gradus.pipeline.policy.forward.packable import can_pack
 from gradus.pipeline.policy.lora import add_adapters
 from gradus.pipeline.types import Prompt, Rollouts
 

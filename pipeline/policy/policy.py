@@ -40,7 +40,7 @@ class Policy:
     decoder: Any = field(default=None, init=False, repr=False)
     """Cache of the sampler: the engine that suits this model."""
     packs: bool | None = field(default=None, init=False, repr=False)
-    """Cache of :func:`~gradus.pipeline.policy.forward.packing.can_pack`; None before the first pass."""
+    """Cache of :func:`~gradus.pipeline.policy.forward.packable.can_pack`; None before the first pass."""
 
     @property
     def device(self) -> torch.device:

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from gradus.pipeline.common.ranks import ALONE, Ranks
 from gradus.pipeline.policy.forward import lm_head
-from gradus.pipeline.policy.forward.packing import can_pack, computing, hidden_states
+from gradus.pipeline.policy.forward.packable import can_pack
+from gradus.pipeline.policy.forward.packing import computing, hidden_states
 from gradus.pipeline.policy.forward.padded import completion_logits
 from gradus.pipeline.policy.forward.rows import CompletionRows
 from gradus.pipeline.policy.policy import Policy

@@ -6,9 +6,9 @@ Linear layers compute real tokens only, and a prompt is computed once for its wh
 attention needs to know which tokens see each other: a completion sees its own prompt and itself. transformers calls
 the attention function that is registered here, and :func:`computing` sets the pack that the function uses.
 
-A model is packed only if that gives the same log-probabilities as an ordinary pass, which is tested once
-(:func:`can_pack`). A model that mixes tokens outside of attention, such as a recurrent one, or has another kind of
-attention, is computed with padding.
+A model is packed only if that changes nothing but rounding, which is tested once
+(:func:`~gradus.pipeline.policy.forward.packable.can_pack`). A model that mixes tokens outside of attention, such as a
+recurrent one, or has another kind of attention, is computed with padding.
 """
 
 from __future__ import annotations
@@ -23,11 +23,8 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface
 
-from gradus.pipeline.common.errors import memory_ran_out
 from gradus.pipeline.policy.devices import sent
-from gradus.pipeline.policy.forward.lm_head import logprobs_from_states
 from gradus.pipeline.policy.forward.matmul import fill, onednn_layers
-from gradus.pipeline.policy.forward.padded import completion_logprobs
 from gradus.pipeline.policy.forward.rms_norm import closed_form_norms
 from gradus.pipeline.policy.policy import Policy
 
@@ -190,39 +187,6 @@ def hidden_states(policy: Policy, pack: Pack) -> Tensor:
     base: Any = policy.model.base_model
     output = base(input_ids=pack.ids[None], position_ids=pack.positions[None], attention_mask=None, use_cache=False)
     return output.last_hidden_state[0, pack.sources]
-
-
-@torch.no_grad()
-def can_pack(policy: Policy) -> bool:
-    """Whether packing does not change this model's log-probabilities; tested once per model."""
-    if policy.packs is None:
-        policy.packs = _agrees(policy)
-    return policy.packs
-
-
-def _agrees(policy: Policy) -> bool:
-    if type(policy.model.get_output_embeddings()) is not torch.nn.Linear:
-        return False
-    vocabulary = int(policy.model.get_input_embeddings().num_embeddings)  # type: ignore[arg-type]
-    prompts = [[at % vocabulary for at in range(first, first + length)] for first, length in ((1, 9), (3, 4))]
-    completions = [
-        [at % vocabulary for at in range(first, first + length)] for first, length in ((5, 7), (2, 1), (9, 4))
-    ]
-    slots = [0, 0, 1]
-    pack = Pack.of(prompts, slots, completions, policy.device)
-    try:
-        with computing(policy, pack):
-            found = logprobs_from_states(policy, hidden_states(policy, pack), pack.targets, 1.0)[0]
-    except (NotImplementedError, AttributeError, TypeError, ValueError, RuntimeError) as error:
-        if memory_ran_out(error):
-            raise
-        return False
-    wanted = []
-    for slot, completion in zip(slots, completions, strict=True):
-        row = torch.tensor([completion], device=policy.device)
-        wanted.append(completion_logprobs(policy, [prompts[slot]], row, 1.0)[0])
-    tolerance = 1e-4 if policy.model.dtype == torch.float32 else 0.1
-    return bool((found - torch.cat(wanted)).abs().max() <= tolerance)
 
 
 def _similar(lengths: list[int]) -> list[list[int]]:

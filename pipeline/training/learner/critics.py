@@ -14,7 +14,8 @@ from torch import Tensor
 from gradus.pipeline.advantages import group_mean, valid
 from gradus.pipeline.config import StageConfig
 from gradus.pipeline.policy.devices import sent
-from gradus.pipeline.policy.forward.packing import can_pack, computing, hidden_states
+from gradus.pipeline.policy.forward.packable import can_pack
+from gradus.pipeline.policy.forward.packing import computing, hidden_states
 from gradus.pipeline.policy.forward.padded import completion_states
 from gradus.pipeline.policy.forward.rows import CompletionRows
 from gradus.pipeline.policy.policy import Policy, copied

@@ -10,7 +10,8 @@ from gradus.pipeline.config import StageConfig
 from gradus.pipeline.policy.devices import sent
 from gradus.pipeline.policy.forward import lm_head
 from gradus.pipeline.policy.forward.logprobs import precision
-from gradus.pipeline.policy.forward.packing import can_pack, computing, hidden_states
+from gradus.pipeline.policy.forward.packable import can_pack
+from gradus.pipeline.policy.forward.packing import computing, hidden_states
 from gradus.pipeline.policy.forward.padded import completion_logprobs, completion_states
 from gradus.pipeline.policy.forward.rows import CompletionRows
 from gradus.pipeline.policy.policy import Policy

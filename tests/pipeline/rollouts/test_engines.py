@@ -9,9 +9,9 @@ from tiny_policies import TEXTS, tiny_policy
 
 from gradus.pipeline.config import PolicyConfig, SamplingConfig
 from gradus.pipeline.policy.creation import create_policy
-from gradus.pipeline.policy.forward import packing
+from gradus.pipeline.policy.forward import packable
 from gradus.pipeline.policy.forward.logprobs import batch_logprobs
-from gradus.pipeline.policy.forward.packing import can_pack
+from gradus.pipeline.policy.forward.packable import can_pack
 from gradus.pipeline.rollouts.builtin import lean_engine, sample
 from gradus.pipeline.rollouts.builtin.decoder import Decoder
 from gradus.pipeline.rollouts.builtin.engines import TransformersEngine, engine_of
@@ -56,7 +56,7 @@ def test_a_decoder_that_misunderstands_the_model_is_not_used(monkeypatch):
     [
         (Decoder, "fused", "tied", engine_for),
         (TransformersEngine, "_forward", "learned-positions", engine_for),
-        (packing, "logprobs_from_states", "tied", can_pack),
+        (packable, "logprobs_from_states", "tied", can_pack),
     ],
 )
 def test_memory_that_runs_out_while_a_way_is_tried_is_no_verdict_on_the_model(

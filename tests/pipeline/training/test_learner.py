@@ -15,7 +15,8 @@ from gradus.pipeline.config import PolicyConfig, SamplingConfig, StageConfig
 from gradus.pipeline.policy.creation import create_policy
 from gradus.pipeline.policy.forward import lm_head
 from gradus.pipeline.policy.forward.logprobs import batch_logprobs
-from gradus.pipeline.policy.forward.packing import Pack, can_pack, computing, hidden_states
+from gradus.pipeline.policy.forward.packable import can_pack
+from gradus.pipeline.policy.forward.packing import Pack, computing, hidden_states
 from gradus.pipeline.policy.policy import copied
 from gradus.pipeline.rollouts.builtin import DrawKey, sample
 from gradus.pipeline.training.batches import demonstrated
@@ -143,13 +144,12 @@ def test_a_model_that_cannot_be_packed_is_padded(architecture, prompts):
     policy = create_policy(PolicyConfig(architecture=architecture | SIZES, device="cpu"), TEXTS, 0)
     assert not can_pack(policy)
     rollouts = demonstrated(policy, [Prompt("a", "1 + 2 =", "3", demonstration="1+2=3; answer: 3")])
-    metrics, _ = Learner(policy, config(), 1.0).update(rollouts, 1, lambda update, groups: torch.ones(1, 1))
+    metrics, _ = Learner(policy, config(), 1.0).update(rollouts, 1, lambda *_: torch.ones(1, 1))
     assert metrics["update/gradient_norm"] > 0
 
 
 def test_packs_respect_the_budget_and_cover_every_row_once(policy, prompts):
-    rows = CompletionRows.of(sampled(policy, prompts))
-    packs = list(rows.packs(list(range(12)), 60, policy.device))
+    packs = list(CompletionRows.of(sampled(policy, prompts)).packs(list(range(12)), 60, policy.device))
     assert sorted(r for batch, _ in packs for r in batch) == list(range(12))
     assert all(len(pack.ids) <= 60 or len(batch) == 1 for batch, pack in packs)
     assert len(packs) > 2
