@@ -34,8 +34,9 @@ from gradus.pipeline.policy.loading import load_policy
 from gradus.pipeline.policy.policy import Policy
 from gradus.pipeline.rewards import RewardSuite
 from gradus.pipeline.runs.run_folder import RunFolder
+from gradus.pipeline.tasks.data import all_prompts
 from gradus.pipeline.tasks.prompt_order import PromptStream
-from gradus.pipeline.tasks.task import all_prompts, load_task
+from gradus.pipeline.tasks.task import load_task
 from gradus.pipeline.training.batches import sampling_of
 from gradus.pipeline.training.evaluation import evaluate
 from gradus.stages import discover

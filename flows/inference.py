@@ -8,7 +8,7 @@ from typing import Any
 
 from gradus.flows.screen.status import checkpoint_or_run
 from gradus.pipeline.common.errors import UserError
-from gradus.pipeline.config import SamplingConfig
+from gradus.pipeline.config import PipelineConfig, SamplingConfig
 from gradus.pipeline.runs.run_folder import RUN_FILE
 
 
@@ -42,11 +42,16 @@ def sample(
     with contextlib.suppress(UserError):  # a model of one's own, or of the Hub
         run = find_run(path, [stage.config for stage in discover().values()])
     if run is not None:
-        options, system = run.config.sampling, run.config.task.system
+        options, system = run.config.sampling, run.config.stages[-1].system or _system_of(run.config)
         path = latest_checkpoint(run) if (path / RUN_FILE).is_file() else path
     given = {"temperature": temperature, "max_tokens": max_tokens}
     options = options.model_copy(update={key: value for key, value in given.items() if value is not None})
     return sample_checkpoint(path, question, count, options, seed, system)
+
+
+def _system_of(config: PipelineConfig) -> str | None:
+    """What the system turn says in the first of the tasks that the last stage trains on."""
+    return next(config.named_tasks[name].system for name in config.shares(config.stages[-1]))
 
 
 def _typed(prompt: str) -> str:

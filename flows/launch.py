@@ -114,7 +114,7 @@ def _head_start(run: RunFolder) -> contextlib.AbstractContextManager[None]:
     from gradus.pipeline.tasks.background import data_ahead
 
     new = run.start() is None and run.origin is None
-    return data_ahead(run.config.task, run.base_dir, run.data_dir) if new else contextlib.nullcontext()
+    return data_ahead(run.config.named_tasks, run.base_dir, run.data_dir) if new else contextlib.nullcontext()
 
 
 def _with_tracking_ids(run: RunFolder, summary: dict[str, Any]) -> dict[str, Any]:

@@ -111,8 +111,7 @@ def _check_launch(run: RunFolder, engine: str) -> None:
     Before the run has data that is everything; later it is the rewards, room on the disk, and the servers.
     """
     from gradus.flows.orchestrator.access import check_prefect
-    from gradus.pipeline.execution.preflight import check_runs_folder
-    from gradus.pipeline.rewards import check_rewards
+    from gradus.pipeline.execution.preflight import check_all_rewards, check_runs_folder
     from gradus.pipeline.tracking.access import check_tracking
     from gradus.stages import discover
 
@@ -123,5 +122,5 @@ def _check_launch(run: RunFolder, engine: str) -> None:
         check_world(loaded, discover(), runs, run.own_copies())
         return
     check_runs_folder(runs)
-    check_rewards(run.config.rewards, run.config.task.source)
+    check_all_rewards(run.config)
     check_tracking(run.config.tracking, runs)

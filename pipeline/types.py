@@ -14,7 +14,7 @@ sampled), ``policy_logprobs`` (the current policy), ``reference_logprobs`` (the 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +50,10 @@ class Prompt:
     """Descriptions of functions that the template shows to the model."""
     system: str | None = None
     """What the task says in the system turn of a conversation that has none of its own; no part of the id."""
+    task: str = ""
+    """The name of its task; empty where the pipeline has one task."""
+    template_args: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments of the chat template for this prompt, such as ``enable_thinking``, beside the policy's."""
 
     @property
     def conversation(self) -> tuple[Turn, ...]:

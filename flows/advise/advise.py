@@ -17,6 +17,7 @@ from gradus.flows.advise.rules import Advice, Situation, decide
 from gradus.pipeline.common.errors import UserError
 from gradus.pipeline.common.shown import shown_path
 from gradus.pipeline.config import StageConfig
+from gradus.pipeline.config.options import identity
 from gradus.pipeline.estimates.diagnosis import ordered_groups
 from gradus.pipeline.estimates.stage_cost import StageCost, stage_cost
 from gradus.pipeline.stage import Stage
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from gradus.pipeline.estimates.pace import Watch
     from gradus.pipeline.estimates.probe import Probe
     from gradus.pipeline.runs.run_folder import RunFolder
-    from gradus.pipeline.tasks.task import TaskData
+    from gradus.pipeline.tasks.data import Tasks
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,7 @@ def _latest_checkpoint(run: RunFolder) -> Path:
 
 def _same_data(run: RunFolder, config: PipelineConfig) -> Path | None:
     """The folder of the run's data if they are of the same task."""
-    same = run.data().get("config") == config.task.model_dump(mode="json")
+    same = identity(run.config.data_options()) == identity(config.data_options()) and bool(run.data())
     return run.data_dir if same else None
 
 
@@ -147,46 +148,47 @@ def advise(
     """
     config = loaded.config
     with tempfile.TemporaryDirectory(prefix="gradus-advise-") as folder:
-        task, policy = _open(loaded, probed, Path(folder))
+        tasks, policy = _open(loaded, probed, Path(folder))
         from gradus.pipeline.estimates.probe import probe
 
         found = probe(
-            policy, task, config, probed_stage(config, stages), ranking_of(config, stages),
+            policy, tasks, config, probed_stage(config, stages), ranking_of(config, stages),
             prompts, samples, seconds, watch, Path(folder) / "rewards.log",
         )  # fmt: skip
     situation = situation_of(config, stages, probed)
     return AdviceReport(probed, found, situation, decide(found.diagnosis, situation))
 
 
-def _open(loaded: LoadedConfig, probed: ProbedPolicy, folder: Path) -> tuple[TaskData, Any]:
-    """The task and the policy. The task's data are made while torch is being imported."""
+def _open(loaded: LoadedConfig, probed: ProbedPolicy, folder: Path) -> tuple[Tasks, Any]:
+    """The tasks and the policy. The data are made while torch is being imported."""
     config, data = loaded.config, probed.data or folder / "data"
     importing = probed.data is None and "torch" not in sys.modules
-    with data_ahead(config.task, loaded.base_dir, data) if importing else contextlib.nullcontext():
+    with data_ahead(config.named_tasks, loaded.base_dir, data) if importing else contextlib.nullcontext():
         from gradus.pipeline.execution.prepare import starting_policy
         from gradus.pipeline.policy.devices import settle_process
         from gradus.pipeline.policy.loading import load_policy
-        from gradus.pipeline.tasks.task import build_task
+        from gradus.pipeline.tasks.several.build import build_tasks
 
         wait_for_data(data)
     settle_process(config.policy)
-    task = build_task(config.task, loaded.base_dir, data)
+    tasks = build_tasks(config.named_tasks, loaded.base_dir, data)
     if probed.checkpoint is None:
-        policy, task = starting_policy(config, task, loaded.base_dir, data if probed.data is None else None)
-        return task, policy
-    return task, load_policy(probed.checkpoint, config.policy)
+        policy, tasks = starting_policy(config, tasks, loaded.base_dir, data if probed.data is None else None)
+        return tasks, policy
+    return tasks, load_policy(probed.checkpoint, config.policy)
 
 
 def situation_of(config: PipelineConfig, stages: Mapping[str, Stage], probed: ProbedPolicy) -> Situation:
     """What the rules need to know about the configuration."""
     sampling = [each for each in config.stages if stages[each.stage].needs(each).completions == "policy"]
+    rewards = [reward for judged in config.rewards_by_task.values() for reward in judged]
     return Situation(
         untrained=probed.untrained,
         trained=probed.checkpoint is not None and not probed.untrained,
-        demonstrations=config.task.demonstrations != "none",
+        demonstrations=all(each.demonstrations != "none" for each in config.named_tasks.values()),
         group_size=probed_stage(config, stages).group_size,
         reinforcement_steps=sum(each.steps for each in sampling) or 2 * NEW_STEPS,
-        rewarded=tuple(reward.label for reward in config.rewards if reward.weight != 0),
+        rewarded=tuple(dict.fromkeys(reward.label for reward in rewards if reward.weight != 0)),
     )
 
 

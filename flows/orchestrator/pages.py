@@ -86,6 +86,8 @@ class PrefectView(Observer):
         outcome = ", ".join(
             filter(None, (f"accuracy {row['accuracy before']} -> {row['accuracy after']}", row["note"]))
         )
+        if tasks := result.get("tasks"):
+            outcome += "; " + ", ".join(f"{name} {_shown(each['accuracy'])}" for name, each in tasks.items())
         logger.info("%s: %s", label, outcome)
         self._publish("stages", "table", json.dumps(list(self._rows.values())), "Stages so far")
 
@@ -192,6 +194,7 @@ def table_row(label: str, result: Mapping[str, Any], done: int = 0) -> dict[str,
         "rollouts": _shown(result.get("rollouts"), ","),
         "tokens": _shown(result.get("tokens"), ","),
         "seconds": _shown(result.get("seconds"), ".1f"),
+        **{f"accuracy on {name}": _shown(each["accuracy"]) for name, each in result.get("tasks", {}).items()},
         "note": "; ".join(filter(None, (came, *events))),
     }
 

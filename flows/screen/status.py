@@ -13,6 +13,7 @@ from gradus.pipeline.runs.checkpoint import checkpoints_in, step_of
 from gradus.pipeline.runs.fork import forks_in
 from gradus.pipeline.runs.run_folder import RUN_FILE, START_FILE, RunFolder
 from gradus.pipeline.runs.run_paths import typed
+from gradus.pipeline.runs.task_accuracies import matrix, pooled
 
 TAIL_BYTES = 65_536
 """How much of the end of a journal is read to find a stage's last step."""
@@ -76,12 +77,15 @@ def _read(status: dict[str, Any], run: RunFolder, forks: Forks) -> None:
         stages = summary["stages"]
         status |= {"state": "done", "done": len(stages), "total": len(stages), "stages": stages}
         status |= {key: summary[key] for key in ("accuracy_start", "accuracy_end", "seconds")}
+        status |= {"tasks": summary["tasks"]} if "tasks" in summary else {}
         return
     status["stages"] = [_stage_entry(run, index, running) for index in indices]
     finished = [stage for stage in status["stages"] if "accuracy_after" in stage]
     status |= {"state": run.state(), "done": len(finished), "total": len(status["stages"])}
     if finished:
         status["accuracy_end"] = finished[-1]["accuracy_after"]
+    if rows := matrix(run):
+        status |= {"tasks": rows, "accuracy_end": pooled(rows[-1]["tasks"])["accuracy"]}
     status |= next((_position(e) for e in status["stages"] if "accuracy_after" not in e), {})
 
 

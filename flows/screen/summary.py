@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
-from gradus.flows.screen.tables import print_stages
+from gradus.flows.screen.tables import print_stages, print_tasks
 from gradus.flows.screen.text import duration, number
 from gradus.pipeline.common.shown import gradus_command, shown_path
 from gradus.pipeline.runs.run_folder import RunFolder
@@ -22,6 +22,7 @@ def print_summary(run: RunFolder, summary: dict[str, Any], runs_dir: Path, conso
 
     say()
     print_stages(summary["stages"], console)
+    print_tasks(summary.get("tasks", ()), console)
     say()
     change = f"{number(summary['accuracy_start']) or 'none'} to {number(summary['accuracy_end']) or 'none'}"
     say(f"What was learned: held-out accuracy went from {change} in {duration(summary['seconds'])}.")
@@ -39,7 +40,7 @@ def _example_question(run: RunFolder) -> str:
     with contextlib.suppress(Exception):
         import pyarrow.parquet
 
-        file = next(run.data_dir.glob("heldout*.parquet"))
+        file = next(run.data_dir.glob("**/heldout*.parquet"))
         for batch in pyarrow.parquet.ParquetFile(file).iter_batches(batch_size=50, columns=["question"]):
             short = [q for q in batch.to_pydict()["question"] if len(q) < 80 and q.isprintable()]
             if short:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING
 
 from gradus.pipeline.config.stopping import Until
@@ -36,8 +37,12 @@ def looks_at_samples(stage: StageConfig) -> str:
     return next((name for name, is_wanted in wanted.items() if is_wanted), "")
 
 
-def check_switching(stage: StageConfig, validation: int) -> None:
-    """Every rule of a stage can come to act with this number of validation prompts. Raises: ValueError."""
+def check_switching(stage: StageConfig, by_task: Mapping[str, int], trained: Collection[str]) -> None:
+    """Every rule of a stage can come to act with the validation prompts of its tasks. Raises: ValueError.
+
+    ``by_task``: those of each task that the stage trains on or its guard watches; ``trained``: the former.
+    """
+    validation = sum(by_task[task] for task in trained)
     name, until, guard = f"stage {stage.label!r}", stage.until or Until(), stage.guard
     if (wanted := needs_validation(stage)) and not stage.eval_every:
         raise ValueError(f"{name} has {wanted}: set its eval_every")
@@ -61,5 +66,10 @@ def check_switching(stage: StageConfig, validation: int) -> None:
             f"{name} has a guard that could never be sure of a fall with {validation} validation prompts: set "
             f"task.validation to {least} at the very least; some hundreds see a fall by a tenth"
         )
+    if guard is not None and guard.tasks == "all":
+        if guard.watch == "reward":
+            raise ValueError(f"{name} has a guard of all tasks, which goes by accuracy: leave its `watch` out")
+        if without := [task for task, count in by_task.items() if not count]:
+            raise ValueError(f"{name} has a guard of all tasks: set the validation of {without[0]}, to be watched")
     if guard is not None and guard.watch == "reward" and stage.handover == "best":
         raise ValueError(f"{name} has two ideas of its best: `handover: best` goes by accuracy, its guard by reward")

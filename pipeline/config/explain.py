@@ -118,7 +118,7 @@ def _real_path(location: tuple[str | int, ...], data: Any) -> Path:
     for i, part in enumerate(location):
         last = i == len(location) - 1
         if isinstance(current, dict):
-            is_tag = part not in current and part in (current.get("stage"), current.get("source"))
+            is_tag = part not in current and part in (current.get("stage"), current.get("source"), "own", "shares")
             if is_tag or (part not in current and not last):
                 continue
         elif not (isinstance(current, list) and isinstance(part, int)):
@@ -196,30 +196,36 @@ def show(value: Any) -> str:
 
 def options_at(path: Path, data: Any, model: type[BaseModel]) -> type[BaseModel] | None:
     """The option class of the group of options at this path, None where anything goes (such as ``params``)."""
-    current, options = data, model
+    current, classes, named = data, [model], False
     for part in path:
+        if not isinstance(part, int) and not named:  # else an entry of a list or of named groups, of the same classes
+            field = fields_of(_tagged(classes, current)).get(part)
+            classes = _option_classes(field.annotation) if field else []
+            if not classes:
+                return None
+            named = field is not None and _has_names(field.annotation)
+        else:
+            named = False
         current = step_into(current, part)
-        if isinstance(part, int):
-            continue  # an entry of a list: the list's annotation already named the class
-        field = fields_of(options).get(part)
-        classes = _option_classes(field.annotation) if field else []
-        if not classes:
-            return None
-        options = (
-            next((c for c in classes if _is_tagged(c, path, data)), classes[0]) if len(classes) > 1 else classes[0]
-        )
-    return options
+    return _tagged(classes, current)
 
 
-def _is_tagged(options: type[BaseModel], path: Path, data: Any) -> bool:
-    """Whether this member of a union is the one that the raw data names."""
-    entry = data
-    for part in path[:2] if path[0] == "stages" else path[:1]:
-        entry = step_into(entry, part)
-    if not isinstance(entry, dict):
-        return False
-    tags = {name: options.model_fields[name].annotation for name in ("stage", "source") if name in options.model_fields}
-    return any(entry.get(name) in typing.get_args(annotation) for name, annotation in tags.items())
+def _tagged(classes: list[type[BaseModel]], entry: Any) -> type[BaseModel]:
+    """The member of a union that the raw data name."""
+    for options in classes if isinstance(entry, dict) else ():
+        fields = options.model_fields
+        tags = {name: fields[name].annotation for name in ("stage", "source") if name in fields}
+        if any(entry.get(name) in typing.get_args(annotation) for name, annotation in tags.items()):
+            return options
+    return classes[0]
+
+
+def _has_names(annotation: Any) -> bool:
+    """Whether it has groups of options under names that the user gives."""
+    arguments = typing.get_args(annotation)
+    if typing.get_origin(annotation) is dict and _option_classes(arguments[1]):
+        return True
+    return any(_has_names(argument) for argument in arguments)
 
 
 def _option_classes(annotation: Any) -> list[type[BaseModel]]:

@@ -19,7 +19,7 @@ from gradus.pipeline.config.coerced import Numbers, refuse_coerced, unknown
 from gradus.pipeline.config.explain import Origin, label_of, show
 from gradus.pipeline.config.outside import published_names
 from gradus.pipeline.config.pipeline import PipelineConfig, StageConfig, model_for, pipeline_model
-from gradus.pipeline.config.task import FileTask, HubTask, Task
+from gradus.pipeline.config.task import FileTask, HubTask
 
 PACKAGED = Path(__file__).parents[2] / "configs"
 """Folder of the configurations that are installed with the package."""
@@ -255,12 +255,16 @@ def _with_absolute_paths(config: PipelineConfig, base_dir: Path) -> PipelineConf
         is_path = name.startswith((".", "/", "~"))
         return found if is_path or Path(found).is_dir() else name
 
-    task: Task = config.task
-    if isinstance(task, FileTask):
-        task = task.model_copy(update={"path": each(task.path), "heldout_path": each(task.heldout_path)})
-    elif isinstance(task, HubTask):
-        task = task.model_copy(update={"dataset": local_or_hub(task.dataset)})
-    policy = config.policy
-    if policy.path is not None:
-        policy = policy.model_copy(update={"path": local_or_hub(policy.path)})
-    return config.model_copy(update={"task": task, "policy": policy})
+    def placed(task: Any) -> Any:
+        if isinstance(task, FileTask):
+            return task.model_copy(update={"path": each(task.path), "heldout_path": each(task.heldout_path)})
+        if isinstance(task, HubTask):
+            return task.model_copy(update={"dataset": local_or_hub(task.dataset)})
+        return task
+
+    changed: dict[str, Any] = {"task": placed(config.task)}
+    changed["tasks"] = config.tasks and {name: placed(task) for name, task in config.tasks.items()}
+    changed["stages"] = [stage.model_copy(update={"task": placed(stage.task)}) for stage in config.stages]
+    if config.policy.path is not None:
+        changed["policy"] = config.policy.model_copy(update={"path": local_or_hub(config.policy.path)})
+    return config.model_copy(update=changed)

@@ -20,54 +20,10 @@ from gradus.pipeline.config.explain import combined
 from gradus.pipeline.config.options import RUNTIME, Name, Options
 from gradus.pipeline.config.outside import default_label, option_classes
 from gradus.pipeline.config.policy import PolicyConfig
+from gradus.pipeline.config.rewards import EvaluationConfig, RewardConfig
 from gradus.pipeline.config.stage import SamplingConfig, StageConfig
-from gradus.pipeline.config.task import Task
-
-
-class RewardConfig(Options):
-    """One component of the reward."""
-
-    reward: str
-    """Name of a reward (``gradus rewards`` lists them), or one of your own as ``package.module:function``."""
-    name: Name | None = None
-    """Its label in metrics and rankings; default: the reward's name, or the function's."""
-    weight: float = 1.0
-    """Factor in the weighted sum; 0 logs the component (and lets a ranking use it) without rewarding it."""
-    params: dict[str, Any] = Field(default_factory=dict)
-    """Options of the reward."""
-    time_limit: float = Field(5.0, gt=0)
-    """Seconds one completion may take before its verifier is killed and the error is counted."""
-    env: Annotated[list[str], RUNTIME] = Field(default_factory=list)
-    """Environment variables that the reward needs although they look like secrets, such as ``OPENAI_API_KEY``."""
-
-    @property
-    def label(self) -> str:
-        """The name that metrics and rankings use."""
-        return self.name or self.reward.rpartition(":")[2]
-
-
-ROUNDING = 1e-6
-"""The most by which a score may miss a threshold that it means to reach, in units of the threshold or of 1: some ulps
-of float32, in which rewards of your own may compute."""
-
-
-class EvaluationConfig(Options):
-    """How held-out accuracy is measured: one greedy completion a prompt."""
-
-    reward: str | None = None
-    """Component that decides correctness; default: the first reward."""
-    threshold: float = 1.0
-    """A completion is correct where that component reaches this, apart from rounding."""
-
-    def is_correct(self, score: float) -> bool:
-        """Whether this score of that component counts as correct, in training and in every evaluation; NaN does not.
-
-        Sums such as 0.6 + 0.3 + 0.1 end an ulp below the number that they mean, in float64 or in float32.
-
-        >>> EvaluationConfig().is_correct(0.6 + 0.3 + 0.1)
-        True
-        """
-        return score >= self.threshold - ROUNDING * max(1.0, abs(self.threshold))
+from gradus.pipeline.config.task import Task, TaskChoice
+from gradus.pipeline.config.tasks import AllTasks, check_labels, check_tasks
 
 
 class TrackingConfig(Options):
@@ -95,8 +51,8 @@ class CheckpointConfig(Options):
     are always kept."""
 
 
-class PipelineConfig(Options):
-    """One pipeline: a policy is taken through stages, in order, on one task."""
+class PipelineConfig(AllTasks, Options):
+    """One pipeline: a policy is taken through stages, in order, on one task or on several."""
 
     name: Annotated[Name, RUNTIME]
     """Name of the pipeline; runs are named after it."""
@@ -104,10 +60,13 @@ class PipelineConfig(Options):
     """Seed of the new weights, the order of prompts and every sampled token."""
     policy: PolicyConfig
     """The model to train."""
-    task: Task
-    """Where prompts, answers and demonstrations come from."""
-    rewards: Annotated[list[RewardConfig], Field(min_length=1)]
-    """How completions are scored: a weighted sum."""
+    task: TaskChoice | None = None
+    """Where prompts, answers and demonstrations come from; beside ``tasks``, the name of the one to train on, or a
+    mixture, in stages that choose none."""
+    tasks: dict[Name, Task] | None = None
+    """Several tasks by name, for stages to choose from: ``task: math``, or ``task: {math: 0.7, code: 0.3}``."""
+    rewards: list[RewardConfig] = Field(default_factory=list)
+    """How completions are scored, where neither their task nor the stage says otherwise: a weighted sum."""
     reward_workers: Annotated[int | None, RUNTIME] = Field(None, ge=1)
     """Processes that score, beside the sampler, with rewards that can hang (math-verify, reasoning_gym, your own);
     default: one less than there are cores, four at most. Other rewards need none."""
@@ -147,13 +106,8 @@ class PipelineConfig(Options):
 
     @model_validator(mode="after")
     def _consistent(self) -> PipelineConfig:
-        for what, labels in (("stage", [s.label for s in self.stages]), ("reward", [r.label for r in self.rewards])):
-            repeated = {label for label in labels if labels.count(label) > 1}
-            if repeated:
-                raise ValueError(f"two {what}s are called {sorted(repeated)[0]!r}; give each its own `name`")
-        known = [r.label for r in self.rewards]
-        if self.evaluation.reward is not None and self.evaluation.reward not in known:
-            raise ValueError(f"evaluation.reward {self.evaluation.reward!r} is none of the rewards: {', '.join(known)}")
+        check_labels("stage", [stage.label for stage in self.stages])
+        check_tasks(self)
         if self.stages[0].carry:
             raise ValueError(f"stage {self.stages[0].label!r} is the first: there is nothing to carry over")
         if self.rollouts.engine == "vllm" and self.launch.processes > 1:
@@ -162,7 +116,8 @@ class PipelineConfig(Options):
                 "take `vllm-server`"
             )
         for stage in self.stages:
-            check_switching(stage, self.task.validation)
+            prompts = {name: self.named_tasks[name].validation for name in self.used_tasks(stage)}
+            check_switching(stage, prompts, self.shares(stage))
             if stage.async_ and self.launch.processes > 1:
                 raise ValueError(
                     f"stage {stage.label!r} samples ahead (`async: 1`), which one process alone can: several share the "
@@ -180,11 +135,6 @@ class PipelineConfig(Options):
         """key -> the way in which completions are drawn that stands there."""
         own = {f"stages.{stage.label}.sampling": stage.sampling for stage in self.stages if stage.sampling is not None}
         return {"sampling": self.sampling, **own}
-
-    @property
-    def accuracy_reward(self) -> str:
-        """Label of the reward component that decides whether a completion is correct."""
-        return self.evaluation.reward or self.rewards[0].label
 
 
 def pipeline_model(stage_configs: Sequence[type[StageConfig]]) -> type[PipelineConfig]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from gradus.pipeline.config.options import RUNTIME, Options
 
@@ -14,6 +14,16 @@ RESERVED = {
     "tokenizer_kwargs", "truncation",
 }  # fmt: skip
 """Arguments of a chat template, and of the function that applies it, which are not the user's."""
+
+
+def _unreserved(arguments: dict[str, Any]) -> dict[str, Any]:
+    if reserved := sorted(RESERVED & arguments.keys()):
+        raise ValueError(f"`template_args` cannot say `{reserved[0]}`, which is decided for each prompt")
+    return arguments
+
+
+TemplateArguments = Annotated[dict[str, Any], AfterValidator(_unreserved)]
+"""Arguments of a chat template."""
 
 
 class TokenizerConfig(Options):
@@ -61,7 +71,7 @@ class PolicyConfig(Options):
     """Text around a question when no chat template is used; must contain ``{question}``."""
     system: str | None = None
     """What the system turn says that the chat template puts before each question; none by default."""
-    template_args: dict[str, Any] = Field(default_factory=dict)
+    template_args: TemplateArguments = Field(default_factory=dict)
     """Arguments of the chat template, such as ``{enable_thinking: false}``; ``tools`` are given to it as such."""
     eos: str | Annotated[list[str], Field(min_length=1)] | None = None
     """The token that ends an answer, or several, such as ``<|im_end|>``: training appends the first. Default: the
@@ -90,8 +100,6 @@ class PolicyConfig(Options):
                 raise ValueError(f"`{option}` is for a chat template, and this policy has a plain one: leave it out")
         if self.architecture is not None and self.eos is not None:
             raise ValueError("`eos` is for an existing model; a new one gets its own end-of-sequence token")
-        if reserved := sorted(RESERVED & self.template_args.keys()):
-            raise ValueError(f"`template_args` cannot say `{reserved[0]}`, which is decided for each prompt")
         if "{question}" not in self.plain_template:
             raise ValueError("`plain_template` must contain {question}")
         return self

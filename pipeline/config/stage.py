@@ -7,7 +7,10 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from gradus.pipeline.config.options import RUNTIME, Name, Options
+from gradus.pipeline.config.policy import TemplateArguments
+from gradus.pipeline.config.rewards import EvaluationConfig, RewardConfig
 from gradus.pipeline.config.stopping import Guard, Until
+from gradus.pipeline.config.task import TaskChoice
 
 
 class SamplingConfig(Options):
@@ -101,6 +104,20 @@ class StageConfig(Options):
     changes no result."""
     gradient_checkpointing: Annotated[bool, RUNTIME] = False
     """Compute a layer's states again in the backward pass instead of keeping them: less memory, a third more time."""
+    task: TaskChoice | None = None
+    """What the stage trains on: the name of one of the pipeline's ``tasks``, a mixture of them with the share that each
+    has of every batch, or a task of its own; default: the pipeline's ``task``."""
+    rewards: list[RewardConfig] | None = None
+    """How completions are scored in this stage, in place of the task's or the pipeline's rewards."""
+    extra_rewards: list[RewardConfig] | None = None
+    """Rewards of this stage beside those."""
+    evaluation: EvaluationConfig | None = None
+    """Which completions of this stage's tasks are correct; default: as the task or the pipeline says."""
+    system: str | None = None
+    """What the system turn says in this stage, in conversations without one of their own, in place of the task's."""
+    template_args: TemplateArguments | None = None
+    """Arguments of the chat template in this stage, such as ``enable_thinking: false``, beside the task's and the
+    policy's."""
     sampling: SamplingConfig | None = None
     """Replaces the pipeline's sampling options in this stage."""
     eval_every: int = Field(0, ge=0)

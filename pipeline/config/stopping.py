@@ -53,6 +53,9 @@ class Guard(Options):
     watch: Literal["accuracy", "reward"] = "accuracy"
     """The measure that is compared with its best: accuracy on the validation prompts, prompt by prompt, or the training
     reward."""
+    tasks: Literal["own", "all"] = "own"
+    """Which tasks it watches: those that the stage trains on, or also all others, whose validation prompts are then
+    answered at each evaluation too and compared with what they were at the stage's start."""
     every: int = Field(10, ge=4)
     """Steps whose mean is one measurement of the reward; accuracy is measured every ``eval_every`` steps."""
     evaluations: int = Field(2, ge=1)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
-from gradus.pipeline.config.options import Options
+from gradus.pipeline.config.options import Name, Options
+from gradus.pipeline.config.policy import TemplateArguments
+from gradus.pipeline.config.rewards import EvaluationConfig, RewardConfig
 
 
 class TaskOptions(Options):
@@ -23,6 +25,16 @@ class TaskOptions(Options):
     overlong_prompts: Literal["error", "drop", "truncate_left"] = "error"
     """What happens to prompts that leave the model too few positions for ``sampling.max_tokens``: the run is refused,
     they are left out, or they lose their first characters (system turns stay)."""
+    rewards: list[RewardConfig] | None = None
+    """How completions of this task are scored; default: by the pipeline's ``rewards``."""
+    evaluation: EvaluationConfig | None = None
+    """Which completions of this task are correct; default: the pipeline's ``evaluation``."""
+    template_args: TemplateArguments | None = None
+    """Arguments of the chat template for this task's prompts, such as ``enable_thinking``, beside the policy's."""
+
+    def of_data(self) -> Self:
+        """The options that the task's data depend on: all but those that say how it is asked and judged."""
+        return self.model_copy(update={"rewards": None, "evaluation": None, "template_args": None})
 
 
 class ReasoningGymTask(TaskOptions):
@@ -94,3 +106,19 @@ class HubTask(TableOptions):
 
 
 Task = Annotated[ReasoningGymTask | FileTask | HubTask, Field(discriminator="source")]
+
+Shares = dict[Name, Annotated[float, Field(gt=0)]]
+"""name of a task -> its share of every batch, in proportion to the others."""
+
+
+def _kind(value: Any) -> str:
+    """Whether a stage names a task, mixes several, or brings one of its own."""
+    if isinstance(value, str):
+        return "name"
+    return "own" if not isinstance(value, dict) or value.keys() & {"source", "dataset", "path"} else "shares"
+
+
+TaskChoice = Annotated[
+    Annotated[Task, Tag("own")] | Annotated[Name, Tag("name")] | Annotated[Shares, Tag("shares")], Discriminator(_kind)
+]
+"""What a stage trains on: a task by its name, a mixture of several, or a task of its own."""

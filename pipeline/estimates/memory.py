@@ -116,7 +116,7 @@ class Load:
             autocast=policy.autocast == "bfloat16" or (policy.autocast == "auto" and cuda),
             checkpointing=stage.gradient_checkpointing,
             lora_rank=policy.lora.rank if policy.lora is not None else 0,
-            evaluated=math.ceil(max(config.task.heldout, config.task.validation if stage.eval_every else 0) / devices),
+            evaluated=math.ceil(config.evaluated(stage) / devices),
             at_once=1 if cuda else PARTS,
             external=config.rollouts.external,
             engine_share=config.rollouts.memory if config.rollouts.engine == "vllm" and cuda else 0.0,

@@ -26,8 +26,9 @@ from gradus.pipeline.policy.policy import Policy
 from gradus.pipeline.rewards import RewardSuite
 from gradus.pipeline.rewards.scoring import rewarded
 from gradus.pipeline.rollouts.builtin import DrawKey, sample
-from gradus.pipeline.tasks.prompt_order import PromptStream
-from gradus.pipeline.tasks.task import TaskData
+from gradus.pipeline.tasks.data import Tasks
+from gradus.pipeline.tasks.prompt_order import PromptStream, Schedule
+from gradus.pipeline.tasks.several.mixture import MixedSchedule
 from gradus.pipeline.training.learner.learner import Learner
 from gradus.pipeline.types import Prompt, Rollouts
 
@@ -79,7 +80,7 @@ class Probe:
 
 def probe(
     policy: Policy,
-    task: TaskData,
+    tasks: Tasks,
     config: PipelineConfig,
     stage: StageConfig,
     ranking: list[str],
@@ -97,10 +98,13 @@ def probe(
     """
     began, watch = time.perf_counter(), watch or Watch()
     options = stage.sampling or config.sampling
-    prompts = min(prompts, len(task.train))
+    shares, tasks = config.shares(stage), tasks.asked(config.asked(stage))
+    prompts = min(prompts, sum(len(tasks[name].train) for name in shares))
     size = max(1, round(stage.prompts_per_step * stage.group_size / samples))  # a stage's batch, in completions
-    taken = PromptStream(task.train, config.seed, LABEL).at(0, prompts)
-    scored_by = RewardSuite(config.rewards, config.reward_workers, log, thoughts=policy.template.thoughts)
+    streams = {name: PromptStream(tasks[name].train, config.seed, LABEL, tasks[name].given) for name in shares}
+    parts = {name: Schedule(stream) for name, stream in streams.items()}
+    taken, config = MixedSchedule(parts, shares).take(prompts), config.in_stage(stage)
+    scored_by = RewardSuite(config.rewards_by_task, config.reward_workers, log, thoughts=policy.template.thoughts)
     with contextlib.ExitStack() as deferring, scored_by as suite:
         suite.wait_ready()
         each = timed_prompt(policy, taken[:size], samples, options, DrawKey(config.seed, LABEL, 0))
@@ -108,10 +112,10 @@ def probe(
         watch.planned(plan)
         sampling = _Sampling(policy, config, stage, suite, watch, plan)
         sampling.run(taken, Pace(plan, size, began), deferring)
-        return _found(sampling, task, ranking, began)
+        return _found(sampling, tasks.only(shares), ranking, began)
 
 
-def _found(sampling: _Sampling, task: TaskData, ranking: list[str], began: float) -> Probe:
+def _found(sampling: _Sampling, tasks: Tasks, ranking: list[str], began: float) -> Probe:
     """What the samples tell. Raises: UserError where none could be scored."""
     groups, update, policy, plan = sampling.groups, sampling.update, sampling.policy, sampling.plan
     if update is None:
@@ -124,7 +128,7 @@ def _found(sampling: _Sampling, task: TaskData, ranking: list[str], began: float
         update_seconds=update[0],
         peak_bytes=_peak_bytes(policy.device),
         weight_bytes=sum(p.numel() * p.element_size() for p in policy.model.parameters()),
-        demonstration_tokens=_demonstration_tokens(policy, task),
+        demonstration_tokens=_demonstration_tokens(policy, tasks),
     )
     diagnosis, seconds = diagnose(groups, ranking, sampling.options.max_tokens), time.perf_counter() - began
     ended = None if len(groups) == plan.prompts else "interrupt" if interruption.requested() else "seconds"
@@ -224,7 +228,8 @@ def _rewards(scored: Rollouts) -> list[list[float]]:
 def _correct(scored: Rollouts, config: PipelineConfig) -> list[list[float]]:
     """1 or 0 by the reward that decides on accuracy, NaN where it failed."""
     assert scored.correct_PK is not None
-    values = scored.components[config.accuracy_reward]
+    deciding = [config.judgement(prompt.task).accuracy_reward for prompt in scored.prompts]
+    values = torch.stack([scored.components[label][row] for row, label in enumerate(deciding)])
     return torch.where(values.isnan(), values, scored.correct_PK.to(values.dtype)).tolist()
 
 
@@ -264,8 +269,9 @@ def _peak_bytes(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def _demonstration_tokens(policy: Policy, task: TaskData) -> float | None:
-    if not task.has_demonstrations:
+def _demonstration_tokens(policy: Policy, tasks: Tasks) -> float | None:
+    task = next((task for task in tasks.values() if task.has_demonstrations), None)
+    if task is None:
         return None
     shown = task.prompts(task.train, range(min(DEMONSTRATIONS, len(task.train))))
     return fmean(len(policy.encode_completion(prompt.demonstration or "")) for prompt in shown)

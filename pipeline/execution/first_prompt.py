@@ -10,7 +10,8 @@ from gradus.pipeline.execution.prepare import source
 from gradus.pipeline.policy.creation import new_prompts
 from gradus.pipeline.policy.fit import shown_prompt, template_notes
 from gradus.pipeline.policy.loading import load_prompts
-from gradus.pipeline.tasks.task import build_task, first_prompt, texts
+from gradus.pipeline.tasks.data import first_prompt, texts
+from gradus.pipeline.tasks.several.build import build_tasks
 
 
 def show_first_prompt(config: PipelineConfig, base_dir: Path) -> tuple[str, list[str]]:
@@ -19,10 +20,10 @@ def show_first_prompt(config: PipelineConfig, base_dir: Path) -> tuple[str, list
     Raises: UserError where data, tokenizer or template cannot be used.
     """
     with tempfile.TemporaryDirectory(prefix="gradus-") as folder:
-        task = build_task(config.task, base_dir, Path(folder) / "data")
+        tasks = build_tasks(config.named_tasks, base_dir, Path(folder) / "data").asked(config.asked(config.stages[0]))
         if config.policy.path is None:
-            encoder = new_prompts(config.policy, texts(task))
+            encoder = new_prompts(config.policy, texts(tasks))
         else:
             encoder = load_prompts(source(config.policy, base_dir), config.policy)
-        prompt = first_prompt(task)
+        prompt = first_prompt(tasks)
         return shown_prompt(encoder, prompt), template_notes(encoder, prompt)

@@ -7,13 +7,14 @@ from typing import Any
 
 from gradus.pipeline.common.errors import UserError
 from gradus.pipeline.config import PolicyConfig, SamplingConfig
+from gradus.pipeline.execution.measured import tasks_record
 from gradus.pipeline.policy.loading import load_policy
 from gradus.pipeline.policy.policy import Policy
 from gradus.pipeline.rewards import RewardSuite
 from gradus.pipeline.rollouts.builtin import DrawKey, sample
 from gradus.pipeline.runs.checkpoint import RECORD_FILE, verified_record
 from gradus.pipeline.runs.run_folder import RUN_FILE, RunFolder
-from gradus.pipeline.tasks.task import all_prompts, load_task
+from gradus.pipeline.tasks.several.build import load_tasks
 from gradus.pipeline.training.evaluation import evaluate
 from gradus.pipeline.types import Prompt
 
@@ -46,14 +47,18 @@ def evaluate_checkpoint(path: Path, stage_configs: list) -> dict[str, Any]:
     checkpoint = latest_checkpoint(run) if (path / RUN_FILE).is_file() else path
     record = verified_record(checkpoint)
     policy = load_policy(checkpoint, run.config.policy)
-    rewards, workers, thoughts = run.config.rewards, run.config.reward_workers, policy.template.thoughts
-    with RewardSuite(rewards, workers, thoughts=thoughts) as suite:
-        evaluation = evaluate(policy, all_prompts(load_task(run.data_dir), "heldout"), suite, run.config)
+    config, stages = run.config, {stage.label: stage for stage in run.config.stages}
+    stage = stages.get(record.stage)
+    pipeline = config if stage is None else config.in_stage(stage)
+    tasks = load_tasks(run.data_dir, config.named_tasks).asked(config.asked(stage))
+    with RewardSuite(pipeline.rewards_by_task, config.reward_workers, thoughts=policy.template.thoughts) as suite:
+        evaluation = evaluate(policy, tasks.prompts("heldout"), suite, pipeline)
     return {
         "checkpoint": str(checkpoint),
         "stage": record.stage,
         "step": record.step,
         **evaluation.record(),
+        **tasks_record(evaluation, None),
         "errors": evaluation.errors,
         "problem": evaluation.problem(),
         "seconds": round(evaluation.seconds, 3),

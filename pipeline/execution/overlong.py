@@ -7,11 +7,24 @@ from pathlib import Path
 
 from gradus.pipeline.common.errors import UserError
 from gradus.pipeline.config import PipelineConfig
+from gradus.pipeline.config.tasks import key_of
 from gradus.pipeline.policy.fit import position_limit
 from gradus.pipeline.policy.policy import Policy
+from gradus.pipeline.tasks.data import TaskData, Tasks, first_prompt
+from gradus.pipeline.tasks.several.build import folder_of, seal, told_of
 from gradus.pipeline.tasks.shortening import Changes, changed, cut, long_prompts
-from gradus.pipeline.tasks.task import TaskData, first_prompt
 from gradus.pipeline.types import Prompt
+
+
+def all_fitted(tasks: Tasks, policy: Policy, config: PipelineConfig, data: Path | None) -> Tasks:
+    """Like :func:`fitted`, of all tasks; ``data``: the folder with their data."""
+    found = Tasks()
+    for name, task in tasks.items():
+        with told_of(key_of(config, name)):
+            found[name] = fitted(task, policy, config, data and folder_of(data, name))
+    if data is not None and found != tasks:
+        seal(data, found)
+    return found
 
 
 def fitted(task: TaskData, policy: Policy, config: PipelineConfig, folder: Path | None) -> TaskData:
@@ -23,7 +36,10 @@ def fitted(task: TaskData, policy: Policy, config: PipelineConfig, folder: Path 
     if positions is None:
         return task
     max_tokens = max(option.max_tokens for option in config.samplings)
-    limit, around = positions - max_tokens, len(policy.encode_prompt(_without_text(first_prompt(task))))
+    limit, around = (
+        positions - max_tokens,
+        len(policy.encode_prompt(_without_text(first_prompt(Tasks({task.name: task}))))),
+    )
     found = [
         (split, row, prompt, length)
         for split, row, prompt in long_prompts(task, limit - around)
@@ -31,7 +47,7 @@ def fitted(task: TaskData, policy: Policy, config: PipelineConfig, folder: Path 
     ]
     if not found:
         return task
-    longest, wanted = max(length for *_, length in found), config.task.overlong_prompts
+    longest, wanted = max(length for *_, length in found), config.named_tasks[task.name].overlong_prompts
     told = f"{len(found):,} prompts have more than {limit:,} tokens, the longest {longest:,}"
     if wanted == "error" or folder is None:
         raise UserError(

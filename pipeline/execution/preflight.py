@@ -11,13 +11,14 @@ import itertools
 import os
 import re
 import shutil
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 
 from gradus.pipeline.common.errors import UserError
-from gradus.pipeline.config import PipelineConfig, StageConfig
+from gradus.pipeline.config import PipelineConfig, RewardConfig, StageConfig
 from gradus.pipeline.config.checks import looks_at_samples
 from gradus.pipeline.config.explain import combined
+from gradus.pipeline.config.tasks import key_of
 from gradus.pipeline.policy.checks import check_lengths, check_policy
 from gradus.pipeline.policy.prompt_lengths import check_ban, too_long
 from gradus.pipeline.stage import Stage
@@ -42,18 +43,18 @@ def preflight(
     without it the disk is not checked. ``copied``: the sections (``task``, ``policy``) whose sources the run has copies
     of, so that they need not exist any more.
     """
-    from gradus.pipeline.rewards import check_rewards
     from gradus.pipeline.rollouts.vllm.checks import check_rollouts
+    from gradus.pipeline.tasks.several.build import told_of
     from gradus.pipeline.tasks.task import check_task
     from gradus.pipeline.tracking.access import check_tracking
 
     longest, notes = max(option.max_tokens for option in config.samplings), list[str]()
 
-    def check_data() -> None:
-        found = check_task(config.task, base_dir)
-        notes.extend(found.notes)
-        if "policy" not in copied:
-            notes.extend(_check_questions(config, found.questions, longest))
+    def check_data(name: str) -> None:
+        with told_of(key_of(config, name)):
+            found = check_task(config.named_tasks[name], base_dir)
+            asked = [] if "policy" in copied else _check_questions(config, name, found.questions, longest)
+            notes.extend(f"{name}: {note}" if name else note for note in (*found.notes, *asked))
 
     sources: list[tuple[str, Callable[[], None]]] = [
         ("policy", lambda: check_policy(config.policy)),
@@ -62,11 +63,11 @@ def preflight(
             ("policy", functools.partial(check_ban, config.policy, options.ban or (), where))
             for where, options in config.placed_samplings.items()
         ),
-        ("task", check_data),
+        *(("task", functools.partial(check_data, name)) for name in config.named_tasks),
     ]
     checks: list[Callable[[], None]] = [
         *(check for section, check in sources if section not in copied),
-        lambda: check_rewards(config.rewards, config.task.source),
+        lambda: check_all_rewards(config),
         *(functools.partial(_check_stage, config, stage, stages) for stage in config.stages),
         *(functools.partial(_check_carry, *pair, stages) for pair in itertools.pairwise(config.stages)),
         lambda: check_rollouts(config),
@@ -85,9 +86,26 @@ def preflight(
     return notes
 
 
-def _check_questions(config: PipelineConfig, questions: list[str], max_tokens: int) -> list[str]:
+def check_all_rewards(config: PipelineConfig) -> None:
+    """Every reward can score every task that it is to score. Raises: UserError for the first that cannot."""
+    from gradus.pipeline.rewards import check_rewards
+
+    def check(rewards: list[RewardConfig] | None, tasks: Iterable[str], key: str) -> None:
+        for source in dict.fromkeys(config.named_tasks[name].source for name in tasks) if rewards else ():
+            check_rewards(rewards or [], source, key)
+
+    general = [name for name, task in config.named_tasks.items() if task.rewards is None]
+    check(config.rewards, general, "rewards")
+    for name, task in config.named_tasks.items():
+        check(task.rewards, [name], f"{key_of(config, name)}.rewards")
+    for stage in config.stages:
+        check(stage.rewards, config.shares(stage), f"stages.{stage.label}.rewards")
+        check(stage.extra_rewards, config.shares(stage), f"stages.{stage.label}.extra_rewards")
+
+
+def _check_questions(config: PipelineConfig, name: str, questions: list[str], max_tokens: int) -> list[str]:
     """The first questions leave the model room for a completion; else what happens to them. Raises: UserError."""
-    wanted = config.task.overlong_prompts
+    wanted = config.named_tasks[name].overlong_prompts
     if wanted != "error" and config.policy.path is None:
         raise UserError(
             "a new model can take every prompt",
@@ -129,13 +147,15 @@ def _check_stage(config: PipelineConfig, stage: StageConfig, stages: Mapping[str
     from gradus.pipeline.rewards.ranking import check_keys
 
     needs = stages[stage.stage].needs(stage)
-    if needs.completions == "demonstrations" and config.task.demonstrations == "none":
+    lacking = [name for name in config.shares(stage) if config.named_tasks[name].demonstrations == "none"]
+    if needs.completions == "demonstrations" and lacking:
+        key = f"{key_of(config, lacking[0])}.demonstrations"
         raise UserError(
             f"the stage `{stage.label}` learns from demonstrations and the task has none",
-            where="task.demonstrations",
+            where=key,
             got="none",
             expected="column (a column with worked completions) or solver (arithmetic tasks of reasoning_gym)",
-            fix=f"set task.demonstrations, or take the stage `{stage.label}` out",
+            fix=f"set {key}, or take the stage `{stage.label}` out",
         )
     if needs.completions == "demonstrations" and stage.async_:
         raise UserError(
@@ -152,8 +172,10 @@ def _check_stage(config: PipelineConfig, stage: StageConfig, stages: Mapping[str
             expected="a rule that goes by accuracy on the validation prompts, where the completions are demonstrations",
             fix="leave it out",
         )
+    judged = config.in_stage(stage).rewards_by_task
+    labels = list(dict.fromkeys(reward.label for name in config.shares(stage) for reward in judged[name]))
     try:
-        check_keys(list(needs.ranking), [reward.label for reward in config.rewards])
+        check_keys(list(needs.ranking), labels)
     except UserError as error:
         where = f"stages.{stage.label}.ranking"
         raise UserError(error.what, where=where, got=error.got, expected=error.expected, fix=error.fix) from None

@@ -96,7 +96,7 @@ def _train(spec: dict[str, Any], observer: Observer) -> dict[str, Any]:
     from gradus.pipeline.runs.checkpoint import read_record
     from gradus.pipeline.runs.identity import STAGE_FILE
     from gradus.pipeline.runs.run_folder import RunFolder
-    from gradus.pipeline.tasks.task import load_task
+    from gradus.pipeline.tasks.several.build import load_tasks
     from gradus.pipeline.tracking.journal import Journal, SilentJournal
 
     run = RunFolder(spec["run"], [_found(address) for address in spec["configs"]])
@@ -104,11 +104,12 @@ def _train(spec: dict[str, Any], observer: Observer) -> dict[str, Any]:
     ranks = join(pick_device(run.config.policy.device).type, launch.shard == "fsdp", launch.time_limit)
     parent, resume_from = Path(spec["parent"]), spec["resume_from"]
     work = StageWork(
-        run, spec["index"], parent, read_record(parent), load_task(run.data_dir),
+        run, spec["index"], parent, read_record(parent), load_tasks(run.data_dir, run.config.named_tasks),
         read_json(folder / STAGE_FILE)["fingerprint"], Path(resume_from) if resume_from else None,
     )  # fmt: skip
     journal = (Journal if ranks.leads else SilentJournal)(folder / "journal.jsonl")
-    with reward_suite(run, parent, ranks.size) as suite:
+    pipeline = run.config.in_stage(run.config.stages[spec["index"]])
+    with reward_suite(run, parent, pipeline, ranks.size) as suite:
         return train(work, _found(spec["stage"]), suite, journal, observer, ranks)
 
 

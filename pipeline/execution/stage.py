@@ -14,13 +14,14 @@ from gradus.pipeline.common.observer import Observer
 from gradus.pipeline.common.records import write_sealed
 from gradus.pipeline.common.shown import gradus_command
 from gradus.pipeline.execution.launch import launched
+from gradus.pipeline.execution.measured import accuracy_curves
 from gradus.pipeline.execution.train import StageWork, reward_suite, train
 from gradus.pipeline.runs.checkpoint import discard_from, newest_whole, read_record, verified_record
 from gradus.pipeline.runs.identity import begin_stage, fingerprint, stage_identity
 from gradus.pipeline.runs.run_folder import FAILURE_FILE, RESULT_FILE, RunFolder
 from gradus.pipeline.runs.verify import handover_damage
 from gradus.pipeline.stage import Stage
-from gradus.pipeline.tasks.task import load_task
+from gradus.pipeline.tasks.several.build import load_tasks
 from gradus.pipeline.tracking.journal import Journal
 
 
@@ -35,22 +36,22 @@ def run_stage(run: RunFolder, index: int, parent: str, stage: Stage, observer: O
     if _done(run, index, observer):
         observer.note(f"stage {config.label} is done already: its checkpoint is reused")
         return {**(run.result(index) or {}), "reused": True}
-    parent_record, task = verified_record(Path(parent), with_state=bool(config.carry)), load_task(run.data_dir)
-    made_of = stage_identity(run.config, index, parent_record, task.hashes)
+    parent_record = verified_record(Path(parent), with_state=bool(config.carry))
+    tasks = load_tasks(run.data_dir, run.config.named_tasks)
+    made_of = stage_identity(run.config, index, parent_record, tasks.hashes)
     folder = begin_stage(run, index, made_of)
     checkpoint = newest_whole(folder, parent_record.content, observer.note)
     observer.stage_started(config.label, index, total, config.steps, read_record(checkpoint).step if checkpoint else 0)
-    work = StageWork(run, index, Path(parent), parent_record, task, fingerprint(made_of), checkpoint)
+    work = StageWork(run, index, Path(parent), parent_record, tasks, fingerprint(made_of), checkpoint)
     with Journal(folder / "journal.jsonl") as own, Journal(run.path / "journal.jsonl") as whole:
         try:
             if run.config.launch.processes > 1:
                 result = launched(run, index, stage, {"parent": parent, "resume_from": checkpoint}, observer)
             else:
-                with reward_suite(run, Path(parent)) as suite:
+                with reward_suite(run, Path(parent), run.config.in_stage(config)) as suite:
                     result = train(work, stage, suite, own, observer)
             attempts = len(run.attempts(index))
-            if result["accuracy_after"] is not None:
-                whole.metrics(index + 1 + attempts * total, {"accuracy": result["accuracy_after"]})
+            whole.metrics(index + 1 + attempts * total, accuracy_curves(result["accuracy_after"], result))
             write_sealed(folder / RESULT_FILE, result)
         except BaseException as error:
             killed = isinstance(error, KeyboardInterrupt | SystemExit)

@@ -8,6 +8,7 @@ from typing import Any
 from gradus.pipeline.common.records import write_sealed
 from gradus.pipeline.runs.description import description
 from gradus.pipeline.runs.run_folder import SUMMARY_FILE, RunFolder
+from gradus.pipeline.runs.task_accuracies import matrix, pooled
 from gradus.pipeline.tracking.journal import Journal
 from gradus.pipeline.tracking.position import read_run_ids
 
@@ -48,9 +49,11 @@ def finish(run: RunFolder) -> dict[str, Any]:
         "accuracy_end": stages[-1]["accuracy_after"],
         "seconds": round(start["seconds"] + sum(stage["seconds"] for stage in stages), 3),
     }
+    if rows := matrix(run):
+        summary |= {"tasks": rows, "accuracy_end": pooled(rows[-1]["tasks"])["accuracy"]}
     if run.summary() is None:
         with Journal(run.path / "journal.jsonl") as journal:
-            accuracies = {f"accuracy/{stage['name']}": stage["accuracy_after"] for stage in stages}
+            accuracies = {f"accuracy/{stage['name']}": stage["accuracy_after"] for stage in stages if not rows}
             again = sum(len(run.attempts(index)) for index in range(len(stages)))
             accuracies |= {"accuracy/start": summary["accuracy_start"], "accuracy/end": summary["accuracy_end"]}
             measured = {name: share for name, share in accuracies.items() if share is not None}

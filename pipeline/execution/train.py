@@ -12,6 +12,8 @@ from gradus.pipeline.common.process import started_up
 from gradus.pipeline.common.ranks import ALONE, Ranks
 from gradus.pipeline.common.records import write_sealed
 from gradus.pipeline.common.shown import shown_share
+from gradus.pipeline.config import PipelineConfig
+from gradus.pipeline.execution.measured import accuracy_before, heldout_before, tasks_record
 from gradus.pipeline.policy.devices import settle_process
 from gradus.pipeline.policy.fit import long_demonstrations
 from gradus.pipeline.policy.loading import load_policy
@@ -23,8 +25,9 @@ from gradus.pipeline.rollouts.factory import sampler_for
 from gradus.pipeline.runs.checkpoint import CHECKPOINTS, RESUME, CheckpointRecord, read_record
 from gradus.pipeline.runs.description import flatten, journal_datasets, stage_lineage_tags
 from gradus.pipeline.runs.run_folder import HELDOUT_FILE, RunFolder
+from gradus.pipeline.runs.task_accuracies import fell
 from gradus.pipeline.stage import Stage
-from gradus.pipeline.tasks.task import TaskData, all_prompts
+from gradus.pipeline.tasks.data import Tasks
 from gradus.pipeline.tracking.journal import Journal
 from gradus.pipeline.training.evaluation import Evaluation, evaluate
 from gradus.pipeline.training.learner.state_files import read_state
@@ -44,7 +47,7 @@ class StageWork:
     index: int
     parent: Path
     parent_record: CheckpointRecord
-    task: TaskData
+    tasks: Tasks
     fingerprint: str
     """Hash of the stage's identity."""
     resume_from: Path | None
@@ -58,29 +61,38 @@ def train(
 
     Under torchrun every rank calls this; only the leading rank writes files.
     """
-    run, index, task = work.run, work.index, work.task
+    run, index = work.run, work.index
     config, parent = run.config.stages[index], work.parent_record.content
     settle_process(run.config.policy, ranks.size)
     started_up()
     policy = _parent_policy(work)
-    before = _accuracy_before(run, index, work.parent)
+    pipeline, own = run.config.in_stage(config), run.config.shares(config)
+    before = accuracy_before(run, index, own)
     _start_journal(journal, work, stage, before, ranks)
     sampler = sampler_for(run.config, policy, work.parent, run.path, index)
+    tasks = work.tasks.asked(run.config.asked(config))
+    used = tasks.only(run.config.used_tasks(config))
     setup = Setup(
-        policy, stage, config, run.config, task, suite, journal, observer, folder=run.stage_dir(index),
+        policy, stage, config, pipeline, used, suite, journal, observer, folder=run.stage_dir(index),
         parent_folder=work.parent, parent=parent, fingerprint=work.fingerprint, resume_from=work.resume_from,
         carried=read_state(work.parent / RESUME) if config.carry else None, ranks=ranks, sampler=sampler,
     )  # fmt: skip
     _tell_long_demonstrations(setup)
     trainer = Trainer(setup)
     checkpoint = trainer.train()
-    after = evaluate(policy, all_prompts(task, "heldout"), suite, run.config, ranks, sampler)
+    whole = evaluate(policy, tasks.prompts("heldout"), suite, pipeline, ranks, sampler)
+    after = whole.of(own)
     progress = trainer.progress
-    _end_journal(journal, work, trainer, checkpoint, before["accuracy"], after)
+    if several := tasks_record(whole, heldout_before(run, index)):
+        several["trained_on"] = list(own)
+        for task in fell(several["tasks"]):
+            observer.note(f"{config.label}: accuracy on {task} fell, p = {several['tasks'][task]['fell']:.1g}")
+    curves = heldout_curves(after.record(), several)
+    _end_journal(journal, work, trainer, checkpoint, before["accuracy"], after, curves)
     if problem := after.problem():
         observer.note(f"{config.label}: {problem}")
     if ranks.leads:
-        write_sealed(run.stage_dir(index) / HELDOUT_FILE, {"step": progress.step, "correct": after.by_prompt()})
+        write_sealed(run.stage_dir(index) / HELDOUT_FILE, {"step": progress.step, "correct": whole.by_prompt()})
     return {
         "name": config.label,
         "variant": config.variant,
@@ -100,15 +112,17 @@ def train(
         "prompts": after.prompts,
         "verifier_errors": after.errors,
         "events": [asdict(event) for event in trainer.stopping.events],
+        **several,
     }
 
 
 def _tell_long_demonstrations(setup: Setup) -> None:
     """Before a stage learns from demonstrations, tell the user of those that completions could not be as long as."""
     if setup.needs.completions == "demonstrations" and setup.resume_from is None:
-        shown = setup.task.prompts(setup.task.train, range(min(DEMONSTRATIONS, len(setup.task.train))))
-        if told := long_demonstrations(setup.policy, shown, setup.pipeline.sampling.max_tokens):
-            setup.observer.note(told)
+        for task in setup.tasks.only(setup.shares).values():
+            shown = task.prompts(task.train, range(min(DEMONSTRATIONS, len(task.train))))
+            if told := long_demonstrations(setup.policy, shown, setup.pipeline.sampling.max_tokens):
+                setup.observer.note(f"{task.name}: {told}" if task.name else told)
 
 
 def _parent_policy(work: StageWork) -> Policy:
@@ -137,11 +151,16 @@ def _start_journal(journal: Journal, work: StageWork, stage: Stage, before: dict
 
 
 def _end_journal(
-    journal: Journal, work: StageWork, trainer: Trainer, checkpoint: Path, before: float | None, after: Evaluation
+    journal: Journal,
+    work: StageWork,
+    trainer: Trainer,
+    checkpoint: Path,
+    before: float | None,
+    after: Evaluation,
+    curves: dict[str, float],
 ) -> None:
     """Record the held-out accuracy, what ended the stage, some completions and the checkpoint."""
     run, step, end = work.run, trainer.progress.step, trainer.stopping.end
-    curves = heldout_curves(after.record())
     journal.metrics(step, curves | {"time/evaluate": after.seconds})
     tags = {"gradus.accuracy_before": shown_share(before, 4), "gradus.accuracy_after": shown_share(after.accuracy, 4)}
     journal.tags(tags | {"gradus.ended_by": end.rule if end is not None else "steps"})
@@ -152,23 +171,15 @@ def _end_journal(
     journal.sync()
 
 
-def _accuracy_before(run: RunFolder, index: int, parent: Path) -> dict[str, Any]:
-    """The parent's held-out accuracy, which was measured when the parent was made."""
-    if index == 0:
-        return run.start() or {}
-    result = run.result(index - 1)
-    assert result is not None and result["checkpoint"] == str(parent), "a stage starts from the stage before it"
-    return {"accuracy": result["accuracy_after"], "interval": result["interval"]}
-
-
-def reward_suite(run: RunFolder, start: Path, processes: int = 1) -> RewardSuite:
-    """The run's rewards, with their workers started, for completions of the policy in the folder ``start``.
+def reward_suite(run: RunFolder, start: Path, pipeline: PipelineConfig, processes: int = 1) -> RewardSuite:
+    """The rewards of a run's pipeline, or of one as it is in a stage, with their workers started, for completions of
+    the policy in the folder ``start``.
 
     ``processes`` is the number of processes that score at the same time and share the machine. What a reward prints
     goes to ``rewards.log`` in the run folder.
     """
     thoughts, log = stored_thoughts(start / TEMPLATE_FILE), run.path / "rewards.log"
-    suite = RewardSuite(run.config.rewards, run.config.reward_workers, log, processes, thoughts)
+    suite = RewardSuite(pipeline.rewards_by_task, run.config.reward_workers, log, processes, thoughts)
     try:
         suite.wait_ready()
     except BaseException:

@@ -9,7 +9,7 @@ import hashlib
 import json
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, Literal
@@ -76,10 +76,10 @@ class PromptEncoder:
         encoded as such, and a prompt without any is encoded in one piece with its template.
         """
         asked = Prompt("", prompt, "") if isinstance(prompt, str) else prompt
-        turns, tools = list(asked.conversation), list(asked.tools)
+        turns, tools, given = list(asked.conversation), list(asked.tools), asked.template_args
         texts = list(_strings([turns, tools]))
         if self.template.special_tokens or not any(self._special.search(text) for text in texts):
-            return self._tokens(self._rendered(turns, tools), self.template.kind == "plain")
+            return self._tokens(self._rendered(turns, tools, given), self.template.kind == "plain")
         used = {self.template.text, self.template.system or "", *texts}
         mark = next(c for c in map(chr, PRIVATE) if not any(c in text for text in used))
         hidden: list[str] = []
@@ -89,7 +89,7 @@ class PromptEncoder:
             return f"{mark}{len(hidden) - 1}{mark}"
 
         turns, tools = _with_strings([turns, tools], lambda text: self._special.sub(hide, text))
-        first, *others = re.split(f"{mark}([0-9]+){mark}", self._rendered(turns, tools))
+        first, *others = re.split(f"{mark}([0-9]+){mark}", self._rendered(turns, tools, given))
         tokens = self._tokens(first, self.template.kind == "plain")
         for place, text in zip(others[::2], others[1::2], strict=True):
             tokens += self._as_text(hidden[int(place)]) + self._tokens(text)
@@ -114,16 +114,16 @@ class PromptEncoder:
         """Tokens of a text; ``with_first``: with those that the tokenizer puts before every text."""
         return self.tokenizer(text, add_special_tokens=with_first)["input_ids"]
 
-    def _rendered(self, turns: list[Turn], tools: list[dict[str, Any]]) -> str:
+    def _rendered(self, turns: list[Turn], tools: list[dict[str, Any]], given: Mapping[str, Any]) -> str:
         """The turns in the template; what a plain one cannot say (roles, tools) is left out or written as text."""
         if self.template.kind == "plain":
             return self.template.text.replace("{question}", transcript(turns))
-        return self._applied(turns, tools, add_generation_prompt=True)
+        return self._applied(turns, tools, {**given, "add_generation_prompt": True})
 
-    def _applied(self, turns: list[Turn], tools: list[dict[str, Any]], *, add_generation_prompt: bool) -> str:
+    def _applied(self, turns: list[Turn], tools: list[dict[str, Any]], given: Mapping[str, Any]) -> str:
         """What the chat template makes of these turns, with the system turn where they have none. Raises: UserError."""
         turns = list(with_system(turns, self.template.system))
-        options = {**self.template.arguments, "tokenize": False, "add_generation_prompt": add_generation_prompt}
+        options = {**self.template.arguments, **given, "tokenize": False}
         options |= {"tools": tools} if tools else {}
         if self.template.day:
             options["chat_template"] = frozen_clock(self.template.day) + self.tokenizer.get_chat_template(None, tools)
@@ -153,7 +153,7 @@ class PromptEncoder:
             return None
         turns = [{"role": "user", "content": "1 + 1 = ?"}, {"role": "assistant", "content": answer}]
         try:
-            behind = self._applied(turns, [], add_generation_prompt=False).rpartition(answer)[2]
+            behind = self._applied(turns, [], {"add_generation_prompt": False}).rpartition(answer)[2]
         except UserError:  # a template for questions alone; one that cannot be applied to these either is found there
             return None
         special = self.special - {self.tokenizer.unk_token_id}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -41,13 +41,7 @@ def new_template(tokenizer: Any, listed: Sequence[int], rows: int | None, config
         got, expected = "no chat template", f"a model with a chat template, which `{option}` is for"
         raise UserError("a plain template has no turns", where=f"policy.{option}", got=got, expected=expected,
                         fix=f"leave policy.{option} out, and write the text into policy.plain_template")  # fmt: skip
-    if unread := [name for name in config.template_args if name != "tools" and not re.search(rf"\b{name}\b", text)]:
-        raise UserError(
-            "the chat template does not read this argument",
-            where=f"policy.template_args.{unread[0]}",
-            expected="a name that occurs in the template",
-            fix="correct the name, or leave it out",
-        )
+    check_arguments(text, config.template_args, "policy")
     day = datetime.date.today().isoformat() if kind == "chat" and "strftime_now" in text else ""
     special = config.special_tokens_in_questions
     template = Template(kind, text, (), 0, special, config.system, config.template_args, day=day)
@@ -106,3 +100,14 @@ def _named_token(tokenizer: Any, name: str) -> int:
         expected=f"one of its tokens, such as {', '.join(special[:8])}" if special else "one of its tokens",
         fix=closest(name, special) or "correct it, or leave it out: the template shows what ends a turn",
     )
+
+
+def check_arguments(text: str, arguments: Iterable[str], where: str) -> None:
+    """The chat template of this text reads these arguments. Raises: UserError; ``where``: the key that holds them."""
+    if unread := [name for name in arguments if name != "tools" and not re.search(rf"\b{name}\b", text)]:
+        raise UserError(
+            "the chat template does not read this argument",
+            where=f"{where}.template_args.{unread[0]}",
+            expected="a name that occurs in the template",
+            fix="correct the name, or leave it out",
+        )

@@ -52,7 +52,7 @@ def order_PKK(
 
     Shapes: rewards_PK, each component, lengths_PK and valid_PK [P, K]; the result is bool [P, K, K].
     Edge: scores that differ by rounding are equal; a completion that is not valid, or without a score (NaN) for one of
-    the keys, is in no pair.
+    the keys, is in no pair. A key that scored nothing of a group, as another task's reward, decides nothing there.
     """
     usable_PK = valid_PK.bool()
     tied_PKK = better_PKK = None
@@ -61,6 +61,7 @@ def order_PKK(
             value_PK = lengths_PK.double() * (-1 if key == "shorter" else 1)
         else:
             value_PK = (rewards_PK if key == "reward" else components[key]).double()
+            value_PK = value_PK.where(~value_PK.isnan().all(-1, keepdim=True), 0)  # another task's: a tie
         usable_PK = usable_PK & value_PK.isfinite()
         ahead_PKK = value_PK.unsqueeze(2) - value_PK.unsqueeze(1)
         tie_P11 = rounding(value_PK, usable_PK).unsqueeze(2)

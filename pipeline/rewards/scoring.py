@@ -11,7 +11,7 @@ from gradus.pipeline.types import Rollouts
 
 
 def rewarded(rollouts: Rollouts, scores: Scores, pipeline: PipelineConfig) -> Rollouts:
-    """The rollouts with their rewards.
+    """The rollouts with their rewards, each prompt's as its task says.
 
     A completion on which a rewarded component failed is not a zero: it is marked invalid, so that it gets no weight
     and takes no part in statistics. Its reward, which has no meaning, is the mean of its group's valid ones. A
@@ -21,13 +21,18 @@ def rewarded(rollouts: Rollouts, scores: Scores, pipeline: PipelineConfig) -> Ro
     components = {label: torch.tensor(values) for label, values in scores.components.items()}
     total_PK = torch.zeros(rollouts.truncated_PK.shape, dtype=torch.float64)
     valid_PK = torch.ones_like(rollouts.truncated_PK)
-    for reward in pipeline.rewards:
-        if reward.weight != 0:
-            total_PK += reward.weight * torch.tensor(scores.components[reward.label], dtype=torch.float64)
-            valid_PK &= ~components[reward.label].isnan()
+    correct_PK = torch.zeros_like(rollouts.truncated_PK)
+    for task in dict.fromkeys(prompt.task for prompt in rollouts.prompts):
+        rows = [row for row, prompt in enumerate(rollouts.prompts) if prompt.task == task]
+        judgement = pipeline.judgement(task)
+        for reward in judgement.rewards:
+            if reward.weight != 0:
+                values = torch.tensor([scores.components[reward.label][row] for row in rows], dtype=torch.float64)
+                total_PK[rows] += reward.weight * values
+                valid_PK[rows] &= ~components[reward.label][rows].isnan()
+        is_correct, deciding = judgement.evaluation.is_correct, scores.components[judgement.accuracy_reward]
+        correct_PK[rows] = torch.tensor([[is_correct(score) for score in deciding[row]] for row in rows])
     rewards_PK = torch.where(valid_PK, total_PK, group_mean(total_PK, valid_PK)).float()
-    is_correct, deciding = pipeline.evaluation.is_correct, scores.components[pipeline.accuracy_reward]
-    correct_PK = torch.tensor([[is_correct(score) for score in group] for group in deciding])
     return rollouts.with_rewards(rewards_PK=rewards_PK, components=components, valid_PK=valid_PK, correct_PK=correct_PK)
 
 

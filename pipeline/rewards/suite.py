@@ -7,7 +7,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -35,7 +35,7 @@ class Scores:
     """The scores of P x K completions."""
 
     components: dict[str, list[list[float]]]
-    """label -> P lists of K scores, in the reward's range; NaN where the reward failed."""
+    """label -> P lists of K scores, in the reward's range; NaN where the reward failed, or is none of the task's."""
     errors: dict[str, int]
     """label -> completions it failed on; every label is there."""
     kinds: dict[str, dict[str, int]]
@@ -50,15 +50,18 @@ class Scores:
 
 Outcome = float | tuple[str, str]
 """A score, or (kind of failure, what it said)."""
+Item = tuple[str, str, str]
+"""A completion to score: (task, id of the prompt, text)."""
 
 
-def check_rewards(rewards: list[RewardConfig], source: str | None = None) -> None:
+def check_rewards(rewards: list[RewardConfig], source: str | None = None, key: str = "rewards") -> None:
     """Raise UserError for a reward that can't score: name, options, regular expressions, functions, packages.
 
-    None of the user's code is run. ``source`` is the task's: reasoning_gym's scorers need its prompts.
+    None of the user's code is run. ``source`` is the task's: reasoning_gym's scorers need its prompts. ``key``: where
+    in the configuration they stand.
     """
     for i, config in enumerate(rewards):
-        where = f"rewards.{i}"
+        where = f"{key}.{i}"
         reference = reference_of(config.reward, where)
         _check_variables(config, f"{where}.env", reference is not None)
         if reference is not None:
@@ -102,36 +105,45 @@ class RewardSuite:
 
     def __init__(
         self,
-        rewards: list[RewardConfig],
+        rewards: list[RewardConfig] | Mapping[str, list[RewardConfig]],
         workers: int | None = None,
         log: str | os.PathLike[str] | None = None,
         shared_by: int = 1,
         thoughts: Thoughts = NO_THOUGHTS,
     ):
-        """``workers``: processes that share the isolated rewards; None: all cores but one, at most four. Where so many
+        """``rewards``: those of every task, by the task's name; a list where there is one task.
+
+        ``workers``: processes that share the isolated rewards; None: all cores but one, at most four. Where so many
         suites are at work at once, each has its share of them.
 
         ``log``: a file for what those print. ``thoughts``: how the policy marks what it thinks.
 
         Raises: UserError, as :func:`check_rewards`.
         """
-        check_rewards(rewards)
-        self.labels = [config.label for config in rewards]
-        self._direct: dict[str, Callable[[Prompt, str], float]] = {}
-        self._isolated: list[str] = []
+        by_task = rewards if isinstance(rewards, Mapping) else {"": rewards}
+        distinct: list[RewardConfig] = []
+        self._of_task: dict[str, dict[str, int]] = {}
+        """task -> label -> the scorer's number: tasks may have equal rewards, or others of the same label."""
+        for task, configs in by_task.items():
+            check_rewards(configs)
+            distinct += [config for config in configs if config not in distinct]
+            self._of_task[task] = {config.label: distinct.index(config) for config in configs}
+        self.labels = list(dict.fromkeys(label for known in self._of_task.values() for label in known))
+        self._direct: dict[int, Callable[[Prompt, str], float]] = {}
+        self._isolated: list[int] = []
         self._pool: WorkerPool | None = None
         isolated = []
-        for config in rewards:
+        for number, config in enumerate(distinct):
             reference = reference_of(config.reward)
             reward = find(config.reward) if reference is None else None
             if reward is None or reward.is_isolated(config.params):
+                self._isolated.append(number)
                 isolated.append((config, reference or config.reward))
             else:
-                self._direct[config.label] = partial(reward.score, options=config.params, thoughts=thoughts)
+                self._direct[number] = partial(reward.score, options=config.params, thoughts=thoughts)
         if isolated:
             from gradus.pipeline.rewards.workers.pool import IsolatedReward, WorkerPool
 
-            self._isolated = [config.label for config, _ in isolated]
             wanted = [
                 IsolatedReward(c.label, name, dict(c.params), c.time_limit, (*c.env,), thoughts) for c, name in isolated
             ]
@@ -150,7 +162,7 @@ class RewardSuite:
 
     def begin(self) -> Scoring:
         """A batch whose groups are handed over one by one while others are still being sampled."""
-        return Scoring(self.labels, self._direct, self._isolated, self._pool)
+        return Scoring(self.labels, self._of_task, self._direct, self._isolated, self._pool)
 
     def close(self) -> None:
         """End the workers."""
@@ -175,28 +187,31 @@ class Scoring:
     def __init__(
         self,
         labels: list[str],
-        direct: dict[str, Callable[[Prompt, str], float]],
-        isolated: list[str],
+        of_task: dict[str, dict[str, int]],
+        direct: dict[int, Callable[[Prompt, str], float]],
+        isolated: list[int],
         pool: WorkerPool | None,
     ):
-        self._labels, self._direct, self._isolated = labels, direct, isolated
+        self._labels, self._of_task, self._direct, self._isolated = labels, of_task, direct, isolated
         self._batch = None if pool is None else pool.open()
         self._adding = threading.Lock()
-        self._places: dict[tuple[str, str], int] = {}  # a text that repeats within a prompt is scored once
-        self._items: list[tuple[Prompt, str]] = []
+        self._items: dict[Item, tuple[Prompt, str]] = {}  # a text that repeats in a group is scored once
+        self._jobs: list[tuple[Item, int]] = []
+        """What the workers were given: the item and the scorer's number."""
 
     def add(self, prompt: Prompt, texts: list[str]) -> None:
         """Hand over completions of a prompt, from any thread; returns at once."""
         with self._adding:
-            known = len(self._items)
-            for text in texts:
-                if (prompt.id, text) not in self._places:
-                    self._places[prompt.id, text] = len(self._items)
-                    self._items.append((prompt, text))
-            if self._batch is not None:
-                # Side by side, so that a prompt is sent along once for all its completions and rewards.
-                which = range(len(self._isolated))
-                self._batch.submit([(n, prompt, text) for prompt, text in self._items[known:] for n in which])
+            items = [(prompt.task, prompt.id, text) for text in dict.fromkeys(texts)]
+            new = [item for item in items if item not in self._items]
+            self._items |= {item: (prompt, item[2]) for item in new}
+            if self._batch is None:
+                return
+            # Side by side, so that a prompt is sent along once for all its completions and rewards.
+            wanted = set(self._of_task[prompt.task].values())
+            places = [(place, number) for place, number in enumerate(self._isolated) if number in wanted]
+            self._jobs += [(item, number) for item in new for _, number in places]
+            self._batch.submit([(place, prompt, text) for *_, text in new for place, _ in places])
 
     @property
     def waiting(self) -> bool:
@@ -213,35 +228,34 @@ class Scoring:
         hidden = self._batch.worked() if self._batch is not None else 0.0
         for prompt, group in zip(prompts, texts, strict=True):
             self.add(prompt, group)
-        outcomes = {
-            label: [_attempt(function, prompt, text) for prompt, text in self._items]
-            for label, function in self._direct.items()
-        }
+        outcomes: dict[tuple[Item, int], Outcome] = {}
+        for item, (prompt, text) in self._items.items():
+            for number in self._of_task[prompt.task].values():
+                if (score := self._direct.get(number)) is not None:
+                    outcomes[item, number] = _attempt(score, prompt, text)
         if self._batch is not None:
-            scored = self._batch.join()
-            results: list[Outcome] = [r if isinstance(r, float) else (r.kind, r.message) for r in scored]
-            count = len(self._isolated)
-            outcomes |= {label: results[which::count] for which, label in enumerate(self._isolated)}
+            scored = [r if isinstance(r, float) else (r.kind, r.message) for r in self._batch.join()]
+            outcomes |= dict(zip(self._jobs, scored, strict=True))
         return self._in_order(prompts, texts, outcomes, began, hidden)
 
     def _in_order(
         self,
         prompts: list[Prompt],
         texts: list[list[str]],
-        outcomes: dict[str, list[Outcome]],
+        outcomes: dict[tuple[Item, int], Outcome],
         began: float,
         hidden: float,
     ) -> Scores:
         """The outcomes of the distinct completions in the order of the batch, with the failures counted."""
-        components: dict[str, list[list[float]]] = {}
+        components: dict[str, list[list[float]]] = {label: [] for label in self._labels}
         kinds: dict[str, dict[str, int]] = {label: {} for label in self._labels}
         examples: dict[str, str] = {}
         for label in self._labels:
-            components[label] = []
             for prompt, group in zip(prompts, texts, strict=True):
+                number = self._of_task[prompt.task].get(label)
                 scores = []
                 for text in group:
-                    outcome = outcomes[label][self._places[prompt.id, text]]
+                    outcome = math.nan if number is None else outcomes[(prompt.task, prompt.id, text), number]
                     if isinstance(outcome, tuple):
                         kind, message = outcome
                         kinds[label][kind] = kinds[label].get(kind, 0) + 1

@@ -7,7 +7,7 @@ from pathlib import Path
 from gradus.pipeline.common.sources import Seen, altered_since, look_at
 from gradus.pipeline.config import PipelineConfig
 from gradus.pipeline.runs.run_folder import RunFolder
-from gradus.pipeline.tasks.task import task_sources
+from gradus.pipeline.tasks.several.build import all_sources
 
 MODEL_FILES = "*"
 """The files of a model lie in its folder itself; folders in it are of other use."""
@@ -26,7 +26,7 @@ def changed_sources(run: RunFolder) -> list[str]:
     A run goes on with what was read. That a source is gone is no change, because nothing needs it any more.
     """
     known: dict[str, Seen] = {**run.data().get("sources", {}), **(run.start() or {}).get("sources", {})}
-    paths = task_sources(run.config.task, run.base_dir)
+    paths = all_sources(run.config.named_tasks, run.base_dir)
     found = {key: altered_since(path, known[key]) for key, path in paths.items() if key in known}
     if (seen := known.get("policy.path")) is not None:
         paths["policy.path"] = run.base_dir / (run.config.policy.path or "")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from gradus.pipeline.common.shown import shown_share
 from gradus.pipeline.runs.run_folder import RunFolder
+from gradus.pipeline.runs.task_accuracies import fell
+from gradus.pipeline.tasks.splits import named
 from gradus.pipeline.tracking.journal import Journal
 from gradus.pipeline.tracking.position import Position
 
@@ -49,9 +52,12 @@ def stage_lineage_tags(run: RunFolder, index: int) -> dict[str, str]:
 def journal_datasets(journal: Journal, run: RunFolder) -> None:
     """Record the splits of the data set, with their content hashes."""
     record = run.data()
-    source = str(getattr(run.config.task, "dataset", None) or getattr(run.config.task, "path", ""))
-    for split, context in (("train", "training"), ("heldout", "evaluation")):
-        journal.dataset(f"{source}-{split}", source, record["hashes"][split][:16], record["sizes"][split], context)
+    for name, task in run.config.named_tasks.items():
+        source = str(getattr(task, "dataset", None) or getattr(task, "path", ""))
+        for split, context in (("train", "training"), ("heldout", "evaluation")):
+            key = named(name, split)
+            called = f"{name or source}-{split}"
+            journal.dataset(called, source, record["hashes"][key][:16], record["sizes"][key], context)
 
 
 def description(run: RunFolder, summary: dict[str, Any] | None = None) -> str:
@@ -87,7 +93,19 @@ def _stages_table(summary: dict[str, Any]) -> str:
         before, seconds = shown_share(stage["accuracy_before"]), f"{stage['seconds']:.0f}"
         cells = (stage["name"], stage["steps"], before, after, seconds)
         lines.append(f"| {' | '.join(map(str, cells))} |")
-    return "\n".join([*lines, *([""] if events else []), *events])
+    return "\n".join([*lines, *([""] if events else []), *events, *_tasks_table(summary.get("tasks", ()))])
+
+
+def _tasks_table(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Lines of a table of the accuracy on each task after each stage."""
+    if not rows:
+        return []
+    names = list(rows[-1]["tasks"])
+    lines = ["", f"| held-out accuracy after | {' | '.join(names)} |", "|---" * (1 + len(names)) + "|"]
+    for row in rows:
+        cells = [shown_share(row["tasks"][n]["accuracy"]) + (" fell" if n in fell(row["tasks"]) else "") for n in names]
+        lines.append(f"| {row['after']} | {' | '.join(cells)} |")
+    return lines
 
 
 def flatten(value: Any, path: str = "") -> dict[str, Any]:

@@ -84,7 +84,8 @@ def check_changes(origin: RunFolder, index: int, config: PipelineConfig) -> list
     labels, known = [stage.label for stage in config.stages], [stage.label for stage in origin.config.stages]
     label = known[index]
     changed = differences(old, new)
-    _refuse(origin, label, [line for line in changed if line.startswith(("policy.", "task."))])
+    data = differences(identity(origin.config.data_options()), identity(config.data_options()))
+    _refuse(origin, label, [*(line for line in changed if line.startswith("policy.")), *data])
     if labels[: index + 1] != known[: index + 1]:
         raise UserError(
             f"a fork shares what is before {label}, which therefore stays stage {index + 1}",

@@ -21,6 +21,7 @@ from gradus.pipeline.config.outside import source_of
 from gradus.pipeline.rewards.user_functions import source_file
 from gradus.pipeline.runs.checkpoint import CheckpointRecord
 from gradus.pipeline.runs.run_folder import FAILURE_FILE, RunFolder
+from gradus.pipeline.tasks.splits import SPLITS, named
 
 STAGE_FILE = "stage.json"
 """In a stage's folder: the identity that the stage was started with."""
@@ -43,9 +44,11 @@ LIBRARIES = ("torch", "transformers", "tokenizers")
 def stage_identity(
     config: PipelineConfig, index: int, parent: CheckpointRecord, data: dict[str, str]
 ) -> dict[str, Any]:
-    """Everything that a stage's result depends on; ``data`` are the content hashes of the data."""
+    """Everything that a stage's result depends on; ``data`` are the content hashes of the data of all tasks."""
     stage = config.stages[index]
-    made_of = {"config": wanted(config, index), "parent": parent.content, "data": data}
+    used = {named(task, split) for task in config.used_tasks(stage) for split in SPLITS}
+    own = {key: digest for key, digest in data.items() if key in used}
+    made_of = {"config": wanted(config, index), "parent": parent.content, "data": own}
     return made_of | ({"state": parent.state} if stage.carry else {}) | {"code": code_version(config, stage)}
 
 
@@ -53,7 +56,16 @@ def wanted(config: PipelineConfig, index: int) -> dict[str, Any]:
     """The part of a stage's identity that the configuration decides."""
     policy = {k: v for k, v in identity(config.policy).items() if k in ("dtype", "autocast", "lora")}
     shared = {name: identity(getattr(config, name)) for name in ("seed", "rewards", "sampling", "evaluation")}
-    return {"stage": identity(config.stages[index]), "policy": policy, **shared}
+    stage, judged = config.stages[index], config.in_stage(config.stages[index]).judgements
+    used = {name: judged[name] for name in config.used_tasks(stage)}
+    if len(config.named_tasks) == 1:
+        used = {name: each for name, each in used.items() if each != (config.rewards, config.evaluation)}
+    if given := {name: each for name in config.used_tasks(stage) if (each := config.named_tasks[name].template_args)}:
+        shared["template_args"] = given
+    if used:  # a task or a stage says how it is judged
+        shared["rewards"] = {name: identity(each.rewards) for name, each in used.items()}
+        shared["evaluation"] = {name: identity(each.evaluation) for name, each in used.items()}
+    return {"stage": identity(stage), "policy": policy, **shared}
 
 
 def code_version(config: PipelineConfig, stage: StageConfig) -> dict[str, str]:
@@ -61,7 +73,9 @@ def code_version(config: PipelineConfig, stage: StageConfig) -> dict[str, str]:
     core = Path(__file__).parents[1]
     paths = {_module_name(name): core / name for name in CODE}
     paths[f"stages/{stage.stage}"] = source_of(type(stage))
-    paths |= {reward.reward: path for reward in config.rewards if (path := source_file(reward.reward)) is not None}
+    judged = config.in_stage(stage).rewards_by_task
+    names = dict.fromkeys(reward.reward for task in config.used_tasks(stage) for reward in judged[task])
+    paths |= {name: path for name in names if (path := source_file(name)) is not None}
     hashes = {name: _source_hash(path) for name, path in paths.items()}
     return hashes | {name: importlib.metadata.version(name) for name in LIBRARIES}
 

@@ -50,8 +50,8 @@ def plan(run: RunFolder | None, config: PipelineConfig, restart_from: int | None
         return [StagePlan(stage.label, stage.steps, "run", why="new run") for stage in config.stages]
     start, plans = run.start(), list[StagePlan]()
     parent = start
-    names = ("policy", "task")
-    changed = [name for name in names if identity(getattr(run.config, name)) != identity(getattr(config, name))]
+    old, new = _sources(run.config), _sources(config)
+    changed = [name for name in dict.fromkeys([*old, *new]) if old.get(name) != new.get(name)]
     if changed:
         waiting = f"the {' and the '.join(changed)} changed"
     elif start is None:
@@ -77,6 +77,11 @@ def plan(run: RunFolder | None, config: PipelineConfig, restart_from: int | None
     return plans
 
 
+def _sources(config: PipelineConfig) -> dict[str, Any]:
+    """What the policy before any stage and the data are made from."""
+    return {"policy": identity(config.policy), **identity(config.data_options())}
+
+
 def made_again(run: RunFolder, index: int, planned: StagePlan) -> StagePlan:
     """The plan of a finished stage whose checkpoint is damaged.
 
@@ -89,8 +94,8 @@ def made_again(run: RunFolder, index: int, planned: StagePlan) -> StagePlan:
 
 def _asked(run: RunFolder, config: PipelineConfig, index: int, names: list[str]) -> list[str]:
     """How a configuration differs from the run's in one stage and in the parts of the pipeline that ``names`` gives."""
-    pairs = [(name, identity(getattr(run.config, name)), identity(getattr(config, name))) for name in names]
-    common = [line for name, old, new in pairs for line in differences(old, new, name)]
+    old, new = _sources(run.config), _sources(config)
+    common = [line for name in names for line in differences(old.get(name), new.get(name), name)]
     own = config_changes(wanted(run.config, index), wanted(config, index))
     return common + [line for line in own if line not in common]
 
@@ -114,8 +119,8 @@ def _plan_stage(
     stage, folder, result = config.stages[index], run.stage_dir(index), run.result(index)
     known, record = run.read(folder / STAGE_FILE), _record(parent)
     if known and result is None and record is not None:
-        data = run.data().get("hashes", {})
-        drift = tuple(identity_changes(known, stage_identity(config, index, record, data)))
+        made_of = stage_identity(config, index, record, run.data().get("hashes", {}))
+        drift = tuple(identity_changes(known, made_of))
     code = tuple(code_changes(known["code"], code_version(config, stage))) if known and not drift else ()
 
     def planned(action: Literal["reuse", "resume", "run"], why: str, step: int = 0) -> StagePlan:

@@ -125,7 +125,8 @@ def _data(run: RunFolder) -> Iterator[Finding]:
     for name, digest in sorted(record.get("files", {}).items()):
         path = run.data_dir / name
         wrong = f"missing: {name}" if not path.is_file() else f"altered: {name}" if sha256(path) != digest else ""
-        yield Finding(f"data: {path.stem}{shared}", path, None, _size(path), wrong, remedy)
+        split = name.removesuffix(".parquet").replace("/", " ")
+        yield Finding(f"data: {split}{shared}", path, None, _size(path), wrong, remedy)
 
 
 def _start(run: RunFolder, start: dict[str, Any]) -> Finding:

@@ -11,7 +11,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,13 @@ _under_way: dict[Path, subprocess.Popen[bytes]] = {}
 
 
 @contextlib.contextmanager
-def data_ahead(task: Any, base_dir: Path, folder: Path) -> Iterator[None]:
-    """Make the task's folder in a background process during this block, which ends that process."""
-    request = {"task": task.model_dump(mode="json"), "base_dir": str(base_dir), "folder": str(folder)}
+def data_ahead(tasks: Mapping[str, Any], base_dir: Path, folder: Path) -> Iterator[None]:
+    """Make the tasks' folder in a background process during this block, which ends that process."""
+    request = {
+        "tasks": {name: task.model_dump(mode="json") for name, task in tasks.items()},
+        "base_dir": str(base_dir),
+        "folder": str(folder),
+    }
     command = [sys.executable, "-P", "-c", f"import json, sys; sys.path[:] = json.loads(sys.argv[1]); {BOOTSTRAP}"]
     null = subprocess.DEVNULL
     process = subprocess.Popen(
@@ -57,10 +61,10 @@ def main() -> None:
     from pydantic import TypeAdapter
 
     from gradus.pipeline.config.task import Task
-    from gradus.pipeline.tasks.task import make_task
+    from gradus.pipeline.tasks.several.build import make_tasks
 
-    task = TypeAdapter(Task).validate_python(request["task"])
-    make_task(task, Path(request["base_dir"]), Path(request["folder"]))
+    tasks = TypeAdapter(dict[str, Task]).validate_python(request["tasks"])
+    make_tasks(tasks, Path(request["base_dir"]), Path(request["folder"]))
 
 
 BOOTSTRAP = f"from {__name__} import main; main()"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from gradus.pipeline.tasks.metadata import decode, unpacked
@@ -20,8 +20,11 @@ class PromptStream:
     The prompt at a place is a pure function of (seed, stage, place), so a resumed stage needs only its place.
     """
 
-    def __init__(self, dataset: Dataset, seed: int, stage_label: str):
-        self.dataset, self.seed, self.stage_label = dataset, seed, stage_label
+    def __init__(self, dataset: Dataset, seed: int, stage_label: str, given: Mapping[str, Any] | None = None):
+        """``given``: what every prompt of the stream is given beside its row; see :class:`TaskData`."""
+        self.dataset, self.seed, self.given = dataset, seed, given or {}
+        self.task: str = self.given.get("task", "")
+        self.stage_label = f"{stage_label}:{self.task}" if self.task else stage_label
         self._epoch: tuple[int, Any] = (-1, None)
 
     def at(self, begin: int, size: int) -> list[Prompt]:
@@ -32,7 +35,7 @@ class PromptStream:
 
     def rows(self, indices: Iterable[int]) -> list[Prompt]:
         """The prompts in these rows of the data set."""
-        return read_prompts(self.dataset, indices)
+        return read_prompts(self.dataset, indices, self.given)
 
     def permutation(self, epoch: int) -> Any:
         """Row numbers in the order of this epoch. The raw bits are used because their stream will never change."""
@@ -106,7 +109,8 @@ class HistoryResampling(Schedule):
     def met(self, rollouts: Rollouts) -> None:
         assert rollouts.correct_PK is not None and rollouts.valid_PK is not None
         solved_P = (rollouts.correct_PK | ~rollouts.valid_PK).all(-1) & rollouts.valid_PK.any(-1)
-        self.solved |= {prompt.id for prompt, solved in zip(rollouts.prompts, solved_P.tolist(), strict=True) if solved}
+        found = zip(rollouts.prompts, solved_P.tolist(), strict=True)
+        self.solved |= {prompt.id for prompt, solved in found if solved and prompt.task == self.stream.task}
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -133,12 +137,12 @@ class HistoryResampling(Schedule):
         return [row for row in self.stream.permutation(self.epoch).tolist() if self._ids[row] not in self.left]
 
 
-def read_prompts(dataset: Dataset, indices: Iterable[int]) -> list[Prompt]:
-    """Rows of a split as prompts, in the order of ``indices``."""
+def read_prompts(dataset: Dataset, indices: Iterable[int], given: Mapping[str, Any] | None = None) -> list[Prompt]:
+    """Rows of a split as prompts, in the order of ``indices``; ``given``: fields that all of them get."""
     rows = dataset[[int(i) for i in indices]]
     columns = [rows[name] for name in COLUMNS if name != MORE]
     more = rows.get(MORE) or [None] * len(columns[0])  # data of an earlier version has no such column
     return [
-        Prompt(i, q, a, decode(metadata), d, **(unpacked(m) if m else {}))
+        Prompt(i, q, a, decode(metadata), d, **{**(unpacked(m) if m else {}), **(given or {})})
         for i, q, a, metadata, d, m in zip(*columns, more, strict=True)
     ]

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gradus.pipeline.common.errors import UserError
+from gradus.pipeline.tasks.data import TaskData
 from gradus.pipeline.tasks.metadata import BATCH, packed
-from gradus.pipeline.tasks.splits import COLUMNS, MORE, folded, prompt_id
-from gradus.pipeline.tasks.task import SPLITS, TaskData, load_task, rewrite_task
+from gradus.pipeline.tasks.splits import COLUMNS, MORE, SPLITS, folded, prompt_id
+from gradus.pipeline.tasks.task import load_task, rewrite_task
 from gradus.pipeline.types import Prompt, transcript
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def changed(task: TaskData, folder: Path, changes: Changes, note: str) -> TaskDa
         if name != "train":
             held |= {folded(prompt.question) for prompt in new.values()}
     rewrite_task(folder, {name: tables[name] for name in SPLITS}, note)
-    return load_task(folder)
+    return replace(load_task(folder, task.name), asked=task.asked)
 
 
 def _table(split: Dataset, rows: list[int], new: dict[int, Prompt]) -> pyarrow.Table:

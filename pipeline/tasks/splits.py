@@ -18,10 +18,21 @@ from gradus.pipeline.tasks.metadata import BATCH, Batch, packed, unpacked
 if TYPE_CHECKING:
     import pyarrow
 
+SPLITS = ("train", "validation", "heldout")
+"""Names of the splits, and of their Parquet files."""
 MORE = "more"
 """Column of what only some prompts have: see :func:`gradus.pipeline.tasks.metadata.packed`."""
 COLUMNS = ("id", "question", "answer", "metadata", "demonstration", MORE)
 """The columns of a split, all of them text; only the last two may be null."""
+
+
+def named(task: str, what: str) -> str:
+    """What belongs to a task, under its name.
+
+    >>> named("math", "train"), named("", "train")
+    ('math.train', 'train')
+    """
+    return f"{task}.{what}" if task else what
 
 
 def folded(question: str) -> str:

@@ -11,9 +11,7 @@ appended to the source change the held-out set only by those among them that are
 from __future__ import annotations
 
 import glob
-import heapq
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,50 +21,20 @@ from gradus.pipeline.common.files import folder_in_the_making, sha256
 from gradus.pipeline.common.records import read_sealed, write_sealed
 from gradus.pipeline.common.sources import Seen, look_at
 from gradus.pipeline.config.task import FileTask, HubTask, ReasoningGymTask
+from gradus.pipeline.tasks.data import TaskData
 from gradus.pipeline.tasks.hub import check_hub, read_hub
 from gradus.pipeline.tasks.metadata import BATCH, Batch
-from gradus.pipeline.tasks.prompt_order import read_prompts
 from gradus.pipeline.tasks.reasoning_gym import check_gym, read_gym
-from gradus.pipeline.tasks.splits import content_hash, distinct, split, with_system_text
+from gradus.pipeline.tasks.splits import SPLITS, content_hash, distinct, split, with_system_text
 from gradus.pipeline.tasks.tables import Found, check_files, read_files
-from gradus.pipeline.types import Prompt, transcript
 
 if TYPE_CHECKING:
     import pyarrow
-    from datasets import Dataset
 
     AnyTask = ReasoningGymTask | FileTask | HubTask
 
 FORMAT = 1
 """Version of the folder's layout; a folder of another version is made again."""
-SPLITS = ("train", "validation", "heldout")
-"""Names of the splits, and of their Parquet files."""
-
-
-@dataclass(frozen=True)
-class TaskData:
-    """A task's prompts and their splits, which never change during a run."""
-
-    train: Dataset
-    """Prompts to train on."""
-    validation: Dataset
-    """Prompts on which a stage's best checkpoint is selected; may be empty."""
-    heldout: Dataset
-    """Prompts that accuracy is reported on."""
-    hashes: dict[str, str]
-    """split -> sha256 over its rows."""
-    sizes: dict[str, int]
-    """split -> number of rows."""
-    notes: list[str]
-    """Lines for the user: duplicates, rows that were left out, leaks that were removed."""
-    source: str
-    """A description of the prompts' source."""
-    has_demonstrations: bool
-    """Whether every training prompt has a demonstration."""
-
-    def prompts(self, split: Dataset, indices: Iterable[int]) -> list[Prompt]:
-        """The prompts at these rows of one of the splits."""
-        return read_prompts(split, indices)
 
 
 def check_task(task: AnyTask, base_dir: Path) -> Found:
@@ -108,7 +76,7 @@ def build_task(task: AnyTask, base_dir: Path, folder: Path) -> TaskData:
 
 def make_task(task: AnyTask, base_dir: Path, folder: Path) -> None:
     """Like :func:`build_task`, but the folder is not loaded."""
-    record = _record(folder)
+    task, record = task.of_data(), read_record(folder)
     if record is not None and _is_same(record["config"], task):
         return
     notes: list[str] = []
@@ -133,12 +101,12 @@ def make_task(task: AnyTask, base_dir: Path, folder: Path) -> None:
     _write(folder, splits, task, notes, sources)
 
 
-def load_task(folder: Path) -> TaskData:
-    """The task that :func:`build_task` wrote. Raises: UserError where it is missing or damaged."""
+def load_task(folder: Path, name: str = "") -> TaskData:
+    """The task that :func:`build_task` wrote, under this name. Raises: UserError where it is missing or damaged."""
     import pyarrow.parquet
     from datasets import Dataset
 
-    record = _record(folder)
+    record = read_record(folder)
     if record is None:
         raise UserError("the task's data is missing or damaged", where=str(folder), fix="start a new run")
     train, validation, heldout = (Dataset(pyarrow.parquet.read_table(folder / f"{split}.parquet")) for split in SPLITS)
@@ -151,38 +119,8 @@ def load_task(folder: Path) -> TaskData:
         notes=record["notes"],
         source=record["source"],
         has_demonstrations=record["has_demonstrations"],
+        name=name,
     )
-
-
-def all_prompts(task: TaskData, split: str) -> list[Prompt]:
-    """Every prompt of a split."""
-    dataset = getattr(task, split)
-    return task.prompts(dataset, range(len(dataset)))
-
-
-def first_prompt(task: TaskData) -> Prompt:
-    """A prompt to show: the first one to train on."""
-    return task.prompts(task.train, [0])[0]
-
-
-def longest_prompts(task: TaskData, count: int = 16) -> list[Prompt]:
-    """Of each split the prompts with the longest questions, the longest first."""
-    found = list[Prompt]()
-    for dataset in (task.train, task.validation, task.heldout):
-        questions: Any = dataset.select_columns(["question"])
-        lengths = (len(text) for batch in questions.iter(BATCH) for text in batch["question"])
-        longest = heapq.nlargest(count, ((length, row) for row, length in enumerate(lengths)))
-        found += task.prompts(dataset, [row for _, row in longest])
-    return sorted(found, key=lambda prompt: len(prompt.question), reverse=True)
-
-
-def texts(data: TaskData) -> Iterator[str]:
-    """Questions and demonstrations of the training split, for training a tokenizer."""
-    for start in range(0, len(data.train), BATCH):
-        for prompt in data.prompts(data.train, range(start, min(start + BATCH, len(data.train)))):
-            yield transcript(prompt.conversation)
-            if prompt.demonstration is not None:
-                yield prompt.demonstration
 
 
 def _read(task: AnyTask, base_dir: Path, notes: list[str]) -> tuple[Iterator[Batch], Iterator[Batch] | None]:
@@ -217,7 +155,7 @@ def task_sources(task: AnyTask, base_dir: Path) -> dict[str, Path]:
 
 def rewrite_task(folder: Path, splits: dict[str, pyarrow.Table], note: str) -> None:
     """Replace the splits in a task's folder, for a reason that is noted there. Raises: UserError."""
-    record = _record(folder)
+    record = read_record(folder)
     if record is None:
         raise UserError("the task's data is missing or damaged", where=str(folder), fix="start a new run")
     _store(folder, splits, {**record, "notes": [*record["notes"], note]})
@@ -255,7 +193,7 @@ def _store(folder: Path, splits: dict[str, pyarrow.Table], record: dict[str, Any
 def _is_same(known: dict[str, Any], task: AnyTask) -> bool:
     """Whether data were made from this configuration; those of an earlier version lack options that have come since."""
     try:
-        return type(task).model_validate(known) == task
+        return type(task).model_validate(known).of_data() == task
     except ValueError:
         return False
 
@@ -268,7 +206,7 @@ def _describe(task: AnyTask) -> str:
     return f"data set {task.dataset}, split {task.split}" + (f", revision {task.revision}" if task.revision else "")
 
 
-def _record(folder: Path) -> dict[str, Any] | None:
+def read_record(folder: Path) -> dict[str, Any] | None:
     """The content of data.json, if it and the files that it lists are intact; else None."""
     try:
         record = read_sealed(folder / "data.json") or {}

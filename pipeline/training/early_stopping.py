@@ -136,17 +136,27 @@ class CollapseGuard:
         self.guard, self.level = guard, guard.level(config.steps, config.eval_every)
         self.below, self.slowed = 0, 0
 
-    def compare(self, step: int, best: Best, now: list[float], last: bool) -> RuleEvent | None:
-        """A new measurement; ``last`` where there will be no other to wait for."""
-        paired = self.guard.watch == "accuracy"
-        chance = paired_drop(best.sample, now) if paired else mean_drop(best.sample, now)
-        self.below = self.below + 1 if chance < self.level else 0
+    def falls(self, best: Best, now: list[float], others: Mapping[str, tuple[Best, list[float]]]) -> list[str]:
+        """A clause for each measure that is significantly below what it is compared with; all share the risk."""
+        paired, level = self.guard.watch == "accuracy", self.level / (1 + len(others))
+        what = "validation accuracy" if paired else f"the reward of {self.guard.every} steps"
+        found = []
+        for name, (before, after) in {"": (best, now), **others}.items():
+            chance = paired_drop(before.sample, after) if paired else mean_drop(before.sample, after)
+            if chance < level:
+                measured = f"{what}{f' on {name}' if name else ''} fell from {before.value:.3f} at step {before.step}"
+                found.append(
+                    f"{measured} to {sum(after) / len(after):.3f} (p = {chance:.1g}, significant below {level:.1g}"
+                )
+        return found
+
+    def compare(self, step: int, best: Best, falls: list[str], last: bool) -> RuleEvent | None:
+        """A new measurement, with what fell; ``last`` where there will be no other to wait for."""
+        self.below = self.below + 1 if falls else 0
         if not self.below or (self.below < self.guard.evaluations and not last):
             return None
-        what = "validation accuracy" if paired else f"the reward of {self.guard.every} steps"
-        measured = f"{what} fell from {best.value:.3f} at step {best.step} to {sum(now) / len(now):.3f}"
         often = f", {self.below} times in a row" if self.below > 1 else ""
-        reason = f"{measured} (p = {chance:.1g}, significant below {self.level:.1g}{often})"
+        reason = "; ".join(f"{clause}{often})" for clause in falls)
         action, outcome = self._action(best, last)
         self.below = 0
         return RuleEvent(step, "guard", action, f"{reason}: {outcome}")
@@ -176,10 +186,12 @@ class EarlyStopping:
         """Rewards since ``candidate``."""
         self.candidate: int | None = None
         """The checkpoint whose policy the measurement of the reward under way began with."""
+        self.others: dict[str, list[float]] = {}
+        """name -> 0 or 1 for each validation prompt at the stage's start, of the other tasks that the guard watches."""
 
-    def begin(self, correct: list[float]) -> None:
+    def begin(self, correct: list[float], others: Mapping[str, list[float]] | None = None) -> None:
         """The stage's start is its first best; ``correct`` is empty where the reward is what counts."""
-        self.best, self.candidate = Best(0, correct), 0 if self.by_reward else None
+        self.best, self.candidate, self.others = Best(0, correct), 0 if self.by_reward else None, dict(others or {})
 
     def after_step(
         self, step: int, metrics: Mapping[str, float], spent: Mapping[str, float], last: bool
@@ -197,19 +209,28 @@ class EarlyStopping:
         self.block, self.candidate = [], step
         return self._compare(step, began or 0, now, last or event is not None) or event
 
-    def after_evaluation(self, step: int, correct: list[float], last: bool) -> RuleEvent | None:
-        """The validation prompts were answered: 1 for each right one, 0 for the others."""
+    def after_evaluation(
+        self, step: int, correct: list[float], last: bool, others: Mapping[str, list[float]] | None = None
+    ) -> RuleEvent | None:
+        """The validation prompts were answered: 1 for each right one, 0 for the others; ``others``: of other tasks."""
         event = self.rules.after_evaluation(step, correct)
         if not self.keeps_best or self.by_reward:
             return event
-        return self._compare(step, step, correct, last or event is not None) or event
+        return self._compare(step, step, correct, last or event is not None, others) or event
 
-    def _compare(self, step: int, checkpoint: int, now: list[float], last: bool) -> RuleEvent | None:
-        """A measurement of the policy of a checkpoint: a new best, or one to compare with it."""
+    def _compare(
+        self, step: int, checkpoint: int, now: list[float], last: bool, others: Mapping[str, list[float]] | None = None
+    ) -> RuleEvent | None:
+        """A measurement of the policy of a checkpoint: a new best, or one to compare with it.
+
+        A policy that has broken another task is never the best.
+        """
         assert self.best is not None
-        if sum(now) / len(now) > self.best.value:
+        pairs = {name: (Best(0, self.others[name]), values) for name, values in (others or {}).items()}
+        falls = self.guard.falls(self.best, now, pairs) if self.guard is not None else []
+        if not falls and sum(now) / len(now) > self.best.value:
             self.best = Best(checkpoint, now)
-        return self.guard.compare(step, self.best, now, last) if self.guard is not None else None
+        return self.guard.compare(step, self.best, falls, last) if self.guard is not None else None
 
     def record(self, event: RuleEvent) -> None:
         """Record an event and reset the rules that it invalidates."""
@@ -243,6 +264,7 @@ class EarlyStopping:
         """Everything that is remembered."""
         state: State = {"events": [asdict(event) for event in self.events], "series": self.rules.series}
         state |= {"best": asdict(self.best) if self.best else None, "block": self.block, "candidate": self.candidate}
+        state |= {"others": self.others} if self.others else {}
         return state | ({"below": self.guard.below, "slowed": self.guard.slowed} if self.guard else {})
 
     def restore(self, state: State) -> None:
@@ -250,7 +272,7 @@ class EarlyStopping:
         self.events = [RuleEvent(**event) for event in state["events"]]
         self.rules.series = state["series"]
         self.best = Best(**state["best"]) if state["best"] else None
-        self.block, self.candidate = state["block"], state["candidate"]
+        self.block, self.candidate, self.others = state["block"], state["candidate"], state.get("others", {})
         if self.guard is not None:
             self.guard.below, self.guard.slowed = state["below"], state["slowed"]
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -25,30 +28,62 @@ PARTS = 2
 class Evaluation:
     """The result of an evaluation on a set of prompts."""
 
-    accuracy: float | None
-    """Share of prompts whose completion is correct; None where no completion could be scored."""
-    interval: tuple[float, float] | None
-    """95 % Wilson interval of the accuracy, if there is one."""
-    prompts: int
-    errors: int
-    """Completions whose verifier failed; they count as not correct where others could be scored."""
     seconds: float
     answers: list[tuple[Prompt, str]]
     """Each prompt with the completion."""
-    components: dict[str, list[list[float]]] = field(default_factory=dict)
-    """label of a reward -> P lists of one score; NaN where the reward failed."""
-    correct: list[float] = field(default_factory=list)
+    correct: list[float]
     """1 for each prompt whose completion is correct, 0 for the others, in the prompts' order."""
+    failed: list[bool]
+    """Whether the verifier failed on a prompt's completion; it counts as not correct where others could be scored."""
+    components: dict[str, list[list[float]]] = field(default_factory=dict)
+    """label of a reward -> P lists of one score; NaN where the reward failed, or is none of the task's."""
     failure: str = ""
     """What the verifier said where it failed first."""
 
-    def by_prompt(self) -> dict[str, bool]:
-        """id of a prompt -> whether its completion is correct: what a paired comparison of two policies needs."""
-        return {prompt.id: one > 0 for (prompt, _), one in zip(self.answers, self.correct, strict=True)}
+    @property
+    def prompts(self) -> int:
+        """Number of prompts."""
+        return len(self.answers)
 
-    def record(self) -> dict[str, object]:
+    @property
+    def errors(self) -> int:
+        """Number of completions whose verifier failed."""
+        return sum(self.failed)
+
+    @property
+    def accuracy(self) -> float | None:
+        """Share of prompts whose completion is correct; None where no completion could be scored."""
+        return sum(self.correct) / self.prompts if self.errors < self.prompts else None
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """95 % Wilson interval of the accuracy, if there is one."""
+        return share_bounds(int(sum(self.correct)), self.prompts) if self.errors < self.prompts else None
+
+    def of(self, tasks: Collection[str]) -> Evaluation:
+        """The part on the prompts of some tasks."""
+        rows = [row for row, (prompt, _) in enumerate(self.answers) if prompt.task in tasks]
+
+        def chosen(values: list[Any]) -> list[Any]:
+            return [values[row] for row in rows]
+
+        components = {label: chosen(values) for label, values in self.components.items()}
+        parts = (chosen(self.answers), chosen(self.correct), chosen(self.failed))
+        return Evaluation(self.seconds, *parts, components, self.failure)
+
+    def by_prompt(self) -> dict[str, bool]:
+        """id of a prompt (of several tasks ``TASK/id``) -> whether its completion is correct: what a paired comparison
+        of two policies needs."""
+        answered = zip(self.answers, self.correct, strict=True)
+        return {f"{p.task}/{p.id}" if p.task else p.id: one > 0 for (p, _), one in answered}
+
+    def record(self) -> dict[str, Any]:
         """The part that is stored in a checkpoint's record."""
         return {"accuracy": self.accuracy, "interval": self.interval and [*self.interval], "prompts": self.prompts}
+
+    def by_task(self) -> dict[str, dict[str, Any]]:
+        """name -> record, of each task."""
+        return {task: self.of({task}).record() for task in dict.fromkeys(prompt.task for prompt, _ in self.answers)}
 
     def problem(self) -> str:
         """One sentence about the completions that could not be scored; empty where there are none."""
@@ -66,28 +101,25 @@ def evaluate(
     ranks: Ranks = ALONE,
     sampler: Sampler = BUILT_IN,
 ) -> Evaluation:
-    """Accuracy of the policy on ``prompts`` by the pipeline's accuracy reward. Each rank answers its share."""
-    began, accuracy_reward = time.perf_counter(), pipeline.accuracy_reward
+    """Accuracy of the policy on ``prompts``, by what their tasks say is correct. Each rank answers its share."""
+    began = time.perf_counter()
     share = ranks.share(prompts)
     with sampler.weights_of(policy, ranks):
         found = ranks.gathered(_answered(policy, share, suite, pipeline, ranks.size, sampler) if share else None)
     parts = [part for part in found if part is not None]
     texts = interleaved([texts for texts, _ in parts])
     components = {label: interleaved([s.components[label] for _, s in parts]) for label in parts[0][1].components}
-    values = [row[0] for row in components[accuracy_reward]]
-    correct = [float(pipeline.evaluation.is_correct(value)) for value in values]
-    errors = sum(scores.errors.get(accuracy_reward, 0) for _, scores in parts)
-    scored = errors < len(prompts)
+    judgements = {task: pipeline.judgement(task) for task in {prompt.task for prompt in prompts}}
+    deciding = [judgements[prompt.task] for prompt in prompts]
+    values = [components[each.accuracy_reward][row][0] for row, each in enumerate(deciding)]
+    labels = list(dict.fromkeys(each.accuracy_reward for each in deciding))
     return Evaluation(
-        accuracy=sum(correct) / len(prompts) if scored else None,
-        interval=share_bounds(int(sum(correct)), len(prompts)) if scored else None,
-        prompts=len(prompts),
-        errors=errors,
         seconds=time.perf_counter() - began,
         answers=[(prompt, group[0]) for prompt, group in zip(prompts, texts, strict=True)],
         components=components,
-        correct=correct,
-        failure=next((s.examples[accuracy_reward] for _, s in parts if accuracy_reward in s.examples), ""),
+        correct=[float(each.evaluation.is_correct(value)) for each, value in zip(deciding, values, strict=True)],
+        failed=[math.isnan(value) for value in values],
+        failure=next((s.examples[label] for label in labels for _, s in parts if label in s.examples), ""),
     )
 
 

@@ -73,9 +73,15 @@ def sample_rows(evaluation: Evaluation, config: PipelineConfig) -> list[dict[str
     ]
 
 
-def heldout_curves(measured: dict[str, Any]) -> dict[str, float]:
-    """Held-out accuracy with its 95 % interval, as curves; none where there is no accuracy."""
+def heldout_curves(measured: dict[str, Any], several: dict[str, Any] | None = None) -> dict[str, float]:
+    """Held-out accuracy with its 95 % interval, as curves; none where there is no accuracy.
+
+    ``several``: the record of each task, where there are several.
+    """
+    tasks = (several or {}).get("tasks", {})
+    curves = {f"heldout/accuracy/{n}": each["accuracy"] for n, each in tasks.items() if each["accuracy"] is not None}
     if measured["accuracy"] is None:
-        return {}
+        return curves
     low, high = measured["interval"]
-    return {"heldout/accuracy": measured["accuracy"], "heldout/accuracy_low": low, "heldout/accuracy_high": high}
+    whole = {"heldout/accuracy": measured["accuracy"], "heldout/accuracy_low": low, "heldout/accuracy_high": high}
+    return whole | curves

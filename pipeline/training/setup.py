@@ -13,8 +13,9 @@ from gradus.pipeline.policy.policy import Policy, frozen_copy
 from gradus.pipeline.rewards import RewardSuite
 from gradus.pipeline.rollouts.sampler import BUILT_IN, Sampler
 from gradus.pipeline.stage import Needs, Stage
+from gradus.pipeline.tasks.data import TaskData, Tasks
 from gradus.pipeline.tasks.prompt_order import HistoryResampling, PromptStream, Schedule
-from gradus.pipeline.tasks.task import TaskData
+from gradus.pipeline.tasks.several.mixture import MixedSchedule
 from gradus.pipeline.tracking.journal import Journal
 from gradus.pipeline.training.batches import Batches, DemonstrationBatches, SampledBatches, sampling_of
 from gradus.pipeline.training.prefetch import PrefetchedBatches
@@ -30,7 +31,9 @@ class Setup:
     stage: Stage
     config: StageConfig
     pipeline: PipelineConfig
-    task: TaskData
+    """The configuration as it is in this stage."""
+    tasks: Tasks
+    """The data of the tasks that the stage trains on, and of those that its guard watches."""
     suite: RewardSuite
     journal: Journal
     observer: Observer
@@ -61,9 +64,19 @@ class Setup:
         """The stage's own sampling options, or the pipeline's."""
         return sampling_of(self.pipeline, self.config)
 
+    @property
+    def shares(self) -> dict[str, float]:
+        """name -> share, of the tasks that the stage trains on."""
+        return self.pipeline.shares(self.config)
+
     def schedule(self) -> Schedule:
         """The order in which prompts are trained on, at its beginning."""
-        stream = PromptStream(self.task.train, self.pipeline.seed, self.config.label)
+        parts = {name: self._schedule_of(self.tasks[name]) for name in self.shares}
+        return MixedSchedule(parts, self.shares) if len(parts) > 1 else parts.popitem()[1]
+
+    def _schedule_of(self, task: TaskData) -> Schedule:
+        """The order of one task's prompts."""
+        stream = PromptStream(task.train, self.pipeline.seed, self.config.label, task.given)
         return HistoryResampling(stream) if self.needs.resample else Schedule(stream)
 
     def batches(self, schedule: Schedule) -> Batches:

@@ -20,7 +20,6 @@ from pathlib import Path
 from torch import Tensor
 
 from gradus.pipeline.common.errors import StageFailed
-from gradus.pipeline.tasks.task import all_prompts
 from gradus.pipeline.training.checkpoints import StageCheckpoints
 from gradus.pipeline.training.early_stopping import EarlyStopping, RuleEvent, stopped_by_guard
 from gradus.pipeline.training.evaluation import evaluate
@@ -94,8 +93,8 @@ class Trainer:
         event = self.stopping.after_step(step, metrics, self.setup.ranks.same(self.progress.spent), last)
         last = last or event is not None
         if every and (step % every == 0 or last):
-            correct = self._validate()
-            event = (self.stopping.after_evaluation(step, correct, last) if correct else None) or event
+            correct, others = self._validate()
+            event = (self.stopping.after_evaluation(step, correct, last, others) if correct else None) or event
         if event is not None:
             self._act(event)
         if step in self.stopping.kept or event is not None:
@@ -119,21 +118,24 @@ class Trainer:
     def _measure_start(self) -> None:
         """Where the best checkpoint is kept, the stage's start is the first best one."""
         if self.stopping.keeps_best and self.stopping.best is None:
-            self.stopping.begin([] if self.stopping.by_reward else self._validate())
+            self.stopping.begin(*([], {}) if self.stopping.by_reward else self._validate())
             self._save()
 
-    def _validate(self) -> list[float]:
+    def _validate(self) -> tuple[list[float], dict[str, list[float]]]:
         """1 for each validation prompt that is answered correctly, 0 for others; empty where none could be scored.
 
-        None of them is a held-out prompt.
+        Those of the tasks that the stage trains on, and by name those of tasks that it only watches. None of them is a
+        held-out prompt.
         """
-        setup, prompts = self.setup, all_prompts(self.setup.task, "validation")
-        evaluation = evaluate(setup.policy, prompts, setup.suite, setup.pipeline, setup.ranks, setup.sampler)
+        setup, prompts = self.setup, self.setup.tasks.prompts("validation")
+        whole = evaluate(setup.policy, prompts, setup.suite, setup.pipeline, setup.ranks, setup.sampler)
+        evaluation, watched = whole.of(setup.shares), [name for name in setup.tasks if name not in setup.shares]
         if evaluation.accuracy is None:
             setup.observer.note(f"{self.config.label}, validation prompts: {evaluation.problem()}")
-            return []
-        setup.journal.metrics(self.progress.step, {"validation/accuracy": evaluation.accuracy})
-        return evaluation.correct
+            return [], {}
+        curves = {f"validation/accuracy/{n}": a for n in setup.tasks if n and (a := whole.of({n}).accuracy) is not None}
+        setup.journal.metrics(self.progress.step, {"validation/accuracy": evaluation.accuracy, **curves})
+        return evaluation.correct, {name: whole.of({name}).correct for name in watched}
 
     def _save(self) -> Path:
         """Write a checkpoint of the present state, unless there is one."""

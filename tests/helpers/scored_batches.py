@@ -9,12 +9,12 @@ from gradus.pipeline.tasks.prompt_order import PromptStream
 from gradus.pipeline.types import Prompt, Rollouts
 
 
-def stream_of(count: int) -> PromptStream:
+def stream_of(count: int, task: str = "") -> PromptStream:
     rows = [
         {"id": f"p{n}", "question": f"{n} + {n} =", "answer": str(2 * n), "metadata": "{}", "demonstration": None}
         for n in range(count)
     ]
-    return PromptStream(datasets.Dataset.from_list(rows), seed=0, stage_label="x")
+    return PromptStream(datasets.Dataset.from_list(rows), seed=0, stage_label="x", given={"task": task} if task else {})
 
 
 def scored(prompts: list[Prompt], correct: list[list[bool]], valid: list[list[bool]] | None = None) -> Rollouts:

@@ -18,7 +18,7 @@ from gradus.pipeline.execution.train import StageWork, reward_suite, train
 from gradus.pipeline.runs.checkpoint import verified_record
 from gradus.pipeline.runs.identity import begin_stage, fingerprint, stage_identity
 from gradus.pipeline.runs.run_folder import RESULT_FILE, RunFolder
-from gradus.pipeline.tasks.task import load_task
+from gradus.pipeline.tasks.several.build import load_tasks
 from gradus.pipeline.tracking.journal import Journal, SilentJournal
 from gradus.stages import discover
 
@@ -26,15 +26,15 @@ from gradus.stages import discover
 def train_stage(run: RunFolder, index: int, ranks: Ranks) -> None:
     before = run.result(index - 1) if index else run.start()
     assert before is not None
-    parent, task = Path(before["checkpoint"]), load_task(run.data_dir)
+    parent, tasks = Path(before["checkpoint"]), load_tasks(run.data_dir, run.config.named_tasks)
     record = verified_record(parent)
-    made_of = stage_identity(run.config, index, record, task.hashes)
+    made_of = stage_identity(run.config, index, record, tasks.hashes)
     if ranks.leads:
         begin_stage(run, index, made_of)
     ranks.meet()
-    work = StageWork(run, index, parent, record, task, fingerprint(made_of), None)
+    work = StageWork(run, index, parent, record, tasks, fingerprint(made_of), None)
     journal = (Journal if ranks.leads else SilentJournal)(run.stage_dir(index) / "journal.jsonl")
-    with reward_suite(run, ranks.size) as suite:
+    with reward_suite(run, parent, run.config, ranks.size) as suite:
         stage = discover()[run.config.stages[index].stage]
         result = train(work, stage, suite, journal, Observer(), ranks)
     if ranks.leads:

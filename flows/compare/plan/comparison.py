@@ -84,8 +84,10 @@ def make_plan(
     before, after = split(config, stages)
     if not after and STAGED in re.split(r"[,=]", arms):
         raise UserError("the configuration has no stages after SFT", where=str(loaded.path), fix="leave out `staged`")
-    if not config.task.validation:
-        config = config.model_copy(update={"task": config.task.model_copy(update={"validation": VALIDATION_PROMPTS})})
+    if not all(task.validation for task in config.named_tasks.values()):
+        config = config.with_tasks(
+            lambda _, task: task if task.validation else task.model_copy(update={"validation": VALIDATION_PROMPTS})
+        )
         notes.append(
             f"the configuration keeps no validation prompts; {VALIDATION_PROMPTS} are taken for the learning curves"
         )

@@ -82,12 +82,7 @@ class ArmSources:
         configs = [stage.config for stage in self.stages.values()]
         # the arms' runs look for code in the folder of the comparison's configuration
         other = load_config(str(self._file(source)), [], configs, self.path.parent).config
-        compared = ("policy", "task", "sampling", "evaluation")
-        ours, theirs = ({key: identity(getattr(each, key)) for key in compared} for each in (self.config, other))
-        for config, values in ((self.config, ours), (other, theirs)):
-            values["task"].pop("validation", None)
-            reward = next(each for each in config.rewards if each.label == config.accuracy_reward)
-            values["accuracy reward"] = {key: value for key, value in identity(reward).items() if key != "weight"}
+        ours, theirs = _compared(self.config), _compared(other)
         if changed := differences(ours, theirs):
             raise UserError(
                 f"the arm `{label}` has another task or model, so that its accuracy would mean something else",
@@ -156,3 +151,16 @@ def trains_on_demonstrations(stage: StageLike) -> bool:
 
 def _as_in_file(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
+
+
+def _compared(config: PipelineConfig) -> dict[str, Any]:
+    """What arms have in common: the policy, the tasks, and how completions are sampled and judged."""
+    values: dict[str, Any] = {key: identity(getattr(config, key)) for key in ("policy", "sampling", "evaluation")}
+    values |= identity(config.data_options())
+    for task in values.get("tasks", {"": values.get("task")}).values():
+        task.pop("validation", None)
+    for name, judged in config.judgements.items():
+        reward = next(each for each in judged.rewards if each.label == judged.accuracy_reward)
+        kept = {key: value for key, value in identity(reward).items() if key != "weight"}
+        values[f"accuracy reward {name}".strip()] = kept
+    return values

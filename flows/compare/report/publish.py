@@ -79,7 +79,7 @@ def describe_comparison(work: ComparisonWork, command: str, parallel: int) -> di
         "budget": str(plan.budget),
         "seeds": list(work.seeds),
         "parallel": parallel,
-        "validation_prompts": plan.config.task.validation,
+        "validation_prompts": sum(task.validation for task in plan.config.named_tasks.values()),
         "arms_asked": {arm.label: {"source": arm.source, "changes": list(arm.changes)} for arm in plan.arms},
         "machine": f"{usable_cores()} cores ({platform.machine()}), Python {platform.python_version()}, {versions}",
         "missing": missing,

@@ -266,7 +266,7 @@ def test_runtime_options_may_change_while_a_run_goes_on(tmp_path):
 def with_right(evaluation: Evaluation, count: int) -> Evaluation:
     """The evaluation as if its first ``count`` prompts were right, and no other."""
     correct = [float(place < count) for place in range(evaluation.prompts)]
-    return replace(evaluation, accuracy=count / evaluation.prompts, correct=correct)
+    return replace(evaluation, correct=correct)
 
 
 def test_best_hands_over_the_checkpoint_with_the_highest_validation_accuracy(tmp_path, monkeypatch):

@@ -16,9 +16,10 @@ from gradus.pipeline.execution.overlong import fitted
 from gradus.pipeline.execution.preflight import preflight
 from gradus.pipeline.policy.creation import create_policy
 from gradus.pipeline.policy.policy import Policy
+from gradus.pipeline.tasks.data import TaskData, all_prompts
 from gradus.pipeline.tasks.shortening import cut
 from gradus.pipeline.tasks.splits import folded
-from gradus.pipeline.tasks.task import TaskData, all_prompts, build_task, load_task
+from gradus.pipeline.tasks.task import build_task, load_task
 from gradus.pipeline.types import Prompt
 from gradus.stages import discover
 

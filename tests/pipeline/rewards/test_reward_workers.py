@@ -161,7 +161,7 @@ def test_workers_die_with_a_parent_that_is_killed(judge: Callable[..., RewardSui
     (tmp_path / "trainer.py").write_text(
         textwrap.dedent(
             """
-            from gradus.pipeline.config.pipeline import RewardConfig
+            from gradus.pipeline.config import RewardConfig
             from gradus.pipeline.rewards import RewardSuite, Scoring
             from gradus.pipeline.types import Prompt
             suite = RewardSuite([RewardConfig(reward="judge:score", time_limit=60)])

@@ -8,7 +8,7 @@ import pytest
 import torch
 from small_pipeline import pipeline
 
-from gradus.pipeline.config.pipeline import EvaluationConfig
+from gradus.pipeline.config.rewards import EvaluationConfig
 from gradus.pipeline.rewards import Scores
 from gradus.pipeline.rewards.scoring import rewarded
 from gradus.pipeline.types import Prompt, Rollouts

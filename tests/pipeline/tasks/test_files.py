@@ -17,7 +17,8 @@ from task_sources import file, make, sums, write_jsonl
 from gradus.pipeline.common.errors import UserError
 from gradus.pipeline.config.loading import load_config
 from gradus.pipeline.execution.preflight import preflight
-from gradus.pipeline.tasks.task import TaskData, all_prompts, build_task, check_task, task_sources
+from gradus.pipeline.tasks.data import TaskData, all_prompts
+from gradus.pipeline.tasks.task import build_task, check_task, task_sources
 from gradus.stages import discover
 
 

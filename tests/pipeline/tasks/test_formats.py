@@ -12,9 +12,10 @@ import pytest
 from task_sources import file, gym, write_jsonl
 
 from gradus.pipeline.common.errors import UserError
+from gradus.pipeline.tasks.data import TaskData, all_prompts
 from gradus.pipeline.tasks.shortening import cut
 from gradus.pipeline.tasks.splits import prompt_id
-from gradus.pipeline.tasks.task import TaskData, all_prompts, build_task, check_task
+from gradus.pipeline.tasks.task import build_task, check_task
 from gradus.pipeline.types import Prompt
 
 

@@ -10,7 +10,8 @@ from gradus.pipeline.execution.stage import run_stage
 from gradus.pipeline.execution.summary import finish
 from gradus.pipeline.rewards import RewardSuite
 from gradus.pipeline.runs.run_folder import RunFolder
-from gradus.pipeline.tasks.task import all_prompts, build_task
+from gradus.pipeline.tasks.data import all_prompts
+from gradus.pipeline.tasks.task import build_task
 from gradus.stages import discover
 
 BUILT_IN = "rollouts.engine=transformers"

@@ -12,9 +12,10 @@ from task_sources import file, gym, make, sums, write_jsonl
 
 from gradus.pipeline.common.errors import UserError
 from gradus.pipeline.tasks.arithmetic import solve
+from gradus.pipeline.tasks.data import Tasks, texts
 from gradus.pipeline.tasks.prompt_order import PromptStream
 from gradus.pipeline.tasks.splits import content_hash, folded, prompt_id
-from gradus.pipeline.tasks.task import build_task, check_task, load_task, texts
+from gradus.pipeline.tasks.task import build_task, check_task, load_task
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +142,7 @@ def test_prompts_without_a_demonstration_do_not_reach_training(tmp_path):
     data = build_task(task, tmp_path, tmp_path / "data")
     assert set(data.train["demonstration"]) == {"worked"} and 0 < len(data.train) <= 20
     assert any("without a demonstration removed" in note for note in data.notes)
-    assert list(texts(data)) == [text for q in data.train["question"] for text in (q, "worked")]
+    assert list(texts(Tasks({"": data}))) == [text for q in data.train["question"] for text in (q, "worked")]
 
 
 def test_a_large_table_is_no_burden(tmp_path):
