@@ -66,8 +66,10 @@ def look_at(given: str, folder: Path, guesses: Guesses) -> Data:
     local = place.exists() or kind_of(place) is not None or given.startswith((".", "/", "~"))
     if local or any(sign in given for sign in "*?["):
         files = files_of(given, Path.cwd(), "--data")
-        rows = next((rows for file in files for rows in rows_of(file, "--data")), [])
-        count = 0
+        count, notes = 0, list[str]()
+        rows = next((rows for file in files for rows in rows_of(file, "--data", notes)), [])
+        for note in notes:
+            guesses.add("task", note)
         for file in files:
             count += count_rows(file, "--data", max(1, MOST - count))
         name, task = files[0].name.split(".")[0], {"source": "file", "path": as_written(given, folder)}

@@ -20,6 +20,7 @@ from typing import IO, Any
 
 from gradus.pipeline.common.errors import UserError, did_you_mean
 from gradus.pipeline.tasks.arrow import arrow_rows, count_arrow_rows
+from gradus.pipeline.tasks.formats import CONVERSATIONS, QUESTIONS
 from gradus.pipeline.tasks.metadata import BATCH
 
 TEXTS, COMPRESSED = (".jsonl", ".json", ".csv"), (".gz", ".zst")
@@ -57,11 +58,14 @@ def kind_of(path: Path) -> str | None:
     return ending and next((kind for kind in (*TEXTS, ".parquet", ".arrow") if ending.startswith(kind + ".")), ending)
 
 
-def rows_of(path: Path, where: str) -> Iterator[list[dict[str, Any]]]:
-    """The rows of a file, in order, some at a time. Raises: UserError where it cannot be read."""
+def rows_of(path: Path, where: str, notes: list[str] | None = None) -> Iterator[list[dict[str, Any]]]:
+    """The rows of a file, in order, some at a time. ``notes`` gets what the user should know of where they were.
+
+    Raises: UserError where it cannot be read.
+    """
     if kind_of(path) in (".parquet", ".arrow"):
         return arrow_rows(path, where)
-    rows = _rows(path, where)
+    rows = _rows(path, where, notes=notes)
     return iter(lambda: list(itertools.islice(rows, BATCH)), [])
 
 
@@ -166,7 +170,9 @@ def _text(path: Path) -> Iterator[IO[str]]:
         yield opened.enter_context(io.TextIOWrapper(packed, encoding="utf-8-sig", newline=""))
 
 
-def _rows(path: Path, where: str, parse: bool = True, only: str = "") -> Iterator[dict[str, Any]]:
+def _rows(
+    path: Path, where: str, parse: bool = True, only: str = "", notes: list[str] | None = None
+) -> Iterator[dict[str, Any]]:
     """The rows of a JSONL, JSON or CSV file.
 
     With ``parse=False`` lines of JSON are only counted; with ``only``, those without this text are passed over.
@@ -187,9 +193,13 @@ def _rows(path: Path, where: str, parse: bool = True, only: str = "") -> Iterato
             if kind == ".json":
                 start = next((text for text in file if text.strip()), "")
                 if start.lstrip()[:1] != "{" or not _is_json(start):
-                    yield from _list_of_rows(start + file.read())
+                    yield from _whole(json.loads(start + file.read()), path, where, notes)
                     return
-                lines = itertools.chain([start], file)
+                second = next((text for text in file if text.strip()), "")
+                if not second and not _is_row(whole := json.loads(start)):
+                    yield from _whole(whole, path, where, notes)
+                    return
+                lines = itertools.chain([start, second], file)
             for text in lines:
                 line += 1
                 if text.strip() and only in text:
@@ -221,8 +231,43 @@ def _is_json(text: str) -> bool:
     return True
 
 
-def _list_of_rows(text: str) -> list[dict[str, Any]]:
-    rows = json.loads(text)
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise ValueError("expected a list of objects, or one object a line")
-    return rows
+def _is_row(value: dict[str, Any]) -> bool:
+    """Whether an object that is alone in its file is a row, and no list of rows with what is said about it."""
+    lists = [item for item in value.values() if _are_rows(item)]
+    talks = any(row.keys() & {"role", "from"} for rows in lists for row in rows)
+    return talks or not lists or bool(value.keys() & {*QUESTIONS, *CONVERSATIONS, "instruction"})
+
+
+def _whole(value: Any, path: Path, where: str, notes: list[str] | None) -> list[dict[str, Any]]:
+    """The rows of a file that is one value: a list of objects, or an object with one such list. Raises: UserError."""
+    if _are_rows(value) or value == []:
+        return value
+    named = value if isinstance(value, dict) else {}
+    lists = [name for name, item in named.items() if _are_rows(item)]
+    if len(lists) == 1 and not _is_row(named):
+        others = f", beside {', '.join(name for name in named if name not in lists)}" if len(named) > 1 else ""
+        if notes is not None:
+            notes.append(f"{path.name}: its rows are the list {lists[0]!r}{others}")
+        return named[lists[0]]
+    found = ", ".join(f"{name}: {_described_as(item)}" for name, item in itertools.islice(named.items(), 8))
+    fix = "write the rows as a list of objects, or one object a line"
+    if len(lists) > 1:
+        fix = "write each list to a file of its own, and name the one to train on"
+    raise UserError(
+        f"{path.name} holds {'several lists' if len(lists) > 1 else 'no list'} of rows",
+        where=where,
+        got=f"an object with {found}" if named else _described_as(value),
+        expected="a list of objects, one object a line, or an object with one list of objects",
+        fix=fix,
+    )
+
+
+def _are_rows(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(row, dict) for row in value)
+
+
+def _described_as(value: Any) -> str:
+    """What a value is, in words."""
+    if isinstance(value, list):
+        return f"a list of {len(value):,}" + (" objects" if _are_rows(value) else "")
+    return "an object" if isinstance(value, dict) else repr(value)[:40]

@@ -41,7 +41,7 @@ def check_files(task: FileTask, base_dir: Path, where: str, rows: int, found: Fo
     """
     held = where == "task.heldout_path"
     files = files_of((task.heldout_path if held else task.path) or [], base_dir, where)
-    first, count = next(_parts(files, where), None), 0
+    first, count = next(_parts(files, where, found.notes), None), 0
     for file in files:
         count += count_rows(file, where, max(rows - count, 1))
     name = files[0].name if len(files) == 1 else f"{len(files)} files"
@@ -79,7 +79,7 @@ def read_files(task: FileTask, base_dir: Path, where: str, notes: list[str]) -> 
     """The rows of all files, in order. Raises: UserError where one cannot be read."""
     held = where == "task.heldout_path"
     files = files_of((task.heldout_path if held else task.path) or [], base_dir, where)
-    return normalised(_parts(files, where), task, held, notes)
+    return normalised(_parts(files, where, notes), task, held, notes)
 
 
 def numbered(source: str, batches: Iterable[list[dict[str, Any]]]) -> Iterator[Part]:
@@ -160,8 +160,8 @@ def _metadata(values: dict[str, Any], unusable: dict[str, int]) -> str:
     return encode(kept)
 
 
-def _parts(files: list[Path], where: str) -> Iterator[Part]:
-    return chain.from_iterable(numbered(file.name, rows_of(file, where)) for file in files)
+def _parts(files: list[Path], where: str, notes: list[str]) -> Iterator[Part]:
+    return chain.from_iterable(numbered(file.name, rows_of(file, where, notes)) for file in files)
 
 
 def _form(files: list[Path], first: Part, task: FileTask, where: str, held: bool) -> Form:

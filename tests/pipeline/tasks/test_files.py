@@ -18,6 +18,7 @@ from gradus.pipeline.common.errors import UserError
 from gradus.pipeline.config.loading import load_config
 from gradus.pipeline.execution.preflight import preflight
 from gradus.pipeline.tasks.data import TaskData, all_prompts
+from gradus.pipeline.tasks.files import rows_of
 from gradus.pipeline.tasks.task import build_task, check_task, task_sources
 from gradus.stages import discover
 
@@ -80,6 +81,37 @@ def test_zstandard_and_lines_of_json_called_json(tmp_path: Path) -> None:
         answers(build_task(file(name), tmp_path, tmp_path / name[0])) for name in ("a.jsonl.zst", "b.json", "c.json")
     ]
     assert found[0] == found[1] == found[2] == {row["question"]: str(row["answer"]) for row in sums(8)}
+
+
+@pytest.mark.parametrize("key", ["data", "rows", "examples", "anything"])
+@pytest.mark.parametrize("indent", [None, 1])
+def test_rows_that_are_a_list_in_an_object_are_read_and_told(key: str, indent: int | None, tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps({"version": "1.1", "tags": ["a"], key: sums(8)}, indent=indent))
+    (tmp_path / "b.json.gz").write_bytes(gzip.compress(json.dumps({key: sums(8, 8)}, indent=indent).encode()))
+    task = file(["a.json", "b.json.gz"])
+    data = build_task(task, tmp_path, tmp_path / "data")
+    assert answers(data) == {row["question"]: str(row["answer"]) for row in sums(16)}
+    told = [f"a.json: its rows are the list '{key}', beside version, tags", f"b.json.gz: its rows are the list '{key}'"]
+    assert data.notes == told and check_task(task, tmp_path).notes == told[:1]
+    with pytest.raises(UserError, match="too few rows"):
+        check_task(file("a.json", heldout=8), tmp_path)
+
+
+def test_rows_deeper_in_a_list_are_named_by_their_columns(tmp_path: Path) -> None:
+    (tmp_path / "squad.json").write_text(json.dumps({"data": [{"title": "t", "paragraphs": [{"qas": []}]}] * 9}))
+    with pytest.raises(UserError, match=r"squad\.json has no column 'question'") as caught:
+        check_task(file("squad.json"), tmp_path)
+    assert "title, paragraphs" in caught.value.expected
+
+
+def test_one_row_alone_in_a_file_is_a_row(tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "1?"}, {"role": "assistant", "content": "1"}]
+    rows = [{"messages": turns}, {"messages": turns, "tools": [{"name": "add"}]}, {"talk": turns},
+            {"question": "1?", "documents": [{"text": "1"}]}, {"id": 1, "prompt": turns}, {"a": 1}]  # fmt: skip
+    for row in rows:
+        (tmp_path / "a.json").write_text(json.dumps(row))
+        notes: list[str] = []
+        assert list(rows_of(tmp_path / "a.json", "task.path", notes)) == [[row]] and not notes
 
 
 def test_a_saved_data_set_and_a_held_out_split_of_it(tmp_path: Path) -> None:
@@ -218,6 +250,11 @@ def test_too_few_prompts_says_where_the_others_went(tmp_path: Path) -> None:
         ({"a.jsonl.gz": gzip.compress(lines(sums(99)))[:-9]}, "a.jsonl.gz", "cannot be read"),
         ({"a.jsonl.zst": b"no"}, "a.jsonl.zst", "cannot be read"),
         ({"a.xlsx": b""}, ["a.xlsx"], "unknown kind of file"),
+        ({"a.json": b'{"train": [{"a": 1}], "test": [{"a": 2}]}'}, "a.json", "holds several lists of rows"),
+        ({"a.json": b'{\n"train": [{"a": 1}], "test": [{"a": 2}]}'}, "a.json", "train: a list of 1 objects, test: "),
+        ({"a.json": b'{\n"question": ["1?", "2?"], "answer": ["1", "2"]}'}, "a.json", "question: a list of 2, answer"),
+        ({"a.json": b'{\n"result": {"rows": [{"a": 1}]}}'}, "a.json", "a.json holds no list of rows"),
+        ({"a.json": b"[1, 2]"}, "a.json", "an object with one list of objects"),
         ({}, [], "no file is named"),
         ({"a.jsonl": lines([{"question": "a", "answer": None}] * 9)}, "a.jsonl", "9 of 9 rows of a.jsonl left out"),
     ],
