@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,9 +12,9 @@ from gradus.flows.init.guesses import Guesses, as_written, given_as
 from gradus.pipeline.common.errors import UserError
 from gradus.pipeline.config.task import HubTask, ReasoningGymTask, TableOptions
 from gradus.pipeline.rewards.extraction import extract_answer
-from gradus.pipeline.tasks.files import count_rows, files_of, kind_of, rows_of
+from gradus.pipeline.tasks.files import SEVERAL_SPLITS, count_rows, files_of, kind_of, rows_of
 from gradus.pipeline.tasks.formats import ANSWERS, QUESTIONS, SHOWN, Form, Row, at, form_of
-from gradus.pipeline.tasks.hub import head_of_hub
+from gradus.pipeline.tasks.hub import head_of_hub, splits_of, subsets_of
 from gradus.pipeline.tasks.reasoning_gym import read_gym, solvable
 from gradus.pipeline.tasks.tables import normalised
 
@@ -30,6 +31,8 @@ TESTS = ("tests", "test_cases", "unit_tests", "test_list", "input_output", "publ
 """Names of columns with a program's tests."""
 CHOICES = ("choices", "options")
 """Names of columns with the choices of a question."""
+LISTED = 8
+"""Subsets or splits that are named."""
 MARKED = 0.9
 """The share of texts with an answer marked in them from which all are read that way."""
 
@@ -63,9 +66,16 @@ class Data:
 def look_at(given: str, folder: Path, guesses: Guesses) -> Data:
     """The data that ``--data`` names: files, or a data set of the Hub. Raises: UserError."""
     place = Path(given).expanduser()
+    if _is_described(place):
+        return _data_set(given, as_written(given, folder), folder, guesses)
     local = place.exists() or kind_of(place) is not None or given.startswith((".", "/", "~"))
     if local or any(sign in given for sign in "*?["):
-        files = files_of(given, Path.cwd(), "--data")
+        try:
+            files = files_of(given, Path.cwd(), "--data")
+        except UserError as error:
+            if error.what != SEVERAL_SPLITS or (place / "dataset_dict.json").exists():
+                raise
+            return _data_set(given, as_written(given, folder), folder, guesses)
         count, notes = 0, list[str]()
         rows = next((rows for file in files for rows in rows_of(file, "--data", notes)), [])
         for note in notes:
@@ -74,11 +84,43 @@ def look_at(given: str, folder: Path, guesses: Guesses) -> Data:
             count += count_rows(file, "--data", max(1, MOST - count))
         name, task = files[0].name.split(".")[0], {"source": "file", "path": as_written(given, folder)}
         return _read(rows, Data(name, task, count), files[0].name, guesses)
-    task = {"source": "hub", "dataset": given}
+    return _data_set(given, given, folder, guesses)
+
+
+def _data_set(given: str, dataset: str, folder: Path, guesses: Guesses) -> Data:
+    """A data set of the Hub or in a folder: of several subsets the default or first one, of several splits `train`.
+
+    Raises: UserError.
+    """
+    task = {"source": "hub", "dataset": dataset}
     with given_as("--data", "task.dataset"):
-        rows = head_of_hub(HubTask.model_validate(task), folder)
-    guesses.add("task", "split train, because nothing else was said; its rows were not counted")
-    return _read(rows, Data(given.rpartition("/")[2], task, MOST), given, guesses)
+        subsets = subsets_of(HubTask.model_validate(task), folder)
+        if len(subsets) > 1:
+            task["subset"] = subsets[0]
+            guesses.add("task", f"subset {subsets[0]} of {_listed(subsets)}: task.subset names another")
+        splits = splits_of(HubTask.model_validate(task), folder)
+        split = "train" if "train" in splits else splits[0]
+        if split != "train":
+            task["split"] = split
+        others = f" of {_listed(splits)}: task.split names another, task.heldout_split one to hold out"
+        guesses.add("task", f"split {split}{others if len(splits) > 1 else ', the only one'}")
+        rows, count = head_of_hub(HubTask.model_validate(task), folder, MOST)
+    if count is None:
+        guesses.add("task", f"the rows of split {split} were not counted")
+    return _read(rows, Data(Path(given).name, task, MOST if count is None else min(count, MOST)), given, guesses)
+
+
+def _is_described(place: Path) -> bool:
+    """Whether a folder is a data set as the Hub has them, whose page names its subsets or files."""
+    page = place / "README.md"
+    if not page.is_file():
+        return False
+    head = page.read_text(encoding="utf-8", errors="replace").partition("\n---")[0]
+    return head.startswith("---") and re.search(r"^(configs|dataset_info):", head, re.MULTILINE) is not None
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:LISTED]) + (f" and {len(names) - LISTED} others" if len(names) > LISTED else "")
 
 
 def generated(given: str, guesses: Guesses) -> Data:

@@ -28,6 +28,7 @@ FORMATS = (*TEXTS[:2], ".parquet", TEXTS[2], *(text + packed for text in TEXTS f
 """Endings of the files that can be read."""
 HELD_OUT = re.compile(r"(^|[-_.])(test|valid|validation|dev|eval)([-_.\d]|$)")
 """A word in the names of files, or of their folders, that hold no training rows."""
+SEVERAL_SPLITS = "the folder has several splits"
 NOT_A_NUMBER = ("nan", "NaN")
 """What programs write into a CSV cell that has no number."""
 
@@ -140,7 +141,7 @@ def _in_folder(folder: Path, where: str) -> list[Path]:
 
 def _splits(folder: Path, names: list[str], where: str) -> UserError:
     return UserError(
-        "the folder has several splits",
+        SEVERAL_SPLITS,
         where=where,
         got=f"{folder} with {', '.join(names[:6])}",
         expected="the rows to train on",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,11 +44,44 @@ def read_hub(task: HubTask, base_dir: Path, split: str, where: str, notes: list[
     return normalised(numbered(source, itertools.chain([first], rows)), task, held, notes, form)
 
 
-def head_of_hub(task: HubTask, base_dir: Path) -> list[dict[str, Any]]:
-    """The first rows of a data set of the Hub, of which no more than these are fetched. Raises: UserError."""
+def head_of_hub(task: HubTask, base_dir: Path, most: int) -> tuple[list[dict[str, Any]], int | None]:
+    """The first rows of a split, of which no more are fetched, and how many it has: None where that is not known.
+
+    Rows of a local folder are counted, up to ``most``. Raises: UserError.
+    """
+    table = _load(task, base_dir, "task.dataset", task.split, streaming=True)
+    rows = _rows(table)
+    first = next(rows, [])
+    described = (table.info.splits or {}).get(task.split)
+    if described is not None and described.num_examples:
+        return first, described.num_examples
+    if _local(task, base_dir) is None:
+        return first, None
+    count = len(first)
+    while count < most and (more := next(rows, [])):
+        count += len(more)
+    return first, count
+
+
+def subsets_of(task: HubTask, base_dir: Path) -> list[str]:
+    """The subsets of a data set, its default one first. Raises: UserError."""
+    import datasets
+
     if _local(task, base_dir) is None:
         _check_remote(task)
-    return next(_rows(_load(task, base_dir, "task.dataset", task.split, streaming=True)), [])
+    with _loading(task, "task.dataset", task.dataset):
+        source = _source(task, base_dir)
+        names = datasets.get_dataset_config_names(source, revision=task.revision)
+        default = datasets.get_dataset_default_config_name(source, revision=task.revision)
+    return sorted(names, key=lambda name: name != default)
+
+
+def splits_of(task: HubTask, base_dir: Path) -> list[str]:
+    """The splits of a subset. Raises: UserError."""
+    import datasets
+
+    with _loading(task, "task.subset", task.subset or task.dataset):
+        return datasets.get_dataset_split_names(_source(task, base_dir), config_name=task.subset)
 
 
 def _rows(table: Any) -> Iterator[list[dict[str, Any]]]:
@@ -115,17 +149,29 @@ def _load(task: HubTask, base_dir: Path, where: str, split: str, streaming: bool
     import datasets
 
     folder = _local(task, base_dir)
-    try:
+    with _loading(task, where, split):
         if folder is not None and any((folder / name).exists() for name in ("state.json", "dataset_dict.json")):
             saved = datasets.load_from_disk(str(folder))
             return saved[split] if isinstance(saved, datasets.DatasetDict) else saved
-        revision = task.revision if folder is None else None
-        source = task.dataset if folder is None else str(folder.resolve())
+        revision, source = task.revision if folder is None else None, _source(task, base_dir)
         return datasets.load_dataset(source, name=task.subset, split=split, revision=revision, streaming=streaming)
+
+
+def _source(task: HubTask, base_dir: Path) -> str:
+    """The data set as the library takes it."""
+    folder = _local(task, base_dir)
+    return task.dataset if folder is None else str(folder.resolve())
+
+
+@contextlib.contextmanager
+def _loading(task: HubTask, where: str, got: str) -> Iterator[None]:
+    """Tell what the library says about a data set. Raises: UserError."""
+    try:
+        yield
     except Exception as error:  # an unknown split or configuration, unreadable files, no network, and others
         raise UserError(
             f"data set {task.dataset} cannot be loaded: {error}",
             where=where,
-            got=split,
+            got=got,
             fix="correct task.split or task.subset, or correct the data set's files",
         ) from error

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import data_rows
+import datasets as library
 import pytest
 from chat_models import described, save_chat_model
 from command_line import Gradus, quiet_process
@@ -18,7 +19,10 @@ from task_sources import write_jsonl
 from gradus.flows.init.answers import CHOSEN
 from gradus.flows.init.propose import SYSTEM
 from gradus.pipeline.common import yaml_text
+from gradus.pipeline.config.loading import load_config
 from gradus.pipeline.rewards.extraction import extract_answer
+from gradus.pipeline.tasks.task import build_task
+from gradus.stages import discover
 
 __all__ = ["quiet_process"]
 pytestmark = pytest.mark.usefixtures("quiet_process")
@@ -220,3 +224,44 @@ def test_a_data_set_of_a_hub_that_cannot_be_reached(here: Gradus, monkeypatch: p
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     said = refused(here, "--data", "nobody/nothing")
     assert "where:    --data" in said and "cannot be reached" in said
+
+
+def rows_in(file: Path, count: int) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_jsonl(file, [data_rows.gsm8k(n) for n in range(count)])
+
+
+def test_of_several_subsets_and_splits_one_is_taken_and_the_others_are_told(
+    here: Gradus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(library.config, "HF_DATASETS_CACHE", str(here.folder / "cache"))
+    page = "---\nconfigs:\n"
+    for subset, splits in {"easy": ("train", "test"), "hard": ("dev", "test")}.items():
+        page += f"- config_name: {subset}\n  data_files:\n"
+        for split in splits:
+            rows_in(Path(f"set/{subset}/{split}-0.jsonl"), 40)
+            page += f"  - split: {split}\n    path: {subset}/{split}-*\n"
+    for default, subset, split in (("", "easy", "train"), ("  default: true\n", "hard", "dev")):
+        Path("set/README.md").write_text(f"{page}{default}---\n# Sums\n")
+        said = here("init", f"{subset}.yaml", "--data", "set").output
+        splits = "train, test" if subset == "easy" else "dev, test"
+        others = "easy, hard" if subset == "easy" else "hard, easy"
+        assert f"subset {subset} of {others}: task.subset names another" in said
+        assert f"split {split} of {splits}: task.split names another, task.heldout_split one to hold out" in said
+        task = parsed(Path(f"{subset}.yaml"))["task"]
+        wanted = {"source": "hub", "dataset": "set", "subset": subset}
+        assert task.items() >= (wanted | ({"split": "dev"} if split == "dev" else {})).items()
+        assert task["heldout"] == 4 and ("split" in task) is (split == "dev")
+        loaded = load_config(f"{subset}.yaml", [], [stage.config for stage in discover().values()]).config
+        assert build_task(loaded.task, Path(), here.folder / subset).sizes == {
+            "train": 36,
+            "validation": 0,
+            "heldout": 4,
+        }
+    rows_in(Path("plain/train.jsonl"), 30)
+    rows_in(Path("plain/test.jsonl"), 30)
+    said = here("init", "plain.yaml", "--data", "plain").output
+    assert "subset" not in said and "split train of train, test" in said
+    assert parsed(Path("plain.yaml"))["task"].items() >= {"source": "hub", "dataset": "plain", "heldout": 3}.items()
+    Path("set/README.md").write_text("---\nconfigs: 3\n---\n")
+    assert "cannot be loaded" in refused(here, "--data", "set")

@@ -31,7 +31,8 @@ def data_folder(tmp_path, monkeypatch):
 
 def test_a_local_data_set_folder(data_folder):
     task = make(source="hub", dataset="set", heldout_split="test", heldout=10)
-    assert {"question", "answer"} <= head_of_hub(task, data_folder)[0].keys()
+    rows, count = head_of_hub(task, data_folder, 1000)
+    assert {"question", "answer"} <= rows[0].keys() and count == 30
     check_task(task, data_folder)
     data = build_task(task, data_folder, data_folder / "data")
     assert data.sizes == {"train": 30, "validation": 0, "heldout": 10}
