@@ -4,31 +4,43 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
+import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gradus.pipeline.common.addresses import HUB_TIMEOUT_SECONDS
-from gradus.pipeline.common.errors import UserError
+from gradus.pipeline.common.errors import UserError, did_you_mean
 from gradus.pipeline.config.task import HubTask
-from gradus.pipeline.tasks.arrow import as_rows
+from gradus.pipeline.tasks.arrow import Rows, arrow_rows, as_rows
 from gradus.pipeline.tasks.formats import form_of
 from gradus.pipeline.tasks.metadata import BATCH, Batch
 from gradus.pipeline.tasks.tables import Found, check_head, normalised, numbered
 
+DESCRIPTION = "dataset_info.json"
+"""The file that is written when a subset is complete."""
+
 
 def check_hub(task: HubTask, base_dir: Path, found: Found) -> None:
-    """Check that the Hub has the data set, or, for a local folder, its splits and first rows. Raises: UserError.
+    """Check that the Hub has the data set, and the first rows of its splits, where they are on this machine.
 
     Only the data set's description is requested from the Hub. Without an answer, a data set in the local cache will do.
+    Raises: UserError.
     """
+    cached = None
     if _local(task, base_dir) is None:
-        _check_remote(task)
-        return
+        cached = _prepared(task, _check_remote(task))
+        if cached is None:
+            what = f"data set {task.dataset} is not on this machine"
+            found.notes.append(f"{what}: its rows are looked at when a run begins")
+            return
     for where, split in (("task.split", task.split), ("task.heldout_split", task.heldout_split)):
-        if split is not None:  # of train[:1000], the head of train is read
-            table = _load(task, base_dir, where, split.partition("[")[0], streaming=True)
-            first = next(_rows(table), [])
+        if split is not None:
+            name = re.split(r"[\[+]", split)[0]  # of train[:1000], the head of train is read
+            streamed = None if cached else _load(task, base_dir, where, name, streaming=True)
+            first = next(cached.rows(name, where) if cached else _rows(streamed), [])
             if not first:
                 raise UserError(f"split {split} has no rows", where=where, got=split, fix="choose another split")
             held, source = where == "task.heldout_split", f"split {split}"
@@ -99,14 +111,14 @@ def _local(task: HubTask, base_dir: Path) -> Path | None:
     return folder if folder.is_dir() else None
 
 
-def _check_remote(task: HubTask) -> None:
+def _check_remote(task: HubTask) -> str | None:
+    """The Hub's present version of the data set; None where it gives no answer, and the local cache has one."""
     from huggingface_hub import HfApi, constants, errors
 
     source, offline = f"data set {task.dataset}", "use source: file, or a local folder as task.dataset"
     try:
-        HfApi(endpoint=constants.ENDPOINT).dataset_info(
-            task.dataset, revision=task.revision, timeout=HUB_TIMEOUT_SECONDS
-        )
+        hub = HfApi(endpoint=constants.ENDPOINT)
+        return hub.dataset_info(task.dataset, revision=task.revision, timeout=HUB_TIMEOUT_SECONDS).sha
     except errors.RevisionNotFoundError as error:
         fix = "correct task.revision"
         raise UserError(f"{source} has no such revision", where="task.revision", got=task.revision, fix=fix) from error
@@ -127,8 +139,8 @@ def _check_remote(task: HubTask) -> None:
             fix="correct it",
         ) from error
     except Exception as error:  # no network, a proxy, a time-out, offline mode, a server's failure
-        if _cached(task.dataset):
-            return
+        if _cache_of(task.dataset).is_dir():
+            return None
         raise UserError(
             f"{source} cannot be reached: {error}",
             where="task.dataset",
@@ -139,10 +151,53 @@ def _check_remote(task: HubTask) -> None:
         ) from error
 
 
-def _cached(dataset: str) -> bool:
+@dataclass(frozen=True)
+class _Prepared:
+    """One version of a subset in the library's cache: ``DATASET/SUBSET/VERSION/HASH/``, with files for each split."""
+
+    folder: Path
+    described: dict[str, Any]
+
+    def rows(self, split: str, where: str) -> Iterator[Rows]:
+        """The rows of a split, some at a time. Raises: UserError where there is no such split."""
+        splits = self.described.get("splits") or {}
+        if splits and split not in splits:
+            raise UserError(
+                f"the data set has no split {split!r}",
+                where=where,
+                got=split,
+                expected=f"one of {', '.join(splits)}",
+                fix=did_you_mean(split, list(splits)) or "choose one of them",
+            )
+        files = sorted([*self.folder.glob(f"*-{split}.arrow"), *self.folder.glob(f"*-{split}-[0-9]*-of-*.arrow")])
+        for file in files:
+            yield from arrow_rows(file, where)
+
+
+def _cache_of(dataset: str) -> Path:
+    """Where the library keeps this data set."""
     import datasets
 
-    return (Path(datasets.config.HF_DATASETS_CACHE) / dataset.replace("/", "___")).is_dir()
+    return Path(datasets.config.HF_DATASETS_CACHE) / dataset.replace("/", "___")
+
+
+def _prepared(task: HubTask, version: str | None) -> _Prepared | None:
+    """The data set as a run would read it from the cache; None where it is not there, or which one is not certain.
+
+    ``version``: that of the Hub, of which another may be in the cache; None: the newest there is.
+    """
+    complete = [file for file in _cache_of(task.dataset).glob(f"*/*/{version or '*'}/{DESCRIPTION}") if file.is_file()]
+    subsets = {file.parents[2].name for file in complete}
+    wanted = task.subset or ("default" if "default" in subsets else next(iter(subsets)) if len(subsets) == 1 else None)
+    of_subset = [file for file in complete if file.parents[2].name == wanted]
+    if not of_subset:
+        return None
+    newest = max(of_subset, key=lambda file: file.stat().st_mtime)
+    try:
+        described = json.loads(newest.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # the library makes it again
+        return None
+    return _Prepared(newest.parent, described) if isinstance(described, dict) else None
 
 
 def _load(task: HubTask, base_dir: Path, where: str, split: str, streaming: bool = False) -> Any:

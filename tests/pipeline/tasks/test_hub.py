@@ -1,6 +1,9 @@
 """Data sets of the Hub: a local folder in its formats, and a server that refuses or does not answer."""
 
+import contextlib
 import http.server
+import json
+import shutil
 import threading
 
 import datasets
@@ -68,22 +71,76 @@ def test_a_hub_that_cannot_be_reached(tmp_path, monkeypatch):
     check_task(task, tmp_path)
 
 
-@pytest.mark.parametrize(("code", "where"), [("RepoNotFound", "task.dataset"), ("RevisionNotFound", "task.revision")])
-def test_a_hub_that_does_not_know_the_data_set(code, where, tmp_path, monkeypatch):
-    class Refusal(http.server.BaseHTTPRequestHandler):
+@contextlib.contextmanager
+def answering(status, body="", **headers):
+    """The address of a server that gives this answer to everything."""
+
+    class Answer(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
-            self.send_response(404)
-            self.send_header("X-Error-Code", code)
-            self.send_header("Content-Length", "0")
+            self.send_response(status)
+            for name, value in {**headers, "Content-Type": "application/json", "Content-Length": len(body)}.items():
+                self.send_header(name.replace("_", "-"), str(value))
             self.end_headers()
+            self.wfile.write(body.encode())
 
         def log_message(self, *args):
             pass
 
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refusal) as server:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize(("code", "where"), [("RepoNotFound", "task.dataset"), ("RevisionNotFound", "task.revision")])
+def test_a_hub_that_does_not_know_the_data_set(code, where, tmp_path, monkeypatch):
+    with answering(404, X_Error_Code=code) as address:
+        monkeypatch.setattr(constants, "ENDPOINT", address)
         with pytest.raises(UserError) as caught:
             check_task(make(source="hub", dataset="nobody/nothing", revision="v9"), tmp_path)
-        server.shutdown()
     assert caught.value.where == where
+
+
+def test_rows_of_a_hub_data_set_that_is_in_the_cache_are_looked_at(tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    cache = tmp_path / "cache"
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(cache))
+    source = tmp_path / "source"
+    source.mkdir()
+    features = datasets.Features(
+        {"problem": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])}
+    )
+    rows = [{"problem": f"{n}?", "label": n % 2} for n in range(30)] + [{"problem": None, "label": 1}]
+    for split in ("train", "test"):
+        datasets.Dataset.from_list(rows, features=features).to_parquet(source / f"{split}.parquet")
+    datasets.load_dataset(str(source), cache_dir=str(tmp_path / "made"))
+    (made,) = (path.parent for path in (tmp_path / "made").rglob("dataset_info.json"))
+    for subset, version in (("main", "a1"), ("main", "b2"), ("other", "a1")):
+        shutil.copytree(made, cache / "someone___sums" / subset / "0.0.0" / version)
+    of_hub = {"source": "hub", "dataset": "someone/sums", "columns": {"answer": "label"}}
+    found = check_task(make(**of_hub, subset="main", heldout_split="test"), tmp_path)
+    assert len(found.questions) == 60 and set(found.questions) == {f"{n}?" for n in range(30)}
+    assert [note for note in found.notes if "1 of 31 rows of split train left out" in note]
+    assert "question: problem" in found.notes[0]
+    for options, where in (
+        ({"columns": {"answer": "lable"}}, "task.columns.answer"),
+        ({"columns": {"question": "label", "answer": "no"}}, "task.columns.answer"),
+        ({"split": "tain"}, "task.split"),
+        ({"heldout_split": "dev[:9]"}, "task.heldout_split"),
+        ({"split": "train+dev"}, ""),
+    ):
+        if not where:
+            check_task(make(**of_hub | options, subset="main"), tmp_path)
+            continue
+        with pytest.raises(UserError) as caught:
+            check_task(make(**of_hub | options, subset="main"), tmp_path)
+        assert caught.value.where == where and caught.value.fix
+    later = ["data set someone/sums is not on this machine: its rows are looked at when a run begins"]
+    for options in ({}, {"subset": "third"}):  # of two subsets, the one that is meant is not certain
+        assert check_task(make(**of_hub, **options), tmp_path).notes == later
+    (cache / "someone___sums" / "main" / "0.0.0" / "b2" / "dataset_info.json").write_text("{")
+    for version, is_there in (("b2", False), ("a1", True), ("c3", False)):  # damaged, whole, newer than the cache
+        with answering(200, json.dumps({"id": "someone/sums", "sha": version})) as address:
+            monkeypatch.setattr(constants, "ENDPOINT", address)
+            found = check_task(make(**of_hub, subset="main"), tmp_path)
+        assert bool(found.questions) is is_there and (found.notes == later) is not is_there
