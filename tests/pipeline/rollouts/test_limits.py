@@ -24,7 +24,7 @@ from gradus.pipeline.rollouts.builtin import DrawKey, sample
 from gradus.pipeline.rollouts.builtin.draw import draw_tokens
 from gradus.pipeline.rollouts.builtin.limits import Limits
 from gradus.pipeline.rollouts.vllm.checks import check_rollouts
-from gradus.pipeline.tasks.task import build_task
+from gradus.pipeline.tasks.several.build import build_tasks
 from gradus.pipeline.types import Prompt, Rollouts
 from gradus.stages import discover
 
@@ -159,9 +159,9 @@ def test_a_ban_of_a_new_policy_is_found_before_it_is_measured(tmp_path: Path) ->
     write_task(tmp_path)
     config = pipeline([{"stage": "dapo"}, {"stage": "gfpo", "sampling": {"max_tokens": 4, "ban": [10**6]}}])
     assert preflight(config, tmp_path, discover()) == []
-    task = build_task(config.task, tmp_path, tmp_path / "data")
+    tasks = build_tasks(config.named_tasks, tmp_path, tmp_path / "data")
     with pytest.raises(UserError, match="no single token") as caught:
-        starting_policy(config, task, tmp_path, None)
+        starting_policy(config, tasks, tmp_path, None)
     assert caught.value.where == "stages.gfpo.sampling.ban"
 
 
