@@ -20,6 +20,7 @@ import math
 from dataclasses import dataclass
 
 from gradus.pipeline.config import PipelineConfig, StageConfig
+from gradus.pipeline.estimates.drawing import PLAIN, copies
 from gradus.pipeline.estimates.model_size import HEAD_NORMS, SANDWICH, ModelSize
 from gradus.pipeline.stage import Needs
 
@@ -32,9 +33,6 @@ CELLS, CUDA_CELLS, FEWEST = 2**22, 2**26, 128
 """Logits of one piece of the head, and the fewest rows of a piece (:mod:`gradus.pipeline.policy.forward.lm_head`)."""
 PARTS = 2
 """Parts in which an evaluation is sampled (:mod:`gradus.pipeline.training.evaluation`)."""
-DRAWING, GREEDY, NUCLEUS = 4, 4, 9
-"""float32 [rows, vocabulary] that exist at the same time when tokens are drawn (logits, probabilities, a finite copy
-of the logits and its product with them), taken greedily, or drawn from a top p, which sorts."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +64,9 @@ class Load:
     pack_tokens: int = 16_384
     cache_tokens: int = 65_536
     head_cells: int = CELLS
-    drawing: int = DRAWING
+    drawing: float = PLAIN
+    greedy: float = PLAIN
+    """Copies of the logits while tokens are drawn, and in an evaluation."""
     weight_bytes: int = FLOAT
     autocast: bool = False
     """Whether the learner computes its products in bfloat16."""
@@ -92,7 +92,6 @@ class Load:
         every = stage.kl_every if sampled else 0
         passes = float(needs.log_ratio) + (1 / every if every else 0.0) + float(stage.old_logprobs == "recompute")
         passes += float(needs.log_ratio or needs.policy_scores) * (stage.updates_per_batch - 1)
-        drawing = (NUCLEUS if sampling.top_p < 1 else DRAWING) + (sampling.temperature != 1.0)
         return cls(
             label=stage.label,
             steps=stage.steps,
@@ -111,7 +110,8 @@ class Load:
             pack_tokens=stage.token_budget,
             cache_tokens=sampling.token_budget,
             head_cells=CUDA_CELLS if cuda else CELLS,
-            drawing=drawing,
+            drawing=copies(sampling, cuda),
+            greedy=copies(config.sampling, cuda, greedy=True),
             weight_bytes=2 if policy.dtype in ("bfloat16", "float16") else FLOAT,
             autocast=policy.autocast == "bfloat16" or (policy.autocast == "auto" and cuda),
             checkpointing=stage.gradient_checkpointing,
@@ -246,7 +246,7 @@ def _cache_bytes(size: ModelSize, load: Load, prompts: int, group: int) -> float
 def _evaluation_bytes(size: ModelSize, load: Load) -> float:
     """Memory for the greedy completions of one part of the held-out prompts."""
     part = math.ceil(load.evaluated / load.at_once)
-    return _cache_bytes(size, load, part, 1) + GREEDY * FLOAT * load.growing(part, 1) * size.vocabulary
+    return _cache_bytes(size, load, part, 1) + load.greedy * FLOAT * load.growing(part, 1) * size.vocabulary
 
 
 def activation_bytes(size: ModelSize, load: Load) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,14 +12,17 @@ from typing import Any
 import pytest
 import torch
 from benchmarks.workload import make_policy
+from small_pipeline import pipeline
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from gradus.flows.cli import app
 from gradus.pipeline.common.errors import UserError
-from gradus.pipeline.config import PolicyConfig
+from gradus.pipeline.config import PolicyConfig, SamplingConfig
 from gradus.pipeline.config.policy import LoraConfig
 from gradus.pipeline.estimates import memory as sizing
+from gradus.pipeline.estimates.drawing import copies
 from gradus.pipeline.estimates.hardware import KNOWN, Hardware, parse_hardware
 from gradus.pipeline.estimates.memory import Load, activation_bytes, memory
 from gradus.pipeline.estimates.model_size import ModelSize, from_options, model_size, stored_parameters
@@ -26,9 +30,11 @@ from gradus.pipeline.estimates.step_time import pace
 from gradus.pipeline.policy.forward import lm_head
 from gradus.pipeline.policy.forward.packing import Pack, computing, hidden_states
 from gradus.pipeline.policy.lora import add_adapters
-from gradus.pipeline.rollouts.builtin import lean_engine
+from gradus.pipeline.rollouts.builtin import draw, lean_engine
 from gradus.pipeline.rollouts.builtin.decoder import Decoder
+from gradus.pipeline.rollouts.builtin.limits import Limits
 from gradus.pipeline.training import evaluation
+from gradus.stages import discover
 
 SHAPE = {
     "vocab_size": 96,
@@ -174,6 +180,59 @@ def test_options_change_what_they_should() -> None:
     assert engine.cache == engine.drawing == engine.evaluation == engine.decoder == 0 < engine.learning < plain.learning
     eight = memory(size, Load("x", 1, 1, 8, 32, 64), devices=8)
     assert eight.moments == plain.moments / 8
+
+
+class Allocated(TorchDispatchMode):
+    """The most bytes that tensors made within it take at the same time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held: dict[int, int] = {}
+        self.most = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = function(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, tuple | list) else [out]:
+            if not isinstance(tensor, torch.Tensor):
+                continue
+            storage = tensor.untyped_storage()
+            if storage._cdata not in self.held:
+                self.held[storage._cdata] = storage.nbytes()
+                weakref.finalize(storage, self.held.pop, storage._cdata)
+        self.most = max(self.most, sum(self.held.values()))
+        return out
+
+
+@pytest.mark.parametrize("cuda", [False, True])
+@pytest.mark.parametrize("limits", [{}, {"ban": [3]}, {"min_tokens": 2}, {"ban": [3], "min_tokens": 2}])
+def test_the_copies_of_logits_are_those_that_drawing_allocates(
+    limits: dict[str, Any], cuda: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if cuda:
+        monkeypatch.setattr(draw, "summable", draw.as_integers)
+    policy, rows = make_policy({"model_type": "llama", **SHAPE}), 200
+    for options in ({}, {"top_k": 5}, {"top_p": 0.9}, {"top_k": 5, "top_p": 0.9}):
+        for temperature, greedy in ((1.0, False), (0.7, False), (0.7, True)):
+            sampling = SamplingConfig(max_tokens=4, temperature=temperature, **options, **limits)
+            bounds, counts, uniforms = Limits(policy, sampling), torch.zeros(rows).long(), torch.rand(rows)
+            with Allocated() as allocated:
+                logits = torch.randn(rows, 2000)
+                forbidden = bounds.forbidden(counts, 2000)
+                draw.draw_tokens(logits, None if greedy else uniforms, sampling, forbidden)
+                del forbidden
+            measured = allocated.most / logits.nbytes
+            assert measured == pytest.approx(copies(sampling, cuda, greedy), abs=0.02), (options, temperature, greedy)
+
+
+def test_the_load_of_a_stage_counts_its_own_limits() -> None:
+    stages = [{"stage": "dapo"}, {"stage": "gfpo", "sampling": {"max_tokens": 10, "ban": [3]}}]
+    config, found = pipeline(stages), discover()
+    plain, bound = (Load.of(config, stage, found[stage.stage].needs(stage), 10, cuda=False) for stage in config.stages)
+    assert (plain.drawing, bound.drawing, bound.greedy) == (4.0, 4.25, 4.0)
+    size = from_options({"model_type": "llama", **SHAPE})
+    assert memory(size, replace(plain, drawing=bound.drawing)).drawing == 4.25 / 4 * memory(size, plain).drawing
+    low, high = (memory(size, replace(plain, greedy=greedy)).evaluation for greedy in (4.0, 4.25))
+    assert low < high
 
 
 def test_the_limits_are_those_of_the_code() -> None:
