@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import inspect
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +25,7 @@ from gradus.pipeline.policy.prompts import PromptEncoder, Template
 from gradus.pipeline.types import Prompt
 
 TEMPLATE_FILE = "template.json"
+ORDINARY = "What is the sum of 12 and 34? The sum is 12 + 34 = 46, and 46 - 5 = 41."
 
 transformers_logging.disable_progress_bar()  # gradus shows progress itself
 
@@ -58,6 +60,16 @@ class Policy:
     def forward_options(self) -> frozenset[str]:
         """Names of the arguments that the model's forward method accepts."""
         return frozenset(inspect.signature(self.model.forward).parameters)
+
+    def ordinary(self, numbers: Iterable[int]) -> list[int]:
+        """Tokens of ordinary text, to try the model's arithmetic with: those at these places, in a circle.
+
+        On special and rare tokens, which pretraining hardly met, a deep model is up to a thousand times less exact.
+        """
+        tokens = self.tokenizer(ORDINARY, add_special_tokens=False)["input_ids"]
+        if len(set(tokens)) < 8:  # a tokenizer that knows nothing of this text
+            tokens = range(int(self.model.get_input_embeddings().num_embeddings))  # type: ignore[arg-type]
+        return [tokens[number % len(tokens)] for number in numbers]
 
     @cached_property
     def prompts(self) -> PromptEncoder:

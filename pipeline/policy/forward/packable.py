@@ -25,11 +25,8 @@ def can_pack(policy: Policy) -> bool:
 def _agrees(policy: Policy) -> bool:
     if type(policy.model.get_output_embeddings()) is not torch.nn.Linear:
         return False
-    vocabulary = int(policy.model.get_input_embeddings().num_embeddings)  # type: ignore[arg-type]
-    prompts = [[at % vocabulary for at in range(first, first + length)] for first, length in ((1, 9), (3, 4))]
-    completions = [
-        [at % vocabulary for at in range(first, first + length)] for first, length in ((5, 7), (2, 1), (9, 4))
-    ]
+    prompts = [policy.ordinary(range(first, first + length)) for first, length in ((1, 9), (3, 4))]
+    completions = [policy.ordinary(range(first, first + length)) for first, length in ((5, 7), (2, 1), (9, 4))]
     slots = [0, 0, 1]
     pack = Pack.of(prompts, slots, completions, policy.device)
     try:

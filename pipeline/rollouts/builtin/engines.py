@@ -21,8 +21,8 @@ from gradus.pipeline.policy.policy import Policy
 from gradus.pipeline.rollouts.builtin.decoder import Decoder, Unsupported
 from gradus.pipeline.rollouts.builtin.lean_engine import LeanEngine
 
-PROBE = ([0, 1, 2, 3, 4, 5, 6, 7], [8, 9, 10])
-"""Two prompts of different lengths; token ids are taken modulo the vocabulary."""
+PROBE, CONTINUED = ([0, 1, 2, 3, 4, 5, 6, 7], [8, 9, 10]), [5, 6, 7]
+"""Two prompts of different lengths, and the tokens after them: places in ordinary text."""
 TOLERANCE = {torch.float32: 1e-4}
 """The largest relative difference from the model's own logits; 0.05 in types of lower precision."""
 
@@ -121,9 +121,7 @@ def engine_of(
 @torch.no_grad()
 def _choose(policy: Policy) -> Decoder | bool:
     """A decoder that reproduces the model, or else whether transformers' cache does."""
-    embeddings: Any = policy.model.get_input_embeddings()
-    vocabulary = int(embeddings.num_embeddings)
-    prompts = [[token % vocabulary for token in prompt] for prompt in PROBE]
+    prompts = [policy.ordinary(prompt) for prompt in PROBE]
     try:
         decoder = Decoder(policy.model)
         if _reproduces(policy, prompts, lambda: LeanEngine(decoder, prompts, 2, 3)):
@@ -148,11 +146,11 @@ def _reproduces(policy: Policy, prompts: list[list[int]], make: Callable[[], Log
     texts = [prompt for prompt in prompts for _ in range(2)]
     found = [engine.admit(prompts)[0].repeat_interleave(2, 0)]
     wanted = [reference.admit(texts)[0]]
-    for step, token in enumerate((5, 6, 7)):
+    for step, token in enumerate(policy.ordinary(CONTINUED)):
         if step == 1:
             texts = texts[1:]
             engine.keep(torch.arange(1, 4, device=policy.device))
-        texts = [[*text, token % found[0].shape[-1]] for text in texts]
+        texts = [[*text, token] for text in texts]
         found.append(engine.step(torch.tensor([text[-1] for text in texts], device=policy.device)))
         wanted.append(reference.admit(texts)[0])
     tolerance = TOLERANCE.get(policy.model.dtype, 0.05)

@@ -37,6 +37,18 @@ def test_llama_like_models_are_decoded_lean(architecture):
     assert isinstance(engine_for(tiny_policy(**architecture)), lean_engine.LeanEngine)
 
 
+def test_tokens_that_pretraining_never_met_have_no_say_in_how_a_model_is_computed():
+    """What a deep model makes of special tokens may be inexact; here it is nothing at all."""
+    policy = tiny_policy()
+    met = {policy.template.pad_id, *policy.ordinary(range(1000))}
+    with torch.no_grad():
+        unmet = sorted(set(range(len(policy.tokenizer))) - met)
+        policy.model.get_input_embeddings().weight[unmet] = torch.nan
+    assert len(met) > 8 and 1 not in met
+    assert isinstance(engine_for(policy), lean_engine.LeanEngine)
+    assert can_pack(policy)
+
+
 def test_a_model_of_other_parts_is_sampled_through_transformers():
     engine = engine_for(policy_with(ARCHITECTURES["learned-positions"]))
     assert isinstance(engine, TransformersEngine) and engine.cached
