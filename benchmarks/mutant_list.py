@@ -84,7 +84,7 @@ FAULTS: dict[tuple[str, str], list[tuple[str, str]]] = {
         ("valid_PK[groups]", "valid_PK[: len(groups)]"),
     ],
     ("pipeline/training/setup.py", "training/test_wiring.py"): [
-        ("HistoryResampling(stream) if self.needs.resample else Schedule(stream)", "Schedule(stream)"),
+        ("HistoryResampling(stream, self.memory) if self.needs.resample else Schedule(stream)", "Schedule(stream)"),
     ],
     ("pipeline/training/batches.py", "training/test_wiring.py"): [
         ("            self.schedule.met(part)\n", ""),

@@ -113,6 +113,7 @@ def train(
         "verifier_errors": after.errors,
         "events": [asdict(event) for event in trainer.stopping.events],
         **several,
+        "memory": setup.memory.finish(progress.step),
     }
 
 

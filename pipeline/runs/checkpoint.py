@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from gradus.pipeline.common.errors import StageFailed, UserError
 from gradus.pipeline.common.files import folder_in_the_making, read_json, sha256
 from gradus.pipeline.common.records import SEAL, digest_of, write_sealed
+from gradus.pipeline.tasks.prompts.memory import MEMORY_FILE, memory_damage, remembered_by
 
 if TYPE_CHECKING:
     from gradus.pipeline.policy.policy import Policy
@@ -186,6 +187,7 @@ def newest_whole(stage_dir: Path, parent: str, report: Callable[[str], None]) ->
     for step, path in checkpoints_in(stage_dir):
         try:
             record, damaged = read_record(path), ", ".join(damaged_files(path))
+            damaged = damaged or memory_damage(stage_dir / MEMORY_FILE, remembered_by(path / RESUME / "state.json"))
         except UserError as error:
             record, damaged = None, error.got or f"no {RECORD_FILE}"
         if damaged:

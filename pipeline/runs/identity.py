@@ -33,6 +33,7 @@ CODE = (
     "stage.py",
     "statistics",
     "tasks/prompt_order.py",
+    "tasks/prompts",
     "training",
     "types.py",
 )

@@ -10,6 +10,7 @@ from gradus.pipeline.common.errors import UserError
 from gradus.pipeline.common.records import read_sealed
 from gradus.pipeline.runs.checkpoint import CHECKPOINTS, content_of
 from gradus.pipeline.runs.run_paths import RunPaths, attempts_beside
+from gradus.pipeline.tasks.prompts.memory import MEMORY_FILE
 
 DATA_FILE = "data.json"
 """In the folder of the data, written last: the hash of every file."""
@@ -59,6 +60,11 @@ class RunRecords(RunPaths):
         """
         found = self.read(self.stage_dir(index) / HELDOUT_FILE) if self.result(index) else None
         return found and found["correct"]
+
+    def memory(self, index: int) -> Path:
+        """The file in which a stage remembers its prompts; a fork's shared stages have it beside their checkpoints."""
+        result = self.result(index)
+        return (Path(result["checkpoint"]).parents[1] if result else self.stage_dir(index)) / MEMORY_FILE
 
     def failure(self, index: int) -> dict[str, Any] | None:
         """A stage's failure record; None where it has not failed, or succeeded later."""

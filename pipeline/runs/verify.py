@@ -15,6 +15,7 @@ from gradus.pipeline.runs.checkpoint import checkpoints_in, content_of, damaged_
 from gradus.pipeline.runs.run_folder import CONFIG_FILE, RUN_FILE, START_FILE, RunFolder
 from gradus.pipeline.runs.run_paths import REMEDIES, typed
 from gradus.pipeline.runs.run_records import DATA_FILE
+from gradus.pipeline.tasks.prompts.memory import NOTHING, memory_damage
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ def verify(run: RunFolder) -> Iterator[Finding]:
         yield _start(run, start)
     for index, stage in enumerate(run.config.stages):
         yield from _stage(run, index)
+        yield from _memory(run, index)
         for folder in run.attempts(index):
             label = f"{stage.label}, attempt {folder.suffix.removeprefix('.attempt-')}"
             remedy = f"only a fork may still need it; otherwise {folder.name} may be removed"
@@ -160,6 +162,19 @@ def _stage(run: RunFolder, index: int) -> Iterator[Finding]:
             yield Finding(label, path, step, _size(path), wrong, _remedy(run, index, path, handed))
     if handed is not None and not handed.exists():
         yield Finding(label, handed, step_of(handed), 0, f"missing: {handed.name}", _remedy(run, index, handed, handed))
+
+
+def _memory(run: RunFolder, index: int) -> Iterator[Finding]:
+    """What a stage that is done remembers of its prompts. While a stage trains, its checkpoints vouch for it."""
+    label, result = run.config.stages[index].label, _readable(lambda: run.result(index))
+    state = (result or {}).get("memory") or NOTHING
+    if result is None or not state["records"]:
+        return
+    file, owner = run.memory(index), result.get("shared")
+    again = typed(run, "resume", "--from", label)
+    remedy = _ask(run, owner) if owner else f"no weights depend on it any more; {again} makes the stage again"
+    what = f"{label}: prompts" + (f" (shared with {owner})" if owner else "")
+    yield Finding(what, file, None, _size(file), memory_damage(file, state), remedy)
 
 
 def _replaced(checkpoint: Path, made: dict[str, Any]) -> str:

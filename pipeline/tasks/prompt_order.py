@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from gradus.pipeline.tasks.metadata import decode, unpacked
+from gradus.pipeline.tasks.prompts.memory import PromptMemory, key_of
 from gradus.pipeline.tasks.splits import COLUMNS, MORE
 from gradus.pipeline.types import Prompt, Rollouts, State
 
@@ -81,20 +82,22 @@ class HistoryResampling(Schedule):
 
     A prompt is solved, and no longer visited, when all its completions are correct. A prompt with some or only wrong
     completions is visited again, because the policy may still learn to solve it. Prompts are identified by their ids,
-    so the history stays valid when rows are added or moved. Completions that could not be scored are ignored.
+    so the history stays valid when rows are added or moved. Completions that could not be scored are ignored. What was
+    solved is read from the stage's memory, so that the state says no more than where in it an epoch began.
     Edge: once every prompt is solved, all are visited again.
     Source: SRPO (arXiv 2504.14286), history resampling.
     """
 
-    def __init__(self, stream: PromptStream):
+    def __init__(self, stream: PromptStream, memory: PromptMemory):
         super().__init__(stream)
-        self.epoch = 0
-        self.left: set[str] = set()
-        """Ids of prompts that were solved before this epoch."""
-        self.solved: set[str] = set()
-        """Ids of prompts that were solved in this epoch."""
-        self._ids: list[str] = list(stream.dataset["id"])
-        self._order = self._of_epoch()
+        self.memory, self.epoch = memory, 0
+        self.since, self.begun = memory.count, memory.count
+        """How many records there were when all prompts were last visited anew, and when this epoch began."""
+        self.known: tuple[list[str], list[str]] = ([], [])
+        """What a checkpoint of an earlier version says was solved before its epoch, and in it."""
+        self._keys: list[int] = [key_of(name) for name in stream.dataset["id"]]
+        self._all = frozenset(self._keys)
+        self._find()
 
     def take(self, size: int) -> list[Prompt]:
         rows: list[int] = []
@@ -107,34 +110,46 @@ class HistoryResampling(Schedule):
         return self.stream.rows(rows)
 
     def met(self, rollouts: Rollouts) -> None:
-        assert rollouts.correct_PK is not None and rollouts.valid_PK is not None
-        solved_P = (rollouts.correct_PK | ~rollouts.valid_PK).all(-1) & rollouts.valid_PK.any(-1)
-        found = zip(rollouts.prompts, solved_P.tolist(), strict=True)
-        self.solved |= {prompt.id for prompt, solved in found if solved and prompt.task == self.stream.task}
+        self.solved |= self._own(self.memory.solved(self.memory.count - len(rollouts.prompts), self.memory.count))
 
     @property
     def metrics(self) -> dict[str, float]:
         return {"prompts/epoch": float(self.epoch), "prompts/left": float(len(self.left | self.solved))}
 
     def state(self) -> State:
-        lists = {"left": sorted(self.left), "solved": sorted(self.solved)}
-        return {"place": self.place, "epoch": self.epoch, **lists}
+        counts = {"since": self.since, "begun": self.begun}
+        lists = {name: ids for name, ids in zip(("left", "solved"), self.known, strict=True) if ids}
+        return {"place": self.place, "epoch": self.epoch, **counts, **lists}
 
     def restore(self, state: State) -> None:
         super().restore(state)
-        self.epoch, self.left, self.solved = state["epoch"], set(state["left"]), set(state["solved"])
-        self._order = self._of_epoch()
+        self.epoch, self.known = state["epoch"], (state.get("left", []), state.get("solved", []))
+        self.since, self.begun = state.get("since", 0), state.get("begun", 0)
+        self._find()
 
     def _next_epoch(self) -> None:
-        self.epoch, self.place, self.left = self.epoch + 1, 0, self.left | self.solved
-        if self.left.issuperset(self._ids):
-            self.left = set()
-        self.solved = set()
+        self.epoch, self.place, self.begun = self.epoch + 1, 0, self.memory.count
+        self.known = (sorted({*self.known[0], *self.known[1]}), [])
+        if (self.left | self.solved).issuperset(self._keys):
+            self.since, self.known = self.begun, ([], [])
+        self._find()
+
+    def _find(self) -> None:
+        """Read from the memory what was solved before this epoch and in it, and put the rest in order."""
+        before, within = (self._own(map(key_of, ids)) for ids in self.known)
+        self.left = before | self._own(self.memory.solved(self.since, self.begun))
+        """Keys of the prompts that were solved before this epoch."""
+        self.solved = within | self._own(self.memory.solved(self.begun, self.memory.count))
+        """Keys of the prompts that were solved in this epoch."""
         self._order = self._of_epoch()
+
+    def _own(self, keys: Iterable[int]) -> set[int]:
+        """Those of the keys that are prompts of this schedule, which may share its memory with others."""
+        return self._all.intersection(keys)
 
     def _of_epoch(self) -> list[int]:
         """Rows in the order of this epoch, without prompts that were solved before it."""
-        return [row for row in self.stream.permutation(self.epoch).tolist() if self._ids[row] not in self.left]
+        return [row for row in self.stream.permutation(self.epoch).tolist() if self._keys[row] not in self.left]
 
 
 def read_prompts(dataset: Dataset, indices: Iterable[int], given: Mapping[str, Any] | None = None) -> list[Prompt]:

@@ -15,6 +15,7 @@ from gradus.pipeline.rewards.scoring import rewarded, unscored
 from gradus.pipeline.rollouts.builtin import DrawKey
 from gradus.pipeline.rollouts.sampler import BUILT_IN, Sampler
 from gradus.pipeline.tasks.prompt_order import Schedule
+from gradus.pipeline.tasks.prompts.memory import PromptMemory
 from gradus.pipeline.training.learner.groups import groups_of, joined, regathered, uniform_groups, uniform_share
 from gradus.pipeline.types import Prompt, Rollouts, State
 
@@ -87,6 +88,8 @@ class SampledBatches(Batches):
     """The engine that generates completions."""
     rewards_only: bool = False
     """Whether only the rewards of a batch are needed."""
+    memory: PromptMemory | None = None
+    """Where every group that is scored is remembered, those that refills drop included."""
     cancelled: bool = False
     """Set by another thread to end the sampling at the next group."""
 
@@ -96,6 +99,8 @@ class SampledBatches(Batches):
         metrics, missing = dict[str, float](), size
         for attempt in range(self.refills + 1):
             part = self.of(self.schedule.take(size), step, f":refill-{attempt}" if attempt else "")
+            if self.memory is not None:
+                self.memory.add(part, step)
             self.schedule.met(part)
             drawn.append(part)
             metrics = {name: metrics.get(name, 0.0) + value for name, value in self.metrics.items()}
@@ -162,9 +167,12 @@ class SampledBatches(Batches):
         return rewarded(rollouts, scores, self.pipeline), metrics, scores.examples
 
     def state(self) -> State:
-        return self.schedule.state()
+        remembered = {"memory": self.memory.state()} if self.memory is not None else {}
+        return self.schedule.state() | remembered
 
     def restore(self, state: State, step: int) -> None:
+        if self.memory is not None:
+            self.memory.restore(state.get("memory"))
         self.schedule.restore(state)
 
 

@@ -104,7 +104,8 @@ class Learned:
         """Signals and learner around the policy of the stage's start, with no history."""
         setup = self.setup
         reference = functools.partial(setup.sampled, self.schedule, salt=":reference", rewards_only=True)
-        signals = SignalProvider(setup.needs, setup.config, self.policy, setup.sampling, reference, setup.ranks)
+        given = (setup.needs, setup.config, self.policy, setup.sampling, reference, setup.ranks)
+        signals = SignalProvider(*given, remembered=setup.memory.means)
         autocast = autocasts(self.policy, setup.pipeline.policy)
         temperature = setup.sampling.temperature
         return signals, Learner(self.policy, setup.config, temperature, autocast, setup.needs, setup.ranks)

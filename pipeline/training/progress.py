@@ -98,6 +98,7 @@ class StepLog:
         metrics["time/stage"], metrics["time/step"] = progress.seconds, time.perf_counter() - self._began
         metrics["throughput/tokens_per_second"] = tokens / metrics["time/step"]
         self._write(step, metrics, weights)
+        self.setup.memory.write(step)
         self._show_failures(batches.failures)
         shown = finite(metrics)
         self.setup.observer.step_done(self.config.label, step, self.config.steps, shown)

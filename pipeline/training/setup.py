@@ -15,6 +15,7 @@ from gradus.pipeline.rollouts.sampler import BUILT_IN, Sampler
 from gradus.pipeline.stage import Needs, Stage
 from gradus.pipeline.tasks.data import TaskData, Tasks
 from gradus.pipeline.tasks.prompt_order import HistoryResampling, PromptStream, Schedule
+from gradus.pipeline.tasks.prompts.memory import MEMORY_FILE, PromptMemory
 from gradus.pipeline.tasks.several.mixture import MixedSchedule
 from gradus.pipeline.tracking.journal import Journal
 from gradus.pipeline.training.batches import Batches, DemonstrationBatches, SampledBatches, sampling_of
@@ -77,7 +78,12 @@ class Setup:
     def _schedule_of(self, task: TaskData) -> Schedule:
         """The order of one task's prompts."""
         stream = PromptStream(task.train, self.pipeline.seed, self.config.label, task.given)
-        return HistoryResampling(stream) if self.needs.resample else Schedule(stream)
+        return HistoryResampling(stream, self.memory) if self.needs.resample else Schedule(stream)
+
+    @cached_property
+    def memory(self) -> PromptMemory:
+        """What was measured of each group that the stage scored."""
+        return PromptMemory(self.folder / MEMORY_FILE, self.ranks.leads)
 
     def batches(self, schedule: Schedule) -> Batches:
         """The batches of the stage: demonstrations, or groups sampled in step or one step ahead."""
@@ -85,7 +91,7 @@ class Setup:
             return DemonstrationBatches(self.policy, schedule, self.config)
         sampled = self.sampled(schedule, frozen_copy(self.policy) if self.config.async_ else self.policy)
         sampled.return_prompt_states = self.needs.critic is not None and self.needs.critic.kind == "prompt"
-        sampled.refills = self.needs.refills
+        sampled.refills, sampled.memory = self.needs.refills, self.memory
         return PrefetchedBatches(sampled, self.policy) if self.config.async_ else sampled
 
     def sampled(self, schedule: Schedule, policy: Policy, salt: str = "", rewards_only: bool = False) -> SampledBatches:

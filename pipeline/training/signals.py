@@ -24,29 +24,21 @@ from gradus.pipeline.training.learner.losses import spread_PK
 from gradus.pipeline.types import Rollouts, State
 
 
-class Difficulty:
-    """The difficulty of a prompt among those seen so far, by the mean reward of its group.
+def difficulty(rewards_PK: Tensor, valid_PK: Tensor | None, means: Tensor) -> Tensor:
+    """The difficulty of prompts: the share of ``means``, the mean rewards of all groups so far with these groups among
+    them, that is higher than their own; equal ones count half.
 
+    Shapes: [P, K], bool [P, K], [any] -> float32 [P]. Edge: a group without a valid reward gets 0.5.
     Source: the running quantiles of GFPO's adaptive difficulty (arXiv 2508.09726), kept exactly.
     """
-
-    def __init__(self) -> None:
-        self.means = torch.zeros(0)
-
-    def of(self, rewards_PK: Tensor, valid_PK: Tensor | None = None) -> Tensor:
-        """Share of all groups so far, including these, with a higher mean reward; equal ones count half.
-
-        Shapes: [P, K], bool [P, K] -> float32 [P]. Edge: a group without a valid reward is not counted, and gets 0.5.
-        """
-        valid_PK = valid(rewards_PK, valid_PK)
-        means_P, known_P = group_mean(rewards_PK, valid_PK)[:, 0], valid_PK.any(-1)
-        self.means = torch.cat([self.means, means_P[known_P]])
-        ordered = self.means.sort().values
-        if not len(ordered):
-            return torch.full(means_P.shape, 0.5)
-        above = len(ordered) - torch.searchsorted(ordered, means_P, right=True)
-        below = torch.searchsorted(ordered, means_P)
-        return ((above + len(ordered) - below) / (2 * len(ordered))).where(known_P, 0.5)
+    valid_PK = valid(rewards_PK, valid_PK)
+    means_P, known_P = group_mean(rewards_PK, valid_PK)[:, 0], valid_PK.any(-1)
+    ordered = means.sort().values
+    if not len(ordered):
+        return torch.full(means_P.shape, 0.5)
+    above = len(ordered) - torch.searchsorted(ordered, means_P, right=True)
+    below = torch.searchsorted(ordered, means_P)
+    return ((above + len(ordered) - below) / (2 * len(ordered))).where(known_P, 0.5)
 
 
 class SignalProvider:
@@ -60,7 +52,9 @@ class SignalProvider:
         sampling: SamplingConfig,
         groups_from: Callable[[Policy], SampledBatches],
         ranks: Ranks = ALONE,
+        remembered: Callable[[int], Any] | None = None,
     ):
+        """``remembered``: the mean rewards of all groups up to a step, from the stage's memory of prompts."""
         self.needs, self.config, self.policy, self.ranks = needs, config, policy, ranks
         self.temperature, self.longest = sampling.temperature, sampling.max_tokens
         self.reference = frozen_copy(policy) if needs.reference else None
@@ -69,7 +63,9 @@ class SignalProvider:
         kind = needs.critic.kind if needs.critic is not None else None
         self.prompt_critic = PromptCritic(policy.width, needs.critic.lr) if needs.critic and kind == "prompt" else None
         self.token_critic = TokenCritic(policy, needs.critic, config) if needs.critic and kind == "token" else None
-        self.difficulty = Difficulty() if needs.difficulty else None
+        self.remembered = remembered if needs.difficulty else None
+        self.earlier_means = torch.zeros(0)
+        """Mean rewards of the groups that an earlier version met, which kept them in its checkpoints."""
         self.metrics: dict[str, float] = {}
         self.cost = SamplingCost()
         """The cost of what was sampled for the signals of the last batch."""
@@ -91,8 +87,8 @@ class SignalProvider:
         state: State = {"critic": critic.state() if critic is not None else None}
         if self.reference is not None and self.refreshed:
             state["reference"] = parameters(self.reference)
-        if self.difficulty is not None:
-            state["difficulty"] = self.difficulty.means
+        if len(self.earlier_means):
+            state["difficulty"] = self.earlier_means
         return state
 
     def restore(self, state: State) -> None:
@@ -101,8 +97,7 @@ class SignalProvider:
         if self.reference is not None and "reference" in state:
             copy_parameters(state["reference"], self.reference)
             self.refreshed = True
-        if self.difficulty is not None:
-            self.difficulty.means = state["difficulty"]
+        self.earlier_means = state.get("difficulty", self.earlier_means)
 
     def take_critic(self, state: State) -> None:
         """Take over the critic alone, as from another stage."""
@@ -116,7 +111,6 @@ class SignalProvider:
         """
         assert rollouts.rewards_PK is not None and rollouts.valid_PK is not None
         self.metrics, self.cost = {}, SamplingCost()
-        rewards = (rollouts.rewards_PK, rollouts.valid_PK)
         fixed = Signals(
             rewards_PK=rollouts.rewards_PK,
             lengths_PK=rollouts.lengths_PK,
@@ -124,7 +118,7 @@ class SignalProvider:
             mask_PKT=rollouts.mask_PKT,
             longest=self.longest,
             order_PKK=self._order(rollouts) if self.needs.ranking else None,
-            difficulty_P=self.difficulty.of(*rewards) if self.difficulty is not None else None,
+            difficulty_P=self._difficulty(rollouts, step) if self.remembered is not None else None,
             **self._reference_rewards(rollouts, step),
             **self._values(rollouts),
         )
@@ -171,6 +165,12 @@ class SignalProvider:
             self.metrics |= {"critic/value_mean": float(found[rollouts.mask_PKT].mean())}
             self.metrics |= self.token_critic.train(rollouts, found)
         return values
+
+    def _difficulty(self, rollouts: Rollouts, step: int) -> Tensor:
+        """How difficult the prompts are, among all groups of the stage up to here, those that refills drop included."""
+        assert self.remembered is not None and rollouts.rewards_PK is not None
+        means = torch.cat([self.earlier_means, torch.tensor(self.remembered(step))])
+        return difficulty(rollouts.rewards_PK, rollouts.valid_PK, means)
 
     def _reference_rewards(self, rollouts: Rollouts, step: int) -> dict[str, Tensor]:
         """The rewards of the reference policy on the same prompts, where the stage needs them."""

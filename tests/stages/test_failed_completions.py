@@ -17,7 +17,7 @@ from gradus.pipeline.stage import Signals
 from gradus.pipeline.training.learner.coefficients import likelihood_coefficients
 from gradus.pipeline.training.learner.critics import PromptCritic
 from gradus.pipeline.training.metrics import finite, rollout_metrics
-from gradus.pipeline.training.signals import Difficulty
+from gradus.pipeline.training.signals import difficulty
 from gradus.pipeline.types import Prompt, Rollouts
 from gradus.stages import discover
 
@@ -184,13 +184,11 @@ def test_a_prompt_critic_learns_from_valid_rewards_alone() -> None:
 
 
 def test_difficulty_ranks_groups_by_valid_rewards_and_leaves_out_the_others() -> None:
-    difficulty = Difficulty()
     rewards = torch.tensor([[1.0, -9.0], [0.5, 0.5], [-9.0, -9.0]])
     valid = torch.tensor([[True, False], [True, True], [False, False]])
     # means 1.0 and 0.5: above the first none, below it one -> (0 + 2 - 1) / 4; above the second one -> (1 + 2 - 0) / 4
-    assert difficulty.of(rewards, valid).tolist() == [0.25, 0.75, 0.5]
-    assert difficulty.means.tolist() == [1.0, 0.5]
-    assert Difficulty().of(rewards[2:], valid[2:]).tolist() == [0.5], "a first group that nobody could score"
+    assert difficulty(rewards, valid, torch.tensor([1.0, 0.5])).tolist() == [0.25, 0.75, 0.5]
+    assert difficulty(rewards[2:], valid[2:], torch.zeros(0)).tolist() == [0.5], "a first group that nobody could score"
 
 
 def test_the_likelihood_loss_takes_no_completion_that_could_not_be_scored() -> None:

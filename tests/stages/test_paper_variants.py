@@ -12,7 +12,7 @@ from gradus.pipeline.advantages import best_kept, gae, length_adaptive_lambda, o
 from gradus.pipeline.stage import Signals
 from gradus.pipeline.training.learner.critics import explained_variance, value_loss
 from gradus.pipeline.training.learner.losses import token_weights, weighted_likelihood
-from gradus.pipeline.training.signals import Difficulty
+from gradus.pipeline.training.signals import difficulty
 from gradus.stages import discover
 
 GENERATOR = torch.Generator().manual_seed(11)
@@ -212,9 +212,9 @@ def test_difficulty_golden():
     # first batch: means 1 and 0. Of two, none is above the 1 and it is equal to itself: (0 + 1/2) / 2 = 0.25;
     # one is above the 0: (1 + 1/2) / 2 = 0.75
     # second batch, mean 0.5, among 0 0.5 1: (1 + 1/2) / 3 = 0.5
-    history = Difficulty()
-    assert history.of(torch.tensor([[1.0, 1.0], [0.0, 0.0]])).tolist() == [0.25, 0.75]
-    assert history.of(torch.tensor([[1.0, 0.0]])).tolist() == [0.5]
+    first, second = torch.tensor([[1.0, 1.0], [0.0, 0.0]]), torch.tensor([[1.0, 0.0]])
+    assert difficulty(first, None, torch.tensor([1.0, 0.0])).tolist() == [0.25, 0.75]
+    assert difficulty(second, None, torch.tensor([1.0, 0.0, 0.5])).tolist() == [0.5]
 
 
 def test_value_loss_golden():

@@ -438,6 +438,7 @@ def test_verify_looks_at_everything_and_says_what_to_do(chain: Chain) -> None:
     found = json.loads(chain.tell("verify", "chain", "--json"))
     data = {"data: heldout", "data: train", "data: validation"}
     looked_at = {"records", *data, "start", "sft", "dapo", "gfpo", "gfpo, attempt 1"}
+    looked_at |= {"dapo: prompts", "gfpo: prompts"}
     assert found["ok"] and {each["what"] for each in found["findings"]} == looked_at
     flip(run.path / "start" / "tokenizer.json")
     flip(run.attempts(2)[0] / "checkpoints" / "step-000001" / "model.safetensors")

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from scored_batches import scored, stream_of
 from small_pipeline import pipeline
 from tiny_policies import tiny_policy
 
@@ -29,6 +30,7 @@ from gradus.pipeline.runs.checkpoint import (
     read_record,
     save_checkpoint,
 )
+from gradus.pipeline.tasks.prompts.memory import MEMORY_FILE, PromptMemory, read_rows
 from gradus.pipeline.tracking.journal import Journal, read_events
 from gradus.pipeline.training import checkpoints
 from gradus.pipeline.training.checkpoints import StageCheckpoints
@@ -127,11 +129,16 @@ def test_curves_are_durable_before_the_checkpoint_that_they_lead_to(tmp_path: Pa
     setup: Any = SimpleNamespace(
         policy=tiny_policy(), journal=journal, folder=tmp_path, ranks=ALONE, parent="p", fingerprint="f",
         resume_from=None, pipeline=pipeline([{"stage": "sft"}]), config=SimpleNamespace(label="sft"),
+        memory=PromptMemory(tmp_path / MEMORY_FILE),
     )  # fmt: skip
+    taken = stream_of(2).at(0, 2)
+    setup.memory.add(scored(taken, [[True, False]] * 2), 1)
     journal.metrics(1, {"loss": 1.0})
     folder = StageCheckpoints(setup).save(1, lambda: STATE, ())
     written, flushed = calls.place("write", journal.path), calls.place("fsync", journal.path)
     assert written < flushed < calls.place("rename", folder)
+    assert calls.place("fsync", setup.memory.path) < calls.place("rename", folder)
+    assert len(read_rows(setup.memory.path)) == 2
 
 
 def test_an_event_that_was_lost_is_no_durable_journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,6 +225,7 @@ def test_a_stage_s_checkpoints_say_whose_they_are(tmp_path: Path, monkeypatch: p
     setup: Any = SimpleNamespace(
         policy=tiny_policy(), journal=Journal(tmp_path / "journal.jsonl"), folder=tmp_path, ranks=ALONE, parent="p",
         fingerprint="f", resume_from=None, pipeline=pipeline([{"stage": "sft"}]), config=SimpleNamespace(label="sft"),
+        memory=PromptMemory(tmp_path / MEMORY_FILE),
     )  # fmt: skip
     order: list[str] = []
     monkeypatch.setattr(setup.journal, "sync", lambda: order.append("curves"))

@@ -1,0 +1,112 @@
+"""The memory of prompts: what a record says, and what of a file counts after a crash."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scored_batches import scored, stream_of
+
+from gradus.pipeline.common.errors import StageFailed
+from gradus.pipeline.tasks.prompts.memory import BYTES, PromptMemory, dtype, key_of, memory_damage, read_rows
+
+
+def batch(*correct: list[bool], valid: list[list[bool]] | None = None):
+    return scored(stream_of(len(correct)).at(0, len(correct)), list(correct), valid)
+
+
+def test_a_record_says_what_a_group_was(tmp_path: Path) -> None:
+    memory = PromptMemory(tmp_path / "prompts.bin")
+    rollouts = batch([True, False, True], [True, True, False], valid=[[True, True, False], [False, False, False]])
+    rollouts.mask_PKT[0, 1, 1:] = False  # lengths 2, 1, 2 of the first; 2 each of the second
+    memory.add(rollouts, 7)
+    memory.write(7)
+    first, second = read_rows(memory.path)
+    assert dtype().itemsize == BYTES and BYTES < 100
+    assert [int(row["id"]) for row in (first, second)] == [key_of(prompt.id) for prompt in rollouts.prompts]
+    assert (first["step"], first["correct"], first["valid"], first["reward"], first["length"]) == (7, 1, 2, 0.5, 1.5)
+    assert (second["correct"], second["valid"], second["length"]) == (0, 0, 2) and np.isnan(second["reward"])
+
+
+def test_what_was_sampled_ahead_is_not_in_the_file_before_its_step(tmp_path: Path) -> None:
+    memory = PromptMemory(tmp_path / "prompts.bin")
+    for step in (1, 2, 3):
+        memory.add(batch([True, False]), step)
+    memory.write(2)
+    assert read_rows(memory.path)["step"].tolist() == [1, 2]
+    memory.sync()
+    assert len(read_rows(memory.path)) == 3, "a checkpoint may count it"
+    assert memory.finish(2)["records"] == len(read_rows(memory.path)) == 2, "the stage ended before it was trained on"
+
+
+@pytest.mark.parametrize("tail", [b"", b"torn", bytes(2 * BYTES), bytes(5 * BYTES + 1)])
+def test_a_resume_cuts_the_file_to_what_the_checkpoint_counted(tmp_path: Path, tail: bytes) -> None:
+    memory = PromptMemory(tmp_path / "prompts.bin")
+    memory.add(batch([True, False], [False, False]), 1)
+    state = memory.state()
+    memory.write(1)
+    with memory.path.open("ab") as file:
+        file.write(tail)
+    again = PromptMemory(memory.path)
+    again.restore(state)
+    for each in (memory, again):
+        each.add(batch([True, True]), 2)
+    assert again.finish(2) == memory.state() and memory.path.stat().st_size == 3 * BYTES
+    assert read_rows(memory.path).tobytes() == memory.rows.tobytes()
+
+
+def test_a_checkpoint_without_a_memory_begins_one(tmp_path: Path) -> None:
+    """As those of earlier versions are; what the file had is of no checkpoint."""
+    (tmp_path / "prompts.bin").write_bytes(bytes(3 * BYTES))
+    memory = PromptMemory(tmp_path / "prompts.bin")
+    memory.restore(None)
+    memory.add(batch([True, True]), 5)
+    memory.write(5)
+    assert read_rows(memory.path)["step"].tolist() == [5]
+
+
+def test_a_batch_that_is_dropped_is_forgotten(tmp_path: Path) -> None:
+    memory = PromptMemory(tmp_path / "prompts.bin")
+    memory.add(batch([True, True]), 1)
+    before = memory.state()
+    memory.add(batch([False, False]), 2)
+    memory.sync()
+    memory.restore(before)
+    memory.add(batch([True, False]), 2)
+    memory.write(2)
+    assert read_rows(memory.path)["correct"].tolist() == [2, 1]
+
+
+def test_damage_is_named_and_no_one_continues_with_it(tmp_path: Path) -> None:
+    memory = PromptMemory(tmp_path / "prompts.bin")
+    memory.add(batch([True, True], [False, True]), 1)
+    shorter = memory.state()
+    memory.add(batch([True, True]), 2)
+    memory.sync()
+    whole = memory.path.read_bytes()
+    memory.path.write_bytes(whole[:-1] + b"\xff")
+    assert memory_damage(memory.path, memory.state()) == "altered: prompts.bin"
+    assert memory_damage(memory.path, shorter) == "", "an older checkpoint may still agree"
+    with pytest.raises(StageFailed, match="first 3 records are not those"):
+        PromptMemory(memory.path).restore(memory.state())
+    memory.path.write_bytes(whole[:-1])
+    assert memory_damage(memory.path, memory.state()) == "altered: prompts.bin"
+    memory.path.unlink()
+    assert memory_damage(memory.path, memory.state()) == "missing: prompts.bin"
+
+
+def test_ranks_that_do_not_lead_remember_the_same_and_write_nothing(tmp_path: Path) -> None:
+    memory = PromptMemory(tmp_path / "prompts.bin", writes=False)
+    memory.add(batch([True, False]), 1)
+    memory.sync()
+    assert memory.finish(1)["records"] == 1 and not memory.path.exists()
+
+
+def test_means_are_those_of_scored_groups_that_were_trained_on() -> None:
+    memory = PromptMemory(Path("unwritten"), writes=False)
+    memory.add(batch([True, True]), 0)  # a profile of the starting policy
+    memory.add(batch([True, False], [True, True], valid=[[True, True], [False, False]]), 1)
+    memory.add(batch([False, False]), 2)  # sampled ahead
+    assert torch.tensor(memory.means(1)).tolist() == [0.5]
