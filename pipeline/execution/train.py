@@ -112,8 +112,7 @@ def train(
         "prompts": after.prompts,
         "verifier_errors": after.errors,
         "events": [asdict(event) for event in trainer.stopping.events],
-        **several,
-        "memory": setup.memory.finish(progress.step),
+        **{**several, "memory": setup.memory.finish(progress.step)},
     }
 
 

@@ -96,7 +96,7 @@ class HistoryResampling(Schedule):
         self.known: tuple[list[str], list[str]] = ([], [])
         """What a checkpoint of an earlier version says was solved before its epoch, and in it."""
         self._keys: list[int] = [key_of(name) for name in stream.dataset["id"]]
-        self._all = frozenset(self._keys)
+        self._all = set(self._keys)
         self._find()
 
     def take(self, size: int) -> list[Prompt]:
@@ -145,7 +145,7 @@ class HistoryResampling(Schedule):
 
     def _own(self, keys: Iterable[int]) -> set[int]:
         """Those of the keys that are prompts of this schedule, which may share its memory with others."""
-        return self._all.intersection(keys)
+        return self._all & set(keys)
 
     def _of_epoch(self) -> list[int]:
         """Rows in the order of this epoch, without prompts that were solved before it."""

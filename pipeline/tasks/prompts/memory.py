@@ -68,7 +68,7 @@ class PromptMemory:
     def __init__(self, path: Path, writes: bool = True):
         """``path``: the file; one of the ranks ``writes`` it."""
         self.path, self.writes, self.count = path, writes, 0
-        self._rows, self._digest = self._empty(0), hashlib.sha256()
+        self._rows, self._digest = _empty(0), hashlib.sha256()
         self._written = 0
         """Records that are in the file."""
         self._cut = True
@@ -82,7 +82,7 @@ class PromptMemory:
         valid_PK = rollouts.valid_PK
         known_P = valid_PK.any(-1)
         counted_PK = valid_PK | ~known_P[:, None]
-        new = self._empty(len(rollouts.prompts))
+        new = _empty(len(rollouts.prompts))
         new["id"], new["step"] = [key_of(prompt.id) for prompt in rollouts.prompts], step
         new["correct"], new["valid"] = (rollouts.correct_PK & valid_PK).sum(-1), valid_PK.sum(-1)
         new["reward"] = group_mean(rollouts.rewards_PK, valid_PK)[:, 0].where(known_P, float("nan"))
@@ -108,7 +108,7 @@ class PromptMemory:
     def write(self, step: int) -> None:
         """Append the records of the steps up to ``step`` to the file. What a full disk refuses is tried again later."""
         with contextlib.suppress(OSError):
-            self._write(self._until(step))
+            self._write(_until(self.rows, step))
 
     def sync(self) -> None:
         """Make all records durable, those of a batch that was sampled ahead included. Raises: OSError."""
@@ -119,7 +119,7 @@ class PromptMemory:
 
         Raises: OSError.
         """
-        kept = self._until(step)
+        kept = _until(self.rows, step)
         self.restore({"records": kept, "sha256": hashlib.sha256(self.rows[:kept].tobytes()).hexdigest()})
         self.sync()
         return self.state()
@@ -144,13 +144,9 @@ class PromptMemory:
             what = f"its first {count:,} records are not those that the checkpoint was written with"
             raise StageFailed(f"{self.path} is damaged: {what}")
 
-    def _until(self, step: int) -> int:
-        """How many records belong to the steps up to ``step``."""
-        return int(self.rows["step"].searchsorted(step, side="right"))
-
     def _append(self, new: Any) -> None:
         if self.count + len(new) > len(self._rows):
-            grown = self._empty(max(2 * len(self._rows), self.count + len(new), GROWTH))
+            grown = _empty(max(2 * len(self._rows), self.count + len(new), GROWTH))
             grown[: self.count] = self.rows
             self._rows = grown
         self._rows[self.count : self.count + len(new)] = new
@@ -160,7 +156,8 @@ class PromptMemory:
     def _write(self, end: int, durably: bool = False) -> None:
         if not self.writes or (end == 0 and not self.path.exists()):
             return
-        with open(self.path, "r+b" if self.path.exists() else "w+b") as file:
+        self.path.touch()
+        with self.path.open("r+b") as file:
             if self._cut:
                 file.truncate(self._written * BYTES)
             file.seek(self._written * BYTES)
@@ -172,22 +169,27 @@ class PromptMemory:
             sync_folder(self.path.parent)
         self._written, self._cut = max(self._written, end), False
 
-    @staticmethod
-    def _empty(count: int) -> Any:
-        import numpy
-
-        return numpy.zeros(count, dtype())
-
 
 NOTHING: dict[str, Any] = {"records": 0, "sha256": hashlib.sha256().hexdigest()}
 """The state of a memory without records."""
+
+
+def _empty(count: int) -> Any:
+    import numpy
+
+    return numpy.zeros(count, dtype())
+
+
+def _until(rows: Any, step: int) -> int:
+    """How many records belong to the steps up to ``step``."""
+    return int(rows["step"].searchsorted(step, side="right"))
 
 
 def read_rows(file: Path, count: int = -1) -> Any:
     """The whole records of a file, or the first ``count`` of them; none where there is no such file."""
     import numpy
 
-    return numpy.fromfile(file, dtype(), count) if file.is_file() else numpy.zeros(0, dtype())
+    return numpy.fromfile(file, dtype(), count) if file.is_file() else _empty(0)
 
 
 def checked_rows(file: Path, state: dict[str, Any] | None, fix: str) -> Any:
