@@ -43,6 +43,11 @@ class EvaluationConfig(Options):
     """Component that decides correctness; default: the first reward."""
     threshold: float = 1.0
     """A completion is correct where that component reaches this, apart from rounding."""
+    every: Annotated[int | None, RUNTIME] = Field(None, ge=1)
+    """Of several tasks, in the pipeline's ``evaluation``: stages after which the tasks are measured again that a stage
+    does not train on; default 1, after each. The last stage measures all."""
+    prompts: Annotated[int | None, RUNTIME] = Field(None, ge=1)
+    """The most held-out prompts of such a task that are answered then; default: all."""
 
     def is_correct(self, score: float) -> bool:
         """Whether this score of that component counts as correct, in training and in every evaluation; NaN does not.

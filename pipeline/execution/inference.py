@@ -58,7 +58,7 @@ def evaluate_checkpoint(path: Path, stage_configs: list) -> dict[str, Any]:
         "stage": record.stage,
         "step": record.step,
         **evaluation.record(),
-        **tasks_record(evaluation, None),
+        **tasks_record(evaluation, {}),
         "errors": evaluation.errors,
         "problem": evaluation.problem(),
         "seconds": round(evaluation.seconds, 3),

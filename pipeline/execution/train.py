@@ -13,7 +13,7 @@ from gradus.pipeline.common.ranks import ALONE, Ranks
 from gradus.pipeline.common.records import write_sealed
 from gradus.pipeline.common.shown import shown_share
 from gradus.pipeline.config import PipelineConfig
-from gradus.pipeline.execution.measured import accuracy_before, heldout_before, tasks_record
+from gradus.pipeline.execution.measured import accuracy_before, asked_after, heldout_before, tasks_record
 from gradus.pipeline.policy.devices import settle_process
 from gradus.pipeline.policy.fit import long_demonstrations
 from gradus.pipeline.policy.loading import load_policy
@@ -80,7 +80,7 @@ def train(
     _tell_long_demonstrations(setup)
     trainer = Trainer(setup)
     checkpoint = trainer.train()
-    whole = evaluate(policy, tasks.prompts("heldout"), suite, pipeline, ranks, sampler)
+    whole = evaluate(policy, asked_after(run.config, index, tasks), suite, pipeline, ranks, sampler)
     after = whole.of(own)
     progress = trainer.progress
     if several := tasks_record(whole, heldout_before(run, index)):

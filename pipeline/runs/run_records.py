@@ -56,9 +56,13 @@ class RunRecords(RunPaths):
     def heldout(self, index: int) -> dict[str, bool] | None:
         """id of a held-out prompt -> whether the stage's result answers it correctly; None before the stage is done.
 
-        A fork has no such record for the stages that it shares; the run that owns the stage has it.
+        Of a stage that a fork shares, the run that owns it has the record.
         """
-        found = self.read(self.stage_dir(index) / HELDOUT_FILE) if self.result(index) else None
+        result = self.result(index)
+        if result is None:
+            return None
+        folder = Path(result["checkpoint"]).parents[1] if "shared" in result else self.stage_dir(index)
+        found = self.read(folder / HELDOUT_FILE)
         return found and found["correct"]
 
     def memory(self, index: int) -> Path:

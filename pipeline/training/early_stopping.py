@@ -142,6 +142,8 @@ class CollapseGuard:
         what = "validation accuracy" if paired else f"the reward of {self.guard.every} steps"
         found = []
         for name, (before, after) in {"": (best, now), **others}.items():
+            if not before.sample:  # the reward of the stage's start is not known
+                continue
             chance = paired_drop(before.sample, after) if paired else mean_drop(before.sample, after)
             if chance < level:
                 measured = f"{what}{f' on {name}' if name else ''} fell from {before.value:.3f} at step {before.step}"

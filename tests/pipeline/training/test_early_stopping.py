@@ -153,3 +153,41 @@ def test_steps_that_nobody_could_score_are_no_collapse() -> None:
         assert stopping.after_step(step, metrics, spent, last=False) is None
     assert stopping.best is not None and len(stopping.best.sample) == 5
     assert min(stopping.best.sample) >= 0.9
+
+
+RIGHT, WRONG = [1.0] * 40, [0.0] * 40
+HALF = [1.0, 0.0] * 20
+
+
+def guarded(**options: object) -> EarlyStopping:
+    """The start of a stage that watches another task, half of its own prompts right and all of the other's."""
+    stopping = EarlyStopping(stage(30, guard={"tasks": "all", "evaluations": 1, **options}))
+    stopping.begin(HALF, {"sums": RIGHT})
+    return stopping
+
+
+def test_a_stage_that_breaks_another_task_goes_back_to_what_broke_none() -> None:
+    stopping = guarded()
+    assert stopping.after_evaluation(10, RIGHT[:30] + WRONG[:10], False, {"sums": RIGHT}) is None
+    assert stopping.best is not None and stopping.best.step == 10
+    event = stopping.after_evaluation(20, RIGHT, False, {"sums": WRONG})
+    assert event is not None and event.action == "roll back"
+    assert "validation accuracy on sums fell from 1.000 at step 0 to 0.000" in event.reason
+    assert stopping.best.step == 10, "a policy that is better at its own task and broke another is not the best"
+    stopping.record(event)
+    assert stopping.handed_over(20) == 10
+
+
+def test_what_the_other_task_was_at_the_start_outlives_a_resume() -> None:
+    stopping, resumed = guarded(), EarlyStopping(stage(30, guard={"tasks": "all", "evaluations": 1}))
+    resumed.restore(stopping.state())
+    event = resumed.after_evaluation(10, HALF, False, {"sums": WRONG})
+    assert event is not None and "sums" in event.reason
+
+
+def test_the_risk_of_a_false_alarm_is_shared_by_the_tasks() -> None:
+    """A fall that alone would be an alarm is none where two tasks are watched."""
+    falling = [0.0] * 14 + [1.0] * 26  # p = 2^-14 = 6.1e-5; three looks: 0.01 / 6 = 1.7e-3, and a half of it with two
+    for risk, alarmed in ((0.01, True), (2.0**-14 * 6 * 1.5, False), (2.0**-14 * 12 * 1.5, True)):
+        event = guarded(risk=risk).after_evaluation(10, HALF, False, {"sums": falling})
+        assert (event is not None) is alarmed, risk
