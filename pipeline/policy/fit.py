@@ -82,7 +82,7 @@ def template_notes(encoder: PromptEncoder, prompt: Prompt) -> list[str]:
     written = _folded(tokenizer.decode(tokens))
     if encoder.template.kind == "chat" and any(_folded(str(turn.get("content"))) not in written for turn in turns):
         notes.append("the chat template drops the system turn: the policy never sees what it says")
-    if opened := encoder.template.thoughts.opened:
+    if (opened := encoder.template.thoughts.opened) and not prompt.template_args:
         notes.append(f"prompts end in an open thought ({opened}): rewards look for answers behind its end, and find "
                      "none in a completion that does not end it")  # fmt: skip
     return notes

@@ -113,7 +113,8 @@ class Reward:
 
         Raises: whatever the reward raises; TypeError or ValueError where it gives no finite number inside its range.
         """
-        told = DECLARED.set(thoughts)
+        asked_otherwise = getattr(prompt, "template_args", None)  # and so perhaps without the open thought
+        told = DECLARED.set(replace(thoughts, opened="") if asked_otherwise else thoughts)
         try:
             return self._best(prompt, completion, options)
         finally:

@@ -60,6 +60,10 @@ def test_the_tags_of_a_policy_are_read_kept_and_looked_behind(folder: Path, case
                  f"answer: 3{end}4": 1.0, "answer: 4": float(not expected.opened)}  # fmt: skip
         asked = Prompt("p", "?", "4")
         assert [find("exact_answer").score(asked, text, {}, thoughts) for text in texts] == list(texts.values())
+        otherwise = Prompt("p", "?", "4", template_args={"enable_thinking": False})  # of a task or a stage
+        assert find("exact_answer").score(otherwise, "answer: 4", {}, thoughts) == 1.0
+        assert find("exact_answer").score(otherwise, f"{begin}answer: 4", {}, thoughts) == 0.0
+        assert not template_notes(prompts, otherwise)
         assert extract_answer(f"answer: 4x{begin}answer: 5") == "5", "for this policy alone"
 
 
