@@ -195,7 +195,7 @@ def situation_of(config: PipelineConfig, stages: Mapping[str, Stage], probed: Pr
 def probed_stage(config: PipelineConfig, stages: Mapping[str, Stage]) -> StageConfig:
     """The first stage that samples; the probe uses its batch and its options."""
     sampling = [each for each in config.stages if stages[each.stage].needs(each).completions == "policy"]
-    return sampling[0] if sampling else StageConfig(stage="probe", steps=1)
+    return sampling[0] if sampling else StageConfig(stage="probe", steps=1, task=config.stages[-1].task)
 
 
 def ranking_of(config: PipelineConfig, stages: Mapping[str, Stage]) -> list[str]:

@@ -172,6 +172,8 @@ def evaluate(
         return
     accuracy = accuracy_text(found["accuracy"], found["interval"])
     say(f"{shown_path(found['checkpoint'])}\nheld-out accuracy {accuracy} on {found['prompts']} prompts")
+    for name, each in found.get("tasks", {}).items():
+        say(f"  {name}: {accuracy_text(each['accuracy'], each['interval'])} on {each['prompts']}")
     if found["problem"]:
         say(found["problem"])
 

@@ -65,6 +65,9 @@ class Lines(Observer):
         seconds = duration(result.get("seconds"))
         ended = f"; ended by {rule}" if (rule := ended_by(result)) else ""
         self.say(f"{label}: held-out accuracy {change} in {result.get('steps')} steps, {seconds}{ended}")
+        if tasks := result.get("tasks"):
+            shares = ", ".join(f"{name} {number(each['accuracy']) or 'none'}" for name, each in tasks.items())
+            self.say(f"{label}: on each task: {shares}")
 
     def note(self, text: str) -> None:
         self.say(text)

@@ -42,6 +42,9 @@ class StageResult:
     """A Hugging Face folder: weights, tokenizer, and the template of the prompts."""
     events: tuple[dict[str, Any], ...]
     """What ``until`` and the collapse guard did: step, rule, action and reason of each."""
+    tasks: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """name -> accuracy, interval, prompts, and ``fell``, the p-value of "no worse than before the stage", of every task
+    that was measured after it; empty where the pipeline has one task."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,8 @@ class Evaluation:
     errors: int
     """Completions that the verifier failed on; they count as wrong."""
     seconds: float
+    tasks: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """name -> accuracy, interval and prompts of every task; empty where the pipeline has one."""
 
 
 @dataclass(frozen=True)
@@ -135,8 +140,7 @@ def evaluation_of(found: dict[str, Any]) -> Evaluation:
 
 
 def _stage_result(result: dict[str, Any]) -> StageResult:
-    events = tuple(result.get("events", ()))
-    return StageResult(**_fields(StageResult, {**result, "events": events}))
+    return StageResult(**_fields(StageResult, {**result, "events": tuple(result.get("events", ()))}))
 
 
 def _fields(kind: type, record: dict[str, Any]) -> dict[str, Any]:
@@ -146,7 +150,7 @@ def _fields(kind: type, record: dict[str, Any]) -> dict[str, Any]:
         "checkpoint": Path(record["checkpoint"]),
         "interval": record["interval"] and tuple(record["interval"]),
     }
-    return {each.name: typed[each.name] for each in fields(kind)}
+    return {each.name: typed[each.name] for each in fields(kind) if each.name != "tasks" or "tasks" in typed}
 
 
 def _open(path: Path) -> RunFolder:
