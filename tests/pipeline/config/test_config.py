@@ -12,8 +12,9 @@ import jsonschema
 import numpy as np
 import pytest
 import yaml
+from chat_models import save_chat_model
+from paths import REPOSITORY
 from safetensors.numpy import save_file
-from tiny_policies import tiny_policy
 
 from gradus.pipeline.common import yaml_text
 from gradus.pipeline.common.errors import UserError
@@ -329,12 +330,23 @@ def test_the_schema_accepts_what_loads_and_refuses_what_does_not(base: str) -> N
         jsonschema.validate({**valid, "stages": [{"stage": "sft", "steps": 1, "temperature": 1}]}, described)
 
 
-@pytest.mark.parametrize("name", list(packaged_configs()))
+EXAMPLES = [str(path) for path in sorted((REPOSITORY / "examples").glob("*/*.yaml"))]
+
+
+@pytest.mark.parametrize("name", EXAMPLES, ids=lambda name: Path(name).stem)
+def test_every_example_is_one_configuration(name: str) -> None:
+    """Without the models and the data, which are not part of the checkout."""
+    assert load_config(name, [], STAGES).config.stages
+
+
+@pytest.mark.parametrize(
+    "name", [*packaged_configs(), *(name for name in EXAMPLES if "path: ./model" in Path(name).read_text())]
+)
 def test_every_packaged_configuration_is_sound(name: str, tmp_path: Path) -> None:
     loaded = load_config(name, [], STAGES)
     stand_ins: list[str] = []  # for what has a Hub id, which is out of reach here
     if loaded.config.policy.path is not None:
-        tiny_policy().save(tmp_path / "model")
+        save_chat_model(tmp_path / "model")
         stand_ins.append(f"policy.path={tmp_path / 'model'}")
     if loaded.config.task.source == "hub":
         (tmp_path / "set").mkdir()
