@@ -42,6 +42,8 @@ ANSWERS_AT_ONCE = [
     "flows.screen.options",
     "flows.screen.progress",
     "flows.screen.plan",
+    "flows.screen.prompts",
+    "pipeline.runs.prompts_seen",
     "flows.screen.tables",
     "flows.screen.sizes",
     "pipeline.config.loading",

@@ -15,6 +15,7 @@ from gradus.flows.cli import compare as compare_commands
 from gradus.flows.cli import deploy as deploy_commands
 from gradus.flows.cli import init as init_commands
 from gradus.flows.cli import lists as list_commands
+from gradus.flows.cli import prompts as prompt_commands
 from gradus.flows.cli import runs as run_commands
 from gradus.flows.cli.arguments import RUNS, AsJson, Config, EngineOption, Overrides, Runs
 from gradus.flows.open_run import check_world, load
@@ -95,6 +96,7 @@ command(app)(run_commands.plan)
 command(app, trains=True)(run_commands.fork)
 command(app)(run_commands.status)
 command(app)(run_commands.verify)
+command(app)(prompt_commands.prompts)
 command(app, trains=True)(compare_commands.compare)
 command(app)(deploy_commands.deploy)
 command(app, trains=True, hidden=True)(deploy_commands.deployed)

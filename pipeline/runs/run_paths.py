@@ -117,12 +117,12 @@ class RunPaths:
         """The folder of the task's data; a fork reads the data of its origin."""
         return self.path / self.record.get("data", "data")
 
-    def stage_index(self, label: str) -> int:
+    def stage_index(self, label: str, option: str = "--from") -> int:
         """The position of a stage, counted from 0. Raises: UserError where the pipeline has no stage of that name."""
         labels = [stage["name"] for stage in self.outline]
         if label not in labels:
             raise UserError(
-                f"the run {self.name!r} has no stage `{label}`", where="--from", expected=f"one of {', '.join(labels)}"
+                f"the run {self.name!r} has no stage `{label}`", where=option, expected=f"one of {', '.join(labels)}"
             )
         return labels.index(label)
 

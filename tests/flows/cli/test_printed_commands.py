@@ -72,6 +72,7 @@ def test_commands_are_quoted_complete_and_name_the_runs_folder(pasted: Pasted) -
     weights.write_bytes(weights.read_bytes()[:-1])
     pasted.tell("verify", "chain", code=1)
     pasted.tell("verify", "nobody", code=2)
+    pasted.tell("prompts", "chain", "--stage", "sft", code=2)
     pasted.tell("sample", "nobody", "1 + 1 =", code=2)
     pasted.tell("advise", "my chain.yaml", "--prompts", "8", "--write", "an advice.yaml")
     assert len(pasted.commands) > 15

@@ -11,6 +11,7 @@ from scored_batches import scored, stream_of
 
 from gradus.pipeline.common.errors import StageFailed
 from gradus.pipeline.tasks.prompts.memory import BYTES, PromptMemory, dtype, key_of, memory_damage, read_rows
+from gradus.pipeline.tasks.prompts.rates import among, pooled, rates
 
 
 def batch(*correct: list[bool], valid: list[list[bool]] | None = None):
@@ -110,3 +111,23 @@ def test_means_are_those_of_scored_groups_that_were_trained_on() -> None:
     memory.add(batch([True, False], [True, True], valid=[[True, True], [False, False]]), 1)
     memory.add(batch([False, False]), 2)  # sampled ahead
     assert torch.tensor(memory.means(1)).tolist() == [0.5]
+
+
+def test_visits_are_pooled_by_prompt() -> None:
+    """Also where ids differ in their lowest bits alone, by which nothing is sorted at first."""
+    rows = np.zeros(7, dtype())
+    rows["id"] = [9, 2**63, 8, 9, 2**63, 10, 9]
+    rows["correct"], rows["valid"], rows["reward"] = [1, 4, 0, 2, 4, 0, 0], [4, 4, 4, 4, 4, 0, 0], [1, 1, 0, 2, 1, 0, 0]
+    rows["reward"][5] = np.nan
+    found = pooled(rows)
+    assert found.key.tolist() == [8, 9, 10, 2**63] and found.visits.tolist() == [1, 3, 1, 2]
+    assert found.correct.tolist() == [0, 3, 0, 8] and found.valid.tolist() == [4, 8, 0, 8]
+    assert found.reward.tolist() == [0, 1, 0, 1]
+    assert found.rate[[0, 1, 3]].tolist() == [0, 3 / 8, 1] and np.isnan(found.rate[2])
+    assert len(pooled(rows[:0]).key) == 0
+    assert among(found.key, np.array([2**63, 3, 9], "u8")).tolist() == [False, True, False, True]
+    earlier = rows[[2]].copy()
+    earlier["correct"], earlier["valid"] = 2, 4
+    asked = np.array([8, 9, 5], "u8")
+    assert rates(asked, [rows[1:2], earlier, rows]).tolist()[:2] == [0.5, 3 / 8], "the first that scored it counts"
+    assert np.isnan(rates(asked, [rows])[2]) and np.isnan(rates(asked, [rows[:0]])).all()

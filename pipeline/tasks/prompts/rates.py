@@ -1,0 +1,100 @@
+"""What records of groups say of each prompt: how often it was visited, and how often it was solved."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from gradus.pipeline.tasks.prompts.memory import key_of
+
+
+class Pooled(NamedTuple):
+    """One entry for each prompt, in the order of their keys; numpy arrays of equal lengths."""
+
+    key: Any
+    visits: Any
+    """Groups."""
+    correct: Any
+    """Completions that were correct, in all visits."""
+    valid: Any
+    """Completions that could be scored."""
+    reward: Any
+    """The mean of the groups' mean rewards."""
+    rate: Any
+    """The share of the scored completions that were correct; NaN where none could be scored."""
+
+
+def pooled(rows: Any) -> Pooled:
+    """All visits of each prompt together."""
+    import numpy
+
+    ids = numpy.ascontiguousarray(rows["id"])
+    order = _sorting(ids)
+    ordered = ids[order]
+    starts = numpy.flatnonzero(numpy.concatenate([numpy.ones(min(len(ids), 1), bool), ordered[1:] != ordered[:-1]]))
+    visits = numpy.diff(starts, append=len(ids))
+    if not len(ids):
+        return Pooled(ids, *(numpy.zeros(0, kind) for kind in (int, int, int, float, float)))
+    correct, valid = (numpy.add.reduceat(rows[name][order], starts, dtype=int) for name in ("correct", "valid"))
+    reward = numpy.add.reduceat(numpy.nan_to_num(rows["reward"])[order], starts, dtype=float) / visits
+    rate = correct / numpy.where(valid > 0, valid, numpy.nan)
+    return Pooled(ordered[starts], visits, correct, valid, reward, rate)
+
+
+def _sorting(ids: Any) -> Any:
+    """The order that sorts the ids, equal ones as they come. Numpy sorts numbers several times faster than it finds the
+    order of them, so the places are sorted along in the lower bits, and what differs in these alone is put right."""
+    import numpy
+
+    bits = numpy.uint64(len(ids).bit_length())
+    packed = (ids >> bits << bits) | numpy.arange(len(ids), dtype="u8")
+    packed.sort()
+    order = (packed & ((numpy.uint64(1) << bits) - numpy.uint64(1))).astype(int)
+    nearly = ids[order]
+    return order if (nearly[1:] >= nearly[:-1]).all() else order[numpy.argsort(nearly, kind="stable")]
+
+
+def among(ordered: Any, keys: Any) -> Any:
+    """Which of the keys in ``ordered``, which are sorted, are among ``keys``."""
+    import numpy
+
+    wanted, found = numpy.sort(keys), numpy.zeros(len(ordered), bool)
+    if len(ordered):
+        place = numpy.minimum(ordered.searchsorted(wanted), len(ordered) - 1)
+        found[place[ordered[place] == wanted]] = True
+    return found
+
+
+def keys_of(ids: Sequence[str]) -> Any:
+    """The keys of prompts, as the memory has them."""
+    import numpy
+
+    if set(map(len, ids)) == {16}:
+        try:
+            return numpy.frombuffer(bytes.fromhex("".join(ids)), ">u8").astype("u8")
+        except ValueError:
+            pass
+    return numpy.array([key_of(name) for name in ids], "u8")
+
+
+def rates(keys: Any, memories: Sequence[Any]) -> Any:
+    """The pass rate of each key by the first of these memories' rows that scored it; NaN where none did."""
+    import numpy
+
+    found = numpy.full(len(keys), numpy.nan)
+    for rows in memories:
+        if not len(rows):
+            continue
+        known = pooled(rows)
+        place = numpy.minimum(known.key.searchsorted(keys), len(known.key) - 1)
+        here = numpy.where(known.key[place] == keys, known.rate[place], numpy.nan)
+        found = numpy.where(numpy.isnan(found), here, found)
+    return found
+
+
+def train_ids(folder: Path) -> list[str]:
+    """The ids of a task's training prompts, from the folder of its data."""
+    import pyarrow.parquet
+
+    return pyarrow.parquet.read_table(folder / "train.parquet", columns=["id"])["id"].to_pylist()
