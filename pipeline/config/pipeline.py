@@ -20,6 +20,7 @@ from gradus.pipeline.config.explain import combined
 from gradus.pipeline.config.options import RUNTIME, Name, Options
 from gradus.pipeline.config.outside import default_label, option_classes
 from gradus.pipeline.config.policy import PolicyConfig
+from gradus.pipeline.config.prompts import check_prompts
 from gradus.pipeline.config.rewards import EvaluationConfig, RewardConfig
 from gradus.pipeline.config.stage import SamplingConfig, StageConfig
 from gradus.pipeline.config.task import Task, TaskChoice
@@ -108,6 +109,7 @@ class PipelineConfig(AllTasks, Options):
     def _consistent(self) -> PipelineConfig:
         check_labels("stage", [stage.label for stage in self.stages])
         check_tasks(self)
+        check_prompts(self.stages)
         if self.stages[0].carry:
             raise ValueError(f"stage {self.stages[0].label!r} is the first: there is nothing to carry over")
         if self.rollouts.engine == "vllm" and self.launch.processes > 1:

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from gradus.pipeline.config.options import RUNTIME, Name, Options
 from gradus.pipeline.config.policy import TemplateArguments
+from gradus.pipeline.config.prompts import CurriculumConfig, PromptsConfig
 from gradus.pipeline.config.rewards import EvaluationConfig, RewardConfig
 from gradus.pipeline.config.stopping import Guard, Until
 from gradus.pipeline.config.task import TaskChoice
@@ -118,6 +119,10 @@ class StageConfig(Options):
     template_args: TemplateArguments | None = None
     """Arguments of the chat template in this stage, such as ``enable_thinking: false``, beside the task's and the
     policy's."""
+    prompts: PromptsConfig | None = None
+    """Train only on prompts within a range of pass rates that earlier stages found; default: on all."""
+    curriculum: CurriculumConfig | None = None
+    """Draw prompts by weights over the pass rates that earlier stages found, which move through the stage."""
     sampling: SamplingConfig | None = None
     """Replaces the pipeline's sampling options in this stage."""
     eval_every: int = Field(0, ge=0)

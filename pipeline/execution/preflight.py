@@ -19,6 +19,7 @@ from gradus.pipeline.config import PipelineConfig, RewardConfig, StageConfig
 from gradus.pipeline.config.checks import looks_at_samples
 from gradus.pipeline.config.explain import combined
 from gradus.pipeline.config.tasks import key_of
+from gradus.pipeline.execution.prompt_choice import check_choice
 from gradus.pipeline.policy.checks import check_lengths, check_policy
 from gradus.pipeline.policy.prompt_lengths import check_ban, too_long
 from gradus.pipeline.stage import Stage
@@ -69,6 +70,7 @@ def preflight(
         *(check for section, check in sources if section not in copied),
         lambda: check_all_rewards(config),
         *(functools.partial(_check_stage, config, stage, stages) for stage in config.stages),
+        *(functools.partial(check_choice, config, stage, stages) for stage in config.stages),
         *(functools.partial(_check_carry, *pair, stages) for pair in itertools.pairwise(config.stages)),
         lambda: check_rollouts(config),
         lambda: check_tracking(config.tracking, runs_dir or Path.cwd()),

@@ -14,6 +14,7 @@ from gradus.pipeline.common.records import write_sealed
 from gradus.pipeline.common.shown import shown_share
 from gradus.pipeline.config import PipelineConfig
 from gradus.pipeline.execution.measured import accuracy_before, asked_after, heldout_before, tasks_record
+from gradus.pipeline.execution.prompt_choice import earlier_records
 from gradus.pipeline.policy.devices import settle_process
 from gradus.pipeline.policy.fit import long_demonstrations
 from gradus.pipeline.policy.loading import load_policy
@@ -71,9 +72,9 @@ def train(
     _start_journal(journal, work, stage, before, ranks)
     sampler = sampler_for(run.config, policy, work.parent, run.path, index)
     tasks = work.tasks.asked(run.config.asked(config))
-    used = tasks.only(run.config.used_tasks(config))
     setup = Setup(
-        policy, stage, config, pipeline, used, suite, journal, observer, folder=run.stage_dir(index),
+        policy, stage, config, pipeline, tasks.only(run.config.used_tasks(config)), suite, journal, observer,
+        folder=run.stage_dir(index), earlier=earlier_records(run, index),
         parent_folder=work.parent, parent=parent, fingerprint=work.fingerprint, resume_from=work.resume_from,
         carried=read_state(work.parent / RESUME) if config.carry else None, ranks=ranks, sampler=sampler,
     )  # fmt: skip

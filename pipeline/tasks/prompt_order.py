@@ -60,6 +60,9 @@ class Schedule:
         self.place += size
         return self.stream.at(self.place - size, size)
 
+    def begin(self, step: int) -> None:
+        """The prompts of this step are taken next."""
+
     def met(self, rollouts: Rollouts) -> None:
         """Take note of the scored completions of prompts that were taken."""
 

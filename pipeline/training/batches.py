@@ -97,6 +97,7 @@ class SampledBatches(Batches):
         """Sample and score the scheduled prompts; with ``refills``, further prompts replace uniform groups."""
         size, drawn, kept = self.stage.prompts_per_step, list[Rollouts](), list[Rollouts]()
         metrics, missing = dict[str, float](), size
+        self.schedule.begin(step)
         for attempt in range(self.refills + 1):
             part = self.of(self.schedule.take(size), step, f":refill-{attempt}" if attempt else "")
             if self.memory is not None:
@@ -200,6 +201,7 @@ class DemonstrationBatches(Batches):
 
     def batch(self, step: int) -> Rollouts:
         """Tokenise the demonstrations."""
+        self.schedule.begin(step)
         rollouts = unscored(demonstrated(self.policy, self.schedule.take(self.stage.prompts_per_step)))
         self.cost = SamplingCost.of([rollouts])
         return rollouts

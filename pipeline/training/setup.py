@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -15,7 +15,9 @@ from gradus.pipeline.rollouts.sampler import BUILT_IN, Sampler
 from gradus.pipeline.stage import Needs, Stage
 from gradus.pipeline.tasks.data import TaskData, Tasks
 from gradus.pipeline.tasks.prompt_order import HistoryResampling, PromptStream, Schedule
+from gradus.pipeline.tasks.prompts.curriculum import Curriculum
 from gradus.pipeline.tasks.prompts.memory import MEMORY_FILE, PromptMemory
+from gradus.pipeline.tasks.prompts.selection import Earlier, selected
 from gradus.pipeline.tasks.several.mixture import MixedSchedule
 from gradus.pipeline.tracking.journal import Journal
 from gradus.pipeline.training.batches import Batches, DemonstrationBatches, SampledBatches, sampling_of
@@ -50,6 +52,8 @@ class Setup:
     """The parent's state, from which a stage that begins takes over what ``config.carry`` names."""
     resume_from: Path | None = None
     """A whole checkpoint of this stage to resume from; None where the stage begins."""
+    earlier: Earlier = field(default_factory=dict)
+    """What earlier stages remember of prompts, where the stage chooses its prompts by it."""
     ranks: Ranks = ALONE
     """The processes that train the stage together."""
     sampler: Sampler = BUILT_IN
@@ -77,7 +81,14 @@ class Setup:
 
     def _schedule_of(self, task: TaskData) -> Schedule:
         """The order of one task's prompts."""
-        stream = PromptStream(task.train, self.pipeline.seed, self.config.label, task.given)
+        needed = max(1, int(self.shares[task.name] * self.config.prompts_per_step))
+        left = selected(task.train, self.config, needed, self.earlier)
+        for line in left.told if self.resume_from is None else ():
+            self.observer.note(f"{task.name}, {line}" if task.name else line)
+        stream = PromptStream(left.dataset, self.pipeline.seed, self.config.label, task.given)
+        if left.rates is not None:
+            assert self.config.curriculum is not None
+            return Curriculum(stream, left.rates, self.config.curriculum, self.config.steps)
         return HistoryResampling(stream, self.memory) if self.needs.resample else Schedule(stream)
 
     @cached_property

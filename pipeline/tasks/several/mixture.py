@@ -25,6 +25,10 @@ class MixedSchedule(Schedule):
         found = {name: iter(part.take(slots.count(name))) for name, part in self.parts.items() if name in slots}
         return [next(found[name]) for name in slots]
 
+    def begin(self, step: int) -> None:
+        for part in self.parts.values():
+            part.begin(step)
+
     def _next(self) -> str:
         after = sum(self.taken.values()) + 1
         name = max(self.parts, key=lambda name: self.shares[name] * after - self.taken[name])

@@ -12,6 +12,7 @@ from trained_chain import Chain, flip
 
 from gradus.pipeline.common import yaml_text
 from gradus.pipeline.tasks.prompts.memory import BYTES, read_rows
+from gradus.pipeline.tasks.prompts.rates import pooled
 
 STAGES = [
     {"stage": "srpo", "variant": "paper", "group_size": 2, "async": 1},
@@ -97,3 +98,47 @@ def _rewrite_state(checkpoint: Path) -> None:
     del record["record"]
     record["files"]["resume/state.json"] = sha256(state)
     write_sealed(checkpoint / "gradus.json", record)
+
+
+CHOICE = [
+    {"stage": "dapo", "group_size": 4, "steps": 6},
+    {"stage": "dapo", "name": "filtered", "group_size": 2, "prompts": {"pass_rate": [0.2, 0.9], "unseen": False}},
+    {"stage": "dapo", "name": "moving", "group_size": 2, "curriculum": {"pass_rate": "gaussian", "unseen": 0.5}},
+]
+
+
+def test_a_killed_run_chooses_the_same_prompts(tmp_path: Path) -> None:
+    """By a range of pass rates, and by a curriculum that is sampled ahead."""
+    stages = [{"steps": 4, "prompts_per_step": 4, **stage} for stage in CHOICE]
+    stages[2] |= {"async": 1}
+    options = {"rewards": [GRADED, {"reward": "equation_steps"}], "evaluation": {"threshold": 0.4}}
+    config = pipeline(stages, checkpoints={"every_steps": 2}, **options)
+    (tmp_path / "config.yaml").write_text(yaml_text.dump(config.model_dump(mode="json")))
+    undisturbed = run_lives(tmp_path, "undisturbed", "-")
+    lives = [f"filtered:1:0.5:{KILL}", f"filtered:3:0.5:{TERM}", f"moving:1:0.5:{KILL}", f"moving:3:0.7:{TERM}"]
+    assert_same(undisturbed, run_lives(tmp_path, "killed", *lives, "-"))
+    first, filtered, moving = (pooled(read_rows(undisturbed.memory(index))) for index in range(3))
+    within = set(first.key[(first.rate >= 0.2) & (first.rate <= 0.9)].tolist())
+    assert set(filtered.key.tolist()) <= within and len(within) < len(first.key)
+    assert len(moving.key) > 4
+
+
+@pytest.mark.usefixtures("quiet_process", "untracked")
+def test_a_choice_that_cannot_be_made_is_refused(chain: Chain) -> None:
+    """Before compute where the configuration shows it; before the stage's first step where only the records do."""
+    config = str(chain.config)
+    said = chain.tell("check", config, "--set", "stages.gfpo.prompts={pass_rate: [0, 0.9], from: sft}", code=2)
+    assert "chain.yaml, stages.gfpo.prompts.from" in said and "sft, which samples and scores nothing" in said
+    assert "dapo" in said.partition("expected")[2]
+    said = chain.tell("check", config, "--set", "stages.dapo.prompts={pass_rate: [0, 0.9]}", code=2)
+    assert "stages.dapo.prompts" in said and "an earlier stage that samples completions" in said
+    said = chain.tell("check", config, "--set", "stages.gfpo.prompts={pass_rate: [0, 0.9], from: gfpo}", code=2)
+    assert "gfpo is no stage before it" in said and "chain.yaml" in said
+    none_left = "stages.gfpo.prompts={pass_rate: [0.5, 0.6], unseen: false}"
+    said = chain.tell("fork", "chain", "--from", "gfpo", "--name", "narrow", "--set", none_left, code=None)
+    assert chain.code == 2 and "too few prompts left" in said and "stages.gfpo.prompts.pass_rate" in said
+    assert "Traceback" not in said and not (chain.run("narrow").stage_dir(2) / "checkpoints").exists()
+    flip(chain.run().memory(1))
+    wide = "stages.gfpo.prompts={pass_rate: [0, 1]}"
+    said = chain.tell("fork", "chain", "--from", "gfpo", "--name", "damaged", "--set", wide, code=None)
+    assert chain.code == 2 and "the memory of prompts is damaged" in said and "altered: prompts.bin" in said

@@ -1,0 +1,71 @@
+"""Which prompts a stage trains on, by what earlier stages found out about them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from gradus.pipeline.config.options import Name, Options
+
+if TYPE_CHECKING:
+    from gradus.pipeline.config.stage import StageConfig
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class PromptsConfig(Options):
+    """The prompts that a stage trains on, chosen by pass rate: the share of their completions that was correct."""
+
+    pass_rate: tuple[Share, Share]
+    """[lowest, highest]: only prompts whose pass rate lies between, both included; [0, 0.9] drops what is nearly
+    solved."""
+    from_: Name | None = Field(None, alias="from")
+    """The stage whose completions are counted; default: for each prompt the newest earlier stage that scored it."""
+    unseen: bool = True
+    """Whether prompts are trained on that no such stage has scored."""
+
+    @model_validator(mode="after")
+    def _in_order(self) -> PromptsConfig:
+        if self.pass_rate[0] > self.pass_rate[1]:
+            raise ValueError(f"`pass_rate` is [lowest, highest], and {self.pass_rate[0]} is more than its highest")
+        return self
+
+
+class CurriculumConfig(Options):
+    """How likely each prompt is to be drawn, by its pass rate and the progress of the stage.
+
+    The prompts of a batch are drawn without replacement with weights exp(-(p - m)^2 / (2 width^2)), where p is a
+    prompt's pass rate and m moves in equal steps from the first ``mean`` to the last (Nemotron 3 Nano, arXiv
+    2512.20848).
+    """
+
+    pass_rate: Literal["gaussian"]
+    """The form of the weights over the pass rate."""
+    mean: tuple[Share, Share] = (0.8, 0.2)
+    """[at the first step, at the last step]: the pass rate that is drawn most; a falling one goes from easy to hard."""
+    width: float = Field(0.15, gt=0)
+    """The standard deviation of the weights."""
+    from_: Name | None = Field(None, alias="from")
+    """The stage whose completions are counted; default: for each prompt the newest earlier stage that scored it."""
+    unseen: Share | None = None
+    """The pass rate that a prompt is taken to have which no such stage has scored; null leaves these prompts out."""
+
+
+def check_prompts(stages: Sequence[StageConfig]) -> None:
+    """What stages choose their prompts by comes from stages before them. Raises: ValueError."""
+    labels = [stage.label for stage in stages]
+    for index, stage in enumerate(stages):
+        for key, chosen in (("prompts", stage.prompts), ("curriculum", stage.curriculum)):
+            if chosen is None:
+                continue
+            if not index:
+                raise ValueError(
+                    f"stages.{stage.label}.{key} goes by pass rates that earlier stages found, and {stage.label} is "
+                    "the first; leave it out there"
+                )
+            if chosen.from_ is not None and chosen.from_ not in labels[:index]:
+                why = "comes later" if chosen.from_ in labels[index + 1 :] else "is no stage before it"
+                known = ", ".join(labels[:index])
+                raise ValueError(f"stages.{stage.label}.{key}.from: {chosen.from_} {why}; expected one of {known}")

@@ -1,0 +1,66 @@
+"""A stage that chooses its prompts by what earlier stages found out: whether it can, and what they found."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from gradus.pipeline.common.errors import UserError
+from gradus.pipeline.config import PipelineConfig, StageConfig
+from gradus.pipeline.runs.run_folder import RunFolder
+from gradus.pipeline.runs.run_paths import typed
+from gradus.pipeline.stage import Stage
+from gradus.pipeline.tasks.prompts.memory import checked_rows
+
+
+def choices(stage: StageConfig) -> dict[str, Any]:
+    """key -> options, of those that choose prompts by what earlier stages found."""
+    asked = {"prompts": stage.prompts, "curriculum": stage.curriculum}
+    return {key: options for key, options in asked.items() if options is not None}
+
+
+def check_choice(config: PipelineConfig, stage: StageConfig, stages: Mapping[str, Stage]) -> None:
+    """The stages that a stage chooses its prompts by score completions. Raises: UserError."""
+    before = config.stages[: [each.label for each in config.stages].index(stage.label)]
+    scoring = [each.label for each in before if stages[each.stage].needs(each).completions == "policy"]
+    for key, options in choices(stage).items():
+        named = [] if options.from_ is None else [options.from_]
+        if not scoring or not set(named) <= set(scoring):
+            raise UserError(
+                f"the stage `{stage.label}` chooses prompts by pass rates that no stage finds out",
+                where=f"stages.{stage.label}.{key}" + (".from" if named else ""),
+                got=f"{', '.join(named or [each.label for each in before])}, which samples and scores nothing",
+                expected=" or ".join(scoring) or "an earlier stage that samples completions",
+                fix=f"name another stage, or leave `{key}` out",
+            )
+    if stage.curriculum is not None and stages[stage.stage].needs(stage).resample:
+        raise UserError(
+            f"the stage `{stage.label}` draws prompts in two ways at once",
+            where=f"stages.{stage.label}.curriculum",
+            got="a curriculum beside history resampling",
+            expected="one of them",
+            fix="leave the curriculum out, or switch history resampling off",
+        )
+
+
+def earlier_records(run: RunFolder, index: int) -> dict[str, Any]:
+    """Label -> records of the stages before stage ``index``, the newest first; none where it does not go by them.
+
+    Raises: UserError where they are damaged, or the one that is named has none.
+    """
+    stages, asked = run.config.stages, choices(run.config.stages[index])
+    found: dict[str, Any] = {}
+    for before in reversed(range(index if asked else 0)):
+        label, result = stages[before].label, run.result(before) or {}
+        again = f"{typed(run, 'resume', '--from', label)} trains the stage again"
+        found[label] = checked_rows(run.memory(before), result.get("memory"), again)
+        for key, options in asked.items():
+            if options.from_ == label and not len(found[label]):
+                raise UserError(
+                    f"the stage `{label}` remembers nothing of its prompts",
+                    where=f"stages.{stages[index].label}.{key}.from",
+                    got=label,
+                    expected="a stage that this version trained",
+                    fix=again,
+                )
+    return found
