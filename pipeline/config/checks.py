@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from gradus.pipeline.config.stopping import Until
@@ -73,3 +73,21 @@ def check_switching(stage: StageConfig, by_task: Mapping[str, int], trained: Col
             raise ValueError(f"{name} has a guard of all tasks: set the validation of {without[0]}, to be watched")
     if guard is not None and guard.watch == "reward" and stage.handover == "best":
         raise ValueError(f"{name} has two ideas of its best: `handover: best` goes by accuracy, its guard by reward")
+
+
+def check_prompts(stages: Sequence[StageConfig]) -> None:
+    """What stages choose their prompts by comes from stages before them. Raises: ValueError."""
+    labels = [stage.label for stage in stages]
+    for index, stage in enumerate(stages):
+        for key, chosen in (("prompts", stage.prompts), ("curriculum", stage.curriculum)):
+            if chosen is None:
+                continue
+            if not index:
+                raise ValueError(
+                    f"stages.{stage.label}.{key} goes by pass rates that earlier stages found, and {stage.label} is "
+                    "the first; leave it out there"
+                )
+            if chosen.from_ is not None and chosen.from_ not in labels[:index]:
+                why = "comes later" if chosen.from_ in labels[index + 1 :] else "is no stage before it"
+                known = ", ".join(labels[:index])
+                raise ValueError(f"stages.{stage.label}.{key}.from: {chosen.from_} {why}; expected one of {known}")

@@ -14,13 +14,12 @@ from typing import Annotated, Any
 from pydantic import Field, create_model, model_validator
 
 from gradus.pipeline.common.yaml_text import Path
-from gradus.pipeline.config.checks import check_switching
+from gradus.pipeline.config.checks import check_prompts, check_switching
 from gradus.pipeline.config.compute import LaunchConfig, RolloutConfig
 from gradus.pipeline.config.explain import combined
 from gradus.pipeline.config.options import RUNTIME, Name, Options
 from gradus.pipeline.config.outside import default_label, option_classes
 from gradus.pipeline.config.policy import PolicyConfig
-from gradus.pipeline.config.prompts import check_prompts
 from gradus.pipeline.config.rewards import EvaluationConfig, RewardConfig
 from gradus.pipeline.config.stage import SamplingConfig, StageConfig
 from gradus.pipeline.config.task import Task, TaskChoice

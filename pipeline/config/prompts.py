@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from gradus.pipeline.config.options import Name, Options
-
-if TYPE_CHECKING:
-    from gradus.pipeline.config.stage import StageConfig
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -51,21 +47,3 @@ class CurriculumConfig(Options):
     """The stage whose completions are counted; default: for each prompt the newest earlier stage that scored it."""
     unseen: Share | None = None
     """The pass rate that a prompt is taken to have which no such stage has scored; null leaves these prompts out."""
-
-
-def check_prompts(stages: Sequence[StageConfig]) -> None:
-    """What stages choose their prompts by comes from stages before them. Raises: ValueError."""
-    labels = [stage.label for stage in stages]
-    for index, stage in enumerate(stages):
-        for key, chosen in (("prompts", stage.prompts), ("curriculum", stage.curriculum)):
-            if chosen is None:
-                continue
-            if not index:
-                raise ValueError(
-                    f"stages.{stage.label}.{key} goes by pass rates that earlier stages found, and {stage.label} is "
-                    "the first; leave it out there"
-                )
-            if chosen.from_ is not None and chosen.from_ not in labels[:index]:
-                why = "comes later" if chosen.from_ in labels[index + 1 :] else "is no stage before it"
-                known = ", ".join(labels[:index])
-                raise ValueError(f"stages.{stage.label}.{key}.from: {chosen.from_} {why}; expected one of {known}")

@@ -50,11 +50,12 @@ def selected(dataset: Dataset, stage: StageConfig, needed: int, earlier: Earlier
         rate = rates(keys, _from(curriculum.from_, earlier))
         unseen = numpy.isnan(rate)
         if curriculum.unseen is None:
-            left = keep & ~unseen
-            told.append(_told(stage, "curriculum.unseen", left, {"never scored": (keep & unseen).sum()}, needed))
-            keep = left
+            out = {"never scored": (keep & unseen).sum()}
+            keep = keep & ~unseen
+            told.append(_told(stage, "curriculum.unseen", keep, out, needed))
         found = numpy.where(unseen, curriculum.unseen or 0.0, rate)[keep]
-    return Selected(dataset.select(numpy.flatnonzero(keep)), found, told)
+    left: Any = dataset.select(numpy.flatnonzero(keep))
+    return Selected(left, found, told)
 
 
 def _from(label: str | None, earlier: Earlier) -> list[Any]:

@@ -36,7 +36,7 @@ def setup_of(folder: Path, weigh: Any = None, needs: Needs | None = None, prompt
     """The inputs of a stage of its own function and needs, on made-up prompts."""
     config = pipeline([{"stage": "dapo", "steps": 9, "prompts_per_step": 2, "group_size": 3, **options}])
     stage = Stage("own", "own", StageConfig, weigh, lambda config: needs or Needs())
-    task: Any = {"": SimpleNamespace(train=stream_of(prompts).dataset, name="")}
+    task: Any = {"": SimpleNamespace(train=stream_of(prompts).dataset, name="", given={})}
     return Setup(
         tiny_policy(), stage, config.stages[0], config, task, RewardSuite(config.rewards),
         SilentJournal(folder / "journal.jsonl"), Observer(), folder, folder, "parent", "fingerprint",
