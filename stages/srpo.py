@@ -18,8 +18,7 @@ pulls up, the log-ratio holds back.
 Departure: ``baseline: mean`` compares with the mean reward of the reference's K samples, which has the same expectation
 as the literal pairing by index (``baseline: paired``) and less noise.
 Departure: the sum over i is divided by K, as in the other losses; ``normalise: none`` is literal.
-Departure (paper): its two phases, mathematics first and code later, need two tasks. A pipeline has one task, so the
-second phase is a second pipeline whose ``policy.path`` is the checkpoint that the first one ends with.
+Its two phases, mathematics first and code later, are two stages with a task each (``configs/recipes/srpo.yaml``).
 """
 
 from __future__ import annotations

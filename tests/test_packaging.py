@@ -41,7 +41,9 @@ def test_the_wheel_holds_the_product_and_nothing_else(wheel: Path) -> None:
     assert tops == {"gradus", f"gradus_rl-{PROJECT['version']}.dist-info"}
     sources = {f"gradus/{p.relative_to(REPOSITORY)}" for top in FOLDERS[:3] for p in (REPOSITORY / top).rglob("*.py")}
     assert sources <= set(names)
-    configs = {f"gradus/configs/{path.name}" for path in (REPOSITORY / "configs").glob("*.yaml")}
+    folder = REPOSITORY / "configs"
+    configs = {f"gradus/configs/{path.relative_to(folder)}" for path in folder.rglob("*.*") if path.is_file()}
+    configs = {name for name in configs if not name.endswith(".pyc")}
     assert configs and configs <= set(names)
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert "gradus = gradus.__main__:main" in scripts

@@ -39,8 +39,8 @@ class LoadedConfig:
 
 
 def packaged_configs() -> dict[str, Path]:
-    """The configurations that come with the product, by name."""
-    found = {path.stem: path for path in sorted(PACKAGED.glob("*.yaml"))}
+    """The configurations that come with the product, by name: ``quickstart``, or ``recipes/deepscaler``."""
+    found = {path.relative_to(PACKAGED).with_suffix("").as_posix(): path for path in PACKAGED.rglob("*.yaml")}
     return dict(sorted(found.items()))
 
 
@@ -57,9 +57,8 @@ def find_config(source: str) -> Path:
             "a folder is no configuration", got=source, expected="a YAML file or the name of a packaged one"
         )
     if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
-        raise UserError(
-            "there is no such configuration file", got=str(path.absolute()), fix=did_you_mean(path.stem, known)
-        )
+        fix = did_you_mean(path.stem, known) or did_you_mean(source, known)
+        raise UserError("there is no such configuration file", got=str(path.absolute()), fix=fix)
     raise UserError(f"there is no configuration called `{source}`", fix=did_you_mean(source, known))
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from gradus.pipeline.common.errors import UserError
 from gradus.pipeline.config import PolicyConfig
+from gradus.pipeline.estimates.known_models import SHAPES
 from gradus.pipeline.policy.architectures import architecture_defaults
 from gradus.pipeline.policy.stored_weights import stored_parameters
 
@@ -101,14 +102,19 @@ def model_size(policy: PolicyConfig) -> ModelSize:
         options = {"vocab_size": policy.tokenizer.vocabulary, **policy.architecture}
         return from_options(options, "policy.architecture")
     folder = _folder(policy)
+    if folder is None:
+        return from_options(SHAPES[policy.path or ""], "policy.path")
     described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     size = from_options(described.get("text_config") or described, str(folder / "config.json"))
     exact = 0 if "text_config" in described else stored_parameters(folder)
     return replace(size, parameters=exact) if exact else size
 
 
-def _folder(policy: PolicyConfig) -> Path:
-    """The path of the model's description: in its folder, or in the cache of the Hub."""
+def _folder(policy: PolicyConfig) -> Path | None:
+    """The folder of the model's description, its own or in the cache of the Hub; None where its shape is known without.
+
+    Raises: UserError where neither is so.
+    """
     path = policy.path or ""
     if (Path(path) / "config.json").is_file():
         return Path(path)
@@ -121,6 +127,8 @@ def _folder(policy: PolicyConfig) -> Path:
         found = None
     if isinstance(found, str):
         return Path(found).parent
+    if path in SHAPES:
+        return None
     raise UserError(
         "the model's description is not on this machine, and a plan fetches nothing",
         where="policy.path",

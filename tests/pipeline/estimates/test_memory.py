@@ -294,6 +294,20 @@ def test_a_folder_tells_its_size_exactly(folder: Path) -> None:
         model_size(PolicyConfig(path="nobody/has-this"))
 
 
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [  # as the files of the weights have them
+        ("Qwen/Qwen3-0.6B", 596_049_920),
+        ("Qwen/Qwen3-4B", 4_022_468_096),
+        ("Qwen/Qwen2.5-32B", 32_763_876_352),
+        ("deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B", 1_777_088_000),
+        ("deepseek-ai/DeepSeek-R1-Distill-Qwen-7B", 7_615_616_512),
+    ],
+)
+def test_the_models_of_packaged_configurations_are_known_without_a_network(name: str, parameters: int) -> None:
+    assert model_size(PolicyConfig(path=name)).parameters == parameters
+
+
 def test_the_plan_prints_it(tmp_path: Path) -> None:
     runs = ["--runs", str(tmp_path)]
     told = CliRunner().invoke(app.app, ["plan", "quickstart", "--hardware", "cpu:24GiB", *runs])
