@@ -21,9 +21,9 @@ UPDATES, ORDER, DURABILITY = "training/test_updates.py", "tasks/test_order.py", 
 FAULTS: dict[tuple[str, str], list[tuple[str, str]]] = {
     ("pipeline/rollouts/builtin/draw.py", "rollouts/test_draw.py"): [
         ("uniforms_R[:, None] * cdf_RV[:, -1:]", "uniforms_R[:, None]"),  # what is lost goes to the likeliest token
-        ("truncate(probs_RV, options).cumsum(-1)", "probs_RV.cumsum(-1)"),
-        ("options.top_p * sorted_RV.sum(-1, keepdim=True)", "options.top_p"),
-        ("before_RV = sorted_RV.cumsum(-1) - sorted_RV", "before_RV = sorted_RV.cumsum(-1)"),
+        ("summable(truncate(probs_RV, options))", "summable(probs_RV)"),
+        ("options.top_p * parts_RV.sum(-1, keepdim=True)", "options.top_p"),
+        ("before_RV = running_sums(parts_RV) - parts_RV", "before_RV = running_sums(parts_RV)"),
         ("dropped_RV = before_RV >=", "dropped_RV = before_RV >"),
         ("probs_RV.masked_fill(probs_RV < threshold_R1", "probs_RV.masked_fill(probs_RV <= threshold_R1"),
         ("scatter(-1, index_RV, sorted_RV", "scatter(-1, index_RV.sort().values, sorted_RV"),
@@ -61,9 +61,28 @@ FAULTS: dict[tuple[str, str], list[tuple[str, str]]] = {
         ("                objective.backward()\n",
          "                objective.backward()\n                self.optimizer.step()\n"),
         ("            torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.config.grad_clip)\n", ""),
-        ("for _ in range(self.config.updates_per_batch):", "for _ in range(1):"),
+        ("chosen * self.config.updates_per_batch", "chosen"),
         ("            self.optimizer.zero_grad(set_to_none=True)\n        counted_RT", "        counted_RT"),
-        ("            loss = 0.0\n            for batch", "            for batch"),
+        ("            losses, tokens = [], int(", "            tokens = int("),
+    ],
+    ("pipeline/tasks/several/mixture.py", "tasks/test_several.py"): [
+        ("self.shares[name] * after - self.taken[name]", "self.shares[name] * after"),
+        ("        self.taken = dict(state[\"taken\"])\n", ""),
+        ("            part.restore(state[\"parts\"][name])", "            pass"),
+    ],
+    ("pipeline/tasks/several/build.py", "tasks/test_several.py"): [
+        ("if other != name))", "if other == name))"),
+        ("for split in (\"validation\", \"heldout\")", "for split in (\"validation\",)"),
+    ],
+    ("pipeline/execution/measured.py", "execution/test_measured.py"): [
+        ("(index + 1) % (wanted.every or 1) == 0", "index % (wanted.every or 1) == 0"),
+        ("if due else 0", "if True else 0"),
+        ("and key in before]", "]"),
+    ],
+    ("pipeline/training/early_stopping.py", "training/test_early_stopping.py"): [
+        ("self.level / (1 + len(others))", "self.level"),
+        ("if not falls and sum(now)", "if sum(now)"),
+        ("state |= {\"others\": self.others} if self.others else {}", "state |= {}"),
     ],
     ("pipeline/training/signals.py", "training/test_reference.py"): [
         ("(logprobs - reference_logprobs()[groups]).sum(-1)", "(logprobs - reference_logprobs()[groups]).mean(-1)"),
