@@ -62,6 +62,9 @@ def accuracy_before(run: RunFolder, index: int, tasks: Collection[str]) -> dict[
 
 
 def accuracy_curves(accuracy: float | None, several: dict[str, Any]) -> dict[str, float]:
-    """The points of a pipeline's curves: ``accuracy``, and ``accuracy/TASK`` where there are several."""
-    curves = {"accuracy": accuracy} | {f"accuracy/{n}": r["accuracy"] for n, r in several.get("tasks", {}).items()}
+    """The points of a pipeline's curves: ``accuracy``; of several tasks all that were measured together, and each as
+    ``accuracy/TASK``."""
+    curves = {"accuracy": accuracy}
+    if tasks := several.get("tasks"):
+        curves = {"accuracy": pooled(tasks)["accuracy"]} | {f"accuracy/{n}": r["accuracy"] for n, r in tasks.items()}
     return {name: value for name, value in curves.items() if value is not None}
