@@ -45,14 +45,15 @@ def _use_rows(task: dict[str, Any], folder: Path) -> None:
         task["validation"] = 4
     split = task.get("split", "train")
     (folder / "data").mkdir(parents=True)
-    rows = [_row(task["columns"], number) for number in range(ROWS)]
+    code = any(reward["reward"].startswith("code_tests:") for reward in task.get("rewards", ()))
+    rows = [_row(task["columns"], number, code) for number in range(ROWS)]
     (folder / "data" / f"{split}-00000-of-00001.jsonl").write_text("\n".join(map(json.dumps, rows)))
 
 
-def _row(columns: dict[str, str], number: int) -> dict[str, Any]:
-    """A sum, in the form that the columns of the data set have; code where the answer is that of Skywork-OR1."""
+def _row(columns: dict[str, str], number: int, code: bool) -> dict[str, Any]:
+    """A sum, in the form that the columns of the data set have; for code, its answer is tests."""
     question: Any = f"Calculate {number} + {number + 1}"
-    answer, code = str(2 * number + 1), columns["answer"] == "reward_model.ground_truth"
+    answer = str(2 * number + 1)
     if code:
         answer = json.dumps({"inputs": [f"{number}\n"], "outputs": [answer]})
     if columns["question"] == "prompt":
