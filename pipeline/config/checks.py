@@ -79,7 +79,10 @@ def check_prompts(stages: Sequence[StageConfig]) -> None:
     """What stages choose their prompts by comes from stages before them. Raises: ValueError."""
     labels = [stage.label for stage in stages]
     for index, stage in enumerate(stages):
-        for key, chosen in (("prompts", stage.prompts), ("curriculum", stage.curriculum)):
+        if stage.order is not None and stage.curriculum is not None:
+            raise ValueError(f"stages.{stage.label} has an `order` and a `curriculum`, which are two; leave one out")
+        order = stage.order if stage.order is not None and stage.order.by == "pass_rate" else None
+        for key, chosen in (("prompts", stage.prompts), ("curriculum", stage.curriculum), ("order", order)):
             if chosen is None:
                 continue
             if not index:

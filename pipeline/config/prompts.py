@@ -47,3 +47,23 @@ class CurriculumConfig(Options):
     """The stage whose completions are counted; default: for each prompt the newest earlier stage that scored it."""
     unseen: Share | None = None
     """The pass rate that a prompt is taken to have which no such stage has scored; null leaves these prompts out."""
+
+
+class OrderConfig(Options):
+    """The order in which each epoch visits the prompts; equal ones come in another order each time."""
+
+    by: str = Field(min_length=1)
+    """``length`` (of the question), ``pass_rate`` (that earlier stages found; unseen ones last), or the name of a
+    column of the task that has a number, or a text, in every row."""
+    descending: bool = False
+    """Whether the largest come first: with ``pass_rate``, the easiest."""
+    from_: Name | None = Field(None, alias="from")
+    """With ``pass_rate``: the stage whose completions are counted, as in ``prompts``."""
+
+    @model_validator(mode="after")
+    def _from_goes_with_pass_rates(self) -> OrderConfig:
+        if self.from_ is not None and self.by != "pass_rate":
+            raise ValueError(
+                f"`from` names a stage whose pass rates count, and the order is by {self.by}; leave it out"
+            )
+        return self

@@ -15,7 +15,8 @@ from gradus.pipeline.tasks.prompts.memory import checked_rows
 
 def choices(stage: StageConfig) -> dict[str, Any]:
     """key -> options, of those that choose prompts by what earlier stages found."""
-    asked = {"prompts": stage.prompts, "curriculum": stage.curriculum}
+    order = stage.order if stage.order is not None and stage.order.by == "pass_rate" else None
+    asked = {"prompts": stage.prompts, "curriculum": stage.curriculum, "order": order}
     return {key: options for key, options in asked.items() if options is not None}
 
 

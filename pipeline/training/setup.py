@@ -17,6 +17,7 @@ from gradus.pipeline.tasks.data import TaskData, Tasks
 from gradus.pipeline.tasks.prompt_order import HistoryResampling, PromptStream, Schedule
 from gradus.pipeline.tasks.prompts.curriculum import Curriculum
 from gradus.pipeline.tasks.prompts.memory import MEMORY_FILE, PromptMemory
+from gradus.pipeline.tasks.prompts.ordering import ordered
 from gradus.pipeline.tasks.prompts.selection import Earlier, selected
 from gradus.pipeline.tasks.several.mixture import MixedSchedule
 from gradus.pipeline.tracking.journal import Journal
@@ -89,6 +90,7 @@ class Setup:
         if left.rates is not None:
             assert self.config.curriculum is not None
             return Curriculum(stream, left.rates, self.config.curriculum, self.config.steps)
+        stream = ordered(stream, self.config, self.earlier)
         return HistoryResampling(stream, self.memory) if self.needs.resample else Schedule(stream)
 
     @cached_property

@@ -102,7 +102,13 @@ def _rewrite_state(checkpoint: Path) -> None:
 
 CHOICE = [
     {"stage": "dapo", "group_size": 4, "steps": 6},
-    {"stage": "dapo", "name": "filtered", "group_size": 2, "prompts": {"pass_rate": [0.2, 0.9], "unseen": False}},
+    {
+        "stage": "dapo",
+        "name": "filtered",
+        "group_size": 2,
+        "prompts": {"pass_rate": [0.2, 0.9], "unseen": False},
+        "order": {"by": "pass_rate"},
+    },
     {"stage": "dapo", "name": "moving", "group_size": 2, "curriculum": {"pass_rate": "gaussian", "unseen": 0.5}},
 ]
 

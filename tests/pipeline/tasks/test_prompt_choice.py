@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 from scored_batches import stream_of
@@ -11,8 +13,10 @@ from small_pipeline import pipeline
 
 from gradus.pipeline.common.errors import UserError
 from gradus.pipeline.config.prompts import CurriculumConfig
+from gradus.pipeline.tasks.prompt_order import PromptStream, Schedule
 from gradus.pipeline.tasks.prompts.curriculum import Curriculum
 from gradus.pipeline.tasks.prompts.memory import dtype, key_of
+from gradus.pipeline.tasks.prompts.ordering import ordered
 from gradus.pipeline.tasks.prompts.selection import selected
 
 COUNT = 8
@@ -105,6 +109,37 @@ def test_the_shares_of_a_draw_are_the_gaussian_s() -> None:
     assert np.abs(shares - weights / weights.sum()).max() < 0.03
 
 
+def in_order(rows: list[dict], take: int, **order: Any) -> list[str]:
+    """The ids of the first prompts of these rows, by their number."""
+    base = {"question": "q", "answer": "1", "metadata": "{}", "demonstration": None}
+    dataset = datasets.Dataset.from_list([{"id": f"p{n}", **base, **row} for n, row in enumerate(rows)])
+    stream = ordered(PromptStream(dataset, 0, "x"), stage_of(order=order), EARLIER)
+    return [prompt.id for prompt in Schedule(stream).take(take)]
+
+
+def test_prompts_come_in_the_order_that_is_asked_for_epoch_after_epoch() -> None:
+    texts = [{"question": "q" * length} for length in (3, 1, 2)]
+    assert in_order(texts, 6, by="length") == ["p1", "p2", "p0"] * 2
+    assert in_order(texts, 6, by="length", descending=True) == ["p0", "p2", "p1"] * 2
+    levels = [{"metadata": json.dumps({"level": level})} for level in (2, 10, 1)]
+    assert in_order(levels, 3, by="level") == ["p2", "p0", "p1"], "by number, not by its digits"
+    named = [{"metadata": json.dumps({"level": f"Level {level}"})} for level in (2, 3, 1)]
+    assert in_order(named, 3, by="level") == ["p2", "p0", "p1"]
+    five = [{} for _ in range(6)]
+    assert in_order(five, 4, by="pass_rate", descending=True)[2:] == ["p1", "p3"], "unseen ones come last"
+    assert in_order(five, 5, by="pass_rate")[:3] == ["p0", "p3", "p1"]
+    assert in_order(five, 2, **{"by": "pass_rate", "from": "older"}) == ["p3", "p0"]
+    ties = in_order([{}] * 40, 80, by="length")
+    assert set(ties[:40]) == set(ties[40:]) and ties[:40] != ties[40:], "equal ones are shuffled"
+
+
+@pytest.mark.parametrize("rows", [[{}, {}], [{"metadata": '{"level": 1}'}, {"metadata": '{"level": "x"}'}]])
+def test_a_column_that_cannot_be_ordered_by_is_refused(rows: list[dict]) -> None:
+    with pytest.raises(UserError) as caught:
+        in_order(rows, 1, by="level")
+    assert caught.value.where == "stages.x.order.by" and "length, pass_rate" in str(caught.value.expected)
+
+
 @pytest.mark.parametrize(
     ("index", "options", "said"),
     [
@@ -118,6 +153,10 @@ def test_the_shares_of_a_draw_are_the_gaussian_s() -> None:
         (1, {"prompts": {"pass_rate": [0.9, 0.1]}}, r"0.9 is more than its highest"),
         (1, {"prompts": {"pass_rate": [0, 1.1]}}, r"less than or equal to 1"),
         (1, {"prompts": {}}, r"pass_rate"),
+        (0, {"order": {"by": "pass_rate"}}, r"stages.older.order goes by pass rates"),
+        (1, {"order": {"by": "length", "from": "older"}}, r"the order is by length"),
+        (1, {"order": {"by": ""}}, r"at least 1"),
+        (1, {"order": {"by": "length"}, "curriculum": {"pass_rate": "gaussian"}}, r"which are two"),
         (1, {"curriculum": {"pass_rate": "flat"}}, r"'gaussian'"),
         (1, {"curriculum": {"pass_rate": "gaussian", "width": 0}}, r"greater than 0"),
     ],
