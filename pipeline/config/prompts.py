@@ -67,3 +67,14 @@ class OrderConfig(Options):
                 f"`from` names a stage whose pass rates count, and the order is by {self.by}; leave it out"
             )
         return self
+
+
+class DemonstrationsConfig(Options):
+    """Demonstrations that an earlier stage wrote: its own completions (rejection sampling)."""
+
+    from_: Name = Field(alias="from")
+    """The stage whose completions, written while it trained, are learned from."""
+    keep: Literal["correct"] = "correct"
+    """Which of them: the correct ones that ended by themselves."""
+    per_prompt: int = Field(1, ge=1)
+    """How many of each prompt at most, the newest first; a prompt is a demonstration as often."""

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from gradus.pipeline.config.options import RUNTIME, Name, Options
 from gradus.pipeline.config.policy import TemplateArguments
-from gradus.pipeline.config.prompts import CurriculumConfig, OrderConfig, PromptsConfig
+from gradus.pipeline.config.prompts import CurriculumConfig, DemonstrationsConfig, OrderConfig, PromptsConfig
 from gradus.pipeline.config.rewards import EvaluationConfig, RewardConfig
 from gradus.pipeline.config.stopping import Guard, Until
 from gradus.pipeline.config.task import TaskChoice
@@ -125,6 +125,9 @@ class StageConfig(Options):
     """Draw prompts by weights over the pass rates that earlier stages found, which move through the stage."""
     order: OrderConfig | None = None
     """Visit the prompts of each epoch in an order, such as ``{by: length}``; default: shuffled."""
+    demonstrations: DemonstrationsConfig | None = None
+    """What a stage that learns from demonstrations takes in place of the task's: correct completions of an earlier
+    stage."""
     sampling: SamplingConfig | None = None
     """Replaces the pipeline's sampling options in this stage."""
     eval_every: int = Field(0, ge=0)

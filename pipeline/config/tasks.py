@@ -62,6 +62,11 @@ class AllTasks:
         watched = self.named_tasks if stage.guard is not None and stage.guard.tasks == "all" else ()
         return list(dict.fromkeys([*self.shares(stage), *watched]))
 
+    def keeps_completions(self: Any, stage: StageConfig) -> bool:
+        """Whether another stage learns from what this one writes."""
+        asked = [each.demonstrations.from_ for each in self.stages if each.demonstrations is not None]
+        return stage.label in asked
+
     def evaluated(self: Any, stage: StageConfig) -> int:
         """The most prompts that an evaluation in a stage, or after it, answers."""
         heldout = sum(task.heldout for task in self.named_tasks.values())

@@ -19,7 +19,7 @@ from gradus.pipeline.config import PipelineConfig, RewardConfig, StageConfig
 from gradus.pipeline.config.checks import looks_at_samples
 from gradus.pipeline.config.explain import combined
 from gradus.pipeline.config.tasks import key_of
-from gradus.pipeline.execution.prompt_choice import check_choice
+from gradus.pipeline.execution.prompt_choice import check_choice, check_demonstrations
 from gradus.pipeline.policy.checks import check_lengths, check_policy
 from gradus.pipeline.policy.prompt_lengths import check_ban, too_long
 from gradus.pipeline.stage import Stage
@@ -71,6 +71,7 @@ def preflight(
         lambda: check_all_rewards(config),
         *(functools.partial(_check_stage, config, stage, stages) for stage in config.stages),
         *(functools.partial(check_choice, config, stage, stages) for stage in config.stages),
+        *(functools.partial(check_demonstrations, config, stage, stages) for stage in config.stages),
         *(functools.partial(_check_carry, *pair, stages) for pair in itertools.pairwise(config.stages)),
         lambda: check_rollouts(config),
         lambda: check_tracking(config.tracking, runs_dir or Path.cwd()),
@@ -150,7 +151,7 @@ def _check_stage(config: PipelineConfig, stage: StageConfig, stages: Mapping[str
 
     needs = stages[stage.stage].needs(stage)
     lacking = [name for name in config.shares(stage) if config.named_tasks[name].demonstrations == "none"]
-    if needs.completions == "demonstrations" and lacking:
+    if needs.completions == "demonstrations" and lacking and stage.demonstrations is None:
         key = f"{key_of(config, lacking[0])}.demonstrations"
         raise UserError(
             f"the stage `{stage.label}` learns from demonstrations and the task has none",

@@ -6,10 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from gradus.pipeline.common.errors import UserError
+from gradus.pipeline.common.files import sha256
 from gradus.pipeline.config import PipelineConfig, StageConfig
 from gradus.pipeline.runs.run_folder import RunFolder
 from gradus.pipeline.runs.run_paths import typed
 from gradus.pipeline.stage import Stage
+from gradus.pipeline.tasks.data import Tasks
+from gradus.pipeline.tasks.prompts.completions import COMPLETIONS_FILE, taught
 from gradus.pipeline.tasks.prompts.memory import checked_rows
 
 
@@ -65,3 +68,48 @@ def earlier_records(run: RunFolder, index: int) -> dict[str, Any]:
                     fix=again,
                 )
     return found
+
+
+def check_demonstrations(config: PipelineConfig, stage: StageConfig, stages: Mapping[str, Stage]) -> None:
+    """A stage that learns from another's completions can, and the other one writes some before. Raises: UserError."""
+    if stage.demonstrations is None:
+        return
+    before = config.stages[: [each.label for each in config.stages].index(stage.label)]
+    writing = [each.label for each in before if stages[each.stage].needs(each).completions == "policy"]
+    learns = stages[stage.stage].needs(stage).completions == "demonstrations"
+    if learns and stage.demonstrations.from_ in writing:
+        return
+    raise UserError(
+        f"the stage `{stage.label}` "
+        + ("learns from completions that no earlier stage writes" if learns else "learns from no demonstrations"),
+        where=f"stages.{stage.label}.demonstrations" + (".from" if learns else ""),
+        got=stage.demonstrations.from_,
+        expected=(" or ".join(writing) or "an earlier stage that samples completions")
+        if learns
+        else "a stage that learns from demonstrations",
+        fix="name another stage" if learns else "leave it out",
+    )
+
+
+def demonstrated(run: RunFolder, index: int, tasks: Tasks) -> Tasks:
+    """The tasks with what a stage takes as its demonstrations: its tasks' own, or completions of an earlier stage.
+
+    Raises: UserError where these were not kept, are damaged, or none was correct.
+    """
+    stage = run.config.stages[index]
+    if (asked := stage.demonstrations) is None:
+        return tasks
+    place, where = run.stage_index(asked.from_, "--from"), f"stages.{stage.label}.demonstrations.from"
+    kept, file = (run.result(place) or {}).get("completions"), run.memory(place).with_name(COMPLETIONS_FILE)
+    intact = bool(kept) and file.is_file() and sha256(file) == kept
+    if kept != "" and not intact:
+        raise UserError(
+            f"the completions of the stage `{asked.from_}` " + ("are damaged" if kept else "were not kept"),
+            where=where,
+            got=str(file) if kept else "a stage that was trained when no later one asked for them",
+            expected="what it wrote while it trained",
+            fix=f"{typed(run, 'resume', '--from', asked.from_)} trains that stage again, and keeps them",
+        )
+    own = run.config.shares(stage)
+    given = {name: taught(task, file, asked.per_prompt, where) if name in own else task for name, task in tasks.items()}
+    return Tasks(given)

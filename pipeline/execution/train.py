@@ -14,7 +14,7 @@ from gradus.pipeline.common.records import write_sealed
 from gradus.pipeline.common.shown import shown_share
 from gradus.pipeline.config import PipelineConfig
 from gradus.pipeline.execution.measured import accuracy_before, asked_after, heldout_before, tasks_record
-from gradus.pipeline.execution.prompt_choice import earlier_records
+from gradus.pipeline.execution.prompt_choice import demonstrated, earlier_records
 from gradus.pipeline.policy.devices import settle_process
 from gradus.pipeline.policy.fit import long_demonstrations
 from gradus.pipeline.policy.loading import load_policy
@@ -71,7 +71,7 @@ def train(
     before = accuracy_before(run, index, own)
     _start_journal(journal, work, stage, before, ranks)
     sampler = sampler_for(run.config, policy, work.parent, run.path, index)
-    tasks = work.tasks.asked(run.config.asked(config))
+    tasks = demonstrated(run, index, work.tasks).asked(run.config.asked(config))
     setup = Setup(
         policy, stage, config, pipeline, tasks.only(run.config.used_tasks(config)), suite, journal, observer,
         folder=run.stage_dir(index), earlier=earlier_records(run, index),
@@ -113,7 +113,7 @@ def train(
         "prompts": after.prompts,
         "verifier_errors": after.errors,
         "events": [asdict(event) for event in trainer.stopping.events],
-        **{**several, "memory": setup.memory.finish(progress.step)},
+        **{**several, **setup.finish(progress.step)},
     }
 
 

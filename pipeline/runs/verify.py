@@ -15,6 +15,7 @@ from gradus.pipeline.runs.checkpoint import checkpoints_in, content_of, damaged_
 from gradus.pipeline.runs.run_folder import CONFIG_FILE, RUN_FILE, START_FILE, RunFolder
 from gradus.pipeline.runs.run_paths import REMEDIES, typed
 from gradus.pipeline.runs.run_records import DATA_FILE
+from gradus.pipeline.tasks.prompts.completions import COMPLETIONS_FILE
 from gradus.pipeline.tasks.prompts.memory import NOTHING, memory_damage
 
 
@@ -51,6 +52,7 @@ def verify(run: RunFolder) -> Iterator[Finding]:
     for index, stage in enumerate(run.config.stages):
         yield from _stage(run, index)
         yield from _memory(run, index)
+        yield from _completions(run, index)
         for folder in run.attempts(index):
             label = f"{stage.label}, attempt {folder.suffix.removeprefix('.attempt-')}"
             remedy = f"only a fork may still need it; otherwise {folder.name} may be removed"
@@ -175,6 +177,19 @@ def _memory(run: RunFolder, index: int) -> Iterator[Finding]:
     remedy = _ask(run, owner) if owner else f"no weights depend on it any more; {again} makes the stage again"
     what = f"{label}: prompts" + (f" (shared with {owner})" if owner else "")
     yield Finding(what, file, None, _size(file), memory_damage(file, state), remedy)
+
+
+def _completions(run: RunFolder, index: int) -> Iterator[Finding]:
+    """What a stage that is done wrote for a later one to learn from."""
+    label, result = run.config.stages[index].label, _readable(lambda: run.result(index)) or {}
+    if kept := result.get("completions"):
+        file = run.memory(index).with_name(COMPLETIONS_FILE)
+        wrong = (
+            f"missing: {file.name}" if not file.is_file() else f"altered: {file.name}" if sha256(file) != kept else ""
+        )
+        again = f"{typed(run, 'resume', '--from', label)} makes the stage again"
+        remedy = _ask(run, result["shared"]) if "shared" in result else again
+        yield Finding(f"{label}: completions", file, None, _size(file), wrong, remedy)
 
 
 def _replaced(checkpoint: Path, made: dict[str, Any]) -> str:

@@ -52,6 +52,7 @@ class StageCheckpoints:
         def write(resume: Path) -> None:
             setup.journal.sync()  # the curves up to here are as safe as the weights
             setup.memory.sync()
+            setup.completions.sync()
             write_state(resume, state)
             if spread:
                 aside.rename(resume / SHARDS)

@@ -99,6 +99,7 @@ class StepLog:
         metrics["throughput/tokens_per_second"] = tokens / metrics["time/step"]
         self._write(step, metrics, weights)
         self.setup.memory.write(step)
+        self.setup.completions.add(rollouts, step)
         self._show_failures(batches.failures)
         shown = finite(metrics)
         self.setup.observer.step_done(self.config.label, step, self.config.steps, shown)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from gradus.pipeline.common.observer import Observer
 from gradus.pipeline.common.ranks import ALONE, Ranks
@@ -15,6 +16,7 @@ from gradus.pipeline.rollouts.sampler import BUILT_IN, Sampler
 from gradus.pipeline.stage import Needs, Stage
 from gradus.pipeline.tasks.data import TaskData, Tasks
 from gradus.pipeline.tasks.prompt_order import HistoryResampling, PromptStream, Schedule
+from gradus.pipeline.tasks.prompts.completions import COMPLETIONS_FILE, KeptCompletions
 from gradus.pipeline.tasks.prompts.curriculum import Curriculum
 from gradus.pipeline.tasks.prompts.memory import MEMORY_FILE, PromptMemory
 from gradus.pipeline.tasks.prompts.ordering import ordered
@@ -97,6 +99,17 @@ class Setup:
     def memory(self) -> PromptMemory:
         """What was measured of each group that the stage scored."""
         return PromptMemory(self.folder / MEMORY_FILE, self.ranks.leads)
+
+    @cached_property
+    def completions(self) -> KeptCompletions:
+        """The correct completions that a later stage is to learn from."""
+        keeps = self.ranks.leads and self.pipeline.keeps_completions(self.config)
+        return KeptCompletions(self.folder / COMPLETIONS_FILE, keeps)
+
+    def finish(self, step: int) -> dict[str, Any]:
+        """Keep what the stage, which ends with this step, found out of prompts; returns what vouches for it."""
+        kept = {"completions": self.completions.finish()} if self.pipeline.keeps_completions(self.config) else {}
+        return {"memory": self.memory.finish(step), **kept}
 
     def batches(self, schedule: Schedule) -> Batches:
         """The batches of the stage: demonstrations, or groups sampled in step or one step ahead."""
