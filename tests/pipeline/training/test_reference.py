@@ -91,7 +91,7 @@ def weights_of(policy: Policy) -> torch.Tensor:
 
 def test_a_policy_and_its_reference_draw_apart(prompts: list[Prompt], tmp_path: Path) -> None:
     """With equal weights, equal prompts and the same step, because equal draws would always have equal rewards."""
-    stage, task = discover()["srpo"], {"": SimpleNamespace(train=stream_of(8).dataset, name="")}
+    stage, task = discover()["srpo"], {"": SimpleNamespace(train=stream_of(8).dataset, name="", given={})}
     options: Any = {"folder": tmp_path, "parent_folder": tmp_path, "parent": "p", "fingerprint": "f"}
     suite, journal = RewardSuite(CONFIG.rewards), SilentJournal(tmp_path / "journal.jsonl")
     fixed: Any = (tiny_policy(), stage, CONFIG.stages[0], CONFIG, task, suite, journal, Observer())
