@@ -41,6 +41,7 @@ def prompts_seen(run: RunFolder, stage: str | None = None, shown: int = 5) -> di
     told = [index for index in known if wanted in (None, index)]
     pairs = [pair for pair in itertools.pairwise(known) if wanted in (None, pair[1])]
     labels = [each.label for each in run.config.stages]
+    own = {index: {name: tasks[name] for name in run.config.shares(run.config.stages[index])} for index in told}
     return {
         "run": run.name,
         "stages": [
@@ -48,8 +49,8 @@ def prompts_seen(run: RunFolder, stage: str | None = None, shown: int = 5) -> di
                 "stage": labels[index],
                 "groups": len(rows[index]),
                 "prompts": len(known[index].key),
-                "tasks": [{"task": name, **_histogram(known[index], keys)} for name, keys in tasks.items()],
-                **_extremes(run, tasks, known[index], shown),
+                "tasks": [{"task": name, **_histogram(known[index], keys)} for name, keys in own[index].items()],
+                **_extremes(run, own[index], known[index], shown),
             }
             for index in told
         ],
