@@ -30,6 +30,7 @@ from gradus.pipeline.runs.checkpoint import (
     read_record,
     save_checkpoint,
 )
+from gradus.pipeline.tasks.prompts.completions import COMPLETIONS_FILE, KeptCompletions
 from gradus.pipeline.tasks.prompts.memory import MEMORY_FILE, PromptMemory, read_rows
 from gradus.pipeline.tracking.journal import Journal, read_events
 from gradus.pipeline.training import checkpoints
@@ -129,7 +130,7 @@ def test_curves_are_durable_before_the_checkpoint_that_they_lead_to(tmp_path: Pa
     setup: Any = SimpleNamespace(
         policy=tiny_policy(), journal=journal, folder=tmp_path, ranks=ALONE, parent="p", fingerprint="f",
         resume_from=None, pipeline=pipeline([{"stage": "sft"}]), config=SimpleNamespace(label="sft"),
-        memory=PromptMemory(tmp_path / MEMORY_FILE),
+        memory=PromptMemory(tmp_path / MEMORY_FILE), completions=KeptCompletions(tmp_path / COMPLETIONS_FILE, False),
     )  # fmt: skip
     taken = stream_of(2).at(0, 2)
     setup.memory.add(scored(taken, [[True, False]] * 2), 1)
@@ -225,7 +226,7 @@ def test_a_stage_s_checkpoints_say_whose_they_are(tmp_path: Path, monkeypatch: p
     setup: Any = SimpleNamespace(
         policy=tiny_policy(), journal=Journal(tmp_path / "journal.jsonl"), folder=tmp_path, ranks=ALONE, parent="p",
         fingerprint="f", resume_from=None, pipeline=pipeline([{"stage": "sft"}]), config=SimpleNamespace(label="sft"),
-        memory=PromptMemory(tmp_path / MEMORY_FILE),
+        memory=PromptMemory(tmp_path / MEMORY_FILE), completions=KeptCompletions(tmp_path / COMPLETIONS_FILE, False),
     )  # fmt: skip
     order: list[str] = []
     monkeypatch.setattr(setup.journal, "sync", lambda: order.append("curves"))
