@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gradus.pipeline.config.stopping import Until
 from gradus.pipeline.statistics.intervals import share_bounds
@@ -75,16 +75,20 @@ def check_switching(stage: StageConfig, by_task: Mapping[str, int], trained: Col
         raise ValueError(f"{name} has two ideas of its best: `handover: best` goes by accuracy, its guard by reward")
 
 
+def by_pass_rate(stage: StageConfig) -> dict[str, Any]:
+    """key -> options, of those that choose prompts by what earlier stages found."""
+    order = stage.order if stage.order is not None and stage.order.by == "pass_rate" else None
+    asked = {"prompts": stage.prompts, "curriculum": stage.curriculum, "order": order}
+    return {key: options for key, options in asked.items() if options is not None}
+
+
 def check_prompts(stages: Sequence[StageConfig]) -> None:
     """What stages choose their prompts by comes from stages before them. Raises: ValueError."""
     labels = [stage.label for stage in stages]
     for index, stage in enumerate(stages):
         if stage.order is not None and stage.curriculum is not None:
             raise ValueError(f"stages.{stage.label} has an `order` and a `curriculum`, which are two; leave one out")
-        order = stage.order if stage.order is not None and stage.order.by == "pass_rate" else None
-        for key, chosen in (("prompts", stage.prompts), ("curriculum", stage.curriculum), ("order", order)):
-            if chosen is None:
-                continue
+        for key, chosen in by_pass_rate(stage).items():
             if not index:
                 raise ValueError(
                     f"stages.{stage.label}.{key} goes by pass rates that earlier stages found, and {stage.label} is "

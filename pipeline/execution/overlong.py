@@ -10,7 +10,7 @@ from gradus.pipeline.config import PipelineConfig
 from gradus.pipeline.config.tasks import key_of
 from gradus.pipeline.policy.fit import position_limit
 from gradus.pipeline.policy.policy import Policy
-from gradus.pipeline.tasks.data import TaskData, Tasks, first_prompt
+from gradus.pipeline.tasks.data import TaskData, Tasks
 from gradus.pipeline.tasks.several.build import folder_of, seal, told_of
 from gradus.pipeline.tasks.shortening import Changes, changed, cut, long_prompts
 from gradus.pipeline.types import Prompt
@@ -36,10 +36,8 @@ def fitted(task: TaskData, policy: Policy, config: PipelineConfig, folder: Path 
     if positions is None:
         return task
     max_tokens = max(option.max_tokens for option in config.samplings)
-    limit, around = (
-        positions - max_tokens,
-        len(policy.encode_prompt(_without_text(first_prompt(Tasks({task.name: task}))))),
-    )
+    first = task.prompts(task.train, [0])[0]
+    limit, around = positions - max_tokens, len(policy.encode_prompt(_without_text(first)))
     found = [
         (split, row, prompt, length)
         for split, row, prompt in long_prompts(task, limit - around)

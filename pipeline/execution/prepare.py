@@ -75,12 +75,13 @@ def _prepare(run: RunFolder, observer: Observer) -> dict[str, Any]:
     with reward_suite(run, folder, config) as suite:
         sampler = sampler_for(config, policy, folder, run.path)
         evaluation = evaluate(policy, tasks.prompts("heldout"), suite, config, sampler=sampler)
+    several = tasks_record(evaluation, {})
     with Journal(run.path / "journal.jsonl") as journal:
-        journal.metrics(0, accuracy_curves(evaluation.accuracy, tasks_record(evaluation, {})))
+        journal.metrics(0, accuracy_curves(evaluation.accuracy, several))
     if problem := evaluation.problem():
         observer.note(f"start: {problem}")
     made = {"checkpoint": folder.name, **evaluation.record(), "seconds": time.perf_counter() - began}
-    if several := tasks_record(evaluation, {}):
+    if several:
         made |= several | {"correct": evaluation.by_prompt()}
     made |= {"policy": policy.describe(), "content": read_record(folder).content, "sources": sources}
     write_sealed(run.path / START_FILE, made)

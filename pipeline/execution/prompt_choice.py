@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
 from gradus.pipeline.common.errors import UserError
 from gradus.pipeline.common.files import sha256
 from gradus.pipeline.config import PipelineConfig, StageConfig
+from gradus.pipeline.config.checks import by_pass_rate
 from gradus.pipeline.runs.run_folder import RunFolder
 from gradus.pipeline.runs.run_paths import typed
 from gradus.pipeline.stage import Stage
@@ -16,24 +18,23 @@ from gradus.pipeline.tasks.prompts.completions import COMPLETIONS_FILE, taught
 from gradus.pipeline.tasks.prompts.memory import checked_rows
 
 
-def choices(stage: StageConfig) -> dict[str, Any]:
-    """key -> options, of those that choose prompts by what earlier stages found."""
-    order = stage.order if stage.order is not None and stage.order.by == "pass_rate" else None
-    asked = {"prompts": stage.prompts, "curriculum": stage.curriculum, "order": order}
-    return {key: options for key, options in asked.items() if options is not None}
+def _sampling_before(config: PipelineConfig, stage: StageConfig, stages: Mapping[str, Stage]) -> list[str]:
+    """The labels of the stages before this one that sample completions and score them."""
+    before = itertools.takewhile(lambda each: each.label != stage.label, config.stages)
+    return [each.label for each in before if stages[each.stage].needs(each).completions == "policy"]
 
 
 def check_choice(config: PipelineConfig, stage: StageConfig, stages: Mapping[str, Stage]) -> None:
     """The stages that a stage chooses its prompts by score completions. Raises: UserError."""
-    before = config.stages[: [each.label for each in config.stages].index(stage.label)]
-    scoring = [each.label for each in before if stages[each.stage].needs(each).completions == "policy"]
-    for key, options in choices(stage).items():
+    labels = [each.label for each in config.stages]
+    before, scoring = labels[: labels.index(stage.label)], _sampling_before(config, stage, stages)
+    for key, options in by_pass_rate(stage).items():
         named = [] if options.from_ is None else [options.from_]
         if not scoring or not set(named) <= set(scoring):
             raise UserError(
                 f"the stage `{stage.label}` chooses prompts by pass rates that no stage finds out",
                 where=f"stages.{stage.label}.{key}" + (".from" if named else ""),
-                got=f"{', '.join(named or [each.label for each in before])}, which samples and scores nothing",
+                got=f"{', '.join(named or before)}, which samples and scores nothing",
                 expected=" or ".join(scoring) or "an earlier stage that samples completions",
                 fix=f"name another stage, or leave `{key}` out",
             )
@@ -52,7 +53,7 @@ def earlier_records(run: RunFolder, index: int) -> dict[str, Any]:
 
     Raises: UserError where they are damaged, or the one that is named has none.
     """
-    stages, asked = run.config.stages, choices(run.config.stages[index])
+    stages, asked = run.config.stages, by_pass_rate(run.config.stages[index])
     found: dict[str, Any] = {}
     for before in reversed(range(index if asked else 0)):
         label, result = stages[before].label, run.result(before) or {}
@@ -74,8 +75,7 @@ def check_demonstrations(config: PipelineConfig, stage: StageConfig, stages: Map
     """A stage that learns from another's completions can, and the other one writes some before. Raises: UserError."""
     if stage.demonstrations is None:
         return
-    before = config.stages[: [each.label for each in config.stages].index(stage.label)]
-    writing = [each.label for each in before if stages[each.stage].needs(each).completions == "policy"]
+    writing = _sampling_before(config, stage, stages)
     learns = stages[stage.stage].needs(stage).completions == "demonstrations"
     if learns and stage.demonstrations.from_ in writing:
         return

@@ -128,9 +128,16 @@ def _data(run: RunFolder) -> Iterator[Finding]:
         yield Finding(f"data{shared}", run.data_dir / DATA_FILE, damage=f"missing: {DATA_FILE}", remedy=remedy)
     for name, digest in sorted(record.get("files", {}).items()):
         path = run.data_dir / name
-        wrong = f"missing: {name}" if not path.is_file() else f"altered: {name}" if sha256(path) != digest else ""
+        wrong = _wrong(path, digest, name)
         split = name.removesuffix(".parquet").replace("/", " ")
         yield Finding(f"data: {split}{shared}", path, None, _size(path), wrong, remedy)
+
+
+def _wrong(path: Path, digest: str, name: str) -> str:
+    """What is wrong with a file that has this hash, in a few words; empty where nothing is."""
+    if not path.is_file():
+        return f"missing: {name}"
+    return "" if sha256(path) == digest else f"altered: {name}"
 
 
 def _start(run: RunFolder, start: dict[str, Any]) -> Finding:
@@ -184,9 +191,7 @@ def _completions(run: RunFolder, index: int) -> Iterator[Finding]:
     label, result = run.config.stages[index].label, _readable(lambda: run.result(index)) or {}
     if kept := result.get("completions"):
         file = run.memory(index).with_name(COMPLETIONS_FILE)
-        wrong = (
-            f"missing: {file.name}" if not file.is_file() else f"altered: {file.name}" if sha256(file) != kept else ""
-        )
+        wrong = _wrong(file, kept, file.name)
         again = f"{typed(run, 'resume', '--from', label)} makes the stage again"
         remedy = _ask(run, result["shared"]) if "shared" in result else again
         yield Finding(f"{label}: completions", file, None, _size(file), wrong, remedy)

@@ -129,13 +129,14 @@ class Trainer:
         """
         setup, prompts = self.setup, self.setup.tasks.prompts("validation")
         whole = evaluate(setup.policy, prompts, setup.suite, setup.pipeline, setup.ranks, setup.sampler)
-        evaluation, watched = whole.of(setup.shares), [name for name in setup.tasks if name not in setup.shares]
+        evaluation, by_task = whole.of(setup.shares), {name: whole.of({name}) for name in setup.tasks if name}
         if evaluation.accuracy is None:
             setup.observer.note(f"{self.config.label}, validation prompts: {evaluation.problem()}")
             return [], {}
-        curves = {f"validation/accuracy/{n}": a for n in setup.tasks if n and (a := whole.of({n}).accuracy) is not None}
+        shares = {f"validation/accuracy/{name}": part.accuracy for name, part in by_task.items()}
+        curves = {name: share for name, share in shares.items() if share is not None}
         setup.journal.metrics(self.progress.step, {"validation/accuracy": evaluation.accuracy, **curves})
-        return evaluation.correct, {name: whole.of({name}).correct for name in watched}
+        return evaluation.correct, {n: part.correct for n, part in by_task.items() if n not in setup.shares}
 
     def _save(self) -> Path:
         """Write a checkpoint of the present state, unless there is one."""
