@@ -8,7 +8,6 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gradus.flows.screen.plan import refuse_drift
 from gradus.pipeline.common.addresses import unused_environment
 from gradus.pipeline.common.errors import UserError
 from gradus.pipeline.common.locks import abandoned
@@ -16,7 +15,6 @@ from gradus.pipeline.common.shown import gradus_command
 from gradus.pipeline.config import PipelineConfig
 from gradus.pipeline.config.loading import LoadedConfig
 from gradus.pipeline.config.options import differences
-from gradus.pipeline.runs.changed_sources import changed_sources
 from gradus.pipeline.runs.run_folder import RUN_FILE, RunFolder, restore_config
 from gradus.pipeline.stage import Stage
 
@@ -100,6 +98,9 @@ def open_run(
     Raises: UserError where another process works on the named run, and where that was begun with another configuration,
     with the commands that would help.
     """
+    from gradus.flows.screen.plan import refuse_drift
+    from gradus.pipeline.runs.changed_sources import changed_sources
+
     configs = [stage.config for stage in stages.values()]
     for line in unused_environment(loaded.config.tracking.model_dump(), runs_dir):
         say(line)

@@ -9,7 +9,6 @@ from typing import Annotated, Any
 import typer
 
 from gradus.flows.cli.arguments import RUNS, AsJson, Config, Overrides, Runs
-from gradus.flows.open_run import check_world, load
 from gradus.flows.screen.errors import quiet_libraries
 from gradus.flows.screen.text import console, line_printer, print_json
 from gradus.pipeline.common import interruption
@@ -44,6 +43,7 @@ def advise(
     from gradus.flows.advise import rewrite
     from gradus.flows.advise.progress import STOPPING, watching
     from gradus.flows.advise.screen import print_report
+    from gradus.flows.open_run import check_world, load
 
     quiet_libraries()
     loaded, stages = load(config, overrides)

@@ -18,7 +18,6 @@ from gradus.flows.cli import lists as list_commands
 from gradus.flows.cli import prompts as prompt_commands
 from gradus.flows.cli import runs as run_commands
 from gradus.flows.cli.arguments import RUNS, AsJson, Config, EngineOption, Overrides, Runs
-from gradus.flows.open_run import check_world, load
 from gradus.flows.screen.errors import CurrentCommand, command, quiet_libraries
 from gradus.flows.screen.text import console, line_printer, print_json, say
 from gradus.flows.screen.view import open_standard_streams
@@ -112,6 +111,7 @@ def check(
     runs: Runs = RUNS,
 ) -> None:
     """Check a configuration and everything it names, without computing anything."""
+    from gradus.flows.open_run import check_world, load
     from gradus.flows.orchestrator.access import check_prefect
 
     loaded, stages = load(config, overrides)
@@ -140,6 +140,7 @@ def config(
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema that editors complete from.")] = False,
 ) -> None:
     """Print a configuration with every default filled in, or the JSON schema of all configurations."""
+    from gradus.flows.open_run import load
     from gradus.pipeline.config import loading
     from gradus.stages import discover
 

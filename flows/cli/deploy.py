@@ -11,7 +11,6 @@ from typing import Annotated, Any
 import typer
 
 from gradus.flows.cli.arguments import RUNS, Config, Overrides, Runs
-from gradus.flows.open_run import check_world, load
 from gradus.flows.screen.errors import quiet_libraries
 from gradus.flows.screen.text import console, line_printer
 from gradus.pipeline.common.errors import UserError
@@ -136,7 +135,7 @@ def _server() -> str:
 def _request(config: str, overrides: list[str] | None, name: str | None, runs: Path, pool_type: str, url: str) -> Any:
     """The request for a run, checked as far as this machine can check it; the worker checks the rest."""
     from gradus.flows.deploy.deployments import DeploymentRequest
-    from gradus.flows.open_run import check_name
+    from gradus.flows.open_run import check_name, check_world, load
     from gradus.pipeline.execution.preflight import refuse_url
 
     check_name(name)

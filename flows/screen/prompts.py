@@ -41,7 +41,8 @@ def _print_histogram(task: Mapping[str, Any], console: Console) -> None:
     """One bar for each range of pass rates."""
     counts, total = task["counts"], sum(task["counts"])
     name = f"{task['task']}: " if task["task"] else ""
-    Lines(console).say(f"{name}mean pass rate {shown_share(task['mean'])}, {count(task['unseen'])} never seen")
+    shared = f"; {count(task['shared'])} that another of its tasks has too are apart" if task["shared"] else ""
+    Lines(console).say(f"{name}mean pass rate {shown_share(task['mean'])}, {count(task['unseen'])} never seen{shared}")
     parts = len(counts) - 2
     ranges = ["0", *(f"{at / parts:.1f} to {(at + 1) / parts:.1f}" for at in range(parts)), "1"]
     most = max(1, *counts)

@@ -6,6 +6,7 @@ Nothing here needs torch; numpy and pyarrow are imported where they are used.
 from __future__ import annotations
 
 import itertools
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from gradus.pipeline.common.errors import UserError
 from gradus.pipeline.runs.run_folder import RunFolder
 from gradus.pipeline.runs.run_paths import typed
 from gradus.pipeline.tasks.prompts.memory import read_rows
-from gradus.pipeline.tasks.prompts.rates import Pooled, among, keys_of, pooled, train_ids
+from gradus.pipeline.tasks.prompts.rates import Pooled, among, pooled, train_keys
 
 BINS = 10
 """Parts of the range of pass rates; those of 0 and of 1 are counted apart."""
@@ -36,12 +37,16 @@ def prompts_seen(run: RunFolder, stage: str | None = None, shown: int = 5) -> di
             expected="a stage that samples, begun by this version",
             fix=f"{typed(run, 'status')} says what was done",
         )
-    tasks = _tasks(run)
-    known = {index: pooled(each) for index, each in rows.items() if len(each) and (wanted is None or index <= wanted)}
+    with ThreadPoolExecutor(2) as threads:  # numpy and pyarrow let another thread work meanwhile
+        reading = threads.submit(_tasks, run)
+        seen = [index for index, each in rows.items() if len(each) and (wanted is None or index <= wanted)]
+        known = dict(zip(seen, threads.map(pooled, [rows[index] for index in seen]), strict=True))
+        tasks = reading.result()
     told = [index for index in known if wanted in (None, index)]
     pairs = [pair for pair in itertools.pairwise(known) if wanted in (None, pair[1])]
     labels = [each.label for each in run.config.stages]
     own = {index: {name: tasks[name] for name in run.config.shares(run.config.stages[index])} for index in told}
+    alone = {index: _alone(each) for index, each in own.items()}
     return {
         "run": run.name,
         "stages": [
@@ -49,7 +54,10 @@ def prompts_seen(run: RunFolder, stage: str | None = None, shown: int = 5) -> di
                 "stage": labels[index],
                 "groups": len(rows[index]),
                 "prompts": len(known[index].key),
-                "tasks": [{"task": name, **_histogram(known[index], keys)} for name, keys in own[index].items()],
+                "tasks": [
+                    {"task": name, **_histogram(known[index], keys), "shared": len(own[index][name]) - len(keys)}
+                    for name, keys in alone[index].items()
+                ],
                 **_extremes(run, own[index], known[index], shown),
             }
             for index in told
@@ -72,8 +80,9 @@ def export(run: RunFolder, stage: str | None, file: Path) -> int:
         if wanted in (None, index) and len(rows := read_rows(run.memory(index))):
             ids = rows["id"].astype(">u8").tobytes().hex()
             task = numpy.full(len(rows), "", object)
-            for name, keys in tasks.items():
-                task[numpy.isin(rows["id"], keys)] = name
+            for name in run.config.shares(each):
+                known = numpy.isin(rows["id"], tasks[name])
+                task[known] = [f"{one}, {name}" if one else name for one in task[known]]
             columns = {"id": [ids[at : at + 16] for at in range(0, len(ids), 16)], "task": task}
             columns |= {"stage": [each.label] * len(rows)}
             names = ("step", "correct", "valid", "reward", "length")
@@ -87,7 +96,17 @@ def export(run: RunFolder, stage: str | None, file: Path) -> int:
 def _tasks(run: RunFolder) -> dict[str, Any]:
     """name -> keys of the training prompts."""
     folders = {name: run.data_dir / name for name in run.config.named_tasks}
-    return {name: keys_of(train_ids(folder)) for name, folder in folders.items()}
+    return {name: train_keys(folder) for name, folder in folders.items()}
+
+
+def _alone(tasks: dict[str, Any]) -> dict[str, Any]:
+    """Of each task of a stage the keys that no other one has: a record does not say for which task it was scored."""
+    import numpy
+
+    if len(tasks) == 1:
+        return tasks
+    every, times = numpy.unique(numpy.concatenate([*tasks.values()]), return_counts=True)
+    return {name: keys[times[every.searchsorted(keys)] == 1] for name, keys in tasks.items()}
 
 
 def _histogram(known: Pooled, keys: Any) -> dict[str, Any]:
@@ -107,9 +126,15 @@ def _extremes(run: RunFolder, tasks: dict[str, Any], known: Pooled, shown: int) 
     """The hardest and the easiest prompts, with their texts; among equals, those with the lower mean reward first."""
     import numpy
 
-    order = numpy.lexsort((known.key, known.reward, known.rate))
-    order = order[~numpy.isnan(known.rate[order])]
-    places = {"hardest": order[:shown], "easiest": order[::-1][:shown]}
+    rates = numpy.sort(known.rate[~numpy.isnan(known.rate)])
+    low, high = (  # only these are sorted by all that decides
+        rows[numpy.lexsort([part[rows] for part in (known.key, known.reward, known.rate)])]
+        for rows in (
+            numpy.flatnonzero(known.rate <= rates[:shown].max(initial=0)),
+            numpy.flatnonzero(known.rate >= rates[-shown:].min(initial=1)),
+        )
+    )
+    places = {"hardest": low[:shown], "easiest": high[::-1][:shown]}
     texts = _texts(run, tasks, {int(known.key[place]) for part in places.values() for place in part})
     return {
         name: [
@@ -135,9 +160,11 @@ def _texts(run: RunFolder, tasks: dict[str, Any], wanted: set[int]) -> dict[int,
     found: dict[int, dict[str, str]] = {}
     for name, keys in tasks.items():
         rows = numpy.flatnonzero(numpy.isin(keys, numpy.array(sorted(wanted), "u8")))
-        columns = ["question", "answer"]
-        table = pyarrow.parquet.read_table(run.data_dir / name / "train.parquet", columns=columns).take(rows)
-        found |= {int(keys[at]): {"task": name, **text} for at, text in zip(rows, table.to_pylist(), strict=True)}
+        table = pyarrow.parquet.ParquetFile(run.data_dir / name / "train.parquet").read(["question", "answer"])
+        for at in rows.tolist():
+            (text,) = table.slice(at, 1).to_pylist()  # take() imports pandas
+            names = [found[key]["task"], name] if (key := int(keys[at])) in found else [name]
+            found[key] = {"task": ", ".join(names), **text}
     return found
 
 

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gradus.flows.open_run import ConfigSource, check_name, check_world, load, own_copies
 from gradus.pipeline.common.errors import StageFailed, UserError
-from gradus.pipeline.config import PipelineConfig
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from gradus.flows.open_run import ConfigSource
+    from gradus.pipeline.config import PipelineConfig
 
 ARMS = "dapo,vapo,gfpo,srpo,staged"
 """The default arms."""
@@ -72,6 +73,7 @@ def run_comparison(
     from gradus.flows.compare.plan.schedule import Tuning
     from gradus.flows.compare.run import launch as comparisons
     from gradus.flows.compare.run.ray import Cluster
+    from gradus.flows.open_run import check_name, check_world, load, own_copies
     from gradus.flows.orchestrator.access import check_prefect
     from gradus.pipeline.common.process import usable_cores
     from gradus.pipeline.runs.run_folder import CONFIG_FILE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,30 +30,32 @@ def pooled(rows: Any) -> Pooled:
     """All visits of each prompt together."""
     import numpy
 
-    ids = numpy.ascontiguousarray(rows["id"])
-    order = _sorting(ids)
-    ordered = ids[order]
-    starts = numpy.flatnonzero(numpy.concatenate([numpy.ones(min(len(ids), 1), bool), ordered[1:] != ordered[:-1]]))
-    visits = numpy.diff(starts, append=len(ids))
-    if not len(ids):
+    rows = _by_prompt(rows)
+    ids = rows["id"]
+    if not len(rows):
         return Pooled(ids, *(numpy.zeros(0, kind) for kind in (int, int, int, float, float)))
-    correct, valid = (numpy.add.reduceat(rows[name][order], starts, dtype=int) for name in ("correct", "valid"))
-    reward = numpy.add.reduceat(numpy.nan_to_num(rows["reward"])[order], starts, dtype=float) / visits
+    starts = numpy.flatnonzero(numpy.concatenate([[True], ids[1:] != ids[:-1]]))
+    visits = numpy.diff(starts, append=len(ids))
+    correct, valid = (numpy.add.reduceat(rows[name], starts, dtype=int) for name in ("correct", "valid"))
+    reward = numpy.add.reduceat(numpy.nan_to_num(rows["reward"]), starts, dtype=float) / visits
     rate = correct / numpy.where(valid > 0, valid, numpy.nan)
-    return Pooled(ordered[starts], visits, correct, valid, reward, rate)
+    return Pooled(ids[starts], visits, correct, valid, reward, rate)
 
 
-def _sorting(ids: Any) -> Any:
-    """The order that sorts the ids, equal ones as they come. Numpy sorts numbers several times faster than it finds the
-    order of them, so the places are sorted along in the lower bits, and what differs in these alone is put right."""
+def _by_prompt(rows: Any) -> Any:
+    """The records sorted by their ids, equal ones as they come. Numpy sorts numbers several times faster than it finds
+    the order of them, so the places are sorted along in the lower bits, and what differs in these alone is put right.
+    Whole records are moved, since most of the time goes into reaching each, not into what is read there."""
     import numpy
 
-    bits = numpy.uint64(len(ids).bit_length())
-    packed = (ids >> bits << bits) | numpy.arange(len(ids), dtype="u8")
+    lower = numpy.uint64((1 << len(rows).bit_length()) - 1)
+    packed = rows["id"] & ~lower
+    packed |= numpy.arange(len(rows), dtype="u8")
     packed.sort()
-    order = (packed & ((numpy.uint64(1) << bits) - numpy.uint64(1))).astype(int)
-    nearly = ids[order]
-    return order if (nearly[1:] >= nearly[:-1]).all() else order[numpy.argsort(nearly, kind="stable")]
+    packed &= lower
+    rows = rows.take(packed.view(int))
+    ids = rows["id"]
+    return rows if (ids[1:] >= ids[:-1]).all() else rows.take(numpy.argsort(ids, kind="stable"))
 
 
 def among(ordered: Any, keys: Any) -> Any:
@@ -93,8 +96,14 @@ def rates(keys: Any, memories: Sequence[Any]) -> Any:
     return found
 
 
-def train_ids(folder: Path) -> list[str]:
-    """The ids of a task's training prompts, from the folder of its data."""
+def train_keys(folder: Path) -> Any:
+    """The keys of a task's training prompts, from the folder of its data."""
+    import numpy
+    import pyarrow
     import pyarrow.parquet
 
-    return pyarrow.parquet.read_table(folder / "train.parquet", columns=["id"])["id"].to_pylist()
+    ids = pyarrow.parquet.ParquetFile(folder / "train.parquet").read(["id"])["id"]  # read_table() imports pandas
+    with contextlib.suppress(ValueError):  # an id that is no number
+        digits = ids.cast(pyarrow.binary(16)).combine_chunks().buffers()[1]
+        return numpy.frombuffer(bytes.fromhex(str(digits, "ascii")), ">u8").astype("u8")
+    return keys_of(ids.to_pylist())
