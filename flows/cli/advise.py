@@ -61,10 +61,8 @@ def advise(
         stack.enter_context(interruption.deferred())  # what was sampled is reported
         chain = rewrite.advised_config(loaded, overrides or [], report.advice, stages)
         estimates = work.costs(chain, stages, report)
-        if as_json:
-            print_json(report.record(estimates), allow_nan=False)
-        else:
-            print_report(report, estimates, screen)
+        found = report.record(estimates)
+        print_json(found, allow_nan=False) if as_json else print_report(report, estimates, screen)
         notes: list[str] = []
         if plot is not None:
             drawing.draw(report.probe.diagnosis, f"{loaded.config.name}: {probed.shown}", plot)
