@@ -55,6 +55,8 @@ class AdviceReport:
     probe: Probe
     situation: Situation
     advice: list[Advice]
+    prompts: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    """name of a task -> its training prompts."""
 
     def record(self, costs: list[StageCost]) -> dict[str, Any]:
         """The report with these estimates as plain data."""
@@ -156,7 +158,8 @@ def advise(
             prompts, samples, seconds, watch, Path(folder) / "rewards.log",
         )  # fmt: skip
     situation = situation_of(config, stages, probed)
-    return AdviceReport(probed, found, situation, decide(found.diagnosis, situation))
+    prompts_by_task = {name: len(task.train) for name, task in tasks.items()}
+    return AdviceReport(probed, found, situation, decide(found.diagnosis, situation), prompts_by_task)
 
 
 def _open(loaded: LoadedConfig, probed: ProbedPolicy, folder: Path) -> tuple[Tasks, Any]:
@@ -220,7 +223,8 @@ def costs(config: PipelineConfig, stages: Mapping[str, Stage], report: AdviceRep
         unknown = from_demonstrations or not sizes
         all_useful = needs.critic is not None or needs.reference_rewards  # the baseline is not the group's mean
         useful = None if unknown else 1.0 if all_useful else by_group[max(sizes)].value
-        found.append(stage_cost(each, needs, speed, length, useful))
+        prompts = sum(report.prompts.get(name, 0) for name in config.shares(each))
+        found.append(stage_cost(each, needs, speed, length, useful, prompts))
     return found
 
 

@@ -123,6 +123,10 @@ def print_costs(costs: Sequence[StageCost], console: Console) -> None:
     rows.append(["all", f"{sum(c.steps for c in costs):,}", "", "", "", duration(sum(c.seconds for c in costs)), ""])
     header = ["stage", "steps", "rollouts/step", "useful groups", "one step", "all steps", "memory"]
     print_table(console, header, rows, header[1:])
+    for c in costs:
+        if c.profile_rollouts:
+            what = f"{c.profile_rollouts:,} completions before the first step, to profile the prompts"
+            print_text(console, f"{c.label}: of these {duration(c.profile_seconds)} for {what}")
 
 
 def bar(value: float, width: int, plain: bool = False) -> str:

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from gradus.flows.screen.text import Lines, print_table, size_text
 from gradus.pipeline.config import PipelineConfig
+from gradus.pipeline.config.checks import profile_size
 from gradus.pipeline.estimates.hardware import Hardware
 from gradus.pipeline.estimates.memory import Load, memory
 from gradus.pipeline.estimates.model_size import ModelSize, model_size
@@ -40,6 +41,8 @@ SAVINGS: dict[str, dict[str, Any]] = {
     "policy.dtype: bfloat16": {"weight_bytes": 2},
 }
 """Options that save memory -> what they change in a load."""
+PROFILED = 1000
+"""Prompts of a profile whose time is shown: how many there are is known once the data are read."""
 MOST_DOUBLINGS = 7
 """How often the number of devices is doubled to find one that is enough."""
 
@@ -49,11 +52,12 @@ def sizes(
 ) -> dict[str, Any]:
     """Memory and time of every stage, as plain data. Raises: UserError if the model is not known."""
     size = model_size(config.policy)
+    profiles = {stage.label: profile_size(stage) for stage in config.stages}
     loads = [
         Load.of(config, stage, stages[stage.stage].needs(stage), prompt_tokens, hardware.cuda, hardware.devices)
         for stage in config.stages
     ]
-    rows = [_row(size, load, hardware) for load in loads]
+    rows = [_row(size, load, hardware, profiles[load.label]) for load in loads]
     heaviest = max(range(len(rows)), key=lambda place: rows[place]["peak"])
     return {
         "hardware": {**asdict(hardware), "shown": hardware.shown},
@@ -66,13 +70,16 @@ def sizes(
     }
 
 
-def _row(size: ModelSize, load: Load, hardware: Hardware) -> dict[str, Any]:
+def _row(size: ModelSize, load: Load, hardware: Hardware, profile: int) -> dict[str, Any]:
     found, time = memory(size, load, hardware.devices), pace(size, load, hardware)
     engine = load.engine_share * hardware.memory
     peak = hardware.overhead * found.peak + engine
     row = {"label": load.label, "steps": load.steps, "peak": peak, "fits": peak <= hardware.memory}
     row |= {"engine": engine} | {name: getattr(found, name) for name in (*PARTS, *PHASES)}
     row |= {"sampling_seconds": time.of("sampling"), "learning_seconds": time.of("learning")}
+    if profile:
+        completions = load.prompts * load.group * hardware.devices * (1 + load.reference_sampled)
+        row |= {"profile": profile, "profile_seconds": time.of("sampling") * profile * PROFILED / completions}
     return row | {"bottleneck": time.largest.what, "bottleneck_share": time.largest.seconds / time.seconds}
 
 
@@ -130,6 +137,10 @@ def print_sizes(found: Mapping[str, Any], console: Console) -> None:
         for row in rows
     ]
     print_table(console, ["stage", "sampling", "learning", "all steps", "largest part"], times, TIMES)
+    for row in rows:
+        if "profile" in row:
+            what = f"{row['profile']} completions of every training prompt before the first step"
+            say(f"{row['label']}: {what}, {_time(row['profile_seconds'])} for each {PROFILED:,} prompts beside that")
     if found["ways_on"]:
         say(f"\n{found['heaviest']} needs the most memory and does not fit. What would save memory:")
     for way in found["ways_on"]:

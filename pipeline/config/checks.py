@@ -75,11 +75,22 @@ def check_switching(stage: StageConfig, by_task: Mapping[str, int], trained: Col
         raise ValueError(f"{name} has two ideas of its best: `handover: best` goes by accuracy, its guard by reward")
 
 
-def by_pass_rate(stage: StageConfig) -> dict[str, Any]:
-    """key -> options, of those that choose prompts by what earlier stages found."""
+def profile_size(stage: StageConfig) -> int:
+    """How often a stage answers each training prompt before its first step, for the prompt's pass rate; 0: never."""
+    return (stage.prompts.profile if stage.prompts is not None else None) or 0
+
+
+def goes_by_pass_rate(stage: StageConfig) -> dict[str, Any]:
+    """key -> options, of those that choose prompts by pass rates, whoever finds them."""
     order = stage.order if stage.order is not None and stage.order.by == "pass_rate" else None
-    asked = {"prompts": stage.prompts, "curriculum": stage.curriculum, "order": order}
+    prompts = stage.prompts if stage.prompts is not None and stage.prompts.pass_rate is not None else None
+    asked = {"prompts": prompts, "curriculum": stage.curriculum, "order": order}
     return {key: options for key, options in asked.items() if options is not None}
+
+
+def by_pass_rate(stage: StageConfig) -> dict[str, Any]:
+    """key -> options, of those that choose prompts by what earlier stages found; none where a profile finds it."""
+    return {} if profile_size(stage) else goes_by_pass_rate(stage)
 
 
 def check_prompts(stages: Sequence[StageConfig]) -> None:
@@ -88,6 +99,8 @@ def check_prompts(stages: Sequence[StageConfig]) -> None:
     for index, stage in enumerate(stages):
         if stage.order is not None and stage.curriculum is not None:
             raise ValueError(f"stages.{stage.label} has an `order` and a `curriculum`, which are two; leave one out")
+        if profile_size(stage):
+            _check_profile(stage)
         for key, chosen in by_pass_rate(stage).items():
             if not index:
                 raise ValueError(
@@ -98,3 +111,19 @@ def check_prompts(stages: Sequence[StageConfig]) -> None:
                 why = "comes later" if chosen.from_ in labels[index + 1 :] else "is no stage before it"
                 known = ", ".join(labels[:index])
                 raise ValueError(f"stages.{stage.label}.{key}.from: {chosen.from_} {why}; expected one of {known}")
+
+
+def _check_profile(stage: StageConfig) -> None:
+    """Something goes by what a profile finds, and by nothing else. Raises: ValueError."""
+    asked = goes_by_pass_rate(stage)
+    if not asked:
+        raise ValueError(
+            f"stages.{stage.label}.prompts.profile finds pass rates that nothing goes by; give "
+            "prompts.pass_rate, a curriculum or an order by pass_rate, or leave it out"
+        )
+    for key, chosen in asked.items():
+        if chosen.from_ is not None:
+            raise ValueError(
+                f"stages.{stage.label}.{key}.from takes pass rates of {chosen.from_}, and prompts.profile finds them "
+                "at the stage's start; leave one of them out"
+            )

@@ -14,18 +14,29 @@ Share = Annotated[float, Field(ge=0, le=1)]
 class PromptsConfig(Options):
     """The prompts that a stage trains on, chosen by pass rate: the share of their completions that was correct."""
 
-    pass_rate: tuple[Share, Share]
+    pass_rate: tuple[Share, Share] | None = None
     """[lowest, highest]: only prompts whose pass rate lies between, both included; [0, 0.9] drops what is nearly
-    solved."""
+    solved. Needed, except where ``profile`` finds pass rates for the stage's ``curriculum`` or ``order``."""
+    profile: int | None = Field(None, ge=1, le=1000)
+    """Before its first step the stage answers each of its training prompts so many times, with the policy that it
+    starts from and its own sampling options; its pass rates, also those of ``curriculum`` and ``order``, are what this
+    finds. Default: pass rates are those that earlier stages found while they trained."""
     from_: Name | None = Field(None, alias="from")
     """The stage whose completions are counted; default: for each prompt the newest earlier stage that scored it."""
     unseen: bool = True
-    """Whether prompts are trained on that no such stage has scored."""
+    """Whether prompts are trained on that no such stage, or the profile, could score."""
 
     @model_validator(mode="after")
-    def _in_order(self) -> PromptsConfig:
-        if self.pass_rate[0] > self.pass_rate[1]:
+    def _makes_sense(self) -> PromptsConfig:
+        if self.pass_rate is None and self.profile is None:
+            raise ValueError("`prompts` chooses nothing without a `pass_rate: [lowest, highest]`")
+        if self.pass_rate is not None and self.pass_rate[0] > self.pass_rate[1]:
             raise ValueError(f"`pass_rate` is [lowest, highest], and {self.pass_rate[0]} is more than its highest")
+        if self.profile is not None and self.from_ is not None:
+            raise ValueError(
+                f"`profile` finds pass rates at the stage's start, and `from: {self.from_}` takes those of another "
+                "stage; leave one of them out"
+            )
         return self
 
 
@@ -44,7 +55,7 @@ class CurriculumConfig(Options):
     width: float = Field(0.15, gt=0)
     """The standard deviation of the weights."""
     from_: Name | None = Field(None, alias="from")
-    """The stage whose completions are counted; default: for each prompt the newest earlier stage that scored it."""
+    """The stage whose completions are counted; default: as in ``prompts``."""
     unseen: Share | None = None
     """The pass rate that a prompt is taken to have which no such stage has scored; null leaves these prompts out."""
 
@@ -53,7 +64,7 @@ class OrderConfig(Options):
     """The order in which each epoch visits the prompts; equal ones come in another order each time."""
 
     by: str = Field(min_length=1)
-    """``length`` (of the question), ``pass_rate`` (that earlier stages found; unseen ones last), or the name of a
+    """``length`` (of the question), ``pass_rate`` (as in ``prompts``; unseen ones last), or the name of a
     column of the task that has a number, or a text, in every row."""
     descending: bool = False
     """Whether the largest come first: with ``pass_rate``, the easiest."""

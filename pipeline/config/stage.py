@@ -120,9 +120,10 @@ class StageConfig(Options):
     """Arguments of the chat template in this stage, such as ``enable_thinking: false``, beside the task's and the
     policy's."""
     prompts: PromptsConfig | None = None
-    """Train only on prompts within a range of pass rates that earlier stages found; default: on all."""
+    """Train only on prompts within a range of pass rates, which earlier stages or a profile at the stage's start found;
+    default: on all."""
     curriculum: CurriculumConfig | None = None
-    """Draw prompts by weights over the pass rates that earlier stages found, which move through the stage."""
+    """Draw prompts by weights over their pass rates, which move through the stage."""
     order: OrderConfig | None = None
     """Visit the prompts of each epoch in an order, such as ``{by: length}``; default: shuffled."""
     demonstrations: DemonstrationsConfig | None = None

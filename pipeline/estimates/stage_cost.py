@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from gradus.pipeline.config import StageConfig
+from gradus.pipeline.config.checks import profile_size
 from gradus.pipeline.stage import Needs
 
 if TYPE_CHECKING:
@@ -30,14 +31,19 @@ class StageCost:
     """Expected share of groups with weights other than zero; None where it is not known."""
     memory_bytes: int
     """Peak memory of the training process, or of its device."""
+    profile_rollouts: int = 0
+    """Completions that are sampled before the first step, to profile the prompts."""
+    profile_seconds: float = 0.0
 
     @property
     def seconds(self) -> float:
-        """The time of all steps."""
-        return self.steps * self.step_seconds
+        """The time of all steps, and of the profile before them."""
+        return self.profile_seconds + self.steps * self.step_seconds
 
 
-def stage_cost(config: StageConfig, needs: Needs, speed: Speed, length: float, useful: float | None) -> StageCost:
+def stage_cost(
+    config: StageConfig, needs: Needs, speed: Speed, length: float, useful: float | None, prompts: int = 0
+) -> StageCost:
     """Estimate the time and the memory of a stage.
 
         step = n * length / sampling speed + n * scoring + updates * trained tokens / learning speed
@@ -49,7 +55,7 @@ def stage_cost(config: StageConfig, needs: Needs, speed: Speed, length: float, u
     and moments, plus every further copy that the stage keeps.
 
     ``length``: mean tokens of a completion. ``useful``: share of groups with weights other than zero; where it is not
-    known (None), all groups count.
+    known (None), all groups count. ``prompts``: the training prompts of the stage, all of which a profile answers.
     Departure: evaluations, checkpoints and the passes for KL or a log-ratio, some 5 to 10 % of a run, are left out.
     """
     completions = config.prompts_per_step * config.group_size
@@ -58,7 +64,9 @@ def stage_cost(config: StageConfig, needs: Needs, speed: Speed, length: float, u
     share = 1.0 if useful is None else useful
     rounds = min(needs.refills + 1.0, 1 / share if share else needs.refills + 1.0)
     trained = completions * length * min(1.0, share * rounds)
-    seconds = sampled * rounds * (length / speed.sample_tokens_per_second + speed.score_seconds)
+    completion_seconds = length / speed.sample_tokens_per_second + speed.score_seconds
+    profiled = profile_size(config) * prompts
+    seconds = sampled * rounds * completion_seconds
     seconds += config.updates_per_batch * trained / speed.update_tokens_per_second
     has_network = needs.critic is not None and needs.critic.kind == "token"
     if has_network:
@@ -67,4 +75,6 @@ def stage_cost(config: StageConfig, needs: Needs, speed: Speed, length: float, u
     copies = needs.reference + measures_kl + bool(config.async_)
     copies += (1 + OPTIMIZER_COPIES) * has_network
     memory = speed.peak_bytes + (copies - 1) * speed.weight_bytes
-    return StageCost(config.label, config.steps, seconds, round(sampled * rounds) or completions, useful, memory)
+    rollouts = round(sampled * rounds) or completions
+    profile = (profiled, profiled * completion_seconds)
+    return StageCost(config.label, config.steps, seconds, rollouts, useful, memory, *profile)

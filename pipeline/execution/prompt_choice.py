@@ -9,7 +9,7 @@ from typing import Any
 from gradus.pipeline.common.errors import UserError
 from gradus.pipeline.common.files import sha256
 from gradus.pipeline.config import PipelineConfig, StageConfig
-from gradus.pipeline.config.checks import by_pass_rate
+from gradus.pipeline.config.checks import by_pass_rate, profile_size
 from gradus.pipeline.runs.run_folder import RunFolder
 from gradus.pipeline.runs.run_paths import typed
 from gradus.pipeline.stage import Stage
@@ -26,6 +26,14 @@ def _sampling_before(config: PipelineConfig, stage: StageConfig, stages: Mapping
 
 def check_choice(config: PipelineConfig, stage: StageConfig, stages: Mapping[str, Stage]) -> None:
     """The stages that a stage chooses its prompts by score completions. Raises: UserError."""
+    if (samples := profile_size(stage)) and stages[stage.stage].needs(stage).completions != "policy":
+        raise UserError(
+            f"the stage `{stage.label}` learns from demonstrations, and a profile samples completions and scores them",
+            where=f"stages.{stage.label}.prompts.profile",
+            got=samples,
+            expected="a stage that samples completions",
+            fix="leave `profile` out; `prompts.pass_rate` goes by what earlier stages found",
+        )
     labels = [each.label for each in config.stages]
     before, scoring = labels[: labels.index(stage.label)], _sampling_before(config, stage, stages)
     for key, options in by_pass_rate(stage).items():

@@ -33,6 +33,7 @@ from gradus.pipeline.tracking.journal import Journal
 from gradus.pipeline.training.evaluation import Evaluation, evaluate
 from gradus.pipeline.training.learner.state_files import read_state
 from gradus.pipeline.training.metrics import heldout_curves, sample_rows
+from gradus.pipeline.training.profile import profiled
 from gradus.pipeline.training.setup import Setup
 from gradus.pipeline.training.trainer import Trainer
 
@@ -72,12 +73,12 @@ def train(
     _start_journal(journal, work, stage, before, ranks)
     sampler = sampler_for(run.config, policy, work.parent, run.path, index)
     tasks = demonstrated(run, index, work.tasks).asked(run.config.asked(config))
-    setup = Setup(
+    setup = profiled(Setup(
         policy, stage, config, pipeline, tasks.only(run.config.used_tasks(config)), suite, journal, observer,
         folder=run.stage_dir(index), earlier=earlier_records(run, index),
         parent_folder=work.parent, parent=parent, fingerprint=work.fingerprint, resume_from=work.resume_from,
         carried=read_state(work.parent / RESUME) if config.carry else None, ranks=ranks, sampler=sampler,
-    )  # fmt: skip
+    ))  # fmt: skip
     _tell_long_demonstrations(setup)
     trainer = Trainer(setup)
     checkpoint = trainer.train()

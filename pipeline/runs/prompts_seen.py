@@ -14,17 +14,20 @@ from gradus.pipeline.common.errors import UserError
 from gradus.pipeline.runs.run_folder import RunFolder
 from gradus.pipeline.runs.run_paths import typed
 from gradus.pipeline.tasks.prompts.memory import read_rows
-from gradus.pipeline.tasks.prompts.rates import Pooled, among, pooled, train_keys
+from gradus.pipeline.tasks.prompts.rates import Pooled, among, parted, pooled, train_keys
 
 BINS = 10
 """Parts of the range of pass rates; those of 0 and of 1 are counted apart."""
+PARTS = (" (profile)", "")
+"""What follows a stage's name where its profile, and where its training is meant."""
 STATES = ("failed", "mixed", "solved")
 """Of a prompt in a stage: no completion was correct, some were, all were."""
 
 
 def prompts_seen(run: RunFolder, stage: str | None = None, shown: int = 5) -> dict[str, Any]:
     """For each stage that scored something, or for one: visits, a histogram of pass rates for each task, the hardest
-    and the easiest prompts; and between the stages, how many went from failed to solved, and so on.
+    and the easiest prompts; and between the stages, how many went from failed to solved, and so on. What a stage
+    profiled before its first step is shown as a stage of its own before it.
 
     Raises: UserError where the stage is unknown, or nothing is remembered.
     """
@@ -37,30 +40,31 @@ def prompts_seen(run: RunFolder, stage: str | None = None, shown: int = 5) -> di
             expected="a stage that samples, begun by this version",
             fix=f"{typed(run, 'status')} says what was done",
         )
+    parts = {(index, name): part for index in rows for name, part in zip(PARTS, parted(rows[index]), strict=True)}
     with ThreadPoolExecutor(2) as threads:  # numpy and pyarrow let another thread work meanwhile
         reading = threads.submit(_tasks, run)
-        seen = [index for index, each in rows.items() if len(each) and (wanted is None or index <= wanted)]
-        known = dict(zip(seen, threads.map(pooled, [rows[index] for index in seen]), strict=True))
+        seen = [key for key, each in parts.items() if len(each) and (wanted is None or key[0] <= wanted)]
+        known = dict(zip(seen, threads.map(pooled, [parts[key] for key in seen]), strict=True))
         tasks = reading.result()
-    told = [index for index in known if wanted in (None, index)]
-    pairs = [pair for pair in itertools.pairwise(known) if wanted in (None, pair[1])]
-    labels = [each.label for each in run.config.stages]
-    own = {index: {name: tasks[name] for name in run.config.shares(run.config.stages[index])} for index in told}
-    alone = {index: _alone(each) for index, each in own.items()}
+    told = [key for key in known if wanted in (None, key[0])]
+    pairs = [pair for pair in itertools.pairwise(known) if wanted in (None, pair[1][0])]
+    labels = {key: run.config.stages[key[0]].label + key[1] for key in known}
+    own = {key: {name: tasks[name] for name in run.config.shares(run.config.stages[key[0]])} for key in told}
+    alone = {key: _alone(each) for key, each in own.items()}
     return {
         "run": run.name,
         "stages": [
             {
-                "stage": labels[index],
-                "groups": len(rows[index]),
-                "prompts": len(known[index].key),
+                "stage": labels[key],
+                "groups": len(parts[key]),
+                "prompts": len(known[key].key),
                 "tasks": [
-                    {"task": name, **_histogram(known[index], keys), "shared": len(own[index][name]) - len(keys)}
-                    for name, keys in alone[index].items()
+                    {"task": name, **_histogram(known[key], keys), "shared": len(own[key][name]) - len(keys)}
+                    for name, keys in alone[key].items()
                 ],
-                **_extremes(run, own[index], known[index], shown),
+                **_extremes(run, own[key], known[key], shown),
             }
-            for index in told
+            for key in told
         ],
         "moves": [
             {"from": labels[one], "to": labels[two], "counts": _moves(known[one], known[two])} for one, two in pairs

@@ -31,6 +31,7 @@ REMEDIES = {
     "stage.json": WITHOUT
     + " resume {name}{runs}` goes on: a stage that is done does not need it, and another one starts "
     "again, with what is there kept as an attempt",
+    "profile.json": "nothing: a stage with a checkpoint does not need it, and another one profiles its prompts anew",
     "heldout.json": COPY + "; only comparisons read it",
     "data.json": COPY + "; the data cannot be made again within a run: without a copy, start a new run",
 }

@@ -56,7 +56,9 @@ class Setup:
     resume_from: Path | None = None
     """A whole checkpoint of this stage to resume from; None where the stage begins."""
     earlier: Earlier = field(default_factory=dict)
-    """What earlier stages remember of prompts, where the stage chooses its prompts by it."""
+    """What earlier stages, or a profile, remember of prompts, where the stage chooses its prompts by it."""
+    spent: State = field(default_factory=dict)
+    """What the stage has spent before its first step, as the state of :class:`Progress`."""
     ranks: Ranks = ALONE
     """The processes that train the stage together."""
     sampler: Sampler = BUILT_IN

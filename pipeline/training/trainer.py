@@ -39,7 +39,7 @@ class Trainer:
         schedule = setup.schedule()
         self.batches = setup.batches(schedule)
         self.learned = Learned(setup, schedule)
-        self.log, self.progress = StepLog(setup), Progress()
+        self.log, self.progress = StepLog(setup), Progress(**setup.spent)
         self.stopping = EarlyStopping(setup.config)
         self.checkpoints = StageCheckpoints(setup)
         self.interrupts = Interrupts(setup.ranks)

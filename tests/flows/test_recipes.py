@@ -15,9 +15,12 @@ from typer.testing import CliRunner
 from gradus.flows.cli import app
 from gradus.flows.order import run_plain
 from gradus.pipeline.common.observer import Observer
+from gradus.pipeline.config.checks import profile_size
 from gradus.pipeline.config.loading import PACKAGED
 from gradus.pipeline.execution.preflight import preflight
 from gradus.pipeline.runs.run_folder import RunFolder
+from gradus.pipeline.tasks.prompts.memory import read_rows
+from gradus.pipeline.tasks.prompts.rates import parted, train_keys
 from gradus.pipeline.types import Prompt
 from gradus.stages import discover
 
@@ -37,6 +40,9 @@ def test_a_recipe_trains_every_stage_at_toy_size(name: str, chat: Path, tmp_path
         longest = (stage.sampling or loaded.config.sampling).max_tokens
         assert all(0 < step["completion/length"] <= longest for step in steps)
         assert sum(step["update/rows"] for step in steps) > 0, "something was learned from"
+        profiled = len(parted(read_rows(folder / "prompts.bin"))[0])
+        tasks = loaded.config.shares(stage) if profile_size(stage) else ()
+        assert profiled == sum(len(train_keys(run.data_dir / task)) for task in tasks)
         assert {value for step in steps for key, value in step.items() if key.startswith("reward_errors/")} == {0.0}
         scored = {
             reward.label for task in loaded.config.shares(stage) for reward in loaded.config.rewards_by_task[task]
@@ -51,6 +57,7 @@ def test_a_recipe_can_be_planned_without_a_network(name: str, tmp_path: Path) ->
     assert told.exit_code == 0, told.output
     for stage in json.loads(told.stdout)["sizes"]["stages"]:
         assert stage["peak"] > 1e9 and stage["sampling_seconds"] > 1
+        assert ("profile_seconds" in stage) == (name in ("skywork-or1", "nemotron-3-nano"))
     page = (REPOSITORY / "docs" / "recipes.md").read_text()
     assert f"`{name}`" in page and f"gradus run recipes/{name}" in (PACKAGED / "recipes" / f"{name}.yaml").read_text()
 

@@ -2,7 +2,9 @@
 
 As a script: ``python killed_runs.py FOLDER NAME LIFE ...`` where a life is ``label:step:share:signal``: once that step
 of that stage, or a later one, is done, the signal comes after that share of a further step's time; ``-`` lets a life
-end undisturbed. Every life is a process of its own, forked from one that has imported everything.
+end undisturbed. In place of a step, ``profile-N`` is the N-th part of a profile that a life completes: the signal comes
+before its record is written where the share is 0, and after that where it is 1. Every life is a process of its own,
+forked from one that has imported everything.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from gradus.pipeline.common.observer import Observer
 from gradus.pipeline.config.pipeline import pipeline_model
 from gradus.pipeline.runs.run_folder import RunFolder
 from gradus.pipeline.runs.same_outcome import outcome_differences
+from gradus.pipeline.training import profile
 
 KILL, TERM, INT = int(signal.SIGKILL), int(signal.SIGTERM), int(signal.SIGINT)
 
@@ -56,6 +59,30 @@ class Fate(Observer):
             self.strike.start()
 
 
+class ProfilesFate(Observer):
+    """Sends this process a signal when a profile has answered some of its parts."""
+
+    def __init__(self, life: str):
+        self.label, part, share, number = life.split(":")
+        self.left, self.after, self.number = int(part.removeprefix("profile-")), share == "1", int(number)
+        self.write, profile.write_sealed = profile.write_sealed, self.written
+
+    def written(self, path: Path, fields: dict[str, Any]) -> None:
+        self.left -= self.label in path.parent.name
+        if not self.left and not self.after:
+            os.kill(os.getpid(), self.number)
+        self.write(path, fields)
+        if not self.left and self.after:
+            os.kill(os.getpid(), self.number)
+
+
+def fate(life: str, labels: list[str]) -> Observer:
+    """What ends a life."""
+    if life == "-":
+        return Observer()
+    return ProfilesFate(life) if ":profile-" in life else Fate(life, labels)
+
+
 def live(run: RunFolder, life: str) -> int:
     """The exit status of a process that works on the run until it is done or struck."""
     child = os.fork()
@@ -65,7 +92,7 @@ def live(run: RunFolder, life: str) -> int:
     try:
         labels = [stage.label for stage in run.config.stages]
         with run.lock(), interruption.handled():
-            run_plain(run.path, Observer() if life == "-" else Fate(life, labels))
+            run_plain(run.path, fate(life, labels))
         code = 0
     except SystemExit as ending:
         code = int(ending.code or 0)

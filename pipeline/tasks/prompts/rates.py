@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -58,6 +59,12 @@ def _by_prompt(rows: Any) -> Any:
     return rows if (ids[1:] >= ids[:-1]).all() else rows.take(numpy.argsort(ids, kind="stable"))
 
 
+def parted(rows: Any) -> tuple[Any, Any]:
+    """The records of a stage's profile, which come first and have the step 0, and those of its training."""
+    begin = bisect.bisect_left(range(len(rows)), 1, key=lambda place: int(rows[place]["step"]))
+    return rows[:begin], rows[begin:]
+
+
 def among(ordered: Any, keys: Any) -> Any:
     """Which of the keys in ``ordered``, which are sorted, are among ``keys``."""
     import numpy
@@ -82,11 +89,14 @@ def keys_of(ids: Sequence[str]) -> Any:
 
 
 def rates(keys: Any, memories: Sequence[Any]) -> Any:
-    """The pass rate of each key by the first of these memories' rows that scored it; NaN where none did."""
+    """The pass rate of each key by the first of these memories' rows that scored it; NaN where none did.
+
+    Of a stage that profiled its prompts, the groups that it trained on go before those of its profile.
+    """
     import numpy
 
     found = numpy.full(len(keys), numpy.nan)
-    for rows in memories:
+    for rows in (part for memory in memories for part in reversed(parted(memory))):
         if not len(rows):
             continue
         known = pooled(rows)

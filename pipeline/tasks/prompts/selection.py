@@ -38,7 +38,7 @@ def selected(dataset: Dataset, stage: StageConfig, needed: int, earlier: Earlier
         return Selected(dataset, None, [])
     keys, told, found = keys_of(list(dataset["id"])), list[str](), None
     keep = numpy.ones(len(keys), bool)
-    if (prompts := stage.prompts) is not None:
+    if (prompts := stage.prompts) is not None and prompts.pass_rate is not None:
         rate = rates(keys, _from(prompts.from_, earlier))
         low, high = prompts.pass_rate
         unseen, below, above = numpy.isnan(rate), rate < low, rate > high

@@ -43,7 +43,14 @@ STAGES = [
     {"stage": "dapo", "group_size": 3, "variant": "paper", "refills": 1, "prompts_per_step": 5},
     {"stage": "vapo", "group_size": 3, "name": "vapo"},
     {"stage": "vapo", "group_size": 3, "variant": "paper", "critic_warmup": 1, "critic_lr": 1e-3, "name": "vapo-paper"},
-    {"stage": "gfpo", "group_size": 3, "ranking": ["reward", "shorter"], "updates_per_batch": 2, "token_budget": 30},
+    {
+        "stage": "gfpo",
+        "group_size": 3,
+        "ranking": ["reward", "shorter"],
+        "updates_per_batch": 2,
+        "token_budget": 30,
+        "prompts": {"profile": 2, "pass_rate": [0, 0.9]},
+    },
     {"stage": "srpo", "group_size": 2, "refresh": 2, "advantage": "combined", "gradient_checkpointing": True},
     {"stage": "sft", "prompts_per_step": 1, "handover": "best", "eval_every": 1, "carry": ["optimizer"]},
 ]

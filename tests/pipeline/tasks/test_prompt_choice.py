@@ -17,6 +17,7 @@ from gradus.pipeline.tasks.prompt_order import PromptStream, Schedule
 from gradus.pipeline.tasks.prompts.curriculum import Curriculum
 from gradus.pipeline.tasks.prompts.memory import dtype, key_of
 from gradus.pipeline.tasks.prompts.ordering import ordered
+from gradus.pipeline.tasks.prompts.rates import keys_of, rates
 from gradus.pipeline.tasks.prompts.selection import selected
 
 COUNT = 8
@@ -52,6 +53,14 @@ def test_prompts_within_the_range_of_pass_rates_are_left(prompts: dict, left: li
     found = selected(stream_of(COUNT).dataset, stage_of(prompts=prompts), 1, EARLIER)
     assert list(found.dataset["id"]) == left and found.rates is None
     assert found.told[0].startswith(f"x: {len(left)} of 8 prompts are left, without")
+
+
+def test_of_a_stage_with_a_profile_its_training_goes_first_and_the_rest_is_by_its_profile() -> None:
+    visits = records(p1=4, p9=4)
+    visits["step"] = 3
+    memories = [np.concatenate([records(p0=0, p1=2, p9=1), visits]), records(p0=4, p2=3)]
+    found = rates(keys_of(["p0", "p1", "p2", "p3"]), memories)
+    assert found[:3].tolist() == [0, 1, 0.75] and np.isnan(found[3])
 
 
 def test_what_is_left_out_and_why_is_told_and_too_few_are_an_error() -> None:
@@ -153,6 +162,22 @@ def test_a_column_that_cannot_be_ordered_by_is_refused(rows: list[dict]) -> None
         (1, {"prompts": {"pass_rate": [0.9, 0.1]}}, r"0.9 is more than its highest"),
         (1, {"prompts": {"pass_rate": [0, 1.1]}}, r"less than or equal to 1"),
         (1, {"prompts": {}}, r"pass_rate"),
+        (0, {"prompts": {"pass_rate": [0, 0.9], "profile": 0}}, r"greater than or equal to 1"),
+        (0, {"prompts": {"pass_rate": [0, 0.9], "profile": 1001}}, r"less than or equal to 1000"),
+        (0, {"prompts": {"pass_rate": [0, 0.9], "profile": 2.5}}, r"valid integer"),
+        (1, {"prompts": {"pass_rate": [0, 0.9], "profile": 2, "from": "older"}}, r"leave one of them out"),
+        (0, {"prompts": {"profile": 2}}, r"profile finds pass rates that nothing goes by"),
+        (0, {"prompts": {"profile": 2}, "order": {"by": "length"}}, r"that nothing goes by"),
+        (
+            1,
+            {"prompts": {"profile": 2}, "curriculum": {"pass_rate": "gaussian", "from": "older"}},
+            r"stages.newer.curriculum.from takes pass rates of older, and prompts.profile finds them",
+        ),
+        (
+            1,
+            {"prompts": {"profile": 2, "pass_rate": [0, 1]}, "order": {"by": "pass_rate", "from": "older"}},
+            r"stages.newer.order.from",
+        ),
         (0, {"order": {"by": "pass_rate"}}, r"stages.older.order goes by pass rates"),
         (1, {"order": {"by": "length", "from": "older"}}, r"the order is by length"),
         (1, {"order": {"by": ""}}, r"at least 1"),
