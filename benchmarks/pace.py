@@ -19,7 +19,7 @@ from benchmarks.sizing import LLAMA
 from benchmarks.workload import CASES, Case, Gradus
 
 from gradus.pipeline.estimates.hardware import parse_hardware
-from gradus.pipeline.estimates.memory import Load
+from gradus.pipeline.estimates.load import Load
 from gradus.pipeline.estimates.model_size import from_options
 from gradus.pipeline.estimates.step_time import pace
 

@@ -31,7 +31,8 @@ from benchmarks.workload import make_policy
 from gradus.pipeline.common.observer import Observer
 from gradus.pipeline.common.yaml_text import dump
 from gradus.pipeline.config.loading import load_config
-from gradus.pipeline.estimates.memory import Load, memory
+from gradus.pipeline.estimates.load import Load
+from gradus.pipeline.estimates.memory import memory
 from gradus.pipeline.estimates.model_size import model_size
 from gradus.pipeline.execution.prepare import prepare
 from gradus.pipeline.execution.stage import run_stage

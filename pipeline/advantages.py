@@ -177,6 +177,26 @@ def mixed_baseline(rewards_PK: Tensor, values_P: Tensor, alpha: float, valid_PK:
     return advantages_PK.where(valid(rewards_PK, valid_PK), 0)
 
 
+def reweighted_mean(rewards_PK: Tensor, log_odds_PK: Tensor, valid_PK: Tensor | None = None) -> Tensor:
+    """The mean reward that another policy would get, from the samples of this one: sum_i w_i r_i / sum_i w_i.
+
+    w_i = exp(log_odds_i), how much more probable completion i is to the other policy; those that are not valid count
+    for nothing.
+
+    Shapes: rewards, log_odds [P, K], bool [P, K] -> [P, K], the same for all of a group. Units: reward, nats.
+    Edge: where all rewards are equal it is exactly these, whatever rounding the sum suffered. Source: self-normalised
+    importance sampling (Owen, "Monte Carlo theory, methods and examples", chapter 9).
+
+    >>> import torch
+    >>> reweighted_mean(torch.tensor([[1.0, 0.0]]), torch.tensor([[3.0, 1.0]]).log()).tolist()
+    [[0.75, 0.75]]
+    """
+    known_PK = valid(rewards_PK, valid_PK)
+    weights_PK = log_odds_PK.masked_fill(~known_PK, -1e30).softmax(-1) * known_PK
+    mean_P1 = (weights_PK * rewards_PK.where(known_PK, 0)).sum(-1, keepdim=True)
+    return mean_P1.expand_as(rewards_PK).where(~all_equal(rewards_PK, valid_PK), rewards_PK)
+
+
 def preference_pull(scores_PK: Tensor, order_PKK: Tensor) -> Tensor:
     """-dL/ds of the pairwise preference loss L(s) = -sum_{(i,j)} log sigmoid(s_i - s_j), i ranked above j.
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Law = Callable[[Stage, Any], None]
+OF_TOKENS = ("policy_logprobs_PKT", "rollout_logprobs_PKT", "reference_logprobs_PKT", "teacher_logprobs_PKT")
+"""Signals of every token that are log-probabilities."""
 TOLERANCE = 1e-5
 """Largest difference of two weights that are the same but for rounding."""
 
@@ -114,12 +116,15 @@ def padding_changes_nothing(stage: Stage, config: StageConfig) -> None:
     import torch
 
     signals = some_signals(_rewards())
-    assert signals.mask_PKT is not None and signals.values_PKT is not None
+    assert signals.mask_PKT is not None
     more = (*signals.mask_PKT.shape[:2], 3)
+    longer: dict[str, Any] = {
+        name: torch.cat([getattr(signals, name), torch.zeros(more)], -1) for name in (*OF_TOKENS, "values_PKT")
+    }
     padded = replace(
         signals,
         mask_PKT=torch.cat([signals.mask_PKT, torch.zeros(more, dtype=torch.bool)], -1),
-        values_PKT=torch.cat([signals.values_PKT, torch.zeros(more)], -1),
+        **longer,
     )
     found, wanted = stage.weigh(padded, config), stage.weigh(signals, config)
     if wanted.dim() == 3:
@@ -179,15 +184,20 @@ def some_signals(rewards_PK: Tensor) -> Signals:
     generator = torch.Generator().manual_seed(5)
     scores = -torch.rand(rewards_PK.shape, generator=generator)
     lengths = torch.randint(1, 9, rewards_PK.shape, generator=generator)
+    mask, shape = torch.arange(8) < lengths[..., None], (*rewards_PK.shape, 8)
+    of_tokens: dict[str, Any] = {name: -torch.rand(shape, generator=generator) * mask for name in OF_TOKENS}
     return Signals(
         rewards_PK=rewards_PK,
         lengths_PK=lengths,
-        mask_PKT=torch.arange(8) < lengths[..., None],
+        mask_PKT=mask,
         longest=8,
         values_PKT=torch.rand((*rewards_PK.shape, 8), generator=generator),
         difficulty_P=torch.linspace(0, 1, len(rewards_PK)),
         order_PKK=rewards_PK[:, :, None] > rewards_PK[:, None, :],
+        rollout_scores_PK=scores - 0.1 * scores.square(),
+        reference_scores_PK=scores + 0.1,
         policy_scores_PK=scores,
+        **of_tokens,
         log_ratio_PK=torch.randn(rewards_PK.shape, generator=generator),
         reference_rewards_PK=torch.rand(rewards_PK.shape, generator=generator),
         values_P=torch.rand(len(rewards_PK), generator=generator),
@@ -196,8 +206,11 @@ def some_signals(rewards_PK: Tensor) -> Signals:
 
 def permuted(signals: Signals, order: Tensor) -> Signals:
     """The signals with the completions of each group in another order."""
-    of_completions = ("rewards_PK", "lengths_PK", "mask_PKT", "policy_scores_PK", "log_ratio_PK", "values_PKT")
-    changed = {name: getattr(signals, name)[:, order] for name in (*of_completions, "reference_rewards_PK")}
+    of_completions = (
+        *("rewards_PK", "lengths_PK", "mask_PKT", "policy_scores_PK", "rollout_scores_PK", "reference_scores_PK"),
+        *("log_ratio_PK", "values_PKT", "reference_rewards_PK", *OF_TOKENS),
+    )
+    changed = {name: getattr(signals, name)[:, order] for name in of_completions}
     assert signals.order_PKK is not None
     return replace(signals, **changed, order_PKK=signals.order_PKK[:, order][:, :, order])
 
@@ -208,7 +221,11 @@ def only_declared(signals: Signals, needs: Needs) -> Signals:
     declared = {
         "order_PKK": bool(needs.ranking),
         "policy_scores_PK": needs.policy_scores,
+        "policy_logprobs_PKT": needs.policy_logprobs,
         "log_ratio_PK": needs.log_ratio,
+        "reference_logprobs_PKT": needs.reference_logprobs,
+        "reference_scores_PK": needs.reference_logprobs,
+        "teacher_logprobs_PKT": needs.teacher_logprobs,
         "reference_rewards_PK": needs.reference_rewards,
         "values_P": kind == "prompt",
         "values_PKT": kind == "token",

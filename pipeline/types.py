@@ -133,7 +133,14 @@ class Rollouts:
     entropy_PKT: Tensor | None = None
     """float32, nats, entropy of the distribution that each token was sampled from; 0 outside the mask."""
     engine_logprobs_PKT: Tensor | None = None
-    """float32, nats, 0 outside the mask: by the engine that sampled the tokens, where that is not the policy itself."""
+    """float32, nats, 0 outside the mask: by what sampled the tokens, where that is not the policy itself but another
+    engine, or the policy some steps ago."""
+    reference_logprobs_PKT: Tensor | None = None
+    """float32, nats, 0 outside the mask: by the reference policy, where the stage asks for it."""
+    teacher_logprobs_PKT: Tensor | None = None
+    """float32, nats, 0 outside the mask: by the teacher of each prompt, where the stage has one."""
+    keep_PKT: Tensor | None = None
+    """bool, false on tokens that the stage's masks leave out of the objective; None: all take part."""
     prompt_states_PD: Tensor | None = None
     """float32, the policy's hidden state at each prompt's last token, where a critic needs it."""
     rewards_PK: Tensor | None = None

@@ -7,32 +7,36 @@
 
     paper        A_i = (r_i - mean(r)) / std(r), and after an epoch prompts whose completions were all correct leave
 
-The reference is the policy at the stage's start, or as it was up to ``refresh`` steps ago.
+The reference is the policy at the stage's start or some steps ago (``refresh``), or one that ``reference`` names.
 
 Source: operating manual, table of the four algorithms and its pseudo-code (which has the minus sign that the text of
 the log-ratio lost); for ``variant: paper`` arXiv 2504.14286.
-Departure: the default advantage is ``reward_gap``. ``log_ratio`` is the manual's other form, implemented literally, but
-it contains no reward and is exactly zero until the policy has left its reference, so a stage that starts at its
-reference never moves; with a refreshed reference it reinforces any drift there was. ``combined`` is ours: the gap
-pulls up, the log-ratio holds back.
+Departure: the default advantage is ``reward_gap``. ``log_ratio`` is the manual's other form, taken literally, but it
+contains no reward and is exactly zero until the policy has left its reference, so a stage that starts there never
+moves; with a refreshed one it reinforces any drift there was. ``combined`` is ours: the gap pulls up, the log-ratio
+holds back.
 Departure: ``baseline: mean`` compares with the mean reward of the reference's K samples, which has the same expectation
 as the literal pairing by index (``baseline: paired``) and less noise.
+Departure: ``baseline: reweighted`` takes the reference's expected reward from the policy's own group, sum_i w_i r_i /
+sum_i w_i with w_i = pi_ref(y_i | x) / pi(y_i | x): a forward pass in place of a second group.
 Departure: the sum over i is divided by K, as in the other losses; ``normalise: none`` is literal.
-Its two phases, mathematics first and code later, are two stages with a task each (``configs/recipes/srpo.yaml``).
+Its two phases, mathematics and code, are two stages with a task each (``configs/recipes/srpo.yaml``).
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from gradus.pipeline.advantages import group_mean, standardise
+from gradus.pipeline.advantages import group_mean, reweighted_mean, standardise
 from gradus.pipeline.config import StageConfig
 from gradus.pipeline.stage import Needs, Signals, Stage
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+GAPS = ("reward_gap", "combined")
 
 
 class SRPOConfig(StageConfig):
@@ -47,12 +51,21 @@ class SRPOConfig(StageConfig):
     """After an epoch, leave out the prompts whose completions were all correct; where all are, begin again."""
     beta: float = Field(0.05, ge=0)
     """For ``combined``: reward units that one nat of departure from the reference costs."""
-    baseline: Literal["mean", "paired"] = "mean"
-    """Compare a reward with the mean of the reference's group, or with the reference's completion of the same index."""
+    baseline: Literal["mean", "paired", "reweighted"] = "mean"
+    """Compare a reward with the mean of the reference's group; with its completion of the same index; or with what it
+    would score on average, found from the policy's own group by importance weights, without a second one."""
     refresh: int = Field(20, ge=0)
-    """Steps between refreshes of the reference; 0 keeps the policy of the stage's start."""
+    """Steps between refreshes of the reference; 0 keeps the stage's start. A chosen ``reference`` is always kept."""
     normalise: Literal["group", "none"] = "group"
     """Divide a group's sum by K, or take it as it is."""
+
+    @model_validator(mode="after")
+    def _one_policy_samples(self) -> SRPOConfig:
+        if isinstance(self.reference, dict) and self.advantage in GAPS and self.baseline != "reweighted":
+            raise ValueError(
+                "a `reference` for each task cannot be sampled from: set `baseline: reweighted`, or name one"
+            )
+        return self
 
 
 def weigh(signals: Signals, config: SRPOConfig) -> Tensor:
@@ -68,7 +81,7 @@ def weigh(signals: Signals, config: SRPOConfig) -> Tensor:
     if config.advantage == "standardised":
         return standardise(signals.rewards_PK, signals.valid_PK)
     advantages_PK = signals.rewards_PK.new_zeros(signals.rewards_PK.shape)
-    if signals.reference_rewards_PK is not None:
+    if config.advantage != "log_ratio":
         advantages_PK = signals.rewards_PK - _baseline(signals, config)
     if signals.log_ratio_PK is not None:
         sign = 1.0 if config.advantage == "log_ratio" else -config.beta
@@ -81,7 +94,11 @@ def weigh(signals: Signals, config: SRPOConfig) -> Tensor:
 
 
 def _baseline(signals: Signals, config: SRPOConfig) -> Tensor:
-    """The reward that the reference got. Shapes: -> [P, K] or [P, 1]."""
+    """The reward that the reference got, or would get. Shapes: -> [P, K] or [P, 1]."""
+    if config.baseline == "reweighted":
+        assert signals.reference_logprobs_PKT is not None and signals.rollout_logprobs_PKT is not None
+        log_odds_PK = (signals.reference_logprobs_PKT - signals.rollout_logprobs_PKT).sum(-1)
+        return reweighted_mean(signals.rewards_PK, log_odds_PK, signals.valid_PK)
     rewards_PK = signals.reference_rewards_PK
     assert rewards_PK is not None
     return group_mean(rewards_PK, signals.reference_valid_PK) if config.baseline == "mean" else rewards_PK
@@ -95,7 +112,8 @@ STAGE = Stage(
     needs=lambda config: Needs(
         reference=config.advantage != "standardised",
         refresh_reference=config.refresh,
-        reference_rewards=config.advantage in ("reward_gap", "combined"),
+        reference_rewards=config.advantage in GAPS and config.baseline != "reweighted",
+        reference_logprobs=config.advantage in GAPS and config.baseline == "reweighted",
         log_ratio=config.advantage in ("log_ratio", "combined"),
         resample=config.resample,
     ),

@@ -16,7 +16,8 @@ from benchmarks.workload import Gradus, make_policy
 
 from gradus.pipeline.common.errors import UserError
 from gradus.pipeline.estimates.hardware import KNOWN, Hardware, parse_hardware
-from gradus.pipeline.estimates.memory import Load, memory
+from gradus.pipeline.estimates.load import Load
+from gradus.pipeline.estimates.memory import memory
 from gradus.pipeline.estimates.model_size import from_options
 from gradus.pipeline.estimates.step_time import pace
 

@@ -13,7 +13,8 @@ from gradus.flows.screen.text import Lines, print_table, size_text
 from gradus.pipeline.config import PipelineConfig
 from gradus.pipeline.config.checks import profile_size
 from gradus.pipeline.estimates.hardware import Hardware
-from gradus.pipeline.estimates.memory import Load, memory
+from gradus.pipeline.estimates.load import Load
+from gradus.pipeline.estimates.memory import memory
 from gradus.pipeline.estimates.model_size import ModelSize, model_size
 from gradus.pipeline.estimates.step_time import READING, pace
 from gradus.pipeline.stage import Stage

@@ -20,6 +20,7 @@ from gradus.pipeline.config.explain import Origin, label_of, show
 from gradus.pipeline.config.outside import published_names
 from gradus.pipeline.config.pipeline import PipelineConfig, StageConfig, model_for, pipeline_model
 from gradus.pipeline.config.task import FileTask, HubTask
+from gradus.pipeline.config.training.objective import PREVIOUS, START
 
 PACKAGED = Path(__file__).parents[2] / "configs"
 """Folder of the configurations that are installed with the package."""
@@ -263,7 +264,18 @@ def _with_absolute_paths(config: PipelineConfig, base_dir: Path) -> PipelineConf
 
     changed: dict[str, Any] = {"task": placed(config.task)}
     changed["tasks"] = config.tasks and {name: placed(task) for name, task in config.tasks.items()}
-    changed["stages"] = [stage.model_copy(update={"task": placed(stage.task)}) for stage in config.stages]
+    known = {START, PREVIOUS, *(stage.label for stage in config.stages)}
+
+    def policy_at(choice: Any) -> Any:
+        if isinstance(choice, dict):
+            return {task: policy_at(name) for task, name in choice.items()}
+        return choice if choice is None or choice in known else local_or_hub(choice)
+
+    def stage_at(stage: StageConfig) -> StageConfig:
+        others = {option: policy_at(getattr(stage, option)) for option in stage.other_policies}
+        return stage.model_copy(update={"task": placed(stage.task), **others})
+
+    changed["stages"] = [stage_at(stage) for stage in config.stages]
     if config.policy.path is not None:
         changed["policy"] = config.policy.model_copy(update={"path": local_or_hub(config.policy.path)})
     return config.model_copy(update=changed)

@@ -99,7 +99,7 @@ def called(options: type[StageConfig], name: str, reference: str) -> type[StageC
     made = create_model(
         options.__name__, __base__=options, __module__=options.__module__, __doc__=options.__doc__, stage=stage
     )
-    made.reference = reference
+    made.origin = reference
     return made
 
 
@@ -138,5 +138,5 @@ def published_names() -> list[str]:
 
 def source_of(options: type[StageConfig]) -> Path:
     """The file whose code a stage is: the one that its reference names or, for a built-in one, its option class's."""
-    file = user_code.source_file(options.reference) if options.reference is not None else None
+    file = user_code.source_file(options.origin) if options.origin is not None else None
     return file or Path(inspect.getfile(options))

@@ -85,7 +85,8 @@ class DemonstrationsConfig(Options):
 
     from_: Name = Field(alias="from")
     """The stage whose completions, written while it trained, are learned from."""
-    keep: Literal["correct"] = "correct"
-    """Which of them: the correct ones that ended by themselves."""
+    keep: Literal["correct", "pairs"] = "correct"
+    """Which of them: the correct ones that ended by themselves; or, for a stage that learns from pairs, of each group
+    whose rewards differ one with the highest reward (chosen) and one with the lowest (rejected)."""
     per_prompt: int = Field(1, ge=1)
     """How many of each prompt at most, the newest first; a prompt is a demonstration as often."""

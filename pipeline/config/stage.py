@@ -12,6 +12,7 @@ from gradus.pipeline.config.prompts import CurriculumConfig, DemonstrationsConfi
 from gradus.pipeline.config.rewards import EvaluationConfig, RewardConfig
 from gradus.pipeline.config.stopping import Guard, Until
 from gradus.pipeline.config.task import TaskChoice
+from gradus.pipeline.config.training.objective import EntropyConfig, PolicyChoice, RatioBounds
 
 
 class SamplingConfig(Options):
@@ -55,8 +56,12 @@ class StageConfig(Options):
     }
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
     """variant -> the options that it sets where they are not given."""
-    reference: ClassVar[str | None] = None
+    origin: ClassVar[str | None] = None
     """``package.module:STAGE`` where the stage is not one of the package's own."""
+    own_ratio: ClassVar[str] = ""
+    """The option by which the algorithm bounds a ratio of its own to the sampler's policy, in place of ``clip``."""
+    other_policies: ClassVar[tuple[str, ...]] = ("reference",)
+    """The options that choose other policies."""
     stage: str
     """The algorithm (``gradus stages`` lists them), or one of your own as ``package.module:STAGE``."""
     name: Name | None = None
@@ -95,8 +100,22 @@ class StageConfig(Options):
     """Source of the ratio's denominator: the log-probabilities that the sampler recorded, or those of one more forward
     pass before the first update. Useful where sampler and trainer disagree (``update/train_sample_mismatch``)."""
     importance_cap: float = Field(2.0, gt=0)
-    """Cap of the truncated importance weight pi(token) / pi_engine(token), where another engine generated the
-    completions (``rollouts.engine``)."""
+    """Cap of the truncated importance weight pi(token) / pi_sampler(token), where another engine generated the
+    completions (``rollouts.engine``), or ``mask_sequences`` or ``mask_tokens`` compare the two."""
+    mask_sequences: RatioBounds | None = None
+    """[low, high]: leave out completions whose ratio pi / pi_sampler, the geometric mean over their tokens, is outside,
+    such as [0.99, 1.01]: stale samples, and those of an engine that disagrees. It recomputes ``old_logprobs``."""
+    mask_tokens: RatioBounds | None = None
+    """[low, high]: leave out single tokens whose ratio is outside, such as [0.5, 5]; it does the same."""
+    mask_truncated: bool | None = None
+    """Leave out completions that ``max_tokens`` cut off: they say nothing of the answer they had come to."""
+    reference: PolicyChoice | None = None
+    """The policy that ``kl`` holds on to, and that algorithms compare with: ``start`` (the pipeline's), ``previous``
+    (the one that the stage starts from, the default), an earlier stage, a folder or a Hub id; or one for each task."""
+    kl: float | None = Field(None, gt=0)
+    """Factor of a penalty on the divergence from the ``reference``, a token: exp(d) - 1 - d, d = log(pi_ref / pi)."""
+    entropy: EntropyConfig | None = None
+    """A term that rewards entropy, such as ``{weight: 0.001}``, or holds it, such as ``{target: 0.2}``."""
     async_: Literal[0, 1] = Field(0, alias="async")
     """1: sample the next batch while this one trains, with the policy as it was before the current update; the ratio to
     that policy and its ``clip`` correct for the one step. Uses a second core, and holds the weights twice."""
@@ -162,12 +181,14 @@ class StageConfig(Options):
     @classmethod
     def _clip_of_stale_batches(cls, raw: Any) -> Any:
         """A batch of an earlier policy needs the ratio, so a clip goes with it unless another was chosen."""
-        stale = isinstance(raw, dict) and raw.get("async") == 1
+        stale = isinstance(raw, dict) and raw.get("async") == 1 and not cls.own_ratio
         return {**raw, "clip": STALE_CLIP} if stale and "clip" not in raw else raw
 
     @model_validator(mode="after")
     def _stale_batches_have_a_ratio(self) -> StageConfig:
-        if self.async_ and self.clip is None:
+        if self.own_ratio and self.clip is not None:
+            raise ValueError(f"{self.stage} bounds a ratio of its own: leave `clip` out, and set `{self.own_ratio}`")
+        if self.async_ and self.clip is None and not self.own_ratio:
             raise ValueError("`async: 1` trains on an earlier policy's completions: it needs a `clip`, not null")
         return self
 
@@ -176,6 +197,11 @@ class StageConfig(Options):
         if self.minibatches > self.prompts_per_step:
             raise ValueError(f"{self.minibatches} `minibatches` need as many groups; there are {self.prompts_per_step}")
         return self
+
+    @property
+    def masks(self) -> bool:
+        """Whether tokens are left out by how far the policy is from the one that sampled them."""
+        return self.mask_sequences is not None or self.mask_tokens is not None
 
     @property
     def label(self) -> str:

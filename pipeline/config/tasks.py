@@ -62,10 +62,10 @@ class AllTasks:
         watched = self.named_tasks if stage.guard is not None and stage.guard.tasks == "all" else ()
         return list(dict.fromkeys([*self.shares(stage), *watched]))
 
-    def keeps_completions(self: Any, stage: StageConfig) -> bool:
-        """Whether another stage learns from what this one writes."""
-        asked = [each.demonstrations.from_ for each in self.stages if each.demonstrations is not None]
-        return stage.label in asked
+    def keeps_completions(self: Any, stage: StageConfig) -> frozenset[str]:
+        """What other stages learn from of what this one writes: ``correct``, ``pairs``, both or nothing."""
+        asked = [each.demonstrations for each in self.stages if each.demonstrations is not None]
+        return frozenset(each.keep for each in asked if each.from_ == stage.label)
 
     def evaluated(self: Any, stage: StageConfig) -> int:
         """The most prompts that an evaluation in a stage, or after it, answers."""

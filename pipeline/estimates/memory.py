@@ -10,8 +10,6 @@ The largest of the last three is the peak. All completions are assumed to have `
 upper bound where they are shorter. The memory of Python and the libraries is left out, and so are attention scores,
 which are small beside queries and keys. ``benchmarks/sizing.py`` compares all this with measured peaks;
 ``docs/scaling.md`` has the figures.
-
-This module does not import torch: it repeats the limits of the code that it describes, and a test keeps them equal.
 """
 
 from __future__ import annotations
@@ -19,132 +17,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from gradus.pipeline.config import PipelineConfig, StageConfig
-from gradus.pipeline.estimates.drawing import PLAIN, copies
+from gradus.pipeline.estimates.load import CACHE_BLOCK, FEWEST, FLOAT, Load
 from gradus.pipeline.estimates.model_size import HEAD_NORMS, SANDWICH, ModelSize
-from gradus.pipeline.stage import Needs
-
-FLOAT = 4
-"""Bytes of float32."""
-SHARE_FROM, CACHE_BLOCK = 48, 16
-"""The length from which a prompt is kept once per group, and the columns by which the cache grows
-(:mod:`gradus.pipeline.rollouts.builtin.lean_engine`)."""
-CELLS, CUDA_CELLS, FEWEST = 2**22, 2**26, 128
-"""Logits of one piece of the head, and the fewest rows of a piece (:mod:`gradus.pipeline.policy.forward.lm_head`)."""
-PARTS = 2
-"""Parts in which an evaluation is sampled (:mod:`gradus.pipeline.training.evaluation`)."""
-
-
-@dataclass(frozen=True)
-class Load:
-    """The work that one stage gives to one device."""
-
-    label: str
-    steps: int
-    prompts: int
-    """P, the prompts of a batch."""
-    group: int
-    """K; 1 for demonstrations."""
-    prompt_tokens: int
-    new_tokens: int
-    sampled: bool = True
-    """Whether completions are sampled."""
-    reference: bool = False
-    """Whether a frozen reference policy is held."""
-    reference_sampled: bool = False
-    start: bool = False
-    """Whether the policy at the start of the stage is held, to measure the distance from it."""
-    ahead: bool = False
-    """Whether a copy samples the next batch while this one trains."""
-    token_critic: bool = False
-    passes: float = 0.0
-    """Forward passes of a step for log-probabilities of other policies, beside those of the updates."""
-    updates: int = 1
-    """Forward and backward passes of a batch."""
-    pack_tokens: int = 16_384
-    cache_tokens: int = 65_536
-    head_cells: int = CELLS
-    drawing: float = PLAIN
-    greedy: float = PLAIN
-    """Copies of the logits while tokens are drawn, and in an evaluation."""
-    weight_bytes: int = FLOAT
-    autocast: bool = False
-    """Whether the learner computes its products in bfloat16."""
-    checkpointing: bool = False
-    lora_rank: int = 0
-    """0 where the weights themselves are trained."""
-    evaluated: int = 0
-    """Prompts of an evaluation."""
-    at_once: int = PARTS
-    """Parts of an evaluation that are sampled at the same time."""
-    external: bool = False
-    """Whether another engine samples, with its own weights and cache."""
-    engine_share: float = 0.0
-    """Share of the device's memory that is reserved for an engine in the training process."""
-
-    @classmethod
-    def of(
-        cls, config: PipelineConfig, stage: StageConfig, needs: Needs, prompt_tokens: int, cuda: bool, devices: int = 1
-    ) -> Load:
-        """The load of a stage on one of ``devices``, which share the prompts of a batch."""
-        sampling, policy = stage.sampling or config.sampling, config.policy
-        sampled = needs.completions == "policy"
-        every = stage.kl_every if sampled else 0
-        passes = float(needs.log_ratio) + (1 / every if every else 0.0) + float(stage.old_logprobs == "recompute")
-        passes += float(needs.log_ratio or needs.policy_scores) * (stage.updates_per_batch - 1)
-        return cls(
-            label=stage.label,
-            steps=stage.steps,
-            prompts=math.ceil(stage.prompts_per_step / devices),
-            group=stage.group_size if sampled else 1,
-            prompt_tokens=prompt_tokens,
-            new_tokens=sampling.max_tokens,
-            sampled=sampled,
-            reference=needs.reference,
-            reference_sampled=needs.reference_rewards,
-            start=every > 0,
-            ahead=bool(stage.async_),
-            token_critic=needs.critic is not None and needs.critic.kind == "token",
-            passes=passes,
-            updates=stage.updates_per_batch,
-            pack_tokens=stage.token_budget,
-            cache_tokens=sampling.token_budget,
-            head_cells=CUDA_CELLS if cuda else CELLS,
-            drawing=copies(sampling, cuda),
-            greedy=copies(config.sampling, cuda, greedy=True),
-            weight_bytes=2 if policy.dtype in ("bfloat16", "float16") else FLOAT,
-            autocast=policy.autocast == "bfloat16" or (policy.autocast == "auto" and cuda),
-            checkpointing=stage.gradient_checkpointing,
-            lora_rank=policy.lora.rank if policy.lora is not None else 0,
-            evaluated=math.ceil(config.evaluated(stage) / devices),
-            at_once=1 if cuda else PARTS,
-            external=config.rollouts.external,
-            engine_share=config.rollouts.memory if config.rollouts.engine == "vllm" and cuda else 0.0,
-        )
-
-    @property
-    def rows(self) -> int:
-        """Completions of a batch."""
-        return self.prompts * self.group
-
-    @property
-    def tokens(self) -> int:
-        """Tokens in the passes of an update: each prompt once per group, and each completion without its last token."""
-        return self.prompts * self.prompt_tokens + self.rows * (self.new_tokens - 1)
-
-    @property
-    def packs(self) -> int:
-        """The smallest number of packs that a batch is cut into."""
-        return max(1, math.ceil((self.tokens + self.rows) / self.pack_tokens))
-
-    def shares(self, group: int) -> bool:
-        """Whether the sampler keeps a prompt once for a group of this size."""
-        return group > 1 and self.prompt_tokens >= SHARE_FROM
-
-    def growing(self, prompts: int, group: int) -> int:
-        """Completions that grow at the same time: as many whole groups as the cache may hold."""
-        held = self.prompt_tokens * (1 if self.shares(group) else group) + group * self.new_tokens
-        return group * min(prompts, max(1, self.cache_tokens // held))
 
 
 @dataclass(frozen=True)
@@ -204,6 +78,7 @@ def memory(size: ModelSize, load: Load, devices: int = 1) -> Memory:
     adapted = load.lora_rank > 0
     copy = trained if adapted else weights  # the base is shared
     copies = copy * (load.reference + load.start + load.ahead + load.token_critic) + 2 * trained * load.token_critic
+    copies += weights * load.others
     samplers = 1 + (load.sampled and load.reference_sampled) + load.ahead
     fused = (size.linear if adapted else size.fused) * number
     own = not load.external  # whether the policy itself is sampled from

@@ -59,8 +59,8 @@ def stage_cost(
     Departure: evaluations, checkpoints and the passes for KL or a log-ratio, some 5 to 10 % of a run, are left out.
     """
     completions = config.prompts_per_step * config.group_size
-    demonstrated = needs.completions == "demonstrations"
-    sampled = 0 if demonstrated else completions * (2 if needs.reference_rewards else 1)
+    given = needs.completions != "policy"
+    sampled = 0 if given else completions * (2 if needs.reference_rewards else 1)
     share = 1.0 if useful is None else useful
     rounds = min(needs.refills + 1.0, 1 / share if share else needs.refills + 1.0)
     trained = completions * length * min(1.0, share * rounds)
@@ -71,7 +71,7 @@ def stage_cost(
     has_network = needs.critic is not None and needs.critic.kind == "token"
     if has_network:
         seconds += (config.updates_per_batch + PREDICTION) * completions * length / speed.update_tokens_per_second
-    measures_kl = config.kl_every > 0 and not demonstrated
+    measures_kl = config.kl_every > 0 and not given
     copies = needs.reference + measures_kl + bool(config.async_)
     copies += (1 + OPTIMIZER_COPIES) * has_network
     memory = speed.peak_bytes + (copies - 1) * speed.weight_bytes

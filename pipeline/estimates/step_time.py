@@ -15,7 +15,8 @@ import math
 from dataclasses import dataclass
 
 from gradus.pipeline.estimates.hardware import Hardware
-from gradus.pipeline.estimates.memory import FLOAT, Load, trained_parameters
+from gradus.pipeline.estimates.load import FLOAT, Load
+from gradus.pipeline.estimates.memory import trained_parameters
 from gradus.pipeline.estimates.model_size import ModelSize
 
 READING = 0.7

@@ -63,7 +63,7 @@ def launched(run: RunFolder, index: int, stage: Stage, where: dict[str, Any], ob
 
 def _address(run: RunFolder, index: int, stage: Stage) -> str:
     """Where another process can import a stage from: ``module:name``. Raises: UserError where no module holds it."""
-    if (reference := run.config.stages[index].reference) is not None:
+    if (reference := run.config.stages[index].origin) is not None:
         return reference
     module = sys.modules[stage.config.__module__]
     for name, value in vars(module).items():

@@ -15,11 +15,11 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 
 from gradus.pipeline.common.errors import UserError
-from gradus.pipeline.config import PipelineConfig, RewardConfig, StageConfig
-from gradus.pipeline.config.checks import looks_at_samples
+from gradus.pipeline.config import PipelineConfig, RewardConfig
 from gradus.pipeline.config.explain import combined
 from gradus.pipeline.config.tasks import key_of
 from gradus.pipeline.execution.prompt_choice import check_choice, check_demonstrations
+from gradus.pipeline.execution.stage_checks import check_carry, check_needs, check_other_policies
 from gradus.pipeline.policy.checks import check_lengths, check_policy
 from gradus.pipeline.policy.prompt_lengths import check_ban, too_long
 from gradus.pipeline.stage import Stage
@@ -69,10 +69,11 @@ def preflight(
     checks: list[Callable[[], None]] = [
         *(check for section, check in sources if section not in copied),
         lambda: check_all_rewards(config),
-        *(functools.partial(_check_stage, config, stage, stages) for stage in config.stages),
+        *(functools.partial(check_needs, config, stage, stages) for stage in config.stages),
+        *(functools.partial(check_other_policies, config, stage) for stage in config.stages),
         *(functools.partial(check_choice, config, stage, stages) for stage in config.stages),
         *(functools.partial(check_demonstrations, config, stage, stages) for stage in config.stages),
-        *(functools.partial(_check_carry, *pair, stages) for pair in itertools.pairwise(config.stages)),
+        *(functools.partial(check_carry, *pair, stages) for pair in itertools.pairwise(config.stages)),
         lambda: check_rollouts(config),
         lambda: check_tracking(config.tracking, runs_dir or Path.cwd()),
     ]
@@ -140,65 +141,6 @@ def _placed(problem: UserError, file: str) -> UserError:
         return problem
     where = f"{file}, {problem.where}"
     return UserError(problem.what, where=where, got=problem.got, expected=problem.expected, fix=problem.fix)
-
-
-def _check_stage(config: PipelineConfig, stage: StageConfig, stages: Mapping[str, Stage]) -> None:
-    """A stage has what it needs: demonstrations, the rewards that its ranking names, and sampling where it needs it.
-
-    Raises: UserError.
-    """
-    from gradus.pipeline.rewards.ranking import check_keys
-
-    needs = stages[stage.stage].needs(stage)
-    lacking = [name for name in config.shares(stage) if config.named_tasks[name].demonstrations == "none"]
-    if needs.completions == "demonstrations" and lacking and stage.demonstrations is None:
-        key = f"{key_of(config, lacking[0])}.demonstrations"
-        raise UserError(
-            f"the stage `{stage.label}` learns from demonstrations and the task has none",
-            where=key,
-            got="none",
-            expected="column (a column with worked completions) or solver (arithmetic tasks of reasoning_gym)",
-            fix=f"set {key}, or take the stage `{stage.label}` out",
-        )
-    if needs.completions == "demonstrations" and stage.async_:
-        raise UserError(
-            f"the stage `{stage.label}` samples nothing that could be sampled ahead",
-            where=f"stages.{stage.label}.async",
-            got="1",
-            expected="0 where the completions are demonstrations",
-            fix="leave it out",
-        )
-    if needs.completions == "demonstrations" and (rule := looks_at_samples(stage)):
-        raise UserError(
-            f"the stage `{stage.label}` samples nothing that `{rule}` could go by",
-            where=f"stages.{stage.label}.{rule}",
-            expected="a rule that goes by accuracy on the validation prompts, where the completions are demonstrations",
-            fix="leave it out",
-        )
-    judged = config.in_stage(stage).rewards_by_task
-    labels = list(dict.fromkeys(reward.label for name in config.shares(stage) for reward in judged[name]))
-    try:
-        check_keys(list(needs.ranking), labels)
-    except UserError as error:
-        where = f"stages.{stage.label}.ranking"
-        raise UserError(error.what, where=where, got=error.got, expected=error.expected, fix=error.fix) from None
-
-
-def _check_carry(before: StageConfig, stage: StageConfig, stages: Mapping[str, Stage]) -> None:
-    """A critic is carried over only between two stages with critics of one kind. Raises: UserError."""
-    critics = [stages[each.stage].needs(each).critic for each in (before, stage)]
-    lacking = [each.label for each, critic in zip((before, stage), critics, strict=True) if critic is None]
-    kinds = {critic.kind for critic in critics if critic is not None}
-    if "critic" in stage.carry and (lacking or len(kinds) > 1):
-        raise UserError(
-            f"the stage `{stage.label}` cannot carry a critic over from `{before.label}`",
-            where=f"stages.{stage.label}.carry",
-            got=f"{lacking[0]}, which has none"
-            if lacking
-            else "a prompt's critic and a token's, which are two networks",
-            expected="two stages in a row that have a critic of one kind",
-            fix="leave critic out of carry",
-        )
 
 
 def check_runs_folder(runs_dir: Path, checkpoint_bytes: int = 0) -> None:

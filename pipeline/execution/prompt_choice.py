@@ -84,19 +84,32 @@ def check_demonstrations(config: PipelineConfig, stage: StageConfig, stages: Map
     if stage.demonstrations is None:
         return
     writing = _sampling_before(config, stage, stages)
-    learns = stages[stage.stage].needs(stage).completions == "demonstrations"
-    if learns and stage.demonstrations.from_ in writing:
-        return
-    raise UserError(
-        f"the stage `{stage.label}` "
-        + ("learns from completions that no earlier stage writes" if learns else "learns from no demonstrations"),
-        where=f"stages.{stage.label}.demonstrations" + (".from" if learns else ""),
-        got=stage.demonstrations.from_,
-        expected=(" or ".join(writing) or "an earlier stage that samples completions")
-        if learns
-        else "a stage that learns from demonstrations",
-        fix="name another stage" if learns else "leave it out",
-    )
+    takes = {"demonstrations": "correct", "pairs": "pairs"}.get(stages[stage.stage].needs(stage).completions)
+    where, asked = f"stages.{stage.label}.demonstrations", stage.demonstrations
+    if takes is None:
+        raise UserError(
+            f"the stage `{stage.label}` learns from no demonstrations",
+            where=where,
+            got=asked.from_,
+            expected="a stage that learns from demonstrations or pairs",
+            fix="leave it out",
+        )
+    if asked.keep != takes:
+        raise UserError(
+            f"the stage `{stage.label}` learns from other completions than it is to be given",
+            where=f"{where}.keep",
+            got=asked.keep,
+            expected=takes,
+            fix=f"write `keep: {takes}`",
+        )
+    if asked.from_ not in writing:
+        raise UserError(
+            f"the stage `{stage.label}` learns from completions that no earlier stage writes",
+            where=f"{where}.from",
+            got=asked.from_,
+            expected=" or ".join(writing) or "an earlier stage that samples completions",
+            fix="name another stage",
+        )
 
 
 def demonstrated(run: RunFolder, index: int, tasks: Tasks) -> Tasks:
@@ -119,5 +132,5 @@ def demonstrated(run: RunFolder, index: int, tasks: Tasks) -> Tasks:
             fix=f"{typed(run, 'resume', '--from', asked.from_)} trains that stage again, and keeps them",
         )
     own = run.config.shares(stage)
-    given = {name: taught(task, file, asked.per_prompt, where) if name in own else task for name, task in tasks.items()}
+    given = {name: taught(task, file, asked, where) if name in own else task for name, task in tasks.items()}
     return Tasks(given)

@@ -14,6 +14,7 @@ from gradus.pipeline.common.records import write_sealed
 from gradus.pipeline.common.shown import shown_share
 from gradus.pipeline.config import PipelineConfig
 from gradus.pipeline.execution.measured import accuracy_before, asked_after, heldout_before, tasks_record
+from gradus.pipeline.execution.other_policies import other_policies
 from gradus.pipeline.execution.prompt_choice import demonstrated, earlier_records
 from gradus.pipeline.policy.devices import settle_process
 from gradus.pipeline.policy.fit import long_demonstrations
@@ -78,13 +79,13 @@ def train(
         folder=run.stage_dir(index), earlier=earlier_records(run, index),
         parent_folder=work.parent, parent=parent, fingerprint=work.fingerprint, resume_from=work.resume_from,
         carried=read_state(work.parent / RESUME) if config.carry else None, ranks=ranks, sampler=sampler,
+        others=other_policies(run, index, work.parent, policy),
     ))  # fmt: skip
-    _tell_long_demonstrations(setup)
+    _look_at_given(setup)
     trainer = Trainer(setup)
-    checkpoint = trainer.train()
+    checkpoint, progress = trainer.train(), trainer.progress
     whole = evaluate(policy, asked_after(run.config, index, tasks), suite, pipeline, ranks, sampler)
     after = whole.of(own)
-    progress = trainer.progress
     if several := tasks_record(whole, heldout_before(run, index)):
         several["trained_on"] = list(own)
         for task in fell(several["tasks"]):
@@ -118,11 +119,21 @@ def train(
     }
 
 
-def _tell_long_demonstrations(setup: Setup) -> None:
-    """Before a stage learns from demonstrations, tell the user of those that completions could not be as long as."""
-    if setup.needs.completions == "demonstrations" and setup.resume_from is None:
+def _look_at_given(setup: Setup) -> None:
+    """Before a stage learns from demonstrations or pairs, tell the user of those that completions could not be as long
+    as. Raises: UserError where rows have no pairs."""
+    if setup.needs.completions != "policy" and setup.resume_from is None:
         for task in setup.tasks.only(setup.shares).values():
             shown = task.prompts(task.train, range(min(DEMONSTRATIONS, len(task.train))))
+            lacking = sum(not (prompt.rejected and prompt.demonstration) for prompt in shown)
+            if setup.needs.completions == "pairs" and lacking:
+                raise UserError(
+                    f"the stage `{setup.config.label}` learns from pairs, which rows of its task do not have",
+                    where=f"the task {task.name}" if task.name else "task",
+                    got=f"{lacking:,} of the first {len(shown):,} prompts without a chosen or a rejected completion",
+                    expected="format: preference, whose rows have both",
+                    fix="name such data, or `demonstrations: {from: STAGE, keep: pairs}` of a stage that samples",
+                )
             if told := long_demonstrations(setup.policy, shown, setup.pipeline.sampling.max_tokens):
                 setup.observer.note(f"{task.name}: {told}" if task.name else told)
 

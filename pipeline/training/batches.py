@@ -1,17 +1,15 @@
-"""The batches that a stage trains on: groups that a policy samples and rewards score, or the task's demonstrations."""
+"""The batches that a stage trains on: groups that a policy samples and rewards score."""
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field, replace
 
-import torch
-
 from gradus.pipeline.common.ranks import ALONE, Ranks
 from gradus.pipeline.config import PipelineConfig, SamplingConfig, StageConfig
 from gradus.pipeline.policy.policy import Policy
 from gradus.pipeline.rewards import RewardSuite
-from gradus.pipeline.rewards.scoring import rewarded, unscored
+from gradus.pipeline.rewards.scoring import rewarded
 from gradus.pipeline.rollouts.builtin import DrawKey
 from gradus.pipeline.rollouts.sampler import BUILT_IN, Sampler
 from gradus.pipeline.tasks.prompt_order import Schedule
@@ -189,46 +187,6 @@ def _refilled(drawn: list[Rollouts], kept: int) -> dict[str, float]:
         "refill/dropped_groups": float(groups - kept),
         "refill/rollouts_per_kept": everything.truncated_PK.numel() / max(kept * everything.truncated_PK.shape[1], 1),
     }
-
-
-@dataclass
-class DemonstrationBatches(Batches):
-    """One demonstration of each prompt, written by the task."""
-
-    policy: Policy
-    schedule: Schedule
-    stage: StageConfig
-
-    def batch(self, step: int) -> Rollouts:
-        """Tokenise the demonstrations."""
-        self.schedule.begin(step)
-        rollouts = unscored(demonstrated(self.policy, self.schedule.take(self.stage.prompts_per_step)))
-        self.cost = SamplingCost.of([rollouts])
-        return rollouts
-
-    def state(self) -> State:
-        return self.schedule.state()
-
-    def restore(self, state: State, step: int) -> None:
-        self.schedule.restore(state)
-
-
-def demonstrated(policy: Policy, prompts: list[Prompt]) -> Rollouts:
-    """Rollouts [P, 1] whose completions are the prompts' demonstrations; their sampling log-probability counts as 0."""
-    texts = [prompt.demonstration or "" for prompt in prompts]
-    completions = [policy.encode_completion(text) for text in texts]
-    longest = max(map(len, completions))
-    tokens = torch.tensor([c + [policy.template.pad_id] * (longest - len(c)) for c in completions])[:, None]
-    mask_PKT = torch.arange(longest) < torch.tensor([len(c) for c in completions])[:, None, None]
-    return Rollouts(
-        prompts=prompts,
-        prompt_tokens=[policy.encode_prompt(prompt) for prompt in prompts],
-        tokens_PKT=tokens,
-        mask_PKT=mask_PKT,
-        rollout_logprobs_PKT=torch.zeros(tokens.shape),
-        truncated_PK=torch.zeros(tokens.shape[:2], dtype=torch.bool),
-        texts=[[text] for text in texts],
-    )
 
 
 def sampling_of(pipeline: PipelineConfig, stage: StageConfig) -> SamplingConfig:

@@ -39,12 +39,16 @@ class Learned:
         torch.manual_seed(self.setup.pipeline.seed + step)
         self.signals.begin(step)
 
+    def prepared(self, rollouts: Rollouts, step: int) -> Rollouts:
+        """The batch with the log-probabilities that the stage asks for, and with which of its tokens take part."""
+        return self.signals.prepared(self.learner.prepared(rollouts, step), step)
+
     def weigher(self, rollouts: Rollouts, step: int) -> Weigh:
         """The weights of groups at an update: the stage's pure function, and 0 where no reward could be computed.
 
         A function, because the weights of some stages depend on the policy, which changes between the updates.
         """
-        signals = self.signals.of(rollouts, step)
+        signals = self.signals.of(rollouts, step, self.setup.stage.observe)
         assert rollouts.valid_PK is not None
         valid_PK, stage, config = rollouts.valid_PK, self.setup.stage, self.setup.config
 
@@ -105,7 +109,7 @@ class Learned:
         setup = self.setup
         reference = functools.partial(setup.sampled, self.schedule, salt=":reference", rewards_only=True)
         given = (setup.needs, setup.config, self.policy, setup.sampling, reference, setup.ranks)
-        signals = SignalProvider(*given, remembered=setup.memory.means)
+        signals = SignalProvider(*given, remembered=setup.memory.means, others=setup.others)
         autocast = autocasts(self.policy, setup.pipeline.policy)
         temperature = setup.sampling.temperature
         return signals, Learner(self.policy, setup.config, temperature, autocast, setup.needs, setup.ranks)

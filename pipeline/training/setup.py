@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +24,9 @@ from gradus.pipeline.tasks.prompts.ordering import ordered
 from gradus.pipeline.tasks.prompts.selection import Earlier, selected
 from gradus.pipeline.tasks.several.mixture import MixedSchedule
 from gradus.pipeline.tracking.journal import Journal
-from gradus.pipeline.training.batches import Batches, DemonstrationBatches, SampledBatches, sampling_of
+from gradus.pipeline.training.batches import Batches, SampledBatches, sampling_of
+from gradus.pipeline.training.given_batches import DemonstrationBatches, PairBatches
+from gradus.pipeline.training.other_policies import OtherPolicies
 from gradus.pipeline.training.prefetch import PrefetchedBatches
 from gradus.pipeline.types import State
 
@@ -59,6 +62,8 @@ class Setup:
     """What earlier stages, or a profile, remember of prompts, where the stage chooses its prompts by it."""
     spent: State = field(default_factory=dict)
     """What the stage has spent before its first step, as the state of :class:`Progress`."""
+    others: Mapping[str, OtherPolicies] = field(default_factory=dict)
+    """option -> the policies that it chooses beside the one that trains."""
     ranks: Ranks = ALONE
     """The processes that train the stage together."""
     sampler: Sampler = BUILT_IN
@@ -105,7 +110,7 @@ class Setup:
     @cached_property
     def completions(self) -> KeptCompletions:
         """The correct completions that a later stage is to learn from."""
-        keeps = self.ranks.leads and self.pipeline.keeps_completions(self.config)
+        keeps = self.pipeline.keeps_completions(self.config) if self.ranks.leads else frozenset[str]()
         return KeptCompletions(self.folder / COMPLETIONS_FILE, keeps)
 
     def finish(self, step: int) -> dict[str, Any]:
@@ -115,8 +120,11 @@ class Setup:
 
     def batches(self, schedule: Schedule) -> Batches:
         """The batches of the stage: demonstrations, or groups sampled in step or one step ahead."""
+        given = (self.policy, schedule, self.config)
         if self.needs.completions == "demonstrations":
-            return DemonstrationBatches(self.policy, schedule, self.config)
+            return DemonstrationBatches(*given)
+        if self.needs.completions == "pairs":
+            return PairBatches(*given, self.sampling.temperature, self.ranks)
         sampled = self.sampled(schedule, frozen_copy(self.policy) if self.config.async_ else self.policy)
         sampled.return_prompt_states = self.needs.critic is not None and self.needs.critic.kind == "prompt"
         sampled.refills, sampled.memory = self.needs.refills, self.memory

@@ -3,6 +3,7 @@
 One step, and the object that does each part of it:
 
     sample, score   batches       groups of completions with their rewards (batches.py; prefetch.py: one step ahead)
+    prepare         learned       what a reference, teachers and masks say of them (learned.py, other_policies.py)
     weigh           learned       the stage's function of the signals it declared (learned.py, signals.py)
     update          learned       weighted log-likelihood, backward, optimizer (learner/)
     log             log           curves, costs and progress (progress.py)
@@ -72,6 +73,7 @@ class Trainer:
         self.log.begin()
         self.learned.begin(step)
         rollouts = self.batches.batch(step)  # sample groups of completions, and score them
+        rollouts = self.learned.prepared(rollouts, step)  # ask other policies what the stage needs of them
         weigh = self.learned.weigher(rollouts, step)  # weigh each completion: the only line that differs
         metrics, weights = self._update(rollouts, step, weigh)  # push log-probabilities by these weights
         self.progress.step = step

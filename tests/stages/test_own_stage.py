@@ -267,7 +267,7 @@ def test_a_published_stage_goes_by_its_name(site: Path) -> None:
     gradus("run", "rloo.yaml", "--engine", "none")
     run = RunFolder(site.parent / "runs" / "rloo", CONFIGS)
     assert run.result(1)["algorithm"] == "rloo" and run.config.stages[1].stage == "rloo"
-    assert run.config.stages[1].reference == "rloo_package:STAGE"
+    assert run.config.stages[1].origin == "rloo_package:STAGE"
 
 
 def test_the_listing_says_where_each_comes_from_and_survives_a_broken_one(site: Path) -> None:

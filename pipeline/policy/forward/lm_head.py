@@ -54,14 +54,21 @@ def logprobs_from_logits(logits: Tensor, targets: Tensor, entropies: bool) -> Te
 
 
 def objective(
-    policy: Policy, hidden: Tensor, targets: Tensor, temperature: float, function: Objective
+    policy: Policy,
+    hidden: Tensor,
+    targets: Tensor,
+    temperature: float,
+    function: Objective,
+    entropy: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The objective, differentiable with respect to the hidden states and the head, and the log-probabilities.
 
-    Shapes: [M, D], int64 [M] -> scalar, float32 [M] without a gradient.
+    ``entropy``: the factor, for each token, of the entropy of the distribution that it is from, which is added.
+
+    Shapes: [M, D], int64 [M], float32 [M] -> scalar, float32 [M] without a gradient.
     """
     head: Any = policy.model.get_output_embeddings()
-    return _Pieces.apply(hidden, head.weight, head.bias, targets, _softcap(policy), temperature, function)
+    return _Pieces.apply(hidden, head.weight, head.bias, targets, _softcap(policy), temperature, function, entropy)
 
 
 class _Pieces(torch.autograd.Function):
@@ -69,7 +76,7 @@ class _Pieces(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, softcap: float | None,
-                temperature: float, function: Objective) -> tuple[Tensor, Tensor]:  # fmt: skip
+                temperature: float, function: Objective, entropy: Tensor | None) -> tuple[Tensor, Tensor]:  # fmt: skip
         total = hidden.new_zeros((), dtype=torch.float32)
         found, by_hidden = [], torch.empty_like(hidden)
         by_weight = torch.zeros_like(weight) if weight.requires_grad else None
@@ -84,9 +91,14 @@ class _Pieces(torch.autograd.Function):
             (pull,) = torch.autograd.grad(value, leaf)
             total += value.detach()
             found.append(part)
+            spread = None
+            if entropy is not None:
+                gained, spread = _entropy_term(logits, normaliser, entropy[piece])
+                total += gained
             # d log pi / d logits = one-hot(target) - probabilities
             by_logits = logits.sub_(normaliser[:, None]).exp_().mul_(-pull[:, None])
             by_logits[torch.arange(len(pull), device=pull.device), targets[piece]] += pull
+            by_logits = by_logits if spread is None else by_logits.add_(spread)
             by_logits = by_logits.div_(temperature) if temperature != 1.0 else by_logits
             by_logits = (by_logits if slope is None else by_logits.mul_(slope)).to(weight.dtype)
             autocast = torch.is_autocast_enabled(hidden.device.type)
@@ -109,7 +121,7 @@ class _Pieces(torch.autograd.Function):
     def backward(ctx: Any, by_total: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         scaled = [None if part is None else part.mul_(by_total) for part in ctx.gradients]
         ctx.gradients = []
-        return (*scaled, None, None, None, None)
+        return (*scaled, None, None, None, None, None)
 
 
 def pieces(rows: int, vocabulary: int, device: torch.device) -> Iterator[slice]:
@@ -138,3 +150,15 @@ def _target_logprobs(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Log-probabilities of the targets, and the log-sum-exp of the logits."""
     normaliser = logits.logsumexp(-1)
     return logits.gather(-1, targets[:, None])[:, 0] - normaliser, normaliser
+
+
+def _entropy_term(logits: Tensor, normaliser: Tensor, factors: Tensor) -> tuple[Tensor, Tensor]:
+    """sum of factor * H over the tokens, and its gradient with respect to the logits: -factor p (log p + H).
+
+    Shapes: [M, V], [M], [M] -> scalar, [M, V].
+    """
+    logprobs = (logits - normaliser[:, None]).clamp_(min=-1e30)  # a logit of -inf has probability 0, and adds nothing
+    probabilities = logprobs.exp()
+    entropies = -torch.linalg.vecdot(probabilities, logprobs)
+    slope = logprobs.add_(entropies[:, None]).mul_(probabilities).mul_(-factors[:, None])
+    return (factors * entropies).sum(), slope

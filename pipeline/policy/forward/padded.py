@@ -19,8 +19,18 @@ def completion_logprobs(policy: Policy, prompts: list[list[int]], tokens_RT: Ten
     meaningless. Units: nats, of the temperature-scaled policy.
     """
     tokens_RT = tokens_RT.to(policy.device)
-    logits = completion_logits(policy, prompts, tokens_RT, temperature)
-    return -torch.nn.functional.cross_entropy(logits.transpose(1, 2), tokens_RT, reduction="none")
+    return target_logprobs(completion_logits(policy, prompts, tokens_RT, temperature), tokens_RT)
+
+
+def target_logprobs(logits_RTV: Tensor, tokens_RT: Tensor) -> Tensor:
+    """log pi of each token; differentiable. Shapes: [R, T, V], int64 [R, T] -> float32 [R, T]."""
+    return -torch.nn.functional.cross_entropy(logits_RTV.transpose(1, 2), tokens_RT, reduction="none")
+
+
+def entropies(logits_RTV: Tensor) -> Tensor:
+    """The entropies of the distributions, in nats; differentiable. Shapes: [R, T, V] -> float32 [R, T]."""
+    logprobs = logits_RTV.log_softmax(-1).clamp(min=-1e30)
+    return -(logprobs.exp() * logprobs).sum(-1)
 
 
 def completion_logits(policy: Policy, prompts: list[list[int]], tokens_RT: Tensor, temperature: float) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from gradus.pipeline.config import StageConfig
 from gradus.pipeline.training.learner.losses import importance_weights
 from gradus.pipeline.types import Rollouts
 
@@ -20,6 +21,41 @@ def engine_correction(rollouts: Rollouts, cap: float) -> tuple[Tensor, dict[str,
     weights = importance_weights(rollouts.rollout_logprobs_PKT, rollouts.engine_logprobs_PKT, mask, cap)
     capped = float((weights[mask] >= cap).float().mean())
     return weights, {"update/importance": float(weights[mask].mean()), "update/importance_capped": capped}
+
+
+def kept_tokens(rollouts: Rollouts, config: StageConfig) -> tuple[Tensor | None, dict[str, float]]:
+    """Which tokens take part, by the stage's options ``mask_...``, and the shares that do not; None: all.
+
+    A ratio is that of the policy before the batch's first update to whatever sampled the tokens.
+
+    Shapes: -> bool [P, K, T]. Source: for sequences, the geometric mean of GSPO (arXiv 2507.18071); for tokens, IcePop
+    (Ring-1T, arXiv 2510.18855); for what is cut off, the overlong filter of DAPO (arXiv 2503.14476).
+    """
+    mask_PKT, metrics = rollouts.mask_PKT, dict[str, float]()
+    if not (config.mask_truncated or config.masks):
+        return None, metrics
+    keep_PKT = torch.ones_like(mask_PKT)
+    if config.mask_truncated:
+        keep_PKT &= ~rollouts.truncated_PK[..., None]
+        metrics["mask/truncated"] = float(rollouts.truncated_PK.float().mean())
+    if config.masks:
+        assert rollouts.engine_logprobs_PKT is not None, "the batch was not prepared"
+        log_ratio_PKT = (rollouts.rollout_logprobs_PKT - rollouts.engine_logprobs_PKT) * mask_PKT
+        if config.mask_sequences is not None:
+            outside_PK = _outside(log_ratio_PKT.sum(-1) / rollouts.lengths_PK.clamp(min=1), config.mask_sequences)
+            keep_PKT &= ~outside_PK[..., None]
+            metrics["mask/sequences"] = float(outside_PK.float().mean())
+        if config.mask_tokens is not None:
+            outside_PKT = _outside(log_ratio_PKT, config.mask_tokens)
+            keep_PKT &= ~outside_PKT
+            metrics["mask/tokens"] = float(outside_PKT[mask_PKT].float().mean())
+    return keep_PKT, metrics
+
+
+def _outside(log_ratio: Tensor, bounds: tuple[float, float]) -> Tensor:
+    """Where the ratio is below the lower bound or above the upper one. Shapes: any -> the same."""
+    ratio = log_ratio.clamp(max=20.0).exp()
+    return (ratio < bounds[0]) | (ratio > bounds[1])
 
 
 def likelihood_coefficients(rollouts: Rollouts, factor: float) -> Tensor:

@@ -23,12 +23,12 @@ from gradus.pipeline.policy.forward.logprobs import batch_logprobs_and_entropies
 from gradus.pipeline.policy.forward.rows import CompletionRows
 from gradus.pipeline.policy.policy import Policy
 from gradus.pipeline.stage import Needs
-from gradus.pipeline.training.learner.coefficients import drift_metrics, engine_correction, likelihood_coefficients
+from gradus.pipeline.training.learner.coefficients import drift_metrics, engine_correction, kept_tokens
 from gradus.pipeline.training.learner.groups import groups_of
-from gradus.pipeline.training.learner.losses import token_weights
 from gradus.pipeline.training.learner.optimizer_state import optimizer_state, restore_optimizer
 from gradus.pipeline.training.learner.passes import Passes
 from gradus.pipeline.training.learner.replicas import trained_copy
+from gradus.pipeline.training.learner.terms import EntropyTerm, Terms
 from gradus.pipeline.types import Rollouts, State
 
 Weigh = Callable[[int, list[int]], Tensor]
@@ -69,7 +69,8 @@ class Learner:
         self.policy, self.config, self.temperature, self.ranks = policy, config, temperature, ranks
         self.trained = trained_copy(policy, ranks)
         self.autocast, self.likelihood = autocast, needs.likelihood if needs else 0.0
-        self.passes = Passes(policy, self.trained, config, temperature, autocast, bool(self.likelihood))
+        self.passes = Passes(policy, self.trained, config, temperature, autocast)
+        self.entropy = EntropyTerm(config)
         self.idle = needs.critic.warmup if needs and needs.critic else 0
         """Number of first steps in which only the critic trains."""
         model = self.trained.policy.model
@@ -79,10 +80,28 @@ class Learner:
         groups += [{"params": part, "weight_decay": 0.0} for part in vectors]
         self.optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
         self.skipped_in_a_row = 0
+        self._masked: dict[str, float] = {}
+        """Shares of the batch that the stage's masks leave out."""
         self.rate_factor = 1.0
         """The factor on every learning rate."""
         if config.gradient_checkpointing:
             checkpoint_layers(model)
+
+    def prepared(self, rollouts: Rollouts, step: int) -> Rollouts:
+        """The batch as the stage's ratios need it: with the denominators of one more forward pass, where it asks for
+        that, and with which tokens take part."""
+        self._masked = {}
+        if step <= self.idle:
+            return rollouts
+        if self.config.old_logprobs == "recompute" or self.config.masks:
+            options = (self.temperature, self.config.token_budget, self.ranks, self.autocast)
+            now = batch_logprobs_and_entropies(self.policy, rollouts, *options, entropies=False)[0]
+            sampler = rollouts.engine_logprobs_PKT
+            if self.config.masks and sampler is None:
+                sampler = rollouts.rollout_logprobs_PKT
+            rollouts = replace(rollouts, rollout_logprobs_PKT=now, engine_logprobs_PKT=sampler, staleness=0)
+        keep_PKT, self._masked = kept_tokens(rollouts, self.config)
+        return replace(rollouts, keep_PKT=keep_PKT)
 
     def update(self, rollouts: Rollouts, step: int, weigh: Weigh) -> tuple[dict[str, float], Tensor]:
         """Train on one batch: ``config.minibatches`` parts of whole groups, ``config.updates_per_batch`` times.
@@ -93,28 +112,28 @@ class Learner:
         """
         if step <= self.idle:
             return {"update/rows": 0.0}, torch.zeros(rollouts.truncated_PK.shape)
-        if self.config.old_logprobs == "recompute":
-            options = (self.temperature, self.config.token_budget, self.ranks, self.autocast)
-            again = batch_logprobs_and_entropies(self.policy, rollouts, *options, entropies=False)
-            rollouts = replace(rollouts, rollout_logprobs_PKT=again[0])
         cuts = torch.arange(len(rollouts.prompts)).tensor_split(self.config.minibatches)
         parts = [cut.tolist() for cut in cuts if len(cut)]
         batches = [groups_of(rollouts, groups) for groups in parts] if len(parts) > 1 else [rollouts]
         first_weights, metrics = list[Tensor](), dict[str, float]()
         rate = self.rate_factor * learning_rate(step, self.config, self.idle)
+        entropy = self.entropy.weight(rollouts)
         for update in range(self.config.updates_per_batch * len(parts)):
             part = update % len(parts)
             weights = self.ranks.same(weigh(update, parts[part]))  # a critic's rounding may differ between GPUs
             if update < len(parts):
                 first_weights.append(weights)
-            metrics = self._step(batches[part], weights, rate)
-        return metrics, torch.cat(first_weights)
+            metrics = self._step(batches[part], weights, rate, entropy)
+        if self.config.entropy is not None:
+            metrics["update/entropy_weight"] = entropy
+        return self._masked | metrics, torch.cat(first_weights)
 
     def state(self) -> State:
         """The optimizer's moments, and how many updates in a row were skipped."""
         return {
             "optimizer": optimizer_state(self.optimizer, self.trained.policy.model),
             "skipped_in_a_row": self.skipped_in_a_row,
+            **self.entropy.state(),
         }
 
     def restore(self, state: State) -> None:
@@ -122,25 +141,24 @@ class Learner:
         self.trained.reload()
         self.take_moments(state)
         self.skipped_in_a_row = state["skipped_in_a_row"]
+        self.entropy.restore(state)
 
     def take_moments(self, state: State) -> None:
         """Take over the optimizer's moments alone, as from another stage."""
         restore_optimizer(self.optimizer, self.trained.policy.model, state["optimizer"])
 
-    def _step(self, rollouts: Rollouts, weights: Tensor, rate: float) -> dict[str, float]:
-        """One optimizer update. Rows whose coefficients are all zero take no part."""
-        rows, completions, mask_PKT = CompletionRows.of(rollouts), rollouts.truncated_PK.numel(), rollouts.mask_PKT
+    def _step(self, rollouts: Rollouts, weights: Tensor, rate: float, entropy: float) -> dict[str, float]:
+        """One optimizer update. Rows whose factors are all zero take no part."""
+        rows, completions = CompletionRows.of(rollouts), rollouts.truncated_PK.numel()
         importance_PKT, of_engine = engine_correction(rollouts, self.config.importance_cap)
-        pull_RT = (token_weights(weights, mask_PKT, self.config.score) * importance_PKT).flatten(0, 1)
-        likelihood_RT = torch.zeros_like(pull_RT)
-        if self.likelihood:
-            likelihood_RT = likelihood_coefficients(rollouts, self.likelihood).flatten(0, 1)
-        active = (pull_RT.abs() + likelihood_RT).sum(-1).nonzero()[:, 0].tolist()
+        terms = Terms.of(rollouts, weights, self.config, self.likelihood, entropy)
+        terms_RT = replace(terms, pull=terms.pull * importance_PKT).each(lambda part: part.flatten(0, 1))
+        active = terms_RT.active()
         metrics = {"update/learning_rate": rate, "update/rows": float(len(active)), "update/skipped": 0.0}
         metrics |= of_engine
         if not active:
             return metrics | {"update/loss": 0.0, "update/gradient_norm": 0.0}
-        passed = [*self.passes.backward(rows, active, (pull_RT, likelihood_RT), completions)]
+        passed = [*self.passes.backward(rows, active, terms_RT, completions)]
         objectives, differences = zip(*passed, strict=True) if passed else ([torch.zeros(())], [torch.zeros(0)])
         part = -sum(objective / completions for objective in torch.stack(objectives).tolist())
         found = self.ranks.gathered((part, torch.cat(differences).cpu()))

@@ -68,6 +68,22 @@ def importance_weights(policy_logprobs: Tensor, engine_logprobs: Tensor, mask: T
     return torch.where(mask, ratio, 1.0)
 
 
+def kl_penalty(policy_logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
+    """exp(d) - 1 - d, d = log pi_ref - log pi, of each token that the policy drew: its mean is KL(pi || pi_ref).
+
+    Shapes: alike -> alike. Units: nats. Edge: beyond d = 20 it goes on with the slope that it has there, so that it
+    does not overflow. Source: the "k3" estimator, J. Schulman, "Approximating KL divergence" (2020), as the penalty of
+    GRPO (arXiv 2402.03300). Its gradient is (1 - exp(d)) d log pi.
+
+    >>> policy, reference = torch.tensor([0.5, 0.25]).log(), torch.tensor([0.25, 0.25]).log()
+    >>> [round(value, 4) for value in kl_penalty(policy, reference).tolist()]
+    [0.1931, 0.0]
+    """
+    difference = reference_logprobs - policy_logprobs
+    bounded = difference.clamp(max=20.0)
+    return torch.expm1(bounded) * (1 + difference - bounded) - difference
+
+
 def kl_estimate(policy_logprobs: Tensor, reference_logprobs: Tensor, mask: Tensor) -> float:
     """KL(policy || reference) a token, on tokens the policy drew: mean of exp(-d) - 1 + d, d the log-ratio.
 

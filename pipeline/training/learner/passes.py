@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from gradus.pipeline.config import StageConfig
@@ -12,14 +14,11 @@ from gradus.pipeline.policy.forward import lm_head
 from gradus.pipeline.policy.forward.logprobs import precision
 from gradus.pipeline.policy.forward.packable import can_pack
 from gradus.pipeline.policy.forward.packing import computing, hidden_states
-from gradus.pipeline.policy.forward.padded import completion_logprobs, completion_states
+from gradus.pipeline.policy.forward.padded import completion_logits, completion_states, entropies, target_logprobs
 from gradus.pipeline.policy.forward.rows import CompletionRows
 from gradus.pipeline.policy.policy import Policy
-from gradus.pipeline.training.learner.losses import weighted_likelihood
 from gradus.pipeline.training.learner.replicas import ReplicatedPolicy
-
-Coefficients = tuple[Tensor, Tensor]
-"""float32 [R, T] each: of the clipped objective, and of the likelihood loss."""
+from gradus.pipeline.training.learner.terms import Terms
 
 
 class Passes:
@@ -32,28 +31,24 @@ class Passes:
         config: StageConfig,
         temperature: float,
         autocast: bool,
-        likelihood: bool,
     ):
         self.policy, self.trained, self.config = policy, trained, config
         self.temperature, self.autocast = temperature, autocast
-        self.likelihood = likelihood
-        """Whether the objective has a likelihood loss."""
 
     def backward(
-        self, rows: CompletionRows, active: list[int], coefficients: Coefficients, completions: int
+        self, rows: CompletionRows, active: list[int], terms_RT: Terms, completions: int
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Add the gradient of minus the objective over ``completions``, micro-batch by micro-batch, for the rows
         ``active``. Yields the objective of each, and each token's log-probability minus the sampler's; both are left on
         the device, so that the next micro-batch is prepared while a GPU computes this one."""
-        given_RT = (rows.rollout_logprobs_RT, *coefficients)
         mine = rows.share(active, self.trained.ranks.rank, self.trained.ranks.size)
         if can_pack(self.policy):
-            yield from self._packed(rows, mine, active[0], given_RT, completions)
+            yield from self._packed(rows, mine, active[0], terms_RT, completions)
         else:
-            yield from self._padded(rows, mine, active[0], given_RT, completions)
+            yield from self._padded(rows, mine, active[0], terms_RT, completions)
 
     def _packed(
-        self, rows: CompletionRows, mine: list[int], any_row: int, given_RT: tuple[Tensor, ...], completions: int
+        self, rows: CompletionRows, mine: list[int], any_row: int, terms_RT: Terms, completions: int
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Without padding; the head is taken in pieces, whose gradient is computed in the forward pass."""
         policy, device = self.trained.policy, self.policy.device
@@ -63,17 +58,17 @@ class Passes:
                 continue
             batch, pack = item
             mask = rows.mask_RT[batch]
-            old, pull, likelihood = (sent(part[batch][mask], device) for part in given_RT)
-            function = self._function(pull, likelihood, old)
+            terms = terms_RT.each(_sender(batch, mask, device))
             with computing(policy, pack):
                 with precision(device, self.autocast):
                     hidden = hidden_states(policy, pack)
-                    objective, logprobs = lm_head.objective(policy, hidden, pack.targets, self.temperature, function)
+                    given = (pack.targets, self.temperature, self._function(terms), terms.entropy)
+                    objective, logprobs = lm_head.objective(policy, hidden, *given)
                 (-objective / completions).backward()
-            yield objective.detach(), logprobs - old
+            yield objective.detach(), logprobs - terms.old_logprobs
 
     def _padded(
-        self, rows: CompletionRows, mine: list[int], any_row: int, given_RT: tuple[Tensor, ...], completions: int
+        self, rows: CompletionRows, mine: list[int], any_row: int, terms_RT: Terms, completions: int
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """The model's own forward pass, for models that cannot be packed."""
         device = self.policy.device
@@ -82,13 +77,17 @@ class Passes:
                 self._idle_pass(rows, any_row)
                 continue
             width = max(rows.lengths[r] for r in batch)
-            old, pull, likelihood, mask = (sent(part[batch, :width], device) for part in (*given_RT, rows.mask_RT))
-            prompts, tokens_RT = [rows.prompts[r] for r in batch], rows.tokens_RT[batch, :width]
+            terms = terms_RT.each(_sender(batch, (slice(None), slice(width)), device))
+            prompts, mask = [rows.prompts[r] for r in batch], sent(rows.mask_RT[batch, :width], device)
+            tokens_RT = sent(rows.tokens_RT[batch, :width], device)
             with precision(device, self.autocast):
-                logprobs = completion_logprobs(self.trained.policy, prompts, tokens_RT, self.temperature)
-            objective = self._objective(logprobs, pull, likelihood, old)
+                logits = completion_logits(self.trained.policy, prompts, tokens_RT, self.temperature)
+                logprobs = target_logprobs(logits, tokens_RT)
+            objective = terms.value(logprobs, self.config.clip)
+            if terms.entropy is not None:
+                objective = objective + (terms.entropy * entropies(logits)).sum()
             (-objective / completions).backward()
-            yield objective.detach(), (logprobs.detach() - old)[mask]
+            yield objective.detach(), (logprobs.detach() - terms.old_logprobs)[mask]
 
     def _idle_pass(self, rows: CompletionRows, row: int) -> None:
         """A pass that adds nothing; other ranks still have rows, and all must compute together."""
@@ -96,11 +95,11 @@ class Passes:
             states = completion_states(self.trained.policy, [rows.prompts[row]], rows.tokens_RT[[row], :1])
         (states.sum() * 0).backward()
 
-    def _function(self, pull: Tensor, likelihood: Tensor, old: Tensor) -> lm_head.Objective:
+    def _function(self, terms: Terms) -> lm_head.Objective:
         """The objective of a piece of the tokens."""
-        return lambda logprobs, piece: self._objective(logprobs, pull[piece], likelihood[piece], old[piece])
+        return lambda logprobs, piece: terms.value(logprobs, self.config.clip, piece)
 
-    def _objective(self, logprobs: Tensor, pull: Tensor, likelihood: Tensor, old: Tensor) -> Tensor:
-        """Scalar; all shapes alike."""
-        objective = weighted_likelihood(logprobs, pull, old, self.config.clip)
-        return objective + (likelihood * logprobs).sum() if self.likelihood else objective
+
+def _sender(batch: list[int], places: Any, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """A function that sends some places of these rows of a tensor to the device."""
+    return lambda part: sent(part[batch][places], device)

@@ -21,10 +21,11 @@ from gradus.flows.cli import app
 from gradus.pipeline.common.errors import UserError
 from gradus.pipeline.config import PolicyConfig, SamplingConfig
 from gradus.pipeline.config.policy import LoraConfig
-from gradus.pipeline.estimates import memory as sizing
+from gradus.pipeline.estimates import load as sizing
 from gradus.pipeline.estimates.drawing import copies
 from gradus.pipeline.estimates.hardware import KNOWN, Hardware, parse_hardware
-from gradus.pipeline.estimates.memory import Load, activation_bytes, memory
+from gradus.pipeline.estimates.load import Load
+from gradus.pipeline.estimates.memory import activation_bytes, memory
 from gradus.pipeline.estimates.model_size import ModelSize, from_options, model_size, stored_parameters
 from gradus.pipeline.estimates.step_time import pace
 from gradus.pipeline.policy.forward import lm_head

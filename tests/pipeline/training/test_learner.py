@@ -19,7 +19,7 @@ from gradus.pipeline.policy.forward.packable import can_pack
 from gradus.pipeline.policy.forward.packing import Pack, computing, hidden_states
 from gradus.pipeline.policy.policy import copied
 from gradus.pipeline.rollouts.builtin import DrawKey, sample
-from gradus.pipeline.training.batches import demonstrated
+from gradus.pipeline.training.given_batches import written
 from gradus.pipeline.training.learner import passes
 from gradus.pipeline.training.learner.learner import CompletionRows, Learner, learning_rate
 from gradus.pipeline.types import Prompt
@@ -143,7 +143,7 @@ def test_packed_gradients_are_those_of_the_padded_pass(architecture, clip, promp
 def test_a_model_that_cannot_be_packed_is_padded(architecture, prompts):
     policy = create_policy(PolicyConfig(architecture=architecture | SIZES, device="cpu"), TEXTS, 0)
     assert not can_pack(policy)
-    rollouts = demonstrated(policy, [Prompt("a", "1 + 2 =", "3", demonstration="1+2=3; answer: 3")])
+    rollouts = written(policy, [Prompt("a", "1 + 2 =", "3")], [["1+2=3; answer: 3"]])
     metrics, _ = Learner(policy, config(), 1.0).update(rollouts, 1, lambda *_: torch.ones(1, 1))
     assert metrics["update/gradient_norm"] > 0
 
@@ -191,7 +191,7 @@ def test_old_logprobs_can_be_computed_again(policy, prompts):
     measured = []
     for source in ("sampler", "recompute"):
         subject = Learner(tiny_policy(), config(old_logprobs=source, clip=(0.2, 0.28)), temperature=1.0)
-        metrics, _ = subject.update(wrong, 1, lambda update, groups: WEIGHTS)
+        metrics, _ = subject.update(subject.prepared(wrong, 1), 1, lambda update, groups: WEIGHTS)
         measured.append(metrics["update/train_sample_mismatch"])
     assert measured[0] == pytest.approx(0.5, abs=1e-4) and measured[1] < 1e-5
 
@@ -292,7 +292,7 @@ def test_demonstrations_become_rollouts_that_end(policy):
         Prompt("a", "1 + 2 =", "3", demonstration="1+2=3; answer: 3"),
         Prompt("b", "7 =", "7", demonstration="7"),
     ]
-    rollouts = demonstrated(policy, prompts)
+    rollouts = written(policy, prompts, [[prompt.demonstration or ""] for prompt in prompts])
     assert rollouts.tokens_PKT.shape[:2] == (2, 1)
     for p in range(2):
         tokens = rollouts.tokens_PKT[p, 0, : int(rollouts.lengths_PK[p, 0])].tolist()

@@ -146,7 +146,7 @@ def test_scores_of_a_stale_batch_are_taken_anew(
     needs = Needs(policy_scores=True, reference=True, log_ratio=True)
     provider = SignalProvider(needs, stage, policy, CONFIG.sampling, lambda policy: groups_of(policy, prompts, suite))
     nudge(policy)
-    signals = provider.of(rollouts, 2)(0, [0, 1])
+    signals = provider.of(provider.prepared(rollouts, 2), 2)(0, [0, 1])
     now = batch_logprobs(policy if staleness else frozen_copy(tiny_policy()), rollouts, 1.0, 10_000)
     lengths = rollouts.lengths_PK.clamp(min=1)
     assert signals.policy_scores_PK is not None and signals.log_ratio_PK is not None
@@ -166,10 +166,10 @@ def test_a_policy_that_is_its_reference_has_a_log_ratio_of_exactly_zero(
     options = (needs, CONFIG.stages[0], policy, CONFIG.sampling, lambda policy: groups_of(policy, prompts, suite))
     provider = SignalProvider(*options)
     provider.begin(step)
-    signals = provider.of(rollouts, step)
+    signals = provider.of(provider.prepared(rollouts, step), step)
     first = signals(0, [0, 1]).log_ratio_PK
     assert first is not None and not first.any()
-    later = provider.of(rollouts, step + 1)(0, [0, 1]).log_ratio_PK
+    later = provider.of(provider.prepared(rollouts, step + 1), step + 1)(0, [0, 1]).log_ratio_PK
     assert later is not None and later.any(), "one step after, it is what the two passes say"
     nudge(policy)
     updated = signals(1, [0, 1]).log_ratio_PK

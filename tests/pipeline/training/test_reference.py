@@ -61,7 +61,7 @@ def test_the_log_ratio_is_the_sum_over_a_completion_s_tokens(policy: Policy, rol
     """log pi(y|x) - log pi_ref(y|x), of whole completions, however long: in float64, token by token."""
     provider, start = provider_of(policy, refresh=0), copied(policy)
     move(policy)
-    found = provider.of(rollouts, 2)(1, [0, 3]).log_ratio_PK
+    found = provider.of(provider.prepared(rollouts, 2), 2)(1, [0, 3]).log_ratio_PK
     wanted = (logprobs_of(policy.model, policy, rollouts) - logprobs_of(start, policy, rollouts)).sum(-1)[[0, 3]]
     assert len(rollouts.lengths_PK[[0, 3]].unique()) > 1 and wanted.abs().min() > 1e-3, "or the test shows nothing"
     assert found is not None
