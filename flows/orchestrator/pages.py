@@ -12,7 +12,7 @@ import json
 import logging
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from prefect.utilities.context import get_task_and_flow_run_ids
 from gradus.pipeline.common.observer import Observer
 from gradus.pipeline.common.shown import gradus_command, shown_share
 from gradus.pipeline.runs.run_folder import RunFolder
+from gradus.pipeline.runs.task_accuracies import shown_accuracy
 
 logger = logging.getLogger("prefect.flow_runs.gradus")
 """A child of Prefect's own logger, so that its lines appear in the flow run's log."""
@@ -82,12 +83,14 @@ class PrefectView(Observer):
 
     def work_done(self, label: str, result: Mapping[str, Any]) -> None:
         """A stage has returned its record, freshly made or reused; publish the table of stages again."""
-        row = self._rows[label] = table_row(label, result, self.resumed.get(label, 0))
+        tasks = [name for name in self.run.config.named_tasks if name]
+        row = self._rows[label] = table_row(label, result, self.resumed.get(label, 0), tasks)
         outcome = ", ".join(
             filter(None, (f"accuracy {row['accuracy before']} -> {row['accuracy after']}", row["note"]))
         )
-        if tasks := result.get("tasks"):
-            outcome += "; " + ", ".join(f"{name} {_shown(each['accuracy'])}" for name, each in tasks.items())
+        if tasks:
+            measured = [(name, shown_accuracy(result, name)) for name in tasks]
+            outcome += "; " + ", ".join(f"{name} {accuracy}" for name, accuracy in measured if accuracy)
         logger.info("%s: %s", label, outcome)
         self._publish("stages", "table", json.dumps(list(self._rows.values())), "Stages so far")
 
@@ -179,8 +182,9 @@ def progress_line(step: int, steps: int, metrics: Mapping[str, float]) -> str:
     return ", ".join(parts)
 
 
-def table_row(label: str, result: Mapping[str, Any], done: int = 0) -> dict[str, Any]:
-    """A stage's row in the table of stages; ``done``: the steps that earlier launches had done."""
+def table_row(label: str, result: Mapping[str, Any], done: int = 0, tasks: Collection[str] = ()) -> dict[str, Any]:
+    """A stage's row in the table of stages; ``done``: the steps that earlier launches had done. Each row has a column
+    for each of several ``tasks``, measured or not, because the page shows the columns of the first row."""
     low, high = result.get("interval") or (None, None)
     came = f"shared with {result['shared']}" if "shared" in result else "reused" if result.get("reused") else ""
     came = came or (f"resumed after step {done}" if done else "")
@@ -191,10 +195,10 @@ def table_row(label: str, result: Mapping[str, Any], done: int = 0) -> dict[str,
         "accuracy before": _shown(result.get("accuracy_before")),
         "accuracy after": _shown(result.get("accuracy_after")),
         "95 % interval": "" if low is None or high is None else f"{low:.3f} - {high:.3f}",
+        **{f"accuracy on {name}": shown_accuracy(result, name) for name in tasks},
         "rollouts": _shown(result.get("rollouts"), ","),
         "tokens": _shown(result.get("tokens"), ","),
         "seconds": _shown(result.get("seconds"), ".1f"),
-        **{f"accuracy on {name}": _shown(each["accuracy"]) for name, each in result.get("tasks", {}).items()},
         "note": "; ".join(filter(None, (came, *events))),
     }
 

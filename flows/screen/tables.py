@@ -9,7 +9,7 @@ from rich.console import Console
 
 from gradus.flows.screen.text import Lines, count, duration, ended_by, interval_text, number, print_table, size_text
 from gradus.pipeline.common.shown import shown_path
-from gradus.pipeline.runs.task_accuracies import SURE, fell
+from gradus.pipeline.runs.task_accuracies import SURE, shown_accuracy
 from gradus.pipeline.runs.verify import Finding
 
 RIGHT = ("steps", "step", "rollouts", "tokens", "time", "size")
@@ -39,22 +39,12 @@ def print_tasks(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
     if not rows:
         return
     names = list(rows[-1]["tasks"])
-    table = [[row["after"], *(_task_cell(row, name) for name in names)] for row in rows]
+    table = [[row["after"], *(shown_accuracy(row, name, row["trained"]) for name in names)] for row in rows]
     say = Lines(console).say
     say("")
     print_table(console, ["accuracy after", *names], table, names)
     marks = "* trained there" + (f"; fell: significantly, p < {SURE:g} for the stage" if "fell" in str(table) else "")
     say(f"({marks})")
-
-
-def _task_cell(row: Mapping[str, Any], name: str) -> str:
-    record = row["tasks"].get(name)
-    if record is None:
-        return ""
-    words = [number(record["accuracy"]) or "none"]
-    words += ["*"] if name in row["trained"] else []
-    words += ["fell"] if name in fell(row["tasks"]) else []
-    return " ".join(words)
 
 
 def print_runs(runs: Sequence[Mapping[str, Any]], console: Console) -> None:

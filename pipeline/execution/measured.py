@@ -59,12 +59,3 @@ def accuracy_before(run: RunFolder, index: int, tasks: Collection[str]) -> dict[
     if known:
         return pooled(known, tasks)
     return {"accuracy": made[-1]["accuracy_after" if index else "accuracy"], "interval": made[-1]["interval"]}
-
-
-def accuracy_curves(accuracy: float | None, several: dict[str, Any]) -> dict[str, float]:
-    """The points of a pipeline's curves: ``accuracy``; of several tasks all that were measured together, and each as
-    ``accuracy/TASK``."""
-    curves = {"accuracy": accuracy}
-    if tasks := several.get("tasks"):
-        curves = {"accuracy": pooled(tasks)["accuracy"]} | {f"accuracy/{n}": r["accuracy"] for n, r in tasks.items()}
-    return {name: value for name, value in curves.items() if value is not None}

@@ -11,7 +11,7 @@ from gradus.pipeline.common.records import write_sealed
 from gradus.pipeline.config import PipelineConfig, PolicyConfig
 from gradus.pipeline.config.options import identity
 from gradus.pipeline.config.tasks import key_of
-from gradus.pipeline.execution.measured import accuracy_curves, tasks_record
+from gradus.pipeline.execution.measured import tasks_record
 from gradus.pipeline.execution.overlong import all_fitted
 from gradus.pipeline.execution.train import reward_suite
 from gradus.pipeline.policy.creation import create_policy
@@ -28,6 +28,7 @@ from gradus.pipeline.runs.checkpoint import read_record, save_checkpoint
 from gradus.pipeline.runs.description import open_parent_journal
 from gradus.pipeline.runs.identity import fingerprint
 from gradus.pipeline.runs.run_folder import START_FILE, RunFolder
+from gradus.pipeline.runs.task_accuracies import accuracy_curves
 from gradus.pipeline.runs.verify import handover_damage
 from gradus.pipeline.tasks.background import wait_for_data
 from gradus.pipeline.tasks.data import Tasks, first_prompt, longest_prompts, texts

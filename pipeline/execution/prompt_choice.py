@@ -14,7 +14,7 @@ from gradus.pipeline.runs.run_folder import RunFolder
 from gradus.pipeline.runs.run_paths import typed
 from gradus.pipeline.stage import Stage
 from gradus.pipeline.tasks.data import Tasks
-from gradus.pipeline.tasks.prompts.completions import COMPLETIONS_FILE, taught
+from gradus.pipeline.tasks.prompts.completions import taught
 from gradus.pipeline.tasks.prompts.memory import checked_rows
 
 
@@ -121,7 +121,7 @@ def demonstrated(run: RunFolder, index: int, tasks: Tasks) -> Tasks:
     if (asked := stage.demonstrations) is None:
         return tasks
     place, where = run.stage_index(asked.from_, "--from"), f"stages.{stage.label}.demonstrations.from"
-    kept, file = (run.result(place) or {}).get("completions"), run.memory(place).with_name(COMPLETIONS_FILE)
+    kept, file = (run.result(place) or {}).get("completions"), run.completions(place)
     intact = bool(kept) and file.is_file() and sha256(file) == kept
     if kept != "" and not intact:
         raise UserError(

@@ -14,11 +14,11 @@ from gradus.pipeline.common.observer import Observer
 from gradus.pipeline.common.records import write_sealed
 from gradus.pipeline.common.shown import gradus_command
 from gradus.pipeline.execution.launch import launched
-from gradus.pipeline.execution.measured import accuracy_curves
 from gradus.pipeline.execution.train import StageWork, reward_suite, train
 from gradus.pipeline.runs.checkpoint import discard_from, newest_whole, read_record, verified_record
 from gradus.pipeline.runs.identity import begin_stage, fingerprint, stage_identity
 from gradus.pipeline.runs.run_folder import FAILURE_FILE, RESULT_FILE, RunFolder
+from gradus.pipeline.runs.task_accuracies import accuracy_curves
 from gradus.pipeline.runs.verify import handover_damage
 from gradus.pipeline.stage import Stage
 from gradus.pipeline.tasks.several.build import load_tasks

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from gradus.pipeline.common.shown import shown_share
 from gradus.pipeline.runs.run_folder import RunFolder
-from gradus.pipeline.runs.task_accuracies import fell
+from gradus.pipeline.runs.task_accuracies import accuracy_curves, shown_accuracy
 from gradus.pipeline.tasks.splits import named
 from gradus.pipeline.tracking.journal import Journal
 from gradus.pipeline.tracking.position import Position
@@ -22,10 +22,23 @@ def open_parent_journal(run: RunFolder, policy: dict[str, Any]) -> None:
     tags = {"gradus.pipeline": config.name, "gradus.stages": order, **lineage_tags(run), **run.record.get("tags", {})}
     if run.origin is not None:
         tags["mlflow.note.content"] = description(run)
-    with Journal(run.path / "journal.jsonl") as journal:
+    file = run.path / "journal.jsonl"
+    begins = not file.exists()
+    with Journal(file) as journal:
         journal.start(run.name, tags, params)
         journal_datasets(journal, run)
         journal.artifact(run.path / "config.yaml")
+        if begins and run.origin is not None:  # its curves begin where those of its origin do
+            for step, (accuracy, record) in enumerate(_shared(run)):
+                journal.metrics(step, accuracy_curves(accuracy, record))
+
+
+def _shared(run: RunFolder) -> Iterator[tuple[float | None, dict[str, Any]]]:
+    """The accuracy that was measured at the start of a fork and after each stage that it shares, with the record."""
+    if start := run.start():
+        yield start["accuracy"], start
+        results = [run.result(index) for index in range(len(run.outline))]
+        yield from ((result["accuracy_after"], result) for result in results if result and "shared" in result)
 
 
 def lineage_tags(run: RunFolder) -> dict[str, str]:
@@ -103,9 +116,9 @@ def _tasks_table(rows: Sequence[dict[str, Any]]) -> list[str]:
     names = list(rows[-1]["tasks"])
     lines = ["", f"| held-out accuracy after | {' | '.join(names)} |", "|---" * (1 + len(names)) + "|"]
     for row in rows:
-        cells = [shown_share(row["tasks"][n]["accuracy"]) + (" fell" if n in fell(row["tasks"]) else "") for n in names]
+        cells = [shown_accuracy(row, name, row["trained"]).replace("*", r"\*") for name in names]
         lines.append(f"| {row['after']} | {' | '.join(cells)} |")
-    return lines
+    return [*lines, "", r"\* trained there; fell: significantly, all tasks of the stage taken together"]
 
 
 def flatten(value: Any, path: str = "") -> dict[str, Any]:

@@ -10,6 +10,7 @@ from gradus.pipeline.common.errors import UserError
 from gradus.pipeline.common.records import read_sealed
 from gradus.pipeline.runs.checkpoint import CHECKPOINTS, content_of
 from gradus.pipeline.runs.run_paths import RunPaths, attempts_beside
+from gradus.pipeline.tasks.prompts.completions import COMPLETIONS_FILE
 from gradus.pipeline.tasks.prompts.memory import MEMORY_FILE
 
 DATA_FILE = "data.json"
@@ -54,21 +55,22 @@ class RunRecords(RunPaths):
         return {section for section, file in copies.items() if file.is_file()}
 
     def heldout(self, index: int) -> dict[str, bool] | None:
-        """id of a held-out prompt -> whether the stage's result answers it correctly; None before the stage is done.
-
-        Of a stage that a fork shares, the run that owns it has the record.
-        """
-        result = self.result(index)
-        if result is None:
-            return None
-        folder = Path(result["checkpoint"]).parents[1] if "shared" in result else self.stage_dir(index)
-        found = self.read(folder / HELDOUT_FILE)
+        """id of a held-out prompt -> whether the stage's result answers it correctly; None before the stage is done."""
+        found = self.read(self.made_in(index) / HELDOUT_FILE) if self.result(index) else None
         return found and found["correct"]
 
+    def made_in(self, index: int) -> Path:
+        """The folder with what a stage has written; of one that a fork shares it is in the run that owns it."""
+        result = self.result(index) or {}
+        return Path(result["checkpoint"]).parents[1] if "shared" in result else self.stage_dir(index)
+
     def memory(self, index: int) -> Path:
-        """The file in which a stage remembers its prompts; a fork's shared stages have it beside their checkpoints."""
-        result = self.result(index)
-        return (Path(result["checkpoint"]).parents[1] if result else self.stage_dir(index)) / MEMORY_FILE
+        """The file in which a stage remembers its prompts."""
+        return self.made_in(index) / MEMORY_FILE
+
+    def completions(self, index: int) -> Path:
+        """The file of the correct completions that a stage keeps for a later one."""
+        return self.made_in(index) / COMPLETIONS_FILE
 
     def failure(self, index: int) -> dict[str, Any] | None:
         """A stage's failure record; None where it has not failed, or succeeded later."""

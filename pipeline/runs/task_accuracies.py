@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
+from gradus.pipeline.common.shown import shown_share
 from gradus.pipeline.runs.run_records import RunRecords
 from gradus.pipeline.statistics.intervals import share_bounds
 
@@ -42,3 +43,21 @@ def pooled(tasks: dict[str, dict[str, Any]], names: Collection[str] | None = Non
     prompts = sum(record["prompts"] for record in records)
     correct = sum(round(record["accuracy"] * record["prompts"]) for record in records)
     return {"accuracy": correct / prompts, "interval": list(share_bounds(correct, prompts))}
+
+
+def accuracy_curves(accuracy: float | None, several: dict[str, Any]) -> dict[str, float]:
+    """The points of a pipeline's curves: ``accuracy``; of several tasks all that were measured together, and each as
+    ``accuracy/TASK``."""
+    curves = {"accuracy": accuracy}
+    if tasks := several.get("tasks"):
+        curves = {"accuracy": pooled(tasks)["accuracy"]} | {f"accuracy/{n}": r["accuracy"] for n, r in tasks.items()}
+    return {name: value for name, value in curves.items() if value is not None}
+
+
+def shown_accuracy(record: Mapping[str, Any], name: str, trained: Collection[str] = ()) -> str:
+    """A task's accuracy by the record of a stage, for a table: with ``*`` where the stage trained on the task, and
+    ``fell`` where it fell significantly; empty where it was not measured."""
+    if (known := record.get("tasks", {}).get(name)) is None:
+        return ""
+    marks = [shown_share(known["accuracy"]), "*" if name in trained else ""]
+    return " ".join(filter(None, [*marks, "fell" if name in fell(record["tasks"]) else ""]))

@@ -15,7 +15,6 @@ from gradus.pipeline.runs.checkpoint import checkpoints_in, content_of, damaged_
 from gradus.pipeline.runs.run_folder import CONFIG_FILE, RUN_FILE, START_FILE, RunFolder
 from gradus.pipeline.runs.run_paths import REMEDIES, typed
 from gradus.pipeline.runs.run_records import DATA_FILE
-from gradus.pipeline.tasks.prompts.completions import COMPLETIONS_FILE
 from gradus.pipeline.tasks.prompts.memory import NOTHING, memory_damage
 
 
@@ -190,7 +189,7 @@ def _completions(run: RunFolder, index: int) -> Iterator[Finding]:
     """What a stage that is done wrote for a later one to learn from."""
     label, result = run.config.stages[index].label, _readable(lambda: run.result(index)) or {}
     if kept := result.get("completions"):
-        file = run.memory(index).with_name(COMPLETIONS_FILE)
+        file = run.completions(index)
         wrong = _wrong(file, kept, file.name)
         again = f"{typed(run, 'resume', '--from', label)} makes the stage again"
         remedy = _ask(run, result["shared"]) if "shared" in result else again

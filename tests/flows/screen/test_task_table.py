@@ -6,6 +6,7 @@ import io
 
 from rich.console import Console
 
+from gradus.flows.orchestrator.pages import table_row
 from gradus.flows.screen.tables import print_tasks
 
 
@@ -33,3 +34,14 @@ def test_what_was_trained_what_fell_and_what_was_not_measured_can_be_told_apart(
 
 def test_one_task_needs_no_table() -> None:
     assert shown([]) == ""
+
+
+def test_every_row_of_the_page_has_every_task() -> None:
+    """Prefect shows the columns of the first row, and a stage may leave tasks unmeasured."""
+    first = {"tasks": {"sums": record(0.625, 1.0)}}
+    last = {"tasks": {"sums": record(0.25, 0.001), "sort": record(None)}}
+    rows = [table_row(name, result, tasks=["sums", "sort"]) for name, result in (("sft", first), ("dapo", last))]
+    assert [list(row) for row in rows] == [list(rows[0])] * 2
+    shown = [[row[f"accuracy on {name}"] for name in ("sums", "sort")] for row in rows]
+    assert shown == [["0.625", ""], ["0.250 fell", "none"]]
+    assert "accuracy on" not in str(table_row("sft", {}))

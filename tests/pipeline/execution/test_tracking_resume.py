@@ -296,6 +296,9 @@ def test_a_fork_says_so_from_its_beginning_to_its_end(runs: Path) -> None:
     known = read_run_ids(fork.path)
     assert set(known) == {"", "02-dapo"}, "what is shared has its run already"
     assert summary["stages"][0]["mlflow_run_id"] == ids["01-sft"]
+    curves = [client(runs).get_metric_history(run_id, "accuracy") for run_id in (ids[""], known[""])]
+    points, shared_points = ([(point.step, point.value) for point in curve] for curve in curves)
+    assert [step for step, _ in shared_points] == [0, 1, 2] and shared_points[:2] == points[:2], "once, resumed or not"
     note = client(runs).get_run(known[""]).data.tags["mlflow.note.content"]
     assert note.startswith(begun) and "| stage | steps |" in note
     child = client(runs).get_run(known["02-dapo"])
