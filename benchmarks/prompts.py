@@ -1,25 +1,31 @@
 """How long `gradus prompts` takes on a large memory, and what remembering costs a stage.
 
-    python -m benchmarks.prompts [--prompts 1000000] [--visits 10]
+    python -m benchmarks.prompts [--prompts 1000000] [--visits 10] [--repeat 3] [--stage 20]
 
 Makes the folder of a run with that many prompts and visits in a temporary place, runs the command there in a process of
-its own, and measures how long remembering a batch of 128 groups of 16 completions takes.
+its own, and measures how long remembering a batch of 128 groups of 16 completions takes. ``--stage`` trains the
+quickstart's DAPO for so many steps instead, and says which share of their time goes into remembering.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import resource
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy
 import pyarrow
 import pyarrow.parquet
 import torch
 
+import gradus
 from gradus.pipeline.config.loading import load_config
 from gradus.pipeline.runs.run_folder import RunFolder
 from gradus.pipeline.tasks.prompts.memory import BYTES, PromptMemory, dtype
@@ -72,17 +78,50 @@ def seconds_to_remember(folder: Path, batches: int = 20) -> float:
     return (time.perf_counter() - began) / batches
 
 
+def share_of_a_stage(folder: Path, steps: int) -> None:
+    """Train the quickstart's SFT briefly and its DAPO, and print what remembering took of each step of the latter."""
+    spent = dict.fromkeys(("add", "write", "sync"), 0.0)
+    for name in spent:
+        setattr(PromptMemory, name, _timed(getattr(PromptMemory, name), name, spent))
+    stages = [{"stage": "sft", "steps": 60, "lr": 2e-3}, {"stage": "dapo", "steps": steps}]
+    run = gradus.run("quickstart", "stage", {"stages": stages}, runs=folder, engine="none")
+    file = run.path / "stages" / "02-dapo" / "journal.jsonl"
+    events = [json.loads(line).get("values", {}) for line in file.read_text().splitlines()]
+    times = [values["time/step"] for values in events if "time/step" in values]
+    mean, each = sum(times) / len(times), sum(spent.values()) / len(times)
+    print(f"{len(times)} steps of DAPO: {mean:.3f} s each; remembering: {1000 * each:.2f} ms each, {each / mean:.3%}")
+
+
+def _timed(function: Callable[..., Any], name: str, spent: dict[str, float]) -> Callable[..., Any]:
+    def call(*given: Any) -> Any:
+        began = time.perf_counter()
+        try:
+            return function(*given)
+        finally:
+            spent[name] += time.perf_counter() - began
+
+    return call
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--prompts", type=int, default=1_000_000)
     parser.add_argument("--visits", type=int, default=10)
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--stage", type=int, metavar="STEPS", default=0)
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
+        if asked.stage:
+            share_of_a_stage(Path(folder), asked.stage)
+            return
         run = made_up(Path(folder), asked.prompts, asked.visits)
         command = [sys.executable, "-m", "gradus", "prompts", run.name, "--runs", folder]
-        began = time.perf_counter()
-        subprocess.run(command, check=True)
-        print(f"{asked.prompts:,} prompts, {asked.visits} visits: {time.perf_counter() - began:.2f} s")
+        for _ in range(asked.repeat):
+            began, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+            wall, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
+            cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+            print(f"{asked.prompts:,} prompts, {asked.visits} visits: {wall:.2f} s, {cpu:.2f} s of CPU time")
         each = seconds_to_remember(Path(folder))
         what = f"{GROUPS} groups of {COMPLETIONS} completions of {TOKENS} tokens"
         print(f"remembering {what}: {1000 * each:.2f} ms; {BYTES} bytes a group")

@@ -59,5 +59,7 @@ def shown_accuracy(record: Mapping[str, Any], name: str, trained: Collection[str
     ``fell`` where it fell significantly; empty where it was not measured."""
     if (known := record.get("tasks", {}).get(name)) is None:
         return ""
-    marks = [shown_share(known["accuracy"]), "*" if name in trained else ""]
-    return " ".join(filter(None, [*marks, "fell" if name in fell(record["tasks"]) else ""]))
+    words = [shown_share(known["accuracy"])]
+    words += ["*"] if name in trained else []
+    words += ["fell"] if name in fell(record["tasks"]) else []
+    return " ".join(words)
