@@ -6,7 +6,7 @@ curve          [[rollouts, accuracy on the validation prompts], ...] from the st
 entropy, length, reward   [[rollouts, nats per token | tokens per completion | mean reward], ...]
 marks          [[rollouts, "dapo ends"], ...] at the end of each stage, with the event that ended it
 rollouts, tokens, seconds   what was spent: sampled completions, their tokens, training time with evaluations
-accuracy       on the held-out prompts at the end
+accuracy       on the held-out prompts at the end, of several tasks on those of all
 heldout        {prompt id: correct}, from which that accuracy follows
 """
 
@@ -19,6 +19,7 @@ from typing import Any
 from gradus.pipeline.common.errors import UserError
 from gradus.pipeline.common.files import read_json
 from gradus.pipeline.runs.run_folder import RunFolder
+from gradus.pipeline.runs.task_accuracies import pooled
 from gradus.pipeline.tracking.journal import metric_history
 
 CURVES = {"entropy": "policy/entropy", "length": "completion/length", "reward": "reward/mean"}
@@ -37,7 +38,7 @@ def measure(run: RunFolder, base: RunFolder, arm: str, seed: int) -> Measures:
     results = [run.result(index) or {} for index in range(len(run.config.stages))][first:]
     measures: Measures = {"arm": arm, "seed": seed, "run": run.name, "marks": [], "stages": [], "curve": []}
     measures |= {name: [] for name in CURVES} | {"rollouts": 0, "tokens": 0, "seconds": 0.0}
-    measures |= {"start": start_of(base), "accuracy": results[-1]["accuracy_after"]}
+    measures |= {"start": start_of(base), "accuracy": final_accuracy(results[-1])}
     if measures["accuracy"] is None or measures["start"]["accuracy"] is None:
         what = "no held-out completion could be scored, so there is nothing to compare"
         raise UserError(what, where=run.name, fix="correct the reward, and compare again under another name")
@@ -65,7 +66,17 @@ def start_of(base: RunFolder) -> dict[str, Any]:
     result, history = base.result(index) or {}, metric_history(base.stage_dir(index) / "journal.jsonl")
     step = int(Path(result["checkpoint"]).name.removeprefix("step-"))
     validation = history.get("validation/accuracy", {}).get(step)
-    return {"content": result["content"], "accuracy": result["accuracy_after"], "validation": validation}
+    return {"content": result["content"], "accuracy": final_accuracy(result), "validation": validation}
+
+
+def final_accuracy(result: Mapping[str, Any]) -> float | None:
+    """The held-out accuracy of a run from its last stage's record: of several tasks on all, whatever it trained on.
+
+    >>> easy, hard = {"accuracy": 0.5, "prompts": 20}, {"accuracy": 0.2, "prompts": 10}
+    >>> final_accuracy({"accuracy_after": 0.5, "tasks": {"easy": easy, "hard": hard}})
+    0.4
+    """
+    return pooled(result["tasks"])["accuracy"] if result.get("tasks") else result["accuracy_after"]
 
 
 def _mark(result: Mapping[str, Any], last: bool) -> str:

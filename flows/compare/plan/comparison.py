@@ -68,6 +68,7 @@ class ComparisonPlan:
 
     def _pipeline(self, seed: int, stages: Sequence[StageOptions], arm: Arm | None) -> PipelineConfig:
         raw = self.config.model_dump(mode="json", exclude={"stages"}) | {"seed": seed, "stages": list(stages)}
+        raw["evaluation"] |= {"prompts": None}  # arms that train on different tasks are judged by the same prompts
         raw |= {"rewards": arm.rewards} if arm is not None and arm.rewards is not None else {}
         model = model_for(raw, [stage.config for stage in self.stages.values()], str(self.path))
         try:
@@ -108,8 +109,12 @@ def make_plan(
     )
     if plan.budget.unit != "rollouts":
         notes.append(f"a learning rate that falls with the steps does not fall within a budget of {plan.budget.unit}")
-    for arm in plan.arms:
-        plan.arm(arm, config.seed)  # raises every error before anything is trained
+    trained = [plan.arm(arm, config.seed) for arm in plan.arms]  # raises every error before anything is trained
+    if len({tuple(sorted(each.shares(stage).items())) for each in trained for stage in each.stages}) > 1:
+        notes.append(
+            "stages train on different tasks: curves, early gains and worst drops are of each stage's own validation "
+            "prompts, and say nothing of one arm against another; the accuracies at the end are on the same prompts"
+        )
     return plan
 
 

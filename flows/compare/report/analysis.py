@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import combinations
 from typing import Any
 
@@ -53,6 +53,7 @@ def analyse(measured: Sequence[Measures], order: Sequence[str], early_until: flo
         "margin": MARGIN,
         "heldout_prompts": max((len(each["heldout"]) for each in measured), default=0),
         "pairs": _pairs(facts, list(arms)),
+        "tasks": _tasks(facts, list(arms)),
         "claims": [asdict(claim) for claim in judge(facts)],
     }
 
@@ -94,6 +95,26 @@ def _arm_row(arm: str, seeds: Mapping[int, Measures], facts: Facts, targets: Map
         "marks": [m["marks"] for m in each],
         "stages": each[0]["stages"],
     }
+
+
+def _tasks(facts: Facts, arms: Sequence[str]) -> list[dict[str, Any]]:
+    """Of several tasks, each by itself: the accuracy of every arm on every seed, and the differences of all pairs.
+
+    Ids of held-out prompts begin with their task: ``sums/8ee887370c72f685``.
+    """
+    ids = [key for seeds in facts.correct.values() for correct in seeds.values() for key in correct if "/" in key]
+    found = []
+    for task in dict.fromkeys(key.partition("/")[0] for key in ids):
+        own = {
+            arm: {s: {k: v for k, v in correct.items() if k.startswith(f"{task}/")} for s, correct in seeds.items()}
+            for arm, seeds in facts.correct.items()
+        }
+        each = {arm: {s: _mean([*answers.values()]) for s, answers in seeds.items()} for arm, seeds in own.items()}
+        prompts = max(len(answers) for seeds in own.values() for answers in seeds.values())
+        found.append(
+            {"task": task, "prompts": prompts, "each": each, "pairs": _pairs(replace(facts, correct=own), arms)}
+        )
+    return found
 
 
 def _pairs(facts: Facts, arms: Sequence[str]) -> list[dict[str, Any]]:

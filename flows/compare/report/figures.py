@@ -47,6 +47,7 @@ def figures(arms: ByArm, analysis: Mapping[str, Any]) -> dict[str, str]:
     drawn = {
         "learning-curves": lambda: _learning_curves(arms, hues),
         "final-accuracy": lambda: _final_accuracy(analysis["arms"], hues),
+        "accuracy-by-task": lambda: _by_task(analysis["tasks"], hues),
         "differences": lambda: _differences(analysis["pairs"]),
         "seeds": lambda: _seeds(arms, hues),
         "entropy-length-reward": lambda: _other_curves(arms, hues),
@@ -138,6 +139,26 @@ def _final_accuracy(rows: Sequence[Mapping[str, Any]], hues: Mapping[str, str]) 
     axes.set_xlabel(
         "accuracy on the held-out prompts (thick: 95 % over prompts; thin: 95 % over seeds, cut at the edge)"
     )
+    return figure
+
+
+def _by_task(tasks: Sequence[Mapping[str, Any]], hues: Mapping[str, str]) -> Figure | None:
+    """Of several tasks, a panel for each: held-out accuracy of every arm, its seeds as dots and their mean."""
+    if not tasks:
+        return None
+    figure = Figure(figsize=(9, 0.38 * len(hues) + 1.3), layout="constrained")
+    panels = figure.subplots(1, len(tasks), sharex=True, sharey=True, squeeze=False)[0]
+    for axes, task in zip(panels, tasks, strict=True):
+        for place, (arm, hue) in enumerate(hues.items()):
+            values = [value for value in task["each"].get(arm, {}).values() if value is not None]
+            if values:
+                axes.plot(values, [-place] * len(values), "o", color=hue, markersize=4, alpha=0.8)
+                axes.plot(float(np.mean(values)), -place, "D", color=hue, markersize=8)
+        axes.set_title(f"{task['task']} ({task['prompts']:,} prompts)", color=INK, fontsize=10, loc="left")
+        axes.set_xlim(0, 1)
+    panels[0].set_yticks([-place for place in range(len(hues))], list(hues))
+    panels[0].set_ylim(0.6 - len(hues), 0.6)
+    figure.supxlabel("accuracy on the held-out prompts of each task", color=INK, fontsize=10)
     return figure
 
 

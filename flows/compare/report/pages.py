@@ -17,6 +17,8 @@ CAPTIONS = {
     "learning-curves": "Learning curves on the validation prompts: mean over seeds, shaded from the lowest to the "
     "highest seed. Dashed: the ends of the stages of a chain.",
     "final-accuracy": "Accuracy on the held-out prompts after the whole budget: dots are seeds, diamonds their means.",
+    "accuracy-by-task": "Accuracy on each task's held-out prompts after the whole budget: dots are seeds, diamonds "
+    "their means.",
     "differences": "Differences in held-out accuracy of every pair, paired by seed and prompt.",
     "seeds": "The learning curve of every seed. Dashed: the ends of stages.",
     "entropy-length-reward": "Entropy, completion length and reward while training, means over seeds.",
@@ -77,10 +79,21 @@ def table_of_seeds(analysis: Mapping[str, Any]) -> Table:
     return ["arm", *(f"seed {seed}" for seed in seeds)], rows
 
 
-def table_of_pairs(analysis: Mapping[str, Any]) -> Table:
+def table_of_tasks(analysis: Mapping[str, Any]) -> Table:
+    """Of several tasks, the held-out accuracy of every arm on each: the mean of its seeds, and each seed's."""
+    rows = []
+    for row in analysis["arms"]:
+        seeds = [[task["each"].get(row["arm"], {}).get(seed) for seed in row["seeds"]] for task in analysis["tasks"]]
+        known = [[value for value in values if value is not None] for values in seeds]
+        means = [f"{sum(v) / len(v):.3f} ({', '.join(f'{x:.3f}' for x in v)})" if v else "" for v in known]
+        rows.append([row["arm"], *means])
+    return ["arm", *(f"{each['task']}, {each['prompts']:,} prompts" for each in analysis["tasks"])], rows
+
+
+def table_of_pairs(pairs: Sequence[Mapping[str, Any]]) -> Table:
     """A row for each pair of arms."""
     rows = []
-    for pair in analysis["pairs"]:
+    for pair in pairs:
         difference = shown(MeanEstimate(pair["mean"], pair["low"], pair["high"]))
         p = [_number(pair[key], ".3f") for key in ("p", "p_holm")]
         rows.append([f"{pair['a']} minus {pair['b']}", difference, *p, _number(pair["df"], ".1f"), str(pair["seeds"])])
@@ -133,10 +146,21 @@ def sections(report: Mapping[str, Any]) -> list[tuple[str, str, Table | None, li
         ("Verdicts", "", table_of_claims(analysis), []),
         ("Arms", "", table_of_arms(analysis), ["final-accuracy"]),
         ("Held-out accuracy by seed", "", table_of_seeds(analysis), ["seeds"]),
-        ("Differences", "", table_of_pairs(analysis), ["differences"]),
+        ("Differences", "", table_of_pairs(analysis["pairs"]), ["differences"]),
         ("While training", "", None, ["entropy-length-reward"]),
         ("What each arm trained", "On the first seed.", table_of_stages(analysis), []),
     ]
+    if analysis["tasks"]:
+        found.insert(
+            4,
+            (
+                "Held-out accuracy by task",
+                "Means, and in brackets each seed.",
+                table_of_tasks(analysis),
+                ["accuracy-by-task"],
+            ),
+        )
+        found[6:6] = [(f"Differences on {e['task']}", "", table_of_pairs(e["pairs"]), []) for e in analysis["tasks"]]
     if report["tuning"]:
         tuning = report["tuning"]
         text = f"Each arm tried the same values on seed {tuning['seed']}, which is not reported. Scores are mean "
