@@ -52,6 +52,16 @@ def all_equal(values_PK: Tensor, valid_PK: Tensor | None = None) -> Tensor:
     return highest_P1 - lowest_P1 <= rounding(values_PK, valid_PK)
 
 
+def tied(values_PK: Tensor) -> Tensor:
+    """Whether two values of a group are equal, apart from rounding. Shapes: [P, K] -> bool [P, K, K].
+
+    >>> import torch
+    >>> tied(torch.tensor([[0.1 + 0.2, 0.3, 1.0]])).tolist()
+    [[[True, True, False], [True, True, False], [False, False, True]]]
+    """
+    return (values_PK[:, :, None] - values_PK[:, None, :]).abs() <= rounding(values_PK)[:, :, None]
+
+
 def valid(values: Tensor, known: Tensor | None) -> Tensor:
     """``known``, which says what is valid, or true everywhere where it is None."""
     return values == values if known is None else known

@@ -46,6 +46,8 @@ class Signals:
     """P prompts, with their metadata and their tasks; always there in training."""
     components: Mapping[str, Tensor] = field(default_factory=dict)
     """label of a reward -> float32 [P, K], not a number where it failed; always there."""
+    correct_PK: Tensor | None = None
+    """bool, whether a completion counts as correct, as ``evaluation`` says; always there in training."""
     truncated_PK: Tensor | None = None
     """bool, true where ``max_tokens`` ended a completion; always there in training."""
     keep_PKT: Tensor | None = None

@@ -194,6 +194,7 @@ def some_signals(rewards_PK: Tensor) -> Signals:
         values_PKT=torch.rand((*rewards_PK.shape, 8), generator=generator),
         difficulty_P=torch.linspace(0, 1, len(rewards_PK)),
         order_PKK=rewards_PK[:, :, None] > rewards_PK[:, None, :],
+        correct_PK=rewards_PK > 0.5,
         rollout_scores_PK=scores - 0.1 * scores.square(),
         reference_scores_PK=scores + 0.1,
         policy_scores_PK=scores,
@@ -207,7 +208,15 @@ def some_signals(rewards_PK: Tensor) -> Signals:
 def permuted(signals: Signals, order: Tensor) -> Signals:
     """The signals with the completions of each group in another order."""
     of_completions = (
-        *("rewards_PK", "lengths_PK", "mask_PKT", "policy_scores_PK", "rollout_scores_PK", "reference_scores_PK"),
+        *(
+            "rewards_PK",
+            "correct_PK",
+            "lengths_PK",
+            "mask_PKT",
+            "policy_scores_PK",
+            "rollout_scores_PK",
+            "reference_scores_PK",
+        ),
         *("log_ratio_PK", "values_PKT", "reference_rewards_PK", *OF_TOKENS),
     )
     changed = {name: getattr(signals, name)[:, order] for name in of_completions}

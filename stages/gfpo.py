@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from gradus.pipeline.advantages import best_kept, preference_pull, standardise
+from gradus.pipeline.advantages import best_kept, preference_pull, standardise, tied
 from gradus.pipeline.config import StageConfig
 from gradus.pipeline.stage import Needs, Signals, Stage
 
@@ -49,6 +49,9 @@ class GFPOConfig(StageConfig):
     """Preferences over all ranked pairs, or standardised rewards within the part of a group that is kept."""
     ranking: list[str] = Field(["reward"], min_length=1)
     """Keys that order a group, most important first: ``reward``, a component's name, ``shorter`` or ``longer``."""
+    ties: Literal["all", "correct"] = "all"
+    """Which completions of equal reward the further keys of ``ranking`` order: all of them, or the correct ones alone,
+    so that a group without any teaches nothing."""
     temperature: float = Field(1.0, gt=0)
     """Divides the score differences inside the sigmoid; smaller sharpens the preference."""
     normalise: Literal["group", "none"] = "group"
@@ -81,7 +84,12 @@ def weigh(signals: Signals, config: GFPOConfig) -> Tensor:
         kept_PK = best_kept(_worth(signals, config), _counts(signals, config), signals.valid_PK)
         return standardise(signals.rewards_PK, kept_PK)
     assert signals.policy_scores_PK is not None and signals.order_PKK is not None
-    pull_PK = preference_pull(signals.policy_scores_PK / config.temperature, signals.order_PKK) / config.temperature
+    order_PKK = signals.order_PKK
+    if config.ties == "correct":
+        assert signals.correct_PK is not None
+        both_PKK = signals.correct_PK[:, :, None] & signals.correct_PK[:, None, :]
+        order_PKK = order_PKK & (both_PKK | ~tied(signals.rewards_PK))
+    pull_PK = preference_pull(signals.policy_scores_PK / config.temperature, order_PKK) / config.temperature
     return pull_PK if config.normalise == "group" else pull_PK * pull_PK.shape[-1]
 
 

@@ -236,6 +236,7 @@ def _recorded(rollouts: Rollouts, needs: Needs, config: StageConfig, longest: in
         longest=longest,
         prompts=tuple(rollouts.prompts),
         components=rollouts.components,
+        correct_PK=rollouts.correct_PK,
         truncated_PK=rollouts.truncated_PK,
         keep_PKT=rollouts.keep_PKT,
         rollout_logprobs_PKT=rollouts.rollout_logprobs_PKT,

@@ -250,6 +250,22 @@ def test_law_equal_rewards_weigh_nothing_where_the_formula_says_so(name, options
     assert (stage.weigh(some_signals(torch.full((2, 5), 0.3)), config) == 0).all()
 
 
+def test_gfpo_orders_ties_of_correct_completions_alone():
+    # rewards 1, 1, 0, 0: the pairs across are 4; the key orders 0 above 1, and 2 above 3
+    # all: 2 wins over 3, so that 0 has 3 wins: 3/2; 1 has 2 wins and a loss: 1/2; 2 a win, 2 losses: -1/2; 3: -3/2
+    # correct: the pair of 2 and 3 is left out: 2 has -1, 3 has -1
+    rewards = [[1.0, 1.0, 0.0, 0.0]]
+    order = order_by(torch.tensor([[4.0, 3.0, 2.0, 1.0]]))
+    given = {"order_PKK": order, "policy_scores_PK": torch.zeros(1, 4), "correct_PK": torch.tensor(rewards) > 0}
+    assert weights("gfpo", rewards=rewards, **given).tolist() == [[1.5, 0.5, -0.5, -1.5]]
+    found = weights("gfpo", rewards=rewards, options={"ties": "correct"}, **given)
+    assert found.tolist() == [[1.5, 0.5, -1.0, -1.0]]
+    none = weights(
+        "gfpo", rewards=torch.zeros(1, 4), options={"ties": "correct"}, **given | {"correct_PK": rewards < 0}
+    )
+    assert none.tolist() == [[0.0] * 4], "a group without a correct completion teaches nothing"
+
+
 def test_preference_scores_saturate():
     # far on the right side of the order nothing is left to pull
     order = torch.tensor([[[False, True], [False, False]]])
