@@ -260,9 +260,8 @@ def test_gfpo_orders_ties_of_correct_completions_alone():
     assert weights("gfpo", rewards=rewards, **given).tolist() == [[1.5, 0.5, -0.5, -1.5]]
     found = weights("gfpo", rewards=rewards, options={"ties": "correct"}, **given)
     assert found.tolist() == [[1.5, 0.5, -1.0, -1.0]]
-    none = weights(
-        "gfpo", rewards=torch.zeros(1, 4), options={"ties": "correct"}, **given | {"correct_PK": rewards < 0}
-    )
+    given["correct_PK"] = torch.zeros(1, 4).bool()
+    none = weights("gfpo", rewards=[[0.0] * 4], options={"ties": "correct"}, **given)
     assert none.tolist() == [[0.0] * 4], "a group without a correct completion teaches nothing"
 
 
