@@ -43,6 +43,8 @@ class Policy:
     """Cache of the sampler: the engine that suits this model."""
     packs: bool | None = field(default=None, init=False, repr=False)
     """Cache of :func:`~gradus.pipeline.policy.forward.packable.can_pack`; None before the first pass."""
+    unpacked: str = field(default="", init=False, repr=False)
+    """Why the model was found not to be packed; empty before the first pass, and where it is."""
 
     @property
     def device(self) -> torch.device:

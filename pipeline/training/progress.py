@@ -71,7 +71,7 @@ class StepLog:
         self.start = frozen_copy(setup.policy) if measures_kl else None
         """The policy of the stage's start, which the KL divergence is measured to."""
         self._shown: set[str] = set()
-        self._began = 0.0
+        self._began, self._padding_told = 0.0, False
 
     def begin(self) -> None:
         """A step begins."""
@@ -100,6 +100,7 @@ class StepLog:
         self._write(step, metrics, weights)
         self.setup.memory.write(step)
         self.setup.completions.add(rollouts, step)
+        self._show_padding()
         self._show_failures(batches.failures)
         shown = finite(metrics)
         self.setup.observer.step_done(self.config.label, step, self.config.steps, shown)
@@ -117,6 +118,13 @@ class StepLog:
         self.setup.journal.metrics(step, metrics)
         if every and step % every == 0:
             self.setup.journal.histogram(step, "advantage", weights.flatten().tolist())
+
+    def _show_padding(self) -> None:
+        """Tell once why updates are padded, which the first of them has found out."""
+        why, self._padding_told = "" if self._padding_told else self.setup.policy.unpacked, True
+        if why:
+            cost = "the results are the same but for rounding, time and memory go by the longest completion of a batch"
+            self.setup.observer.note(f"{self.config.label}: completions are padded, not packed, because {why}; {cost}")
 
     def _show_failures(self, failures: Mapping[str, str]) -> None:
         """``failures``: label of a reward -> the message of its first failure."""

@@ -18,13 +18,15 @@ from gradus.pipeline.policy.policy import Policy
 def can_pack(policy: Policy) -> bool:
     """Whether packing does not change this model's log-probabilities; tested once per model."""
     if policy.packs is None:
-        policy.packs = _agrees(policy)
+        policy.unpacked = _hindrance(policy)
+        policy.packs = not policy.unpacked
     return policy.packs
 
 
-def _agrees(policy: Policy) -> bool:
+def _hindrance(policy: Policy) -> str:
+    """Why this model cannot be packed; empty where it can."""
     if type(policy.model.get_output_embeddings()) is not torch.nn.Linear:
-        return False
+        return "its output layer is more than a linear map"
     prompts = [policy.ordinary(range(first, first + length)) for first, length in ((1, 9), (3, 4))]
     completions = [policy.ordinary(range(first, first + length)) for first, length in ((5, 7), (2, 1), (9, 4))]
     slots = [0, 0, 1]
@@ -33,11 +35,11 @@ def _agrees(policy: Policy) -> bool:
         with computing(policy, pack):
             found = logprobs_from_states(policy, hidden_states(policy, pack), pack.targets, 1.0)[0]
             if _leaks(policy, pack, own=[*range(9, 13), *range(19, 22)], predicted=4):
-                return False
+                return "it mixes tokens outside of attention"
     except (NotImplementedError, AttributeError, TypeError, ValueError, RuntimeError) as error:
         if memory_ran_out(error):
             raise
-        return False
+        return f"a packed pass fails with {type(error).__name__}"
     wanted = []
     for slot, completion in zip(slots, completions, strict=True):
         row = torch.tensor([completion], device=policy.device)
@@ -46,7 +48,8 @@ def _agrees(policy: Policy) -> bool:
     # million parameters, of one row and of several, differ by 0.001 in float32 and by 2 in bfloat16.
     relative, absolute = (1e-4, 1e-4) if policy.model.dtype == torch.float32 else (0.05, 0.1)
     expected = torch.cat(wanted)
-    return bool((found - expected).norm() <= absolute + relative * expected.norm())
+    agrees = (found - expected).norm() <= absolute + relative * expected.norm()
+    return "" if agrees else "a packed pass gives other log-probabilities"
 
 
 @torch.enable_grad()

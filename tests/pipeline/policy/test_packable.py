@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+from small_pipeline import Notes, launch, pipeline
 from tiny_policies import TEXTS
 
 from gradus.pipeline.config import PolicyConfig
@@ -41,7 +44,17 @@ def test_a_models_own_rounding_is_no_reason_to_pad_it(dtype, layers, scale):
 )
 def test_a_model_that_mixes_tokens_outside_of_attention_is_padded(architecture, dtype):
     """With new weights, what leaks into the next completion is smaller than what bfloat16 rounds."""
-    assert not can_pack(policy_of(dtype, **architecture))
+    policy = policy_of(dtype, **architecture)
+    assert not can_pack(policy) and policy.unpacked == "it mixes tokens outside of attention"
+
+
+def test_a_model_that_is_padded_is_told_of_once_a_stage(tmp_path: Path) -> None:
+    for kind, times in (("jamba", 1), ("llama", 0)):
+        notes: list[str] = []
+        policy = {"architecture": {"model_type": kind, "num_hidden_layers": 1, **SIZES}, "device": "cpu"}
+        launch(tmp_path, pipeline([{"stage": "sft", "steps": 2}], policy=policy), kind, Notes(notes))
+        told = [each for each in notes if "sft: completions are padded, not packed, because it mixes tokens" in each]
+        assert len(told) == times
 
 
 def test_frozen_embeddings_do_not_hide_a_mixture():
