@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from gradus.pipeline.common.errors import UserError
+from gradus.pipeline.common.records import read_sealed
 from gradus.pipeline.common.shown import shown_share
 from gradus.pipeline.config import PipelineConfig
 from gradus.pipeline.config.options import differences, identity
@@ -20,7 +22,7 @@ from gradus.pipeline.runs.identity import (
     stage_identity,
     wanted,
 )
-from gradus.pipeline.runs.run_folder import RunFolder
+from gradus.pipeline.runs.run_folder import PROFILE_FILE, RunFolder
 
 
 @dataclass(frozen=True)
@@ -141,9 +143,18 @@ def _plan_stage(
         why = "its parent changed" if known and known["parent"] != parent["content"] else "its configuration changed"
         return planned("run", why)
     step, failure = _newest_step(folder, parent["content"]), run.failure(index)
-    stopped = f"stopped after step {step}" if step is not None else "stopped before its first checkpoint"
+    before = f"stopped before its first checkpoint{_profiled(folder)}"
+    stopped = before if step is None else f"stopped after step {step}"
     why = f"failed: {failure['error']}" if failure else stopped
     return planned("run", why) if step is None else planned("resume", why, step)
+
+
+def _profiled(stage_dir: Path) -> str:
+    """How many prompts a stage without a checkpoint has profiled; empty where there are none."""
+    with contextlib.suppress(UserError):  # what is damaged is made anew
+        if (known := read_sealed(stage_dir / PROFILE_FILE)) is not None:
+            return f", with {known['memory']['records']:,} prompts profiled"
+    return ""
 
 
 def _newest_step(stage_dir: Path, parent: str, before: int | None = None) -> int | None:

@@ -23,6 +23,7 @@ from gradus.pipeline.runs.run_paths import CONFIG_FILE, RUN_FILE, attempt_number
 from gradus.pipeline.runs.run_records import (
     FAILURE_FILE,
     HELDOUT_FILE,
+    PROFILE_FILE,
     RESULT_FILE,
     START_FILE,
     SUMMARY_FILE,
@@ -33,6 +34,7 @@ __all__ = [
     "CONFIG_FILE",
     "FAILURE_FILE",
     "HELDOUT_FILE",
+    "PROFILE_FILE",
     "RESULT_FILE",
     "RUN_FILE",
     "START_FILE",

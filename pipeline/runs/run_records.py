@@ -26,6 +26,9 @@ FAILURE_FILE = "failure.json"
 HELDOUT_FILE = "heldout.json"
 """In a stage's folder: which held-out prompts its result answers correctly, by their ids."""
 
+PROFILE_FILE = "profile.json"
+"""In a stage's folder: how far the profile of its prompts has come, and what it cost."""
+
 
 class RunRecords(RunPaths):
     """What a run has done, read from its records."""

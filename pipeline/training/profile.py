@@ -16,6 +16,7 @@ from typing import Any
 from gradus.pipeline.common.errors import StageFailed, UserError
 from gradus.pipeline.common.records import read_sealed, write_sealed
 from gradus.pipeline.config.checks import profile_size
+from gradus.pipeline.runs.run_folder import PROFILE_FILE
 from gradus.pipeline.tasks.prompt_order import PromptStream, Schedule
 from gradus.pipeline.tasks.prompts.memory import PromptMemory, read_rows
 from gradus.pipeline.tasks.prompts.rates import parted, pooled
@@ -25,8 +26,6 @@ from gradus.pipeline.training.progress import Progress
 from gradus.pipeline.training.setup import Setup
 from gradus.pipeline.types import Prompt, State
 
-PROFILE_FILE = "profile.json"
-"""In a stage's folder: how far its profile has come, and what it cost."""
 NOTE_SECONDS = 60.0
 """Time between two lines about the progress of a profile."""
 

@@ -79,6 +79,8 @@ def test_a_profile_that_leaves_too_little_or_is_damaged(chain: Chain) -> None:
     assert "too few prompts left" in said and f"0 of {count} prompts are left, without {count} below 0.5" in said
     assert f"2 completions of each of {count} prompts" in said and not (run.stage_dir(2) / "checkpoints").exists()
     memory, record = run.memory(2), run.stage_dir(2) / "profile.json"
+    (run.stage_dir(2) / "failure.json").unlink()
+    assert f"before its first checkpoint, with {count} prompts profiled" in chain.tell("plan", "--name", "narrow")
     whole = memory.read_bytes(), json.loads(record.read_text())
     said = chain.tell("resume", "narrow", code=2)
     assert "too few prompts left" in said and "completions of each" not in said, "what was found is kept"
