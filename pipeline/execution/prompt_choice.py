@@ -26,9 +26,10 @@ def _sampling_before(config: PipelineConfig, stage: StageConfig, stages: Mapping
 
 def check_choice(config: PipelineConfig, stage: StageConfig, stages: Mapping[str, Stage]) -> None:
     """The stages that a stage chooses its prompts by score completions. Raises: UserError."""
-    if (samples := profile_size(stage)) and stages[stage.stage].needs(stage).completions != "policy":
+    given = stages[stage.stage].needs(stage).completions
+    if (samples := profile_size(stage)) and given != "policy":
         raise UserError(
-            f"the stage `{stage.label}` learns from demonstrations, and a profile samples completions and scores them",
+            f"the stage `{stage.label}` learns from {given}, and a profile samples completions and scores them",
             where=f"stages.{stage.label}.prompts.profile",
             got=samples,
             expected="a stage that samples completions",
