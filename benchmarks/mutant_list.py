@@ -40,8 +40,7 @@ FAULTS: dict[tuple[str, str], list[tuple[str, str]]] = {
     ],
     ("pipeline/training/learner/learner.py", UPDATES): [
         ("self.trained.clip(self.config.grad_clip)", "self.trained.clip(1e9)"),
-        ("(pull_RT.abs() + likelihood_RT)", "(pull_RT + likelihood_RT)"),
-        ("if step <= self.idle:", "if step < self.idle:"),
+        ("if step <= self.idle:\n            return {", "if step < self.idle:\n            return {"),
         ("step, steps = step - idle, config.steps - idle", "step, steps = step, config.steps"),
         ("\"optimizer\": optimizer_state(self.optimizer, self.trained.policy.model),", "\"optimizer\": {},"),
     ],
@@ -84,9 +83,20 @@ FAULTS: dict[tuple[str, str], list[tuple[str, str]]] = {
         ("if not falls and sum(now)", "if sum(now)"),
         ("state |= {\"others\": self.others} if self.others else {}", "state |= {}"),
     ],
+    ("pipeline/training/learner/terms.py", "training/test_terms.py"): [
+        ("total - (self.kl[piece]", "total + (self.kl[piece]"),
+        ("entropy=entropy_weight * even_PKT", "entropy=-entropy_weight * even_PKT"),
+        ("pull_PKT * keep_PKT", "pull_PKT"),
+        ("options.step if below else -options.step", "-options.step if below else options.step"),
+        ("return held if measured <= options.target", "return held if measured > options.target"),
+    ],
+    ("pipeline/training/learner/coefficients.py", "training/test_terms.py"): [
+        ("(ratio < bounds[0]) | (ratio > bounds[1])", "(ratio < bounds[0]) & (ratio > bounds[1])"),
+        ("keep_PKT &= ~outside_PK[..., None]", "keep_PKT &= outside_PK[..., None]"),
+    ],
     ("pipeline/training/signals.py", "training/test_reference.py"): [
-        ("(logprobs - reference_logprobs()[groups]).sum(-1)", "(logprobs - reference_logprobs()[groups]).mean(-1)"),
-        ("(logprobs - reference_logprobs()[groups]).sum(-1)", "(reference_logprobs()[groups] - logprobs).sum(-1)"),
+        ("(logprobs - chosen.reference_logprobs_PKT).sum(-1)", "(logprobs - chosen.reference_logprobs_PKT).mean(-1)"),
+        ("(logprobs - chosen.reference_logprobs_PKT).sum(-1)", "(chosen.reference_logprobs_PKT - logprobs).sum(-1)"),
         ("(step - 1) % every == 0", "step % every == 0"),
         ("(step - 1) % every == 0", "(step - 2) % every == 0"),
         ("every > 0 and (step - 1)", "(step - 1)"),
