@@ -8,9 +8,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from gradus.pipeline.common.errors import UserError
 from gradus.pipeline.config import PipelineConfig, StageConfig
-from gradus.pipeline.config.training.objective import PREVIOUS, chosen_policies
+from gradus.pipeline.config.training.objective import PREVIOUS, START, chosen_policies
 from gradus.pipeline.estimates.drawing import PLAIN, copies
+from gradus.pipeline.estimates.model_size import model_size
 from gradus.pipeline.stage import Needs
 
 FLOAT = 4
@@ -42,7 +44,9 @@ class Load:
     """Whether a frozen reference policy is held."""
     reference_sampled: bool = False
     others: int = 0
-    """Further frozen policies, references or teachers, that the stage's options choose; taken to be of its size."""
+    """Further frozen policies of its size, references or teachers, that the stage's options choose."""
+    other_parameters: int = 0
+    """Weights of those that have a size of their own."""
     start: bool = False
     """Whether the policy at the start of the stage is held, to measure the distance from it."""
     ahead: bool = False
@@ -82,6 +86,8 @@ class Load:
         sampled = needs.completions == "policy"
         every = stage.kl_every if sampled else 0
         chosen = {option: set(by_task.values()) for option, by_task in chosen_policies(stage).items()}
+        names, known = set().union(*chosen.values()) - {PREVIOUS}, {START, *(each.label for each in config.stages)}
+        sizes = {name: size for name in names - known if (size := _parameters(config, name))}
         compares = needs.reference_logprobs or needs.log_ratio or bool(stage.kl)
         passes = float(compares) + needs.teacher_logprobs + (1 / every if every else 0.0)
         passes += float(stage.old_logprobs == "recompute" or stage.masks or needs.completions == "pairs")
@@ -96,7 +102,8 @@ class Load:
             new_tokens=sampling.max_tokens,
             sampled=sampled,
             reference=(needs.reference or compares) and chosen.get("reference", {PREVIOUS}) == {PREVIOUS},
-            others=len(set().union(*chosen.values()) - {PREVIOUS}),
+            others=len(names - sizes.keys()),
+            other_parameters=sum(sizes.values()),
             reference_sampled=needs.reference_rewards,
             start=every > 0,
             ahead=bool(stage.async_),
@@ -141,3 +148,11 @@ class Load:
         """Completions that grow at the same time: as many whole groups as the cache may hold."""
         held = self.prompt_tokens * (1 if self.shares(group) else group) + group * self.new_tokens
         return group * min(prompts, max(1, self.cache_tokens // held))
+
+
+def _parameters(config: PipelineConfig, name: str) -> int:
+    """The weights of a model in a folder or on the Hub; 0 where its description is not on this machine."""
+    try:
+        return model_size(config.policy.model_copy(update={"path": name, "architecture": None})).parameters
+    except UserError:
+        return 0

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from benchmarks.workload import make_policy
-from small_pipeline import pipeline
+from small_pipeline import TASK, pipeline
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModelForCausalLM
 from typer.testing import CliRunner
@@ -234,6 +234,25 @@ def test_the_load_of_a_stage_counts_its_own_limits() -> None:
     assert memory(size, replace(plain, drawing=bound.drawing)).drawing == 4.25 / 4 * memory(size, plain).drawing
     low, high = (memory(size, replace(plain, greedy=greedy)).evaluation for greedy in (4.0, 4.25))
     assert low < high
+
+
+def test_other_policies_are_counted_at_their_own_size(folder: Path) -> None:
+    """A stage of the pipeline and its start are as large as the policy; a folder says its own size."""
+    task = {"a": TASK, "b": TASK}
+    stages = [
+        {"stage": "dapo"},
+        {"stage": "dapo", "name": "held", "kl": 0.1},
+        {"stage": "opd", "task": {"a": 1, "b": 1}, "teacher": {"a": "dapo", "b": str(folder)}, "reference": "start"},
+    ]
+    config, found = pipeline(stages, task="a", tasks=task), discover()
+    plain, held, opd = (Load.of(config, each, found[each.stage].needs(each), 10, cuda=False) for each in config.stages)
+    assert (plain.reference, plain.others, held.reference, held.others) == (False, 0, True, 0)
+    assert (opd.reference, opd.others) == (False, 2), "dapo and the start"
+    size = model_size(config.policy)
+    other = model_size(config.policy.model_copy(update={"path": str(folder), "architecture": None})).parameters
+    assert opd.other_parameters == other != size.parameters
+    without = replace(opd, others=0, other_parameters=0)
+    assert memory(size, opd).copies - memory(size, without).copies == 4 * (2 * size.parameters + other)
 
 
 def test_the_limits_are_those_of_the_code() -> None:
