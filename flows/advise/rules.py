@@ -32,6 +32,8 @@ SMALLEST_K = 4
 """The group's mean removes 1/K of a completion's own reward; with K = 4 three quarters of the signal remain."""
 TIES_BROKEN = 0.1
 """The share of the reward's ties that ranking keys must break; otherwise a ranking adds nothing to the reward."""
+MANY_WRONG = 0.25
+"""The share of groups without a right answer from which on the user is told that the keys alone order them."""
 COIN = 0.5
 """A key that agrees with the reward less often than a coin would work against the reward."""
 LONG_RUN = 100
@@ -204,6 +206,7 @@ def ranking(diagnosis: Diagnosis, situation: Situation, k: int) -> Advice:
     reason = f"{who} {interval(broken)} of the ties"
     if configured and broken.low >= TIES_BROKEN:
         reason += f", so that {percent(diagnosis.ordered[k].value)} of groups of {k} have an order (+{percent(more)})"
+        reason += _unchecked(diagnosis, k)
         return Advice(
             "GFPO", "yes", list(diagnosis.ranking), f"yes, ranked by {', '.join(diagnosis.ranking)}", reason, rule
         )
@@ -213,12 +216,25 @@ def ranking(diagnosis: Diagnosis, situation: Situation, k: int) -> Advice:
         assert use.breaks is not None
         reason = (
             f"{use.key} breaks {percent(use.breaks.value)} of the ties and agrees with the reward on {_agreement(use)}"
+            + _unchecked(diagnosis, k)
         )
         return Advice("GFPO", "yes", ["reward", use.key], f"yes, ranked by reward, {use.key}", reason, rule)
     if broken.high < TIES_BROKEN:
         reason += "; a reward of weight 0 that grades the reasoning would break them"
         return Advice("GFPO", "no", None, "no: nothing to rank beside the reward", reason, rule)
     return Advice("GFPO", "open", list(diagnosis.ranking), "open: as configured", f"{reason}: probe more prompts", rule)
+
+
+def _unchecked(diagnosis: Diagnosis, k: int) -> str:
+    """Where keys order groups in which every completion is wrong, the share of these: agreement is measured in groups
+    that have right and wrong ones, and says nothing of them."""
+    wrong = diagnosis.all_wrong[k]
+    if wrong.high < MANY_WRONG:
+        return ""
+    return (
+        f"; in {percent(wrong.value)} of groups of {k} every answer is wrong: there the keys alone decide, which no reward "
+        "checks, and `ties: correct` leaves those groups out"
+    )
 
 
 def _helpful(keys: Sequence[KeyUse]) -> list[KeyUse]:

@@ -178,3 +178,9 @@ def test_srpo_is_for_long_runs(steps: int, verdict: str) -> None:
 @pytest.mark.parametrize(("low", "value"), [(0.05, None), (0.051, 80)])
 def test_cut_answers_get_more_room(low: float, value: int | None) -> None:
     assert table(truncated=Estimate(0.1, low, 0.2))["max_tokens"].value == value
+
+
+@pytest.mark.parametrize(("wrong", "told"), [(0.24, False), (0.25, True)])
+def test_groups_without_a_right_answer_are_told_of_where_keys_alone_would_order_them(wrong: float, told: bool) -> None:
+    found = table(all_wrong=dict.fromkeys((2, 4, 8, 16), exactly(wrong)))["GFPO"]
+    assert ("ties: correct" in found.reason) == told
