@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from gradus.pipeline.common import interruption
 from gradus.pipeline.common.observer import Observer
+from gradus.pipeline.config.graph import inputs as graph
 from gradus.pipeline.tracking.journal import Journal
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ class Execution:
     """The three functions that do the work; tests give others."""
 
     prepare: Callable[[RunFolder, Observer], Result]
-    run_stage: Callable[[RunFolder, int, str, Stage, Observer], Result]
+    run_stage: Callable[[RunFolder, int, str, Stage | None, Observer], Result]
     finish: Callable[[RunFolder], Result]
 
 
@@ -82,16 +83,18 @@ class PipelineWork:
 
 
 def run_pipeline(work: PipelineWork, observer: Observer, call: Call) -> Result:
-    """Prepare, then train every stage from the checkpoint of the one before it; return the run's summary."""
-    run, execution = work.run, work.execution
+    """Prepare, then do every stage from the checkpoint that it starts from; return the run's summary."""
+    run, execution, stages = work.run, work.execution, work.run.config.stages
     try:
-        parent = call(PREPARE, lambda: execution.prepare(run, observer), "")["checkpoint"]
-        for index, config in enumerate(run.config.stages):
+        made: dict[int | None, str] = {None: call(PREPARE, lambda: execution.prepare(run, observer), "")["checkpoint"]}
+        for index, config in enumerate(stages):
+            parent = made[graph.parent(stages, index)]
 
-            def stage(index: int = index, parent: str = parent, name: str = config.stage) -> Result:
-                return execution.run_stage(run, index, parent, work.stages[name], observer)
+            def stage(index: int = index, parent: str = parent, config: Any = config) -> Result:
+                algorithm = work.stages[config.stage] if config.trains else None
+                return execution.run_stage(run, index, parent, algorithm, observer)
 
-            parent = call(config.label, stage, parent)["checkpoint"]
+            made[index] = call(config.label, stage, parent)["checkpoint"]
         return execution.finish(run)
     except BaseException as error:
         work.ended(error)

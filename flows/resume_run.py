@@ -11,8 +11,10 @@ from gradus.flows.open_run import check_world
 from gradus.pipeline.common.addresses import unused_environment
 from gradus.pipeline.common.errors import UserError
 from gradus.pipeline.common.files import sync_folder
+from gradus.pipeline.config.graph import inputs as graph
 from gradus.pipeline.config.loading import LoadedConfig
 from gradus.pipeline.runs.changed_sources import changed_sources
+from gradus.pipeline.runs.lineage import needs_checkpoint
 from gradus.pipeline.runs.plan import StagePlan, made_again, plan
 from gradus.pipeline.runs.run_folder import CONFIG_FILE, SUMMARY_FILE, RunFolder
 from gradus.pipeline.runs.run_paths import typed
@@ -48,12 +50,13 @@ def plan_resumption(
         say(f"{SUMMARY_FILE} of {run.name} is damaged: it is made again")
         before = functools.partial(forget_summary, run)
     elif run.summary() is not None and all(stage.action == "reuse" for stage in stages):
-        damaged = _last_damage(run)
+        damaged = _damaged_ends(run)
         if not damaged:
             return None
-        say(f"{run.name} was complete, but the checkpoint of its last stage is damaged ({damaged}): it is made again")
-        last = replace(stages[-1], why="its checkpoint is damaged")
-        stages[-1] = made_again(run, len(stages) - 1, last)
+        for place, wrong in damaged.items():
+            which = "its last stage" if place == len(stages) - 1 else stages[place].label
+            say(f"{run.name} was complete, but the checkpoint of {which} is damaged ({wrong}): it is made again")
+            stages[place] = made_again(run, place, replace(stages[place], why="its checkpoint is damaged"))
         before = functools.partial(forget_summary, run)
     _check_launch(run, engine)
     for line in [*unused_environment(run.config.tracking.model_dump(), run.path.parent), *changed_sources(run)]:
@@ -62,28 +65,28 @@ def plan_resumption(
 
 
 def check_restart(run: RunFolder, index: int) -> None:
-    """Stage ``index`` has a checkpoint to start from. Raises: UserError."""
-    before = run.result(index - 1) if index else run.start()
-    if before is None:
-        label = run.config.stages[index].label
-        earlier = run.config.stages[index - 1].label
+    """What stage ``index`` is made from is there. Raises: UserError."""
+    stages = run.config.stages
+    open_ = [stages[each].label for each in graph.inputs(stages, index) if run.result(each) is None]
+    if open_ or run.start() is None:
+        label = stages[index].label
         raise UserError(
             f"there is nothing to start {label} from yet",
             where=f"--from {label}",
-            got=f"stage {earlier} has no result" if index else "data and policy are not ready",
+            got=f"stage {open_[0]} has no result" if open_ else "data and policy are not ready",
             fix=f"{typed(run, 'resume')} continues the run",
         )
 
 
 def restart_from(run: RunFolder, index: int) -> None:
-    """Set aside stage ``index`` and all later ones, so that they start again. The caller holds the run's lock.
+    """Set aside stage ``index`` and all that depend on it, so that they start again. The caller holds the run's lock.
 
     The summary is removed first, and then the last stage is the first to be set aside: a run that is killed in between
     can be continued, because what it still has was made from what comes before it. Raises: UserError.
     """
     check_restart(run, index)
     forget_summary(run)
-    for each in reversed(range(index, len(run.config.stages))):
+    for each in reversed([index, *graph.dependents(run.config.stages, index)]):
         run.set_aside(each)
     sync_folder(run.path)
 
@@ -97,12 +100,13 @@ def _nothing() -> None:
     pass
 
 
-def _last_damage(run: RunFolder) -> str:
-    """What is wrong with the checkpoint that a complete run hands over; empty where it is whole."""
+def _damaged_ends(run: RunFolder) -> dict[int, str]:
+    """Stage -> what is wrong with the checkpoint that it hands over, at the ends of a complete run."""
     from gradus.pipeline.runs.verify import damage
 
-    result = run.result(len(run.config.stages) - 1)
-    return damage(Path(result["checkpoint"]), for_resume=False) if result else "missing"
+    ends = {place: run.result(place) for place in range(len(run.config.stages)) if needs_checkpoint(run, place)}
+    found = {each: damage(Path(made["checkpoint"]), False) if made else "missing" for each, made in ends.items()}
+    return {place: wrong for place, wrong in found.items() if wrong}
 
 
 def _check_launch(run: RunFolder, engine: str) -> None:

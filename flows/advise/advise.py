@@ -183,7 +183,7 @@ def _open(loaded: LoadedConfig, probed: ProbedPolicy, folder: Path) -> tuple[Tas
 
 def situation_of(config: PipelineConfig, stages: Mapping[str, Stage], probed: ProbedPolicy) -> Situation:
     """What the rules need to know about the configuration."""
-    sampling = [each for each in config.stages if stages[each.stage].needs(each).completions == "policy"]
+    sampling = [each for each in config.trained if stages[each.stage].needs(each).completions == "policy"]
     rewards = [reward for judged in config.rewards_by_task.values() for reward in judged]
     return Situation(
         untrained=probed.untrained,
@@ -197,13 +197,13 @@ def situation_of(config: PipelineConfig, stages: Mapping[str, Stage], probed: Pr
 
 def probed_stage(config: PipelineConfig, stages: Mapping[str, Stage]) -> StageConfig:
     """The first stage that samples; the probe uses its batch and its options."""
-    sampling = [each for each in config.stages if stages[each.stage].needs(each).completions == "policy"]
+    sampling = [each for each in config.trained if stages[each.stage].needs(each).completions == "policy"]
     return sampling[0] if sampling else StageConfig(stage="probe", steps=1, task=config.stages[-1].task)
 
 
 def ranking_of(config: PipelineConfig, stages: Mapping[str, Stage]) -> list[str]:
     """The ranking keys of the first stage that ranks, with the reward first; only the reward if no stage ranks."""
-    rankings = [stages[each.stage].needs(each).ranking for each in config.stages]
+    rankings = [stages[each.stage].needs(each).ranking for each in config.trained]
     keys = next((list(keys) for keys in rankings if keys), [])
     return ["reward", *(key for key in keys if key != "reward")]
 
@@ -214,7 +214,7 @@ def costs(config: PipelineConfig, stages: Mapping[str, Stage], report: AdviceRep
     found: list[StageCost] = []
     if any(each.topic == "already solved" and each.verdict == "yes" for each in report.advice):
         return found  # nothing has to be trained
-    for each in config.stages:
+    for each in config.trained:
         needs = stages[each.stage].needs(each)
         from_demonstrations = needs.completions == "demonstrations" or report.probed.untrained
         length = (speed.demonstration_tokens if from_demonstrations else None) or diagnosis.length_mean

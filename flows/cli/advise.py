@@ -88,7 +88,7 @@ def after_sft(source: str, config: Any, runs: Path) -> str:
     from gradus.stages import discover
 
     found = discover()
-    teach = [each.label for each in config.stages if found[each.stage].needs(each).completions == "demonstrations"]
+    teach = [each.label for each in config.trained if found[each.stage].needs(each).completions == "demonstrations"]
     if not teach:
         return ""
     again = gradus_command("advise", source, "--after", teach[0], runs=runs)

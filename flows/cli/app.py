@@ -24,6 +24,7 @@ from gradus.flows.screen.view import open_standard_streams
 from gradus.pipeline.common.errors import UserError
 from gradus.pipeline.common.host import settle_environment
 from gradus.pipeline.common.interruption import end_within
+from gradus.pipeline.config.graph.picture import in_one_line
 
 LONGEST_END_SECONDS = 60.0
 """How long a command may take to end after an interrupt, apart from the step that it finishes."""
@@ -117,7 +118,7 @@ def check(
     loaded, stages = load(config, overrides)
     notes = check_world(loaded, stages, runs)
     check_prefect("prefect")
-    order = " -> ".join(f"{stage.label} ({stage.steps} steps)" for stage in loaded.config.stages)
+    order = in_one_line(loaded.config.stages, lambda stage: f"{stage.label} ({stage.steps} steps)")
     say("\n".join([f"{loaded.path} is valid.", f"{loaded.config.name}: {order}", *notes]))
     if show_prompt:
         quiet_libraries()

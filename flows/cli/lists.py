@@ -20,12 +20,16 @@ def stages(
     """List the stages, where each comes from, and their options."""
     from gradus.flows.screen.options import describe_options, describe_stage, print_options
     from gradus.pipeline.config import StageConfig
-    from gradus.stages import listing
+    from gradus.pipeline.config.graph.merge import LISTED
+    from gradus.stages import PACKAGE, listing
 
-    common = describe_options(StageConfig)
+    common, asked = describe_options(StageConfig), [name for name in names or () if name != LISTED.name]
     found = [
-        describe_stage(each.name, each.origin, each.stage, each.problem, StageConfig) for each in listing(names or ())
+        describe_stage(each.name, each.origin, each.stage, each.problem, StageConfig)
+        for each in (listing(asked) if asked or not names else ())
     ]
+    if not names or len(asked) < len(names):
+        found.append(describe_stage(LISTED.name, PACKAGE, LISTED, "", StageConfig))
     if as_json:
         print_json({"stages": found, "common_options": common})
     else:

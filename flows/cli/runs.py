@@ -22,7 +22,7 @@ def resume(
     from_stage: Annotated[
         str | None,
         typer.Option(
-            "--from", metavar="STAGE", help="Train this stage and all later ones again; what is there is kept."
+            "--from", metavar="STAGE", help="Train this stage and what depends on it again; what is there is kept."
         ),
     ] = None,
     runs: Runs = RUNS,
@@ -193,7 +193,7 @@ def _print_complete(run: RunFolder, runs: Path, engine: str, screen: Any) -> Non
 
     last, say = run.config.stages[-1].label, line_printer(screen)
     say(f"{run.name} is complete: nothing to resume. What one can do:")
-    again = f"trains {last} again; any stage will do, and all later ones follow"
+    again = f"trains {last} again; any stage will do, and what depends on it follows"
     fork = f"a new run that shares what is before {last}"
     ways = [
         {"command": gradus_command("resume", run.name, "--from", last, runs=runs), "what": again},

@@ -24,6 +24,7 @@ from prefect.utilities.context import get_task_and_flow_run_ids
 
 from gradus.pipeline.common.observer import Observer
 from gradus.pipeline.common.shown import gradus_command, shown_share
+from gradus.pipeline.config.graph.picture import entries, tree
 from gradus.pipeline.runs.run_folder import RunFolder
 from gradus.pipeline.runs.task_accuracies import shown_accuracy
 
@@ -58,6 +59,8 @@ class PrefectView(Observer):
         tracking = self.run.config.tracking
         text = curves_text(tracking.uri, tracking.experiment, self.run.path.parent)
         self._publish("curves", "markdown", text, "Where the curves are")
+        if drawn := tree(entries(self.run.config.stages)):
+            self._publish("graph", "markdown", "\n".join(["```", *drawn, "```"]), "What each stage starts from")
         if lineage := lineage_text(self.run.origin, origin_page, earlier):
             logger.info(re.sub(r"\[(.+?)\]\((.+?)\)", r"\1 (\2 )", lineage))  # the log shows addresses as links
             self._publish("lineage", "markdown", lineage, "Where this flow run comes from")

@@ -15,7 +15,7 @@ from gradus.pipeline.common.shown import gradus_command, runs_option, shown_path
 from gradus.pipeline.config import PipelineConfig
 from gradus.pipeline.config.options import differences, identity
 from gradus.pipeline.runs.changed_sources import changed_sources
-from gradus.pipeline.runs.fork import shareable_until
+from gradus.pipeline.runs.fork import fork_points
 from gradus.pipeline.runs.plan import plan
 from gradus.pipeline.runs.run_folder import RunFolder
 
@@ -102,9 +102,9 @@ def alternatives(run: RunFolder, config: PipelineConfig, runs_dir: Path, asked: 
         unchanged = "continues with its own configuration"
         ways.append({"command": gradus_command("resume", run.name, runs=runs_dir), "what": unchanged})
     index = _first_changed(run, config)
-    if index is not None and (last := shareable_until(run)) >= 0:
-        label = run.config.stages[min(index, last)].label
-        shares = f"shares what is done before {label}" if min(index, last) else "shares the data and the start"
+    if index is not None and (points := [place for place in fork_points(run) if place <= index]):
+        label = run.config.stages[points[-1]].label
+        shares = f"shares what is done before {label}" if points[-1] else "shares the data and the start"
         command = gradus_command("fork", run.name, "--from", label, *_overrides(run, config), runs=runs_dir)
         ways.append({"command": command, "what": f"a new run that {shares}"})
     if len(ways) < 2:

@@ -56,7 +56,7 @@ def sizes(
     profiles = {stage.label: profile_size(stage) for stage in config.stages}
     loads = [
         Load.of(config, stage, stages[stage.stage].needs(stage), prompt_tokens, hardware.cuda, hardware.devices)
-        for stage in config.stages
+        for stage in config.trained
     ]
     rows = [_row(size, load, hardware, profiles[load.label]) for load in loads]
     heaviest = max(range(len(rows)), key=lambda place: rows[place]["peak"])

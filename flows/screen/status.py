@@ -98,7 +98,7 @@ def _stage_entry(run: RunFolder, index: int, running: bool) -> dict[str, Any]:
     """A stage's result, or its state if it has none yet; ``step`` if it has begun."""
     result, planned, folder = run.result(index), run.outline[index], run.stage_dir(index)
     if result is not None:
-        return result
+        return result | {key: value for key, value in planned.items() if key == "from"}
     entry: dict[str, Any] = {**planned}
     if not folder.is_dir():
         return entry | {"state": "waiting"}

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from gradus.flows.screen.text import Lines, count, duration, ended_by, interval_text, number, print_table, size_text
 from gradus.pipeline.common.shown import shown_path
+from gradus.pipeline.config.graph.picture import Entry, tree
 from gradus.pipeline.runs.task_accuracies import SURE, shown_accuracy
 from gradus.pipeline.runs.verify import Finding
 
@@ -25,13 +26,27 @@ def print_stages(stages: Sequence[Mapping[str, Any]], console: Console) -> None:
         state = str(stage.get("state", "")).partition(":")[0]  # why a stage failed is shown above the table
         what = f"{state} at step {stage['step']}" if "step" in stage else state or change
         interval = interval_text(stage.get("interval"))
-        rows.append([stage["name"], count(stage.get("steps")), what, interval, *numbers, ended_by(stage)])
-    header = ["stage", "steps", "accuracy", "95 % interval", "rollouts", "tokens", "time", "ended by"]
-    columns = slice(None if any(row[-1] for row in rows) else -1)
-    print_table(console, header[columns], [row[columns] for row in rows], RIGHT)
+        origin = ", ".join(stage.get("from", ()))
+        rows.append([stage["name"], origin, count(stage.get("steps")), what, interval, *numbers, ended_by(stage)])
+    header = ["stage", "from", "steps", "accuracy", "95 % interval", "rollouts", "tokens", "time", "ended by"]
+    _print_filled(console, header, rows, ("from", "ended by"))
     for stage in stages:
         for event in stage.get("events", ()):
             Lines(console).say(f"{stage['name']}, step {event['step']}: {event['reason']}")
+
+
+def _print_filled(console: Console, header: list[str], rows: list[list[str]], optional: Sequence[str]) -> None:
+    """Print a table without those optional columns that are empty."""
+    kept = [place for place, name in enumerate(header) if name not in optional or any(row[place] for row in rows)]
+    print_table(console, [header[place] for place in kept], [[row[place] for place in kept] for row in rows], RIGHT)
+
+
+def print_graph(graph: Sequence[Entry], console: Console) -> None:
+    """Print the graph of stages as a tree; nothing where they are a chain."""
+    for line in tree(graph):
+        Lines(console).say(line)
+    if graph:
+        Lines(console).say("")
 
 
 def print_tasks(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
@@ -97,6 +112,7 @@ def print_run(run: Mapping[str, Any], console: Console) -> None:
     if not run["stages"]:
         return
     say("")
+    print_graph([(each["name"], each["from"]) for each in run["stages"] if "from" in each], console)
     print_stages(run["stages"], console)
     print_tasks(run.get("tasks", ()), console)
     folders = run.get("folders", ())
@@ -120,6 +136,7 @@ def _print_checkpoints(folder: Mapping[str, Any], say: Any) -> None:
 def print_plan(planned: Mapping[str, Any], console: Console) -> None:
     """Print the plan of a launch: the stages, what has changed, and what commands would do about it."""
     say = Lines(console).say
+    print_graph([(each["label"], each["origins"]) for each in planned["stages"] if each["origins"]], console)
     print_stage_plans(planned["stages"], console)
     if planned["changes"]:
         say("\nThe configuration differs from the one that the run was begun with:")
@@ -140,10 +157,11 @@ def print_commands(ways: Sequence[Mapping[str, str]], console: Console) -> None:
 def print_stage_plans(stages: Sequence[Mapping[str, Any]], console: Console) -> None:
     """Print what a launch does about each stage and why, then the stages whose code has changed."""
     words = {"reuse": "reuse", "run": "run"}
-    rows = [
-        [s["label"], str(s["steps"]), words.get(s["action"], f"resume at step {s['step']}"), s["why"]] for s in stages
-    ]
-    print_table(console, ["stage", "steps", "what", "why"], rows, RIGHT)
+    rows = []
+    for s in stages:
+        what = words.get(s["action"], f"resume at step {s['step']}")
+        rows.append([s["label"], ", ".join(s["origins"]), str(s["steps"]), what, s["why"]])
+    _print_filled(console, ["stage", "from", "steps", "what", "why"], rows, ("from",))
     for stage in stages:
         if stage["code"]:
             changed = ", ".join(change.partition(": ")[0] for change in stage["code"])

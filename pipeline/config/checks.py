@@ -6,6 +6,8 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from gradus.pipeline.common.errors import closest
+from gradus.pipeline.config.graph.inputs import ancestors, parent
 from gradus.pipeline.config.stopping import Until
 from gradus.pipeline.statistics.intervals import share_bounds
 
@@ -93,24 +95,29 @@ def by_pass_rate(stage: StageConfig) -> dict[str, Any]:
     return {} if profile_size(stage) else goes_by_pass_rate(stage)
 
 
-def check_prompts(stages: Sequence[StageConfig]) -> None:
+def check_prompts(stages: Sequence[Any]) -> None:
     """What stages choose their prompts by comes from stages before them. Raises: ValueError."""
     labels = [stage.label for stage in stages]
-    for index, stage in enumerate(stages):
+    for index, stage in ((place, each) for place, each in enumerate(stages) if each.trains):
         if stage.order is not None and stage.curriculum is not None:
             raise ValueError(f"stages.{stage.label} has an `order` and a `curriculum`, which are two; leave one out")
         if profile_size(stage):
             _check_profile(stage)
         for key, chosen in by_pass_rate(stage).items():
-            if not index:
+            if not index or (chosen.from_ is None and not ancestors(stages, index)):
+                where = "the first" if not index else "made from the policy before any stage: name one with its `from`"
                 raise ValueError(
                     f"stages.{stage.label}.{key} goes by pass rates that earlier stages found, and {stage.label} is "
-                    "the first; leave it out there"
+                    f"{where}; leave it out there"
                 )
             if chosen.from_ is not None and chosen.from_ not in labels[:index]:
                 why = "comes later" if chosen.from_ in labels[index + 1 :] else "is no stage before it"
                 known = ", ".join(labels[:index])
-                raise ValueError(f"stages.{stage.label}.{key}.from: {chosen.from_} {why}; expected one of {known}")
+                meant = closest(chosen.from_, labels[:index])
+                raise ValueError(
+                    f"stages.{stage.label}.{key}.from: {chosen.from_} {why}; expected one of {known}"
+                    + (f"; {meant}" if meant else "")
+                )
 
 
 def _check_profile(stage: StageConfig) -> None:
@@ -126,4 +133,20 @@ def _check_profile(stage: StageConfig) -> None:
             raise ValueError(
                 f"stages.{stage.label}.{key}.from takes pass rates of {chosen.from_}, and prompts.profile finds them "
                 "at the stage's start; leave one of them out"
+            )
+
+
+def check_carry(stages: Sequence[Any]) -> None:
+    """A stage that carries something over starts from a stage that has it. Raises: ValueError."""
+    for index, stage in enumerate(stages):
+        place = parent(stages, index)
+        if not stage.carry:
+            continue
+        if place is None:
+            where = "is the first" if not index else "starts from the policy before any stage"
+            raise ValueError(f"stage {stage.label!r} {where}: there is nothing to carry over")
+        if not stages[place].trains:
+            raise ValueError(
+                f"stage {stage.label!r} starts from {stages[place].label!r}, which does not train: there is nothing to "
+                "carry over; leave out its `carry`"
             )

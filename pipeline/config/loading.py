@@ -269,9 +269,11 @@ def _with_absolute_paths(config: PipelineConfig, base_dir: Path) -> PipelineConf
     def policy_at(choice: Any) -> Any:
         if isinstance(choice, dict):
             return {task: policy_at(name) for task, name in choice.items()}
+        if isinstance(choice, list):
+            return [policy_at(name) for name in choice]
         return choice if choice is None or choice in known else local_or_hub(choice)
 
-    def stage_at(stage: StageConfig) -> StageConfig:
+    def stage_at(stage: Any) -> Any:
         others = {option: policy_at(getattr(stage, option)) for option in stage.other_policies}
         return stage.model_copy(update={"task": placed(stage.task), **others})
 

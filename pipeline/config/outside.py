@@ -19,7 +19,7 @@ from pydantic import Field, create_model
 from gradus.pipeline.common import user_code, yaml_text
 from gradus.pipeline.common.errors import UserError
 from gradus.pipeline.config.options import NAME_PATTERN
-from gradus.pipeline.config.stage import StageConfig
+from gradus.pipeline.config.stage import StageConfig, StageOptions
 
 GROUP = "gradus.stages"
 """The entry points by which installed packages publish stages."""
@@ -86,7 +86,7 @@ def default_label(name: str) -> str:
     return found.name if found is not None else name
 
 
-def tag_of(options: type[StageConfig]) -> str | None:
+def tag_of(options: type[StageOptions]) -> str | None:
     """The value of ``stage`` that selects this option class; None where it accepts any."""
     annotation = options.model_fields["stage"].annotation
     return typing.get_args(annotation)[0] if typing.get_origin(annotation) is Literal else None
@@ -104,7 +104,7 @@ def called(options: type[StageConfig], name: str, reference: str) -> type[StageC
 
 
 def option_classes(
-    data: Any, built_in: Iterable[type[StageConfig]], where: Callable[[yaml_text.Path], str]
+    data: Any, built_in: Iterable[type[StageOptions]], where: Callable[[yaml_text.Path], str]
 ) -> tuple[list[type[StageConfig]], list[UserError]]:
     """The option classes of the stages from outside that a configuration's raw data names, and what is wrong with
     others; ``where`` says where the value at a path stands.

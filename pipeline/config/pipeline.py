@@ -14,9 +14,11 @@ from typing import Annotated, Any
 from pydantic import Field, create_model, model_validator
 
 from gradus.pipeline.common.yaml_text import Path
-from gradus.pipeline.config.checks import check_prompts, check_switching
+from gradus.pipeline.config.checks import check_carry, check_prompts, check_switching
 from gradus.pipeline.config.compute import LaunchConfig, RolloutConfig
 from gradus.pipeline.config.explain import combined
+from gradus.pipeline.config.graph.inputs import check_graph
+from gradus.pipeline.config.graph.merge import MergeConfig
 from gradus.pipeline.config.options import RUNTIME, Name, Options
 from gradus.pipeline.config.outside import default_label, option_classes
 from gradus.pipeline.config.policy import PolicyConfig
@@ -83,7 +85,8 @@ class PipelineConfig(AllTasks, Options):
     launch: Annotated[LaunchConfig, RUNTIME] = LaunchConfig()
     """The processes, one for each GPU, that train each stage."""
     stages: Annotated[list[Any], Field(min_length=1)]
-    """The stages, in order; any order and repetition works."""
+    """The stages, in order; any order and repetition works. Each starts from the one before it, or from where its
+    ``from`` says."""
 
     @model_validator(mode="before")
     @classmethod
@@ -107,16 +110,16 @@ class PipelineConfig(AllTasks, Options):
     @model_validator(mode="after")
     def _consistent(self) -> PipelineConfig:
         check_labels("stage", [stage.label for stage in self.stages])
+        check_graph(self.stages)
         check_tasks(self)
         check_prompts(self.stages)
-        if self.stages[0].carry:
-            raise ValueError(f"stage {self.stages[0].label!r} is the first: there is nothing to carry over")
+        check_carry(self.stages)
         if self.rollouts.engine == "vllm" and self.launch.processes > 1:
             raise ValueError(
                 "`rollouts.engine: vllm` starts vLLM in the training process, and `launch.processes` asks for several; "
                 "take `vllm-server`"
             )
-        for stage in self.stages:
+        for stage in self.trained:
             prompts = {name: self.named_tasks[name].validation for name in self.used_tasks(stage)}
             check_switching(stage, prompts, self.shares(stage))
             if stage.async_ and self.launch.processes > 1:
@@ -127,6 +130,11 @@ class PipelineConfig(AllTasks, Options):
         return self
 
     @property
+    def trained(self) -> list[StageConfig]:
+        """The stages that take steps of an algorithm; the others make their checkpoints otherwise."""
+        return [stage for stage in self.stages if stage.trains]
+
+    @property
     def samplings(self) -> list[SamplingConfig]:
         """Every way in which completions are drawn."""
         return list(self.placed_samplings.values())
@@ -134,14 +142,14 @@ class PipelineConfig(AllTasks, Options):
     @property
     def placed_samplings(self) -> dict[str, SamplingConfig]:
         """key -> the way in which completions are drawn that stands there."""
-        own = {f"stages.{stage.label}.sampling": stage.sampling for stage in self.stages if stage.sampling is not None}
+        own = {f"stages.{stage.label}.sampling": stage.sampling for stage in self.trained if stage.sampling is not None}
         return {"sampling": self.sampling, **own}
 
 
 def pipeline_model(stage_configs: Sequence[type[StageConfig]]) -> type[PipelineConfig]:
     """The pipeline with these stages' own options: what a YAML file is validated against, and its JSON schema."""
-    union = functools.reduce(operator.or_, stage_configs)
-    entry = Annotated[union, Field(discriminator="stage")] if len(stage_configs) > 1 else union
+    union = functools.reduce(operator.or_, (*stage_configs, MergeConfig))
+    entry = Annotated[union, Field(discriminator="stage")]
     field = (Annotated[list[entry], Field(min_length=1)], Field(description="The stages, in order."))  # type: ignore[valid-type]
     return create_model("Pipeline", __base__=PipelineConfig, __doc__=PipelineConfig.__doc__, stages=field)
 
@@ -158,7 +166,7 @@ def model_for(
     at a path stands. Raises: UserError that names every stage that cannot be found.
     """
     where = where or (lambda path: f"{file}, {'.'.join(map(str, path))}")
-    outside, problems = option_classes(data, stage_configs, where)
+    outside, problems = option_classes(data, (*stage_configs, MergeConfig), where)
     if problems:
         raise combined(problems, file)
     return _cached_model((*stage_configs, *outside))

@@ -47,8 +47,45 @@ STALE_CLIP = (0.2, 0.28)
 """Bounds of the ratio with ``async`` where none are given: those of arXiv 2503.14476."""
 
 
-class StageConfig(Options):
-    """Options that every stage has; each algorithm adds its own."""
+class StageOptions(Options):
+    """Options that every stage has, whether it trains or makes its checkpoint otherwise."""
+
+    trains: ClassVar[bool] = True
+    """Whether the stage takes steps of an algorithm."""
+    origin: ClassVar[str | None] = None
+    """``package.module:STAGE`` where the stage is not one of the package's own."""
+    other_policies: ClassVar[tuple[str, ...]] = ()
+    """The options that choose other policies than the one that the stage starts from."""
+    stage: str
+    """The algorithm (``gradus stages`` lists them), or one of your own as ``package.module:STAGE``."""
+    name: Name | None = None
+    """Folder and display name; default: the algorithm's name, numbered where it repeats."""
+    from_: Name | None = Field(None, alias="from")
+    """The earlier stage whose checkpoint this one starts from, or ``start`` for the policy before any stage; default:
+    the stage before it in the list."""
+    task: TaskChoice | None = None
+    """What the stage trains on: the name of one of the pipeline's ``tasks``, a mixture of them with the share that each
+    has of every batch, or a task of its own; default: the pipeline's ``task``."""
+    rewards: list[RewardConfig] | None = None
+    """How completions are scored in this stage, in place of the task's or the pipeline's rewards."""
+    extra_rewards: list[RewardConfig] | None = None
+    """Rewards of this stage beside those."""
+    evaluation: EvaluationConfig | None = None
+    """Which completions of this stage's tasks are correct; default: as the task or the pipeline says."""
+    system: str | None = None
+    """What the system turn says in this stage, in conversations without one of their own, in place of the task's."""
+    template_args: TemplateArguments | None = None
+    """Arguments of the chat template in this stage, such as ``enable_thinking: false``, beside the task's and the
+    policy's."""
+
+    @property
+    def label(self) -> str:
+        """The name of the stage in this pipeline."""
+        return self.name or self.stage
+
+
+class StageConfig(StageOptions):
+    """Options that every stage that trains has; each algorithm adds its own."""
 
     replaced: ClassVar[dict[str, str]] = {
         "stop_at": "write `until: {accuracy: ...}`; as it goes by the lower bound, 0.45 is what 0.5 was with 300 "
@@ -56,16 +93,9 @@ class StageConfig(Options):
     }
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
     """variant -> the options that it sets where they are not given."""
-    origin: ClassVar[str | None] = None
-    """``package.module:STAGE`` where the stage is not one of the package's own."""
     own_ratio: ClassVar[str] = ""
     """The option by which the algorithm bounds a ratio of its own to the sampler's policy, in place of ``clip``."""
     other_policies: ClassVar[tuple[str, ...]] = ("reference",)
-    """The options that choose other policies."""
-    stage: str
-    """The algorithm (``gradus stages`` lists them), or one of your own as ``package.module:STAGE``."""
-    name: Name | None = None
-    """Folder and display name; default: the algorithm's name, numbered where it repeats."""
     variant: Literal["manual", "paper"] = "manual"
     """Which definition of the algorithm, the operating manual's or the published one of that name: a preset of options,
     each of which can be set by itself."""
@@ -124,20 +154,6 @@ class StageConfig(Options):
     changes no result."""
     gradient_checkpointing: Annotated[bool, RUNTIME] = False
     """Compute a layer's states again in the backward pass instead of keeping them: less memory, a third more time."""
-    task: TaskChoice | None = None
-    """What the stage trains on: the name of one of the pipeline's ``tasks``, a mixture of them with the share that each
-    has of every batch, or a task of its own; default: the pipeline's ``task``."""
-    rewards: list[RewardConfig] | None = None
-    """How completions are scored in this stage, in place of the task's or the pipeline's rewards."""
-    extra_rewards: list[RewardConfig] | None = None
-    """Rewards of this stage beside those."""
-    evaluation: EvaluationConfig | None = None
-    """Which completions of this stage's tasks are correct; default: as the task or the pipeline says."""
-    system: str | None = None
-    """What the system turn says in this stage, in conversations without one of their own, in place of the task's."""
-    template_args: TemplateArguments | None = None
-    """Arguments of the chat template in this stage, such as ``enable_thinking: false``, beside the task's and the
-    policy's."""
     prompts: PromptsConfig | None = None
     """Train only on prompts within a range of pass rates, which earlier stages or a profile at the stage's start found;
     default: on all."""
@@ -159,8 +175,8 @@ class StageConfig(Options):
     handover: Literal["best", "last"] = "last"
     """Which checkpoint the next stage starts from: the last, or the best by validation accuracy."""
     carry: list[Literal["optimizer", "critic"]] = Field(default_factory=list)
-    """What the stage takes over from the one before it, besides weights, tokenizer and template; the rest starts
-    fresh."""
+    """What the stage takes over from the one that it starts from, besides weights, tokenizer and template; the rest
+    starts fresh."""
     kl_every: int = Field(10, ge=0)
     """Steps between measurements of the KL divergence to the stage's start; 0 never measures it."""
     max_skipped: int = Field(5, ge=1)
@@ -202,8 +218,3 @@ class StageConfig(Options):
     def masks(self) -> bool:
         """Whether tokens are left out by how far the policy is from the one that sampled them."""
         return self.mask_sequences is not None or self.mask_tokens is not None
-
-    @property
-    def label(self) -> str:
-        """The name of the stage in this pipeline."""
-        return self.name or self.stage

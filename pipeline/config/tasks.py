@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from gradus.pipeline.config.graph.inputs import made_of
 from gradus.pipeline.config.rewards import EvaluationConfig, RewardConfig
 from gradus.pipeline.config.task import TaskOptions
 
 if TYPE_CHECKING:
-    from gradus.pipeline.config.stage import StageConfig
+    from gradus.pipeline.config.stage import StageConfig, StageOptions
 
 ONLY = ""
 """The name of the task where there is but one."""
@@ -48,26 +49,30 @@ class AllTasks:
             named = {MAIN if own else ONLY: self.task, **named}
         return named | own
 
-    def shares(self: Any, stage: StageConfig) -> dict[str, float]:
-        """name -> share, summing to 1, of the tasks that a stage trains on."""
+    def shares(self: Any, stage: StageOptions) -> dict[str, float]:
+        """name -> share, summing to 1, of the tasks that a stage trains on, or the stages do that it is made of."""
         chosen = self.task if stage.task is None else stage.task
+        if stage.task is None and (sources := made_of(self.stages, stage)):
+            own = [self.shares(source) for source in sources]
+            names = dict.fromkeys(name for each in own for name in each)
+            return {name: sum(each.get(name, 0.0) for each in own) / len(own) for name in names}
         if isinstance(chosen, TaskOptions):
             return {next(name for name, task in self.named_tasks.items() if task is chosen): 1.0}
         weights = {chosen: 1.0} if isinstance(chosen, str) else dict(chosen or {})
         total = sum(weights.values())
         return {name: weight / total for name, weight in weights.items()}
 
-    def used_tasks(self: Any, stage: StageConfig) -> list[str]:
+    def used_tasks(self: Any, stage: Any) -> list[str]:
         """The names of the tasks that a stage's result depends on: those it trains on, and those its guard watches."""
         watched = self.named_tasks if stage.guard is not None and stage.guard.tasks == "all" else ()
         return list(dict.fromkeys([*self.shares(stage), *watched]))
 
     def keeps_completions(self: Any, stage: StageConfig) -> frozenset[str]:
         """What other stages learn from of what this one writes: ``correct``, ``pairs``, both or nothing."""
-        asked = [each.demonstrations for each in self.stages if each.demonstrations is not None]
+        asked = [each.demonstrations for each in self.trained if each.demonstrations is not None]
         return frozenset(each.keep for each in asked if each.from_ == stage.label)
 
-    def evaluated(self: Any, stage: StageConfig) -> int:
+    def evaluated(self: Any, stage: Any) -> int:
         """The most prompts that an evaluation in a stage, or after it, answers."""
         heldout = sum(task.heldout for task in self.named_tasks.values())
         return max(heldout, sum(self.named_tasks[name].validation for name in self.used_tasks(stage)))
@@ -87,7 +92,7 @@ class AllTasks:
         """name -> rewards, of all tasks."""
         return {name: judgement.rewards for name, judgement in self.judgements.items()}
 
-    def asked(self: Any, stage: StageConfig | None) -> dict[str, dict[str, Any]]:
+    def asked(self: Any, stage: StageOptions | None) -> dict[str, dict[str, Any]]:
         """name -> the fields of its prompts that say how a stage asks them, or an evaluation apart from any stage."""
         how: dict[str, dict[str, Any]] = {}
         own = self.shares(stage) if stage is not None else ()
@@ -105,7 +110,7 @@ class AllTasks:
         named = {name: task.of_data() for name, task in self.named_tasks.items()}
         return {"task": named[ONLY]} if ONLY in named else {"tasks": named}
 
-    def in_stage(self: Any, stage: StageConfig) -> Any:
+    def in_stage(self: Any, stage: StageOptions) -> Any:
         """The configuration as it is in a stage: what the stage says of its tasks' rewards stands in the tasks."""
         if stage.rewards is None and stage.extra_rewards is None and stage.evaluation is None:
             return self

@@ -6,6 +6,7 @@ from collections.abc import Collection
 from typing import Any
 
 from gradus.pipeline.config import PipelineConfig
+from gradus.pipeline.config.graph import inputs as graph
 from gradus.pipeline.runs.run_folder import RunFolder
 from gradus.pipeline.runs.task_accuracies import pooled
 from gradus.pipeline.statistics.drops import paired_drop
@@ -34,7 +35,7 @@ def asked_after(config: PipelineConfig, index: int, tasks: Tasks) -> list[Prompt
     """The held-out prompts that are answered after a stage: all of the tasks that it trains on; of the others as many,
     and after as few stages, as ``evaluation`` says."""
     own, wanted = config.shares(config.stages[index]), config.evaluation
-    due = index + 1 == len(config.stages) or (index + 1) % (wanted.every or 1) == 0
+    due = not graph.readers(config.stages, index) or (index + 1) % (wanted.every or 1) == 0
     prompts: list[Prompt] = []
     for name, task in tasks.items():
         count = len(task.heldout)
@@ -47,15 +48,15 @@ def asked_after(config: PipelineConfig, index: int, tasks: Tasks) -> list[Prompt
 def heldout_before(run: RunFolder, index: int) -> dict[str, bool]:
     """id of a held-out prompt -> whether the policy that a stage starts from answered it right, as last measured."""
     known = dict((run.start() or {}).get("correct", {}))
-    for earlier in range(index):
+    for earlier in graph.lineage(run.config.stages, index):
         known |= run.heldout(earlier) or {}
     return known
 
 
 def accuracy_before(run: RunFolder, index: int, tasks: Collection[str]) -> dict[str, Any]:
     """The held-out accuracy on these tasks of the policy that a stage starts from, as last measured."""
-    made = [run.start() or {}, *(run.result(earlier) or {} for earlier in range(index))]
+    made = [run.start() or {}, *(run.result(earlier) or {} for earlier in graph.lineage(run.config.stages, index))]
     known: dict[str, Any] = {name: record for each in made for name, record in each.get("tasks", {}).items()}
     if known:
         return pooled(known, tasks)
-    return {"accuracy": made[-1]["accuracy_after" if index else "accuracy"], "interval": made[-1]["interval"]}
+    return {"accuracy": made[-1]["accuracy_after" if len(made) > 1 else "accuracy"], "interval": made[-1]["interval"]}

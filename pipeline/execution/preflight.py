@@ -7,7 +7,6 @@ first.
 from __future__ import annotations
 
 import functools
-import itertools
 import os
 import re
 import shutil
@@ -21,6 +20,7 @@ from gradus.pipeline.config.tasks import key_of
 from gradus.pipeline.execution.prompt_choice import check_choice, check_demonstrations
 from gradus.pipeline.execution.stage_checks import check_carry, check_needs, check_other_policies
 from gradus.pipeline.policy.checks import check_lengths, check_policy
+from gradus.pipeline.policy.merge_checks import check_merge
 from gradus.pipeline.policy.prompt_lengths import check_ban, too_long
 from gradus.pipeline.stage import Stage
 
@@ -69,11 +69,12 @@ def preflight(
     checks: list[Callable[[], None]] = [
         *(check for section, check in sources if section not in copied),
         lambda: check_all_rewards(config),
-        *(functools.partial(check_needs, config, stage, stages) for stage in config.stages),
-        *(functools.partial(check_other_policies, config, stage) for stage in config.stages),
-        *(functools.partial(check_choice, config, stage, stages) for stage in config.stages),
-        *(functools.partial(check_demonstrations, config, stage, stages) for stage in config.stages),
-        *(functools.partial(check_carry, *pair, stages) for pair in itertools.pairwise(config.stages)),
+        *(functools.partial(check_needs, config, stage, stages) for stage in config.trained),
+        *(functools.partial(check_other_policies, config, stage) for stage in config.trained),
+        *(functools.partial(check_choice, config, stage, stages) for stage in config.trained),
+        *(functools.partial(check_demonstrations, config, stage, stages) for stage in config.trained),
+        *(functools.partial(check_merge, config, stage) for stage in config.stages if not stage.trains),
+        *(functools.partial(check_carry, config, stage, stages) for stage in config.trained if stage.carry),
         lambda: check_rollouts(config),
         lambda: check_tracking(config.tracking, runs_dir or Path.cwd()),
     ]

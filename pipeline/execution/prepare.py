@@ -27,6 +27,7 @@ from gradus.pipeline.runs.changed_sources import policy_seen
 from gradus.pipeline.runs.checkpoint import read_record, save_checkpoint
 from gradus.pipeline.runs.description import open_parent_journal
 from gradus.pipeline.runs.identity import fingerprint
+from gradus.pipeline.runs.lineage import needs_start
 from gradus.pipeline.runs.run_folder import START_FILE, RunFolder
 from gradus.pipeline.runs.task_accuracies import accuracy_curves
 from gradus.pipeline.runs.verify import handover_damage
@@ -92,8 +93,8 @@ def _prepare(run: RunFolder, observer: Observer) -> dict[str, Any]:
 
 
 def _still_good(run: RunFolder, known: dict[str, Any], observer: Observer) -> bool:
-    """Whether the starting policy can be reused: it is undamaged, shared, or no longer needed by the first stage."""
-    if run.result(0) is not None or run.origin is not None:
+    """Whether the starting policy can be reused: it is undamaged, shared, or no stage needs it any more."""
+    if run.origin is not None or not needs_start(run):
         return True
     damaged = handover_damage(known)
     if damaged:

@@ -10,6 +10,7 @@ from gradus.pipeline.common.errors import UserError
 from gradus.pipeline.common.files import sha256
 from gradus.pipeline.config import PipelineConfig, StageConfig
 from gradus.pipeline.config.checks import by_pass_rate, profile_size
+from gradus.pipeline.config.graph import inputs as graph
 from gradus.pipeline.runs.run_folder import RunFolder
 from gradus.pipeline.runs.run_paths import typed
 from gradus.pipeline.stage import Stage
@@ -20,8 +21,14 @@ from gradus.pipeline.tasks.prompts.memory import checked_rows
 
 def _sampling_before(config: PipelineConfig, stage: StageConfig, stages: Mapping[str, Stage]) -> list[str]:
     """The labels of the stages before this one that sample completions and score them."""
-    before = itertools.takewhile(lambda each: each.label != stage.label, config.stages)
+    before = itertools.takewhile(lambda each: each.label != stage.label, config.trained)
     return [each.label for each in before if stages[each.stage].needs(each).completions == "policy"]
+
+
+def _ancestors(config: PipelineConfig, stage: StageConfig) -> list[str]:
+    """The labels of the stages that a stage's policy comes from."""
+    place = [each.label for each in config.stages].index(stage.label)
+    return [config.stages[each].label for each in graph.ancestors(config.stages, place)]
 
 
 def check_choice(config: PipelineConfig, stage: StageConfig, stages: Mapping[str, Stage]) -> None:
@@ -35,10 +42,11 @@ def check_choice(config: PipelineConfig, stage: StageConfig, stages: Mapping[str
             expected="a stage that samples completions",
             fix="leave `profile` out; `prompts.pass_rate` goes by what earlier stages found",
         )
-    labels = [each.label for each in config.stages]
-    before, scoring = labels[: labels.index(stage.label)], _sampling_before(config, stage, stages)
+    every = _sampling_before(config, stage, stages)
+    before = _ancestors(config, stage)
     for key, options in by_pass_rate(stage).items():
         named = [] if options.from_ is None else [options.from_]
+        scoring = every if named else [label for label in every if label in before]
         if not scoring or not set(named) <= set(scoring):
             raise UserError(
                 f"the stage `{stage.label}` chooses prompts by pass rates that no stage finds out",
@@ -58,13 +66,16 @@ def check_choice(config: PipelineConfig, stage: StageConfig, stages: Mapping[str
 
 
 def earlier_records(run: RunFolder, index: int) -> dict[str, Any]:
-    """Label -> records of the stages before stage ``index``, the newest first; none where it does not go by them.
+    """Label -> records of the stages that the policy of stage ``index`` comes from, the newest first, and then of
+    others that the stage names; none where it does not go by them.
 
     Raises: UserError where they are damaged, or the one that is named has none.
     """
     stages, asked = run.config.stages, by_pass_rate(run.config.stages[index])
     found: dict[str, Any] = {}
-    for before in reversed(range(index if asked else 0)):
+    own = graph.ancestors(stages, index)
+    others = [place for place in graph.inputs(stages, index) if place not in own]
+    for before in [*reversed(own), *reversed(others)] if asked else []:
         label, result = stages[before].label, run.result(before) or {}
         again = f"{typed(run, 'resume', '--from', label)} trains the stage again"
         found[label] = checked_rows(run.memory(before), result.get("memory"), again)

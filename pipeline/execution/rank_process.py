@@ -91,7 +91,8 @@ def _train(spec: dict[str, Any], observer: Observer) -> dict[str, Any]:
     """Train this rank's part of the stage; returns the success record."""
     from gradus.pipeline.common.files import read_json
     from gradus.pipeline.common.ranks import join
-    from gradus.pipeline.execution.train import StageWork, reward_suite, train
+    from gradus.pipeline.execution.train import reward_suite, train
+    from gradus.pipeline.execution.work.recorded import StageWork
     from gradus.pipeline.policy.devices import pick_device
     from gradus.pipeline.runs.checkpoint import read_record
     from gradus.pipeline.runs.identity import STAGE_FILE

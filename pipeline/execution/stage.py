@@ -14,9 +14,12 @@ from gradus.pipeline.common.observer import Observer
 from gradus.pipeline.common.records import write_sealed
 from gradus.pipeline.common.shown import gradus_command
 from gradus.pipeline.execution.launch import launched
-from gradus.pipeline.execution.train import StageWork, reward_suite, train
+from gradus.pipeline.execution.train import reward_suite, train
+from gradus.pipeline.execution.work.merge import merge
+from gradus.pipeline.execution.work.recorded import StageWork
 from gradus.pipeline.runs.checkpoint import discard_from, newest_whole, read_record, verified_record
 from gradus.pipeline.runs.identity import begin_stage, fingerprint, stage_identity
+from gradus.pipeline.runs.lineage import beside, made_otherwise, needs_checkpoint
 from gradus.pipeline.runs.run_folder import FAILURE_FILE, RESULT_FILE, RunFolder
 from gradus.pipeline.runs.task_accuracies import accuracy_curves
 from gradus.pipeline.runs.verify import handover_damage
@@ -25,8 +28,10 @@ from gradus.pipeline.tasks.several.build import load_tasks
 from gradus.pipeline.tracking.journal import Journal
 
 
-def run_stage(run: RunFolder, index: int, parent: str, stage: Stage, observer: Observer) -> dict[str, Any]:
-    """Train stage ``index`` from the checkpoint ``parent``; returns its success record, or the one that it already has.
+def run_stage(run: RunFolder, index: int, parent: str, stage: Stage | None, observer: Observer) -> dict[str, Any]:
+    """Do stage ``index`` from the checkpoint ``parent``; returns its success record, or the one that it already has.
+
+    ``stage``: the algorithm that it trains with; None where it takes no steps.
 
     The record is written last: an interrupted stage has none, and is resumed from its newest undamaged checkpoint.
 
@@ -38,18 +43,16 @@ def run_stage(run: RunFolder, index: int, parent: str, stage: Stage, observer: O
         return {**(run.result(index) or {}), "reused": True}
     parent_record = verified_record(Path(parent), with_state=bool(config.carry))
     tasks = load_tasks(run.data_dir, run.config.named_tasks)
-    made_of = stage_identity(run.config, index, parent_record, tasks.hashes)
+    others = beside(run, index)
+    made_of = stage_identity(run.config, index, parent_record, tasks.hashes, others)
     folder = begin_stage(run, index, made_of)
     checkpoint = newest_whole(folder, parent_record.content, observer.note)
     observer.stage_started(config.label, index, total, config.steps, read_record(checkpoint).step if checkpoint else 0)
     work = StageWork(run, index, Path(parent), parent_record, tasks, fingerprint(made_of), checkpoint)
     with Journal(folder / "journal.jsonl") as own, Journal(run.path / "journal.jsonl") as whole:
         try:
-            if run.config.launch.processes > 1:
-                result = launched(run, index, stage, {"parent": parent, "resume_from": checkpoint}, observer)
-            else:
-                with reward_suite(run, Path(parent), run.config.in_stage(config)) as suite:
-                    result = train(work, stage, suite, own, observer)
+            result = _made(work, stage, own, observer)
+            result |= {"inputs": others} if others else {}
             attempts = len(run.attempts(index))
             whole.metrics(index + 1 + attempts * total, accuracy_curves(result["accuracy_after"], result))
             write_sealed(folder / RESULT_FILE, result)
@@ -69,20 +72,31 @@ def run_stage(run: RunFolder, index: int, parent: str, stage: Stage, observer: O
     return finished
 
 
+def _made(work: StageWork, stage: Stage | None, journal: Journal, observer: Observer) -> dict[str, Any]:
+    """The success record of a stage that is trained, here or in several processes, or that merges what others made."""
+    run, config = work.run, work.run.config
+    if stage is not None and config.launch.processes > 1:
+        where = {"parent": str(work.parent), "resume_from": work.resume_from}
+        return launched(run, work.index, stage, where, observer)
+    with reward_suite(run, work.parent, config.in_stage(config.stages[work.index])) as suite:
+        if stage is None:
+            return merge(work, suite, journal, observer)
+        return train(work, stage, suite, journal, observer)
+
+
 def _done(run: RunFolder, index: int, observer: Observer) -> bool:
     """Whether the stage has a result that can be reused.
 
-    It must come from today's parent, and its checkpoint must be undamaged where it is still needed. A result from
-    another parent is set aside; a damaged one is removed, so that it is made again.
+    It must come from today's inputs, and its checkpoint must be undamaged where it is still needed. A result from
+    others is set aside; a damaged one is removed, so that it is made again.
     """
-    done, before = run.result(index), run.result(index - 1) if index else run.start()
+    done = run.result(index)
     if done is None:
         return False
-    if before is None or done["parent"] != before["content"]:
+    if made_otherwise(run, index, done):
         run.set_aside(index)
         return False
-    needed = index + 1 == len(run.config.stages) or run.result(index + 1) is None
-    damaged = handover_damage(done) if needed else ""
+    damaged = handover_damage(done) if needs_checkpoint(run, index) else ""
     if damaged and "shared" in done:
         verify = gradus_command("verify", done["shared"], runs=run.path.parent)
         raise UserError(

@@ -9,6 +9,7 @@ from pathlib import Path
 from gradus.pipeline.common.errors import UserError, did_you_mean
 from gradus.pipeline.config import PipelineConfig, StageConfig
 from gradus.pipeline.config.checks import looks_at_samples
+from gradus.pipeline.config.graph.inputs import parent_label
 from gradus.pipeline.config.tasks import key_of
 from gradus.pipeline.config.training.objective import PREVIOUS, START, chosen_policies
 from gradus.pipeline.policy.checks import check_policy
@@ -70,8 +71,10 @@ def _check_given(config: PipelineConfig, stage: StageConfig, needs: Needs) -> No
         )
 
 
-def check_carry(before: StageConfig, stage: StageConfig, stages: Mapping[str, Stage]) -> None:
+def check_carry(config: PipelineConfig, stage: StageConfig, stages: Mapping[str, Stage]) -> None:
     """A critic is carried over only between two stages with critics of one kind. Raises: UserError."""
+    labels = [each.label for each in config.stages]
+    before = config.stages[labels.index(parent_label(config.stages, labels.index(stage.label)))]
     critics = [stages[each.stage].needs(each).critic for each in (before, stage)]
     lacking = [each.label for each, critic in zip((before, stage), critics, strict=True) if critic is None]
     kinds = {critic.kind for critic in critics if critic is not None}

@@ -40,7 +40,8 @@ def finish(run: RunFolder) -> dict[str, Any]:
         tracked = ids.get(run.stage_dir(index).name)
         entry: dict[str, Any] = {"mlflow_run_id": tracked, "events": [], **(result or {})}
         entry["checkpoint"] = os.path.relpath(entry["checkpoint"], run.path)  # the runs folder may move
-        stages.append({key: entry[key] for key in STAGE_KEYS})
+        origin = {key: value for key, value in run.outline[index].items() if key == "from"}
+        stages.append({key: entry[key] for key in STAGE_KEYS} | origin)
     summary = {
         "name": run.name,
         "seed": run.config.seed,

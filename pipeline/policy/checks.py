@@ -52,20 +52,25 @@ def check_policy(policy: PolicyConfig) -> None:
 
 def check_lengths(policy: PolicyConfig, max_tokens: int) -> None:
     """The model takes more tokens than the longest completion has, by its description. Raises: UserError."""
-    description = Path(policy.path or "") / "config.json"
-    if policy.path and not description.is_file():
-        description = _cached_config(policy.path, policy.revision)
-    described = policy.architecture or (_read_json(description) if policy.path and description is not None else {})
-    positions = position_count(described)
+    positions = position_count(described_by(policy))
     if positions is not None and 0 < positions <= max_tokens:
         new = policy.architecture is not None
         raise UserError(
             "the model has too few positions for a prompt and its completion",
             where="policy.architecture.max_position_embeddings" if new else "sampling.max_tokens",
-            got=positions if new else f"{max_tokens:,}; {description} says max_position_embeddings: {positions:,}",
+            got=positions if new else f"{max_tokens:,}; {policy.path} says max_position_embeddings: {positions:,}",
             expected=f"more than sampling.max_tokens ({max_tokens}) by the length of the longest prompt",
             fix="raise it, or lower sampling.max_tokens" if new else "lower sampling.max_tokens",
         )
+
+
+def described_by(policy: PolicyConfig) -> dict[str, Any]:
+    """What this machine knows of a policy's architecture; empty where it knows nothing."""
+    if policy.architecture is not None or policy.path is None:
+        return policy.architecture or {}
+    file = Path(policy.path) / "config.json"
+    found = file if file.is_file() else _cached_config(policy.path, policy.revision)
+    return _read_json(found) if found is not None else {}
 
 
 def check_model_folder(folder: Path, trust_remote_code: bool = False) -> dict[str, Any]:

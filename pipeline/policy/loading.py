@@ -97,12 +97,17 @@ def _template(
     saved = Path(path) / TEMPLATE_FILE
     with _refusing("template", saved if saved.is_file() else path):
         if saved.is_file():
-            stored: dict[str, Any] = json.loads(saved.read_text(encoding="utf-8"))
-            thoughts = Thoughts.restored(stored.get("thoughts"))
-            return Template(**stored | {"eos_ids": tuple(stored["eos_ids"]), "thoughts": thoughts})
+            return stored_template(Path(path))
         listed = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
         rows = getattr(described.get_text_config(), "vocab_size", None)
         return new_template(tokenizer, listed, rows, config)
+
+
+def stored_template(folder: Path) -> Template:
+    """The template that the policy in a folder was saved with."""
+    stored: dict[str, Any] = json.loads((folder / TEMPLATE_FILE).read_text(encoding="utf-8"))
+    thoughts = Thoughts.restored(stored.get("thoughts"))
+    return Template(**stored | {"eos_ids": tuple(stored["eos_ids"]), "thoughts": thoughts})
 
 
 @contextlib.contextmanager

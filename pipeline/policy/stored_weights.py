@@ -26,15 +26,23 @@ def stored_shapes(folder: Path) -> dict[str, list[int]]:
     """
     if (folder / WHOLE).is_file():
         return _shapes(folder / WHOLE)
-    if not (folder / INDEX).is_file():
-        return {}
-    files = _indexed(folder)
+    files = stored_files(folder)
     shapes: dict[str, list[int]] = {}
     for name in sorted(set(files.values())):
         shapes |= _shapes(folder / name)
     if lacking := [weight for weight in files if weight not in shapes]:
         raise UserError("the files lack weights that their index names", where=str(folder), got=lacking[0], fix=AGAIN)
     return shapes
+
+
+def stored_files(folder: Path) -> dict[str, str]:
+    """Name of every weight -> the file that holds it; empty where the folder has no weights.
+
+    Raises: UserError that names the file which is missing or damaged.
+    """
+    if (folder / WHOLE).is_file():
+        return dict.fromkeys(_shapes(folder / WHOLE), WHOLE)
+    return _indexed(folder) if (folder / INDEX).is_file() else {}
 
 
 def stored_parameters(folder: Path) -> int:

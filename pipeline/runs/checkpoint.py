@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from gradus.pipeline.common.errors import StageFailed, UserError
 from gradus.pipeline.common.files import folder_in_the_making, read_json, sha256
@@ -21,7 +21,7 @@ from gradus.pipeline.common.records import SEAL, digest_of, write_sealed
 from gradus.pipeline.tasks.prompts.memory import MEMORY_FILE, memory_damage, remembered_by
 
 if TYPE_CHECKING:
-    from gradus.pipeline.policy.policy import Policy
+    from gradus.pipeline.policy.prompts import Template
 
 RECORD_FILE = "gradus.json"
 """The record of a checkpoint, in its folder."""
@@ -73,8 +73,16 @@ def _only_for_resume(name: str) -> bool:
     return name.startswith(f"{RESUME}/")
 
 
+class Saved(Protocol):
+    """What a checkpoint is made of: a policy, or what can be written as one."""
+
+    @property
+    def template(self) -> Template: ...
+    def save(self, folder: Path) -> None: ...
+
+
 def save_checkpoint(
-    policy: Policy,
+    policy: Saved,
     folder: Path,
     stage: str,
     step: int,

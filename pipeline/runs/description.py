@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from gradus.pipeline.common.shown import shown_share
+from gradus.pipeline.config.graph.picture import in_one_line
 from gradus.pipeline.runs.run_folder import RunFolder
 from gradus.pipeline.runs.task_accuracies import accuracy_curves, shown_accuracy
 from gradus.pipeline.tasks.splits import named
@@ -16,7 +17,7 @@ from gradus.pipeline.tracking.position import Position
 def open_parent_journal(run: RunFolder, policy: dict[str, Any]) -> None:
     """Start the run of the whole pipeline in the tracking store, or continue it."""
     config = run.config
-    order = " -> ".join(stage.label for stage in config.stages)
+    order = in_one_line(config.stages)
     params = flatten(config.model_dump(mode="json", exclude={"stages"}))
     params |= {f"policy.{name}": value for name, value in policy.items()}
     tags = {"gradus.pipeline": config.name, "gradus.stages": order, **lineage_tags(run), **run.record.get("tags", {})}
@@ -94,7 +95,10 @@ def _fork_text(run: RunFolder) -> str:
 
 
 def _stages_table(summary: dict[str, Any]) -> str:
-    lines = ["| stage | steps | held-out accuracy before | after (95 % interval) | seconds |", "|---|---|---|---|---|"]
+    branched = any("from" in stage for stage in summary["stages"])
+    header = ["stage", *(["from"] if branched else []), "steps"]
+    header += ["held-out accuracy before", "after (95 % interval)", "seconds"]
+    lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
     events = [
         f"- {stage['name']}, step {event['step']}, {event['action']}: {event['reason']}"
         for stage in summary["stages"]
@@ -104,7 +108,8 @@ def _stages_table(summary: dict[str, Any]) -> str:
         after = shown_share(stage["accuracy_after"])
         after += " ({:.3f} to {:.3f})".format(*stage["interval"]) if stage["interval"] else ""
         before, seconds = shown_share(stage["accuracy_before"]), f"{stage['seconds']:.0f}"
-        cells = (stage["name"], stage["steps"], before, after, seconds)
+        origin = [", ".join(stage["from"])] if branched else []
+        cells = (stage["name"], *origin, stage["steps"], before, after, seconds)
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join([*lines, *([""] if events else []), *events, *_tasks_table(summary.get("tasks", ()))])
 

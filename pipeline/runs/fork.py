@@ -19,8 +19,10 @@ from gradus.pipeline.common.files import folder_in_the_making, remove_leftovers,
 from gradus.pipeline.common.locks import ABANDONED_SECONDS, LOCK_FILE, vacant
 from gradus.pipeline.common.records import read_sealed, write_sealed
 from gradus.pipeline.config import PipelineConfig
+from gradus.pipeline.config.graph import inputs as graph
 from gradus.pipeline.config.options import differences, identity
 from gradus.pipeline.runs.checkpoint import read_record
+from gradus.pipeline.runs.identity import wanted
 from gradus.pipeline.runs.plan import plan
 from gradus.pipeline.runs.run_folder import (
     CONFIG_FILE,
@@ -36,35 +38,42 @@ from gradus.pipeline.runs.verify import damage, data_damage
 from gradus.pipeline.tracking.position import read_run_ids
 
 
-def shareable_until(run: RunFolder) -> int:
-    """The index of the last stage that a fork could start with; -1 where there is nothing to share yet."""
+def _done(run: RunFolder) -> set[int]:
+    """The stages whose results a launch would reuse."""
+    return {index for index, each in enumerate(plan(run, run.config)) if each.action == "reuse"}
+
+
+def fork_points(run: RunFolder) -> list[int]:
+    """The stages that a fork could start with: all that they depend on is done."""
     if run.start() is None:
-        return -1
-    open_stages = (index for index, each in enumerate(plan(run, run.config)) if each.action != "reuse")
-    return next(open_stages, len(run.config.stages) - 1)
+        return []
+    stages, done = run.config.stages, _done(run)
+    return [index for index in range(len(stages)) if graph.needed(stages, index) <= done]
 
 
 def check_shareable(origin: RunFolder, index: int) -> None:
-    """Check that everything before stage ``index`` is done. Raises: UserError."""
-    labels, last = [stage.label for stage in origin.config.stages], shareable_until(origin)
-    if index > last:
-        missing = f"the stage `{labels[last]}` has no result yet" if last >= 0 else "its data and policy are not ready"
+    """Check that everything that stage ``index`` depends on is done. Raises: UserError."""
+    labels, points = [stage.label for stage in origin.config.stages], fork_points(origin)
+    if index not in points:
+        open_ = sorted(graph.needed(origin.config.stages, index) - _done(origin))
+        missing = f"the stage `{labels[open_[0]]}` has no result yet" if points else "its data and policy are not ready"
         raise UserError(
             f"a fork from {labels[index]} shares what is before it, and {origin.name!r} has not done that yet",
             where=f"--from {labels[index]}",
             got=missing,
-            expected=" or ".join(f"--from {label}" for label in labels[: last + 1]),
+            expected=" or ".join(f"--from {labels[place]}" for place in points),
             fix=f"{typed(origin, 'resume')} continues it",
         )
 
 
 def check_parent(origin: RunFolder, index: int, config: PipelineConfig) -> None:
-    """Check that what a fork at stage ``index`` needs is undamaged: the data, and the parent with the state that is
-    carried over. Raises: UserError."""
-    parent = Path(_parent(origin, index)["checkpoint"])
-    found = {"data": (origin.data_dir, data_damage(origin))}
-    found["checkpoint"] = parent, damage(parent, for_resume=bool(config.stages[index].carry))
-    for what, (where, wrong) in found.items():
+    """Check that what a fork at stage ``index`` needs is undamaged: the data, and the checkpoints that it reads, with
+    the state that is carried over. Raises: UserError."""
+    found = [("data", origin.data_dir, data_damage(origin))]
+    for made in _read_by(origin, index, config):
+        checkpoint = Path(made["checkpoint"])
+        found.append(("checkpoint", checkpoint, damage(checkpoint, for_resume=bool(config.stages[index].carry))))
+    for what, where, wrong in found:
         if not wrong:
             continue
         raise UserError(
@@ -124,7 +133,7 @@ def fork(origin: RunFolder, index: int, config: PipelineConfig, folder: Path) ->
         with folder_in_the_making(folder, replace=False) as making:
             write_text(making / CONFIG_FILE, config_as_text(config))
             write_sealed(making / START_FILE, _shared(origin.start() or {}, folder))
-            for each in range(index):
+            for each in _shared_stages(origin, index, config):
                 place = Path("stages") / origin.stage_dir(each).name
                 write_sealed(making / place / RESULT_FILE, _shared_result(origin, each, folder / place))
             write_sealed(making / RUN_FILE, _record(origin, index, config, folder))
@@ -152,7 +161,7 @@ def _record(origin: RunFolder, index: int, config: PipelineConfig, folder: Path)
     lineage = {
         "run": origin.name,
         "stage": config.stages[index].label,
-        "checkpoint": read_record(Path(_parent(origin, index)["checkpoint"])).content,
+        "checkpoint": next((read_record(Path(m["checkpoint"])).content for m in _read_by(origin, index, config)), None),
         "changes": differences(identity(origin.config), identity(config)),
         "mlflow_run_id": read_run_ids(origin.path).get(""),
     }
@@ -160,9 +169,24 @@ def _record(origin: RunFolder, index: int, config: PipelineConfig, folder: Path)
     return new_record(folder.name, config, Path(origin.record["config_file"])) | {"fork": lineage, "data": data}
 
 
-def _parent(run: RunFolder, index: int) -> dict[str, Any]:
-    """The success record of the parent of stage ``index``."""
-    return (run.result(index - 1) if index else run.start()) or {}
+def _read_by(origin: RunFolder, index: int, config: PipelineConfig) -> list[dict[str, Any]]:
+    """The success records of the checkpoints that stage ``index`` reads, its parent's first, where they are done."""
+    places = graph.reads(config.stages, index)
+    made = [origin.result(place) for place in places] if places else [origin.start()]
+    return [each for each in made if each]
+
+
+def _shared_stages(origin: RunFolder, index: int, config: PipelineConfig) -> list[int]:
+    """The stages whose results a fork at stage ``index`` shares: those before it that are done, and those after it that
+    do not depend on it, or on another one that the fork trains, and that its configuration asks for as they are."""
+    known, done, shared = origin.config.stages, _done(origin), list[int]()
+    for each, (old, new) in enumerate(zip(known, config.stages, strict=False)):
+        if old.label != new.label:
+            break
+        same = each < index or (each > index and wanted(origin.config, each) == wanted(config, each))
+        if each in done and same and set(graph.inputs(config.stages, each)) <= set(shared):
+            shared.append(each)
+    return shared
 
 
 def _shared(made: dict[str, Any], folder: Path) -> dict[str, Any]:

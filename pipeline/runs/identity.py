@@ -11,11 +11,13 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from gradus.pipeline.common.records import write_sealed
 from gradus.pipeline.config import PipelineConfig, StageConfig
+from gradus.pipeline.config.graph import inputs as graph
 from gradus.pipeline.config.options import differences, identity
 from gradus.pipeline.config.outside import source_of
 from gradus.pipeline.rewards.user_functions import source_file
@@ -43,14 +45,22 @@ LIBRARIES = ("torch", "transformers", "tokenizers")
 
 
 def stage_identity(
-    config: PipelineConfig, index: int, parent: CheckpointRecord, data: dict[str, str]
+    config: PipelineConfig,
+    index: int,
+    parent: CheckpointRecord,
+    data: dict[str, str],
+    beside: Mapping[str, str | None] | None = None,
 ) -> dict[str, Any]:
-    """Everything that a stage's result depends on; ``data`` are the content hashes of the data of all tasks."""
+    """Everything that a stage's result depends on; ``data`` are the content hashes of the data of all tasks, ``beside``
+    those of the other results, see :meth:`gradus.pipeline.runs.run_records.RunRecords.beside`.
+    """
     stage = config.stages[index]
     used = {named(task, split) for task in config.used_tasks(stage) for split in SPLITS}
     own = {key: digest for key, digest in data.items() if key in used}
     made_of = {"config": wanted(config, index), "parent": parent.content, "data": own}
-    return made_of | ({"state": parent.state} if stage.carry else {}) | {"code": code_version(config, stage)}
+    made_of |= {"state": parent.state} if stage.carry else {}
+    made_of |= {"inputs": dict(beside)} if beside else {}
+    return made_of | {"code": code_version(config, stage)}
 
 
 def wanted(config: PipelineConfig, index: int) -> dict[str, Any]:
@@ -66,7 +76,10 @@ def wanted(config: PipelineConfig, index: int) -> dict[str, Any]:
     if used:  # a task or a stage says how it is judged
         shared["rewards"] = {name: identity(each.rewards) for name, each in used.items()}
         shared["evaluation"] = {name: identity(each.evaluation) for name, each in used.items()}
-    return {"stage": identity(stage), "policy": policy, **shared}
+    own = identity(stage)
+    if graph.parent(config.stages, index) == (index - 1 if index else None):
+        own.pop("from")  # it starts from the stage before it, whether it says so or not
+    return {"stage": own, "policy": policy, **shared}
 
 
 def code_version(config: PipelineConfig, stage: StageConfig) -> dict[str, str]:
@@ -110,6 +123,8 @@ def identity_changes(known: dict[str, Any], now: dict[str, Any]) -> list[str]:
         changes.append(f"parent checkpoint: {known['parent']} -> {now['parent']}")
     if known.get("state") != now.get("state"):
         changes.append(f"the parent's state: {known.get('state')} -> {now.get('state')}")
+    beside, now_beside = known.get("inputs", {}), now.get("inputs", {})
+    changes += [f"the result of {line}" for line in differences(beside, now_beside)]
     return changes + [f"data.{change}" for change in differences(known["data"], now["data"])]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +12,8 @@ from gradus.pipeline.common.errors import UserError
 from gradus.pipeline.common.records import read_sealed
 from gradus.pipeline.common.shown import shown_share
 from gradus.pipeline.config import PipelineConfig
+from gradus.pipeline.config.graph import inputs as graph
+from gradus.pipeline.config.graph.picture import entries
 from gradus.pipeline.config.options import differences, identity
 from gradus.pipeline.runs.checkpoint import CheckpointRecord, checkpoints_in, read_record, step_of
 from gradus.pipeline.runs.identity import (
@@ -22,6 +25,7 @@ from gradus.pipeline.runs.identity import (
     stage_identity,
     wanted,
 )
+from gradus.pipeline.runs.lineage import beside, made_otherwise, needs_checkpoint, needs_start, parent_of
 from gradus.pipeline.runs.run_folder import PROFILE_FILE, RunFolder
 
 
@@ -40,18 +44,24 @@ class StagePlan:
     """What changed since the stage was started, ``key: old -> new``; keys of its own options start with its label."""
     code: tuple[str, ...] = ()
     """The code that changed since the stage was started. It does not undo what is done."""
+    origins: tuple[str, ...] = ()
+    """The names of what the stage starts from, or is made of; empty where the stages are a chain."""
 
 
 def plan(run: RunFolder | None, config: PipelineConfig, restart_from: int | None = None) -> list[StagePlan]:
     """What a launch with this configuration would do with every stage of ``run``, or of a new run.
 
-    ``restart_from``: the index of the first stage that is to start again, as every later one then does. Only records
+    ``restart_from``: the index of the stage that is to start again, as all that depend on it then do. Only records
     are read: damage is found when a checkpoint is used, or by ``gradus verify``.
     """
+    named = {label: tuple(names) for label, names in entries(config.stages)}
+    return [replace(each, origins=named.get(each.label, ())) for each in _plans(run, config, restart_from)]
+
+
+def _plans(run: RunFolder | None, config: PipelineConfig, restart_from: int | None) -> list[StagePlan]:
     if run is None:
         return [StagePlan(stage.label, stage.steps, "run", why="new run") for stage in config.stages]
     start, plans = run.start(), list[StagePlan]()
-    parent = start
     old, new = _sources(run.config), _sources(config)
     changed = [name for name in dict.fromkeys([*old, *new]) if old.get(name) != new.get(name)]
     if changed:
@@ -59,23 +69,25 @@ def plan(run: RunFolder | None, config: PipelineConfig, restart_from: int | None
     elif start is None:
         waiting = "the policy and the data are not prepared yet"
     else:
-        waiting = "" if run.result(0) or _record(start) else f"{start['checkpoint']} is gone or damaged"
+        waiting = "" if _record(start) or not needs_start(run) else f"{start['checkpoint']} is gone or damaged"
     labels, known = ([stage.label for stage in each.stages] for each in (config, run.config))
+    again = [] if restart_from is None else [restart_from, *graph.dependents(run.config.stages, restart_from)]
+    first: dict[int, str] = {}  # what keeps a stage, and all that depends on it, from being reused
     for index, stage in enumerate(config.stages):
         here = known[: index + 1] == labels[: index + 1]
         drift = tuple(_asked(run, config, index, changed)) if here else ()
-        if restart_from is not None and index >= restart_from:
+        after = next((first[each] for each in graph.inputs(config.stages, index) if each in first), "")
+        if index in again:
             plans.append(StagePlan(stage.label, stage.steps, "run", why=_why_again(run, index)))
-        elif waiting:
-            plans.append(StagePlan(stage.label, stage.steps, "run", why=waiting, changes=drift))
-        elif not here or parent is None:
+        elif waiting or after:
+            why = waiting or f"comes after {after}"
+            plans.append(StagePlan(stage.label, stage.steps, "run", why=why, changes=drift))
+        elif not here:
             plans.append(StagePlan(stage.label, stage.steps, "run", why="the run has no such stage here"))
         else:
-            plans.append(_plan_stage(run, config, index, parent, drift, restart_from))
-        if plans[-1].action == "reuse":
-            parent = run.result(index)
-        elif not waiting:
-            waiting = f"comes after {stage.label}"
+            plans.append(_plan_stage(run, config, index, drift, again))
+        if plans[-1].action != "reuse":
+            first[index] = after or stage.label
     return plans
 
 
@@ -113,15 +125,15 @@ def _plan_stage(
     run: RunFolder,
     config: PipelineConfig,
     index: int,
-    parent: dict[str, Any],
     drift: tuple[str, ...],
-    restart_from: int | None,
+    again: Collection[int],
 ) -> StagePlan:
-    """The plan of a stage whose parent is available; ``drift``: how the configuration differs from the run's."""
+    """The plan of a stage whose inputs are available; ``drift``: how the configuration differs from the run's."""
     stage, folder, result = config.stages[index], run.stage_dir(index), run.result(index)
-    known, record = run.read(folder / STAGE_FILE), _record(parent)
+    known, parent = run.read(folder / STAGE_FILE), parent_of(run, index) or {}
+    record = _record(parent)
     if known and result is None and record is not None:
-        made_of = stage_identity(config, index, record, run.data().get("hashes", {}))
+        made_of = stage_identity(config, index, record, run.data().get("hashes", {}), beside(run, index))
         drift = tuple(identity_changes(known, made_of))
     code = tuple(code_changes(known["code"], code_version(config, stage))) if known and not drift else ()
 
@@ -129,20 +141,21 @@ def _plan_stage(
         return StagePlan(stage.label, stage.steps, action, step, why, drift, code if action != "run" else ())
 
     if result is not None and not drift:
-        following = index + 1 < len(run.config.stages) and index + 1 != restart_from and run.result(index + 1)
-        if not following and _record(result) is None:
+        if needs_checkpoint(run, index, again) and _record(result) is None:
             return made_again(run, index, planned("run", f"its checkpoint is gone or damaged: {result['checkpoint']}"))
-        if result["parent"] != parent["content"]:
-            return planned("run", "the stage before it has another result now")
+        if other := made_otherwise(run, index, result):
+            return planned("run", other)
         shared = result.get("shared")
         change = f"{shown_share(result['accuracy_before'])} -> {shown_share(result['accuracy_after'])}"
         return planned("reuse", f"shared with {shared}" if shared else f"done, {change}", result["steps"])
     if known is None and result is None:
         return planned("run", "not begun")
     if drift:
-        why = "its parent changed" if known and known["parent"] != parent["content"] else "its configuration changed"
+        why = (
+            "its parent changed" if known and known["parent"] != parent.get("content") else "its configuration changed"
+        )
         return planned("run", why)
-    step, failure = _newest_step(folder, parent["content"]), run.failure(index)
+    step, failure = _newest_step(folder, parent.get("content")), run.failure(index)
     before = f"stopped before its first checkpoint{_profiled(folder)}"
     stopped = before if step is None else f"stopped after step {step}"
     why = f"failed: {failure['error']}" if failure else stopped
@@ -157,7 +170,7 @@ def _profiled(stage_dir: Path) -> str:
     return ""
 
 
-def _newest_step(stage_dir: Path, parent: str, before: int | None = None) -> int | None:
+def _newest_step(stage_dir: Path, parent: str | None, before: int | None = None) -> int | None:
     """The step of the newest checkpoint that the stage can resume from, judged by the records alone.
 
     ``before``: only checkpoints of earlier steps count.

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gradus.pipeline.common.errors import UserError
+from gradus.pipeline.config.graph import inputs as graph
 from gradus.pipeline.runs.run_folder import RunFolder
 from gradus.pipeline.runs.run_paths import typed
 from gradus.pipeline.tasks.prompts.memory import read_rows
@@ -47,7 +48,7 @@ def prompts_seen(run: RunFolder, stage: str | None = None, shown: int = 5) -> di
         known = dict(zip(seen, threads.map(pooled, [parts[key] for key in seen]), strict=True))
         tasks = reading.result()
     told = [key for key in known if wanted in (None, key[0])]
-    pairs = [pair for pair in itertools.pairwise(known) if wanted in (None, pair[1][0])]
+    pairs = [(before, key) for key in told for before in _newest_before(run, key, list(known))]
     labels = {key: run.config.stages[key[0]].label + key[1] for key in known}
     own = {key: {name: tasks[name] for name in run.config.shares(run.config.stages[key[0]])} for key in told}
     alone = {key: _alone(each) for key, each in own.items()}
@@ -101,6 +102,12 @@ def _tasks(run: RunFolder) -> dict[str, Any]:
     """name -> keys of the training prompts."""
     folders = {name: run.data_dir / name for name in run.config.named_tasks}
     return {name: train_keys(folder) for name, folder in folders.items()}
+
+
+def _newest_before(run: RunFolder, key: tuple[int, str], known: list[tuple[int, str]]) -> list[tuple[int, str]]:
+    """The newest part before this one that the policy of its stage comes from, if any is known."""
+    own = {key[0], *graph.ancestors(run.config.stages, key[0])}
+    return [each for each in known[: known.index(key)] if each[0] in own][-1:]
 
 
 def _alone(tasks: dict[str, Any]) -> dict[str, Any]:

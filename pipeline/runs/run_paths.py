@@ -13,6 +13,7 @@ from gradus.pipeline.common.errors import UserError
 from gradus.pipeline.common.records import damaged, digest_of, read_sealed
 from gradus.pipeline.common.shown import gradus_command, runs_option
 from gradus.pipeline.config import PipelineConfig, StageConfig
+from gradus.pipeline.config.graph.picture import entries
 
 CONFIG_FILE = "config.yaml"
 """The resolved configuration."""
@@ -137,8 +138,13 @@ class RunPaths:
 
 
 def outline_of(config: PipelineConfig) -> list[dict[str, Any]]:
-    """What run.json holds of the stages; it is part of what a run is, and never changes."""
-    return [{"name": stage.label, "variant": stage.variant, "steps": stage.steps} for stage in config.stages]
+    """What run.json holds of the stages; it is part of what a run is, and never changes. Where they are no chain, each
+    also has what it starts from and what else it is made from, by their names."""
+    named = {label: {"from": names} for label, names in entries(config.stages)}
+    return [
+        {"name": stage.label, "variant": stage.variant, "steps": stage.steps, **named.get(stage.label, {})}
+        for stage in config.stages
+    ]
 
 
 def _no_config(file: Path, got: str) -> UserError:

@@ -11,7 +11,9 @@ from typing import Any
 from gradus.pipeline.common.errors import UserError
 from gradus.pipeline.common.files import leftovers, sha256
 from gradus.pipeline.common.shown import gradus_command
+from gradus.pipeline.config.graph import inputs as graph
 from gradus.pipeline.runs.checkpoint import checkpoints_in, content_of, damaged_files, step_of
+from gradus.pipeline.runs.lineage import needs_checkpoint, needs_start
 from gradus.pipeline.runs.run_folder import CONFIG_FILE, RUN_FILE, START_FILE, RunFolder
 from gradus.pipeline.runs.run_paths import REMEDIES, typed
 from gradus.pipeline.runs.run_records import DATA_FILE
@@ -102,8 +104,8 @@ def _damaged_records(run: RunFolder) -> Iterator[Finding]:
                 yield Finding(name, file, None, _size(file), f"damaged: {error.got}", remedy)
 
 
-def _readable(read: Callable[[], dict[str, Any] | None]) -> dict[str, Any] | None:
-    """A record; None also where it is damaged, which has been reported."""
+def _readable(read: Callable[[], Any]) -> Any:
+    """A record, or what follows from some; None also where one is damaged, which has been reported."""
     with contextlib.suppress(UserError):
         return read()
     return None
@@ -145,10 +147,9 @@ def _start(run: RunFolder, start: dict[str, Any]) -> Finding:
     if run.origin is not None:
         owner = path.parent.name
         return Finding(f"start (shared with {owner})", path, 0, _size(path), damage(path), _ask(run, owner))
-    first = run.config.stages[0].label
     remedy = f"{typed(run, 'resume')} makes it again"
-    if _readable(lambda: run.result(0)) is not None:
-        again = typed(run, "resume", "--from", first)
+    if _readable(lambda: needs_start(run)) is False:
+        again = typed(run, "resume", "--from", run.config.stages[0].label)
         remedy = f"nothing needs it any more; {again} makes it and all after it again"
     return Finding("start", path, 0, _size(path), damage(path), remedy)
 
@@ -206,16 +207,17 @@ def _remedy(run: RunFolder, index: int, checkpoint: Path, handed: Path | None) -
 
     ``handed``: the checkpoint that the stage hands over; None before the stage is done.
     """
-    stages, last = run.config.stages, index + 1 == len(run.config.stages)
+    stages, later = run.config.stages, graph.readers(run.config.stages, index)
     if handed is None:
         return f"{typed(run, 'resume')} continues from the undamaged one before it"
     if checkpoint != handed:
         return "nothing needs it any more"
-    if not damage(checkpoint, for_resume=False) and (last or not stages[index + 1].carry):
+    carried = any(stages[each].carry for each in later if graph.parent(stages, each) == index)
+    if not damage(checkpoint, for_resume=False) and not carried:
         return "what it hands over is undamaged; the state of the finished stage in it is no longer needed"
-    if last or _readable(lambda: run.result(index + 1)) is None:
+    if _readable(lambda: needs_checkpoint(run, index)) is not False:
         return f"{typed(run, 'resume')} makes it again"
-    again = f"{typed(run, 'resume', '--from', stages[index + 1].label)} makes it and what follows again"
+    again = f"{typed(run, 'resume', '--from', stages[later[0]].label)} makes it and what follows again"
     return f"this run no longer needs it, forks of it may; {again}"
 
 

@@ -42,6 +42,9 @@ class StageResult:
     """A Hugging Face folder: weights, tokenizer, and the template of the prompts."""
     events: tuple[dict[str, Any], ...]
     """What ``until`` and the collapse guard did: step, rule, action and reason of each."""
+    started_from: tuple[str, ...]
+    """The name of the stage whose checkpoint it started from, ``start`` for the policy before any; of a merge, of all
+    that it is made of."""
     tasks: dict[str, dict[str, Any]] = field(default_factory=dict)
     """name -> accuracy, interval, prompts, and ``fell``, the p-value of "no worse than before the stage", of every task
     that was measured after it; empty where the pipeline has one task."""
@@ -124,8 +127,11 @@ class Comparison:
 
 def run_of(folder: RunFolder) -> Run:
     """What a run's folder says now."""
-    results = [result for result in map(folder.result, range(len(folder.config.stages))) if result is not None]
-    stages = tuple(_stage_result(result) for result in results)
+    from gradus.pipeline.config.graph.inputs import origins
+
+    every = folder.config.stages
+    made = {index: folder.result(index) for index in range(len(every))}
+    stages = tuple(_stage_result(result, origins(every, index)) for index, result in made.items() if result is not None)
     return Run(folder.name, folder.path, folder.state(), folder.config, stages, folder.summary())
 
 
@@ -139,8 +145,9 @@ def evaluation_of(found: dict[str, Any]) -> Evaluation:
     return Evaluation(**_fields(Evaluation, found))
 
 
-def _stage_result(result: dict[str, Any]) -> StageResult:
-    return StageResult(**_fields(StageResult, {**result, "events": tuple(result.get("events", ()))}))
+def _stage_result(result: dict[str, Any], origins: list[str]) -> StageResult:
+    more = {"events": tuple(result.get("events", ())), "started_from": tuple(origins)}
+    return StageResult(**_fields(StageResult, {**result, **more}))
 
 
 def _fields(kind: type, record: dict[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from gradus.pipeline.common.observer import Observer
 from gradus.pipeline.config import PipelineConfig
+from gradus.pipeline.config.graph.inputs import parent
 from gradus.pipeline.config.pipeline import pipeline_model
 from gradus.pipeline.execution.prepare import prepare
 from gradus.pipeline.execution.stage import run_stage
@@ -38,7 +39,7 @@ def write_task(folder: Path, rows: int = 60) -> None:
 
 def pipeline(stages: list[dict], configs=STAGE_CONFIGS, **options) -> PipelineConfig:
     """A configuration of these stages with small defaults; ``options`` replace whole top-level entries."""
-    small = {"steps": 2, "prompts_per_step": 3, "warmup": 0, "kl_every": 1}
+    trained = {"steps": 2, "prompts_per_step": 3, "warmup": 0, "kl_every": 1}
     architecture = {"model_type": "llama", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
     raw = {
         "name": "tiny",
@@ -50,7 +51,7 @@ def pipeline(stages: list[dict], configs=STAGE_CONFIGS, **options) -> PipelineCo
         "rewards": [{"reward": "exact_answer"}, {"reward": "equation_steps", "weight": 0.5}],
         "sampling": {"max_tokens": 10},
         "tracking": {"histogram_every": 1},
-        "stages": [{**small, **stage} for stage in stages],
+        "stages": [stage if stage["stage"] == "merge" else {**trained, **stage} for stage in stages],
         **options,
     }
     return pipeline_model(configs).model_validate(raw)
@@ -62,9 +63,10 @@ def launch(folder: Path, config: PipelineConfig, name="run", observer=None, conf
         write_task(folder)
     run = RunFolder.create(folder / "runs", config, name, folder / "tiny.yaml", configs)
     observer = observer or Observer()
-    parent = prepare(run, observer)["checkpoint"]
-    for index, stage in enumerate(run.config.stages):
-        parent = run_stage(run, index, parent, discover()[stage.stage], observer)["checkpoint"]
+    made, stages = {None: prepare(run, observer)["checkpoint"]}, run.config.stages
+    for index, stage in enumerate(stages):
+        algorithm = discover()[stage.stage] if stage.trains else None
+        made[index] = run_stage(run, index, made[parent(stages, index)], algorithm, observer)["checkpoint"]
     return run
 
 
