@@ -115,7 +115,7 @@ def test_a_change_undoes_what_descends_from_it_alone(run: RunFolder) -> None:
 
 def test_what_is_done_again_leaves_the_sibling(run: RunFolder, undisturbed: RunFolder) -> None:
     restart_from(run, 2)
-    assert actions(run) == "reuse reuse run run run" and [run.stage_dir(1).exists(), run.stage_dir(2).exists()] == [1, 0]
+    assert actions(run) == "reuse reuse run run run" and not run.stage_dir(2).exists()
     with pytest.raises(UserError, match="nothing to start soup from") as caught:
         check_restart(run, 3)
     assert caught.value.got == "stage code has no result"
@@ -131,8 +131,8 @@ def test_a_fork_inside_a_branch_shares_the_sibling(run: RunFolder) -> None:
     forking.check_changes(run, 1, config)
     forking.check_parent(run, 1, config)
     fork = forking.fork(run, 1, config, run.path.with_name("fork"))
-    assert [(fork.result(index) or {}).get("shared") for index in range(5)] == ["undisturbed", None, "undisturbed", None,
-                                                                              None]  # fmt: skip
+    shared = [(fork.result(index) or {}).get("shared") for index in range(5)]
+    assert shared == ["undisturbed", None, "undisturbed", None, None]
     assert actions(fork) == "reuse run reuse run run"
     both = branches([*changed[:2], {**STAGES[2], "lr": 3e-3}, *STAGES[3:]])
     assert actions(forking.fork(run, 1, both, run.path.with_name("both"))) == "reuse run run run run"
