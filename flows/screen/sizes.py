@@ -53,7 +53,7 @@ def sizes(
 ) -> dict[str, Any]:
     """Memory and time of every stage, as plain data. Raises: UserError if the model is not known."""
     size = model_size(config.policy)
-    profiles = {stage.label: profile_size(stage) for stage in config.stages}
+    profiles = {stage.label: profile_size(stage) for stage in config.trained}
     loads = [
         Load.of(config, stage, stages[stage.stage].needs(stage), prompt_tokens, hardware.cuda, hardware.devices)
         for stage in config.trained

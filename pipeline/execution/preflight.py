@@ -24,6 +24,8 @@ from gradus.pipeline.policy.merge_checks import check_merge
 from gradus.pipeline.policy.prompt_lengths import check_ban, too_long
 from gradus.pipeline.stage import Stage
 
+OF_A_STAGE = (check_needs, check_choice, check_demonstrations, check_carry)
+"""What is checked of every stage that trains."""
 SPARE_BYTES = 200_000_000
 """Bytes of disk space that a run needs besides its checkpoints."""
 
@@ -69,12 +71,9 @@ def preflight(
     checks: list[Callable[[], None]] = [
         *(check for section, check in sources if section not in copied),
         lambda: check_all_rewards(config),
-        *(functools.partial(check_needs, config, stage, stages) for stage in config.trained),
+        *(functools.partial(check, config, stage, stages) for check in OF_A_STAGE for stage in config.trained),
         *(functools.partial(check_other_policies, config, stage) for stage in config.trained),
-        *(functools.partial(check_choice, config, stage, stages) for stage in config.trained),
-        *(functools.partial(check_demonstrations, config, stage, stages) for stage in config.trained),
         *(functools.partial(check_merge, config, stage) for stage in config.stages if not stage.trains),
-        *(functools.partial(check_carry, config, stage, stages) for stage in config.trained if stage.carry),
         lambda: check_rollouts(config),
         lambda: check_tracking(config.tracking, runs_dir or Path.cwd()),
     ]

@@ -73,12 +73,14 @@ def _check_given(config: PipelineConfig, stage: StageConfig, needs: Needs) -> No
 
 def check_carry(config: PipelineConfig, stage: StageConfig, stages: Mapping[str, Stage]) -> None:
     """A critic is carried over only between two stages with critics of one kind. Raises: UserError."""
+    if "critic" not in stage.carry:
+        return
     labels = [each.label for each in config.stages]
     before = config.stages[labels.index(parent_label(config.stages, labels.index(stage.label)))]
     critics = [stages[each.stage].needs(each).critic for each in (before, stage)]
     lacking = [each.label for each, critic in zip((before, stage), critics, strict=True) if critic is None]
     kinds = {critic.kind for critic in critics if critic is not None}
-    if "critic" in stage.carry and (lacking or len(kinds) > 1):
+    if lacking or len(kinds) > 1:
         raise UserError(
             f"the stage `{stage.label}` cannot carry a critic over from `{before.label}`",
             where=f"stages.{stage.label}.carry",
