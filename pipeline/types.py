@@ -106,6 +106,24 @@ class Thoughts:
         """The thoughts that were stored as JSON, or None by an earlier version."""
         return cls(tuple((begin, end) for begin, end in stored["pairs"]), stored["opened"]) if stored else cls()
 
+    def of(self, arguments: Mapping[str, Any] | None) -> Thoughts:
+        """The thoughts of a prompt with these template arguments, which may leave none open."""
+        return replace(self, opened="") if arguments else self
+
+
+@dataclass(frozen=True)
+class AskedThoughts(Thoughts):
+    """The same, where prompts are asked with template arguments of their own."""
+
+    otherwise: tuple[tuple[str, str], ...] = ()
+    """Those arguments, as JSON, and the tag that prompts with them end with."""
+
+    def of(self, arguments: Mapping[str, Any] | None) -> Thoughts:
+        """The thoughts of a prompt with these arguments."""
+        if not arguments:
+            return Thoughts(self.pairs, self.opened)
+        return Thoughts(self.pairs, dict(self.otherwise).get(json.dumps(arguments, sort_keys=True), ""))
+
 
 NO_THOUGHTS = Thoughts()
 """Of a policy that declares none."""

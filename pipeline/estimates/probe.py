@@ -23,6 +23,7 @@ from gradus.pipeline.estimates.diagnosis import Diagnosis, Group, diagnose
 from gradus.pipeline.estimates.pace import CHUNK_SHARE, LEAST_PROMPTS, Pace, Plan, Watch, timed_prompt
 from gradus.pipeline.policy.devices import autocasts
 from gradus.pipeline.policy.policy import Policy
+from gradus.pipeline.policy.thoughts import asked_thoughts
 from gradus.pipeline.rewards import RewardSuite
 from gradus.pipeline.rewards.scoring import rewarded
 from gradus.pipeline.rollouts.builtin import DrawKey, sample
@@ -104,7 +105,8 @@ def probe(
     streams = {name: PromptStream(tasks[name].train, config.seed, LABEL, tasks[name].given) for name in shares}
     parts = {name: Schedule(stream) for name, stream in streams.items()}
     taken, config = MixedSchedule(parts, shares).take(prompts), config.in_stage(stage)
-    scored_by = RewardSuite(config.rewards_by_task, config.reward_workers, log, thoughts=policy.template.thoughts)
+    thoughts = asked_thoughts(policy.template.thoughts, policy.prompts, config.template_arguments())
+    scored_by = RewardSuite(config.rewards_by_task, config.reward_workers, log, thoughts=thoughts)
     with contextlib.ExitStack() as deferring, scored_by as suite:
         suite.wait_ready()
         each = timed_prompt(policy, taken[:size], samples, options, DrawKey(config.seed, LABEL, 0))

@@ -10,6 +10,7 @@ from gradus.pipeline.config import PolicyConfig, SamplingConfig
 from gradus.pipeline.execution.measured import tasks_record
 from gradus.pipeline.policy.loading import load_policy
 from gradus.pipeline.policy.policy import Policy
+from gradus.pipeline.policy.thoughts import asked_thoughts
 from gradus.pipeline.rewards import RewardSuite
 from gradus.pipeline.rollouts.builtin import DrawKey, sample
 from gradus.pipeline.runs.checkpoint import RECORD_FILE, verified_record
@@ -51,7 +52,8 @@ def evaluate_checkpoint(path: Path, stage_configs: list) -> dict[str, Any]:
     stage = stages.get(record.stage)
     pipeline = config if stage is None else config.in_stage(stage)
     tasks = load_tasks(run.data_dir, config.named_tasks).asked(config.asked(stage))
-    with RewardSuite(pipeline.rewards_by_task, config.reward_workers, thoughts=policy.template.thoughts) as suite:
+    thoughts = asked_thoughts(policy.template.thoughts, policy.prompts, config.template_arguments())
+    with RewardSuite(pipeline.rewards_by_task, config.reward_workers, thoughts=thoughts) as suite:
         evaluation = evaluate(policy, tasks.prompts("heldout"), suite, pipeline)
     return {
         "checkpoint": str(checkpoint),

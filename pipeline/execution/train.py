@@ -15,10 +15,10 @@ from gradus.pipeline.execution.prompt_choice import demonstrated, earlier_record
 from gradus.pipeline.execution.work.recorded import Made, StageWork, conclude, start_journal
 from gradus.pipeline.policy.devices import settle_process
 from gradus.pipeline.policy.fit import long_demonstrations
-from gradus.pipeline.policy.loading import load_policy
+from gradus.pipeline.policy.loading import load_policy, load_prompts
 from gradus.pipeline.policy.lora import add_adapters
 from gradus.pipeline.policy.policy import TEMPLATE_FILE, Policy
-from gradus.pipeline.policy.thoughts import stored_thoughts
+from gradus.pipeline.policy.thoughts import asked_thoughts, stored_thoughts
 from gradus.pipeline.rewards import RewardSuite
 from gradus.pipeline.rollouts.factory import sampler_for
 from gradus.pipeline.runs.checkpoint import RESUME
@@ -106,6 +106,8 @@ def reward_suite(run: RunFolder, start: Path, pipeline: PipelineConfig, processe
     goes to ``rewards.log`` in the run folder.
     """
     thoughts, log = stored_thoughts(start / TEMPLATE_FILE), run.path / "rewards.log"
+    if thoughts.pairs and (arguments := run.config.template_arguments()):
+        thoughts = asked_thoughts(thoughts, load_prompts(start, run.config.policy), arguments)
     suite = RewardSuite(pipeline.rewards_by_task, run.config.reward_workers, log, processes, thoughts)
     try:
         suite.wait_ready()

@@ -5,11 +5,11 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from gradus.pipeline.types import Thoughts
+from gradus.pipeline.types import AskedThoughts, Prompt, Thoughts
 
 TAG = re.compile(r"<[^<>\s]{1,60}>|\[/?[A-Z_]{1,60}\]|\u25c1[^\u25b7\s]{1,60}\u25b7")
 """A tag, as a token or in a template's text; the last kind is written with triangles."""
@@ -25,8 +25,23 @@ def thoughts_of(tokenizer: Any, template: str, prompt: str) -> Thoughts:
     """
     added = (str(token.content) for token in tokenizer.added_tokens_decoder.values())
     pairs = tag_pairs([*added, *TAG.findall(template)])
+    return Thoughts(pairs, _opened(pairs, prompt))
+
+
+def asked_thoughts(thoughts: Thoughts, encoder: Any, arguments: Iterable[Mapping[str, Any]]) -> Thoughts:
+    """The thoughts of a policy whose prompts are also asked with these template arguments; ``encoder``: a
+    PromptEncoder."""
+    found = {}
+    for given in arguments:
+        tokens = encoder.encode(Prompt("", "1 + 1 = ?", "", template_args=given))
+        found[json.dumps(given, sort_keys=True)] = _opened(thoughts.pairs, encoder.tokenizer.decode(tokens))
+    return AskedThoughts(thoughts.pairs, thoughts.opened, tuple(found.items()))
+
+
+def _opened(pairs: Iterable[tuple[str, str]], prompt: str) -> str:
+    """The tag of the thought that a prompt leaves open; empty where it leaves none."""
     opened = [opening for opening, closing in pairs if prompt.rfind(opening) > prompt.rfind(closing)]
-    return Thoughts(pairs, max(opened, key=prompt.rfind, default=""))
+    return max(opened, key=prompt.rfind, default="")
 
 
 def tag_pairs(texts: Iterable[str]) -> tuple[tuple[str, str], ...]:

@@ -113,8 +113,7 @@ class Reward:
 
         Raises: whatever the reward raises; TypeError or ValueError where it gives no finite number inside its range.
         """
-        asked_otherwise = getattr(prompt, "template_args", None)  # and so perhaps without the open thought
-        told = DECLARED.set(replace(thoughts, opened="") if asked_otherwise else thoughts)
+        told = DECLARED.set(thoughts.of(getattr(prompt, "template_args", None)))
         try:
             return self._best(prompt, completion, options)
         finally:

@@ -86,3 +86,22 @@ def test_a_run_looks_behind_the_thoughts_of_its_policy(folder: Path, tmp_path: P
     result = run.result(0)
     assert result is not None and result["accuracy_before"] == result["accuracy_after"] == 1.0
     assert evaluate_checkpoint(run.path, STAGE_CONFIGS)["accuracy"] == 1.0
+
+
+def test_a_thought_that_a_stage_s_own_arguments_open_is_looked_behind(folder: Path, tmp_path: Path) -> None:
+    """The reward says whether an unfinished completion has no answer: so it is in the stage, and not before it."""
+    opens = OPENS.replace("default(true)", "default(false)")
+    (folder / "chat_template.jinja").write_text(CHATML + opens + "{# </r1:reason> #}", encoding="utf-8")
+    (tmp_path / "opened.py").write_text(
+        "from gradus.pipeline.rewards import extract_answer\n\n\ndef unanswered(prompt, completion):\n"
+        "    return float(extract_answer('answer: 4') is None)\n"
+    )
+    config = pipeline(
+        [{"stage": "dapo", "steps": 1, "template_args": {"enable_thinking": True}}],
+        policy={"path": str(folder), "device": "cpu"},
+        rewards=[{"reward": "opened:unanswered"}],
+    )
+    run = launch(tmp_path, config)
+    result = run.result(0)
+    assert result is not None and (result["accuracy_before"], result["accuracy_after"]) == (0.0, 1.0)
+    assert evaluate_checkpoint(run.path, STAGE_CONFIGS)["accuracy"] == 1.0
