@@ -12,11 +12,13 @@ from gradus.pipeline.advantages import all_equal
 from gradus.pipeline.config import PipelineConfig
 from gradus.pipeline.training.evaluation import Evaluation
 from gradus.pipeline.training.learner.groups import uniform_share
+from gradus.pipeline.training.learner.losses import kl_estimate
 from gradus.pipeline.types import Rollouts
 
 
 def rollout_metrics(rollouts: Rollouts) -> dict[str, float]:
-    """Lengths; also rewards, their spread within groups and entropy where the batch was sampled and scored.
+    """Lengths; the divergence from a reference and from teachers where the stage has them; also rewards, their spread
+    within groups and entropy where the batch was sampled and scored.
 
     Entropy is in nats a token, averaged over all tokens of the batch; a group is uniform where its rewards are equal.
     Only completions whose reward could be computed count; what none of them gives is not a number.
@@ -30,6 +32,12 @@ def rollout_metrics(rollouts: Rollouts) -> dict[str, float]:
     if rollouts.engine_logprobs_PKT is not None:
         differences = rollouts.rollout_logprobs_PKT - rollouts.engine_logprobs_PKT
         metrics["sampler/mismatch"] = float(differences[rollouts.mask_PKT].abs().mean())
+    others = {"reference": rollouts.reference_logprobs_PKT, "teacher": rollouts.teacher_logprobs_PKT}
+    for name, logprobs_PKT in others.items():
+        if logprobs_PKT is not None:
+            metrics[f"policy/kl_to_{name}"] = kl_estimate(
+                rollouts.rollout_logprobs_PKT, logprobs_PKT, rollouts.mask_PKT
+            )
     if rollouts.components:
         assert rollouts.rewards_PK is not None and rollouts.valid_PK is not None
         valid_PK = rollouts.valid_PK

@@ -46,6 +46,8 @@ def test_killed_in_each_stage_it_ends_with_the_same_bytes(tmp_path: Path) -> Non
     assert "mask/tokens" in curves[1] and "mask/truncated" in curves[2]
     assert all(rows > 0 for rows in curves[4]["update/rows"].values()), "pairs were learned from"
     assert any(value != 0 for value in curves[3]["advantage/std"].values())
+    distances = [curves[index][f"policy/kl_to_{name}"] for index, name in ((1, "reference"), (3, "teacher"))]
+    assert all(value > 0 for distance in distances for value in distance.values())
     kept = (undisturbed.stage_dir(0) / "completions.jsonl").read_text().splitlines()
     assert kept and all("rejected" in json.loads(line) for line in kept)
 
