@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,12 @@ ConfigSource = str | Path | Mapping[str, Any] | PipelineConfig
 
 
 def load(
-    source: ConfigSource, overrides: Sequence[str] | None, code_dir: Path | None = None
+    source: ConfigSource, overrides: Sequence[str] | None, code_dir: Path | None = None, tiny: Path | None = None
 ) -> tuple[LoadedConfig, dict[str, Any]]:
     """The checked configuration, and the known stages by name. Raises: UserError.
 
     ``code_dir``: where stages and rewards of the user's own are looked for first, if that is not the file's folder.
+    ``tiny``: the runs folder, for the model and the rows of the configuration at toy size, which is then what is given.
     """
     from gradus.pipeline.config.loading import config_of_data, load_config
     from gradus.pipeline.rewards.registry import numbers
@@ -36,8 +38,17 @@ def load(
     found = discover()
     options = [stage.config for stage in found.values()]
     if isinstance(source, str | Path):
-        return load_config(str(source), list(overrides or ()), options, code_dir, numbers), found
-    return config_of_data(source, overrides or (), options, numbers), found
+        loaded = load_config(str(source), list(overrides or ()), options, code_dir, numbers)
+    else:
+        loaded = config_of_data(source, overrides or (), options, numbers)
+    if tiny is not None:
+        from gradus.flows.screen.text import console, line_printer
+        from gradus.flows.tiny import make_tiny
+
+        config, told = make_tiny(loaded.config, found, tiny)
+        line_printer(console(stderr=True))(told)
+        loaded = replace(loaded, config=config)
+    return loaded, found
 
 
 def existing_run(runs: Path, name: str) -> RunFolder:
@@ -59,6 +70,7 @@ def begin_run(
     runs: Path,
     engine: str,
     say: Callable[[str], None],
+    tiny: bool = False,
 ) -> RunFolder:
     """Check everything that can be known before compute is spent, then open the folder to work in; see open_run.
 
@@ -67,7 +79,7 @@ def begin_run(
     from gradus.flows.orchestrator.access import check_prefect
 
     check_name(name)
-    loaded, stages = load(config, overrides)
+    loaded, stages = load(config, overrides, tiny=runs if tiny else None)
     check_world(loaded, stages, runs, own_copies(runs / name) if name is not None else ())
     check_prefect(engine)
     return open_run(loaded, runs, name, stages, say)

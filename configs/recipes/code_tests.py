@@ -24,6 +24,8 @@ import tempfile
 from collections.abc import Iterator
 from typing import Any
 
+EXAMPLE_ANSWER = '{"inputs": ["3 4\\n"], "outputs": ["7\\n"]}'
+"""A reference answer, for the made-up rows of ``--tiny``."""
 MEMORY = 2**30
 """Bytes of address space that a program may take."""
 CALL = """

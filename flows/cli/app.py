@@ -17,7 +17,7 @@ from gradus.flows.cli import init as init_commands
 from gradus.flows.cli import lists as list_commands
 from gradus.flows.cli import prompts as prompt_commands
 from gradus.flows.cli import runs as run_commands
-from gradus.flows.cli.arguments import RUNS, AsJson, Config, EngineOption, Overrides, Runs
+from gradus.flows.cli.arguments import RUNS, AsJson, Config, EngineOption, Overrides, Runs, Tiny
 from gradus.flows.screen.errors import CurrentCommand, command, quiet_libraries
 from gradus.flows.screen.text import console, line_printer, print_json, say
 from gradus.flows.screen.view import open_standard_streams
@@ -61,6 +61,7 @@ def root(
 def run(
     config: Config,
     overrides: Overrides = None,
+    tiny: Tiny = False,
     name: Annotated[
         str | None, typer.Option(help="Name of the run; an unfinished one with the same configuration continues.")
     ] = None,
@@ -77,6 +78,8 @@ def run(
     from gradus.flows.open_run import begin_run
     from gradus.flows.screen.summary import print_summary
 
+    if on is not None and tiny:
+        raise UserError("--tiny trains here, and --on elsewhere", fix="leave one of them out")
     if on is not None:
         deploy_commands.run_on(on, config, overrides, name, runs, detach, job or [])
         return
@@ -84,7 +87,7 @@ def run(
         raise UserError(f"--{'detach' if detach else 'job'} needs a work pool", fix="name it with --on POOL")
     quiet_libraries()
     screen = console()
-    folder = begin_run(config, overrides, name, runs, engine, line_printer(screen))
+    folder = begin_run(config, overrides, name, runs, engine, line_printer(screen), tiny)
     CurrentCommand.folder = folder.path
     line_printer(screen)(f"run {folder.name} in {folder.path}")
     print_summary(folder, launch.launch(folder, engine, screen), runs, screen)
@@ -106,6 +109,7 @@ command(app, trains=True, hidden=True)(deploy_commands.deployed)
 def check(
     config: Config,
     overrides: Overrides = None,
+    tiny: Tiny = False,
     show_prompt: Annotated[
         bool, typer.Option("--show-prompt", help="Also show the first prompt as the policy gets it.")
     ] = False,
@@ -115,7 +119,7 @@ def check(
     from gradus.flows.open_run import check_world, load
     from gradus.flows.orchestrator.access import check_prefect
 
-    loaded, stages = load(config, overrides)
+    loaded, stages = load(config, overrides, tiny=runs if tiny else None)
     notes = check_world(loaded, stages, runs)
     check_prefect("prefect")
     order = in_one_line(loaded.config.stages, lambda stage: f"{stage.label} ({stage.steps} steps)")
@@ -138,7 +142,9 @@ def config(
         str | None, typer.Argument(metavar="CONFIG", help="A YAML file or a packaged configuration's name.")
     ] = None,
     overrides: Overrides = None,
+    tiny: Tiny = False,
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema that editors complete from.")] = False,
+    runs: Runs = RUNS,
 ) -> None:
     """Print a configuration with every default filled in, or the JSON schema of all configurations."""
     from gradus.flows.open_run import load
@@ -153,7 +159,8 @@ def config(
         fix = f"give a YAML file or a packaged configuration ({known}), or --schema"
         raise UserError("there is nothing to print", fix=fix)
     else:
-        sys.stdout.write(loading.dump_config(load(config, overrides)[0].config))
+        loaded, _ = load(config, overrides, tiny=runs if tiny else None)
+        sys.stdout.write(loading.dump_config(loaded.config))
 
 
 @command(app, name="eval")

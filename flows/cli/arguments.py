@@ -20,5 +20,9 @@ RUNS = Path("runs")
 EngineOption = Annotated[
     Literal["prefect", "none"], typer.Option(help="Show the stages as a Prefect flow, or call them plainly.")
 ]
+Tiny = Annotated[
+    bool,
+    typer.Option("--tiny", help="Swap model, data and numbers for toy ones: every stage, in a minute or two on a CPU."),
+]
 Run = Annotated[str, typer.Argument(metavar="NAME", help="A run; `gradus status` lists them.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable.")]

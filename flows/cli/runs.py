@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gradus.flows.cli.arguments import RUNS, AsJson, EngineOption, Overrides, Run, Runs
+from gradus.flows.cli.arguments import RUNS, AsJson, EngineOption, Overrides, Run, Runs, Tiny
 from gradus.flows.screen.errors import CurrentCommand, quiet_libraries
 from gradus.flows.screen.text import console, line_printer, print_json, say
 from gradus.pipeline.common.errors import UserError
@@ -57,6 +57,7 @@ def plan(
         str | None, typer.Option(metavar="NAME", help="The run; default: the one called as the configuration.")
     ] = None,
     overrides: Overrides = None,
+    tiny: Tiny = False,
     hardware: Annotated[
         str | None, typer.Option(metavar="8xH100", help="Also estimate memory and time on this; or cpu:24GiB.")
     ] = None,
@@ -73,6 +74,8 @@ def plan(
     from gradus.pipeline.estimates.hardware import parse_hardware
     from gradus.pipeline.runs.run_folder import CONFIG_FILE, RUN_FILE
 
+    if config is None and tiny:
+        raise UserError("--tiny is for a configuration", fix="name one, or leave --tiny out")
     if config is None and name is None:
         raise UserError("there is nothing to plan", fix="give a configuration, or a run with --name NAME, or both")
     check_name(name)
@@ -82,8 +85,14 @@ def plan(
         run.config_text()  # which names the file, where it is damaged, and says what to do
         loaded, stages = load(str(run.path / CONFIG_FILE), overrides, run.base_dir)
     else:
-        loaded, stages = load(config, overrides)
-        asked = ["gradus", "run", config, *(word for each in overrides or () for word in ("--set", each))]
+        loaded, stages = load(config, overrides, tiny=runs if tiny else None)
+        asked = [
+            "gradus",
+            "run",
+            config,
+            *(["--tiny"] if tiny else ()),
+            *(word for each in overrides or () for word in ("--set", each)),
+        ]
         exists = (runs / (name or loaded.config.name) / RUN_FILE).is_file()
         run = existing_run(runs, name or loaded.config.name) if exists else None
     named, fresh = name or loaded.config.name, ""
