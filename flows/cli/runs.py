@@ -74,10 +74,9 @@ def plan(
     from gradus.pipeline.estimates.hardware import parse_hardware
     from gradus.pipeline.runs.run_folder import CONFIG_FILE, RUN_FILE
 
-    if config is None and tiny:
-        raise UserError("--tiny is for a configuration", fix="name one, or leave --tiny out")
-    if config is None and name is None:
-        raise UserError("there is nothing to plan", fix="give a configuration, or a run with --name NAME, or both")
+    if config is None and (name is None or tiny):
+        fix = "give a configuration, which --tiny needs, or a run with --name NAME, or both"
+        raise UserError("there is nothing to plan", fix=fix)
     check_name(name)
     wanted = parse_hardware(hardware) if hardware is not None else None
     if config is None:
@@ -86,13 +85,8 @@ def plan(
         loaded, stages = load(str(run.path / CONFIG_FILE), overrides, run.base_dir)
     else:
         loaded, stages = load(config, overrides, tiny=runs if tiny else None)
-        asked = [
-            "gradus",
-            "run",
-            config,
-            *(["--tiny"] if tiny else ()),
-            *(word for each in overrides or () for word in ("--set", each)),
-        ]
+        words = ["--tiny"] * tiny + [word for each in overrides or () for word in ("--set", each)]
+        asked = ["gradus", "run", config, *words]
         exists = (runs / (name or loaded.config.name) / RUN_FILE).is_file()
         run = existing_run(runs, name or loaded.config.name) if exists else None
     named, fresh = name or loaded.config.name, ""

@@ -56,8 +56,8 @@ def _fill(folder: Path, seed: int, template: str) -> None:
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([PAD, END, START])
     tokenizer.save(str(folder / "tokenizer.json"))
-    words = tokenizer.get_vocab_size()
-    ends = {"eos_token_id": tokenizer.token_to_id(END), "pad_token_id": tokenizer.token_to_id(PAD)}
+    vocabulary = tokenizer.get_vocab()
+    words, ends = len(vocabulary), {"eos_token_id": vocabulary[END], "pad_token_id": vocabulary[PAD]}
     described = {
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": words, "hidden_size": WIDTH,
         "intermediate_size": INNER, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS,
@@ -70,10 +70,8 @@ def _fill(folder: Path, seed: int, template: str) -> None:
         "generation_config.json": ends,
         "tokenizer_config.json": turns | {"chat_template": template, "model_max_length": POSITIONS},
     }.items():
-        (folder / name).write_text(json.dumps(content, indent=1))
-    (folder / "model.safetensors").write_bytes(
-        _weights(random.Random(seed), _shapes(words), tokenizer.token_to_id(END))
-    )
+        (folder / name).write_text(json.dumps(content, indent=1), encoding="utf-8")
+    (folder / "model.safetensors").write_bytes(_weights(random.Random(seed), _shapes(words), vocabulary[END]))
 
 
 def _weights(draw: random.Random, shapes: dict[str, tuple[int, ...]], end: int) -> bytes:

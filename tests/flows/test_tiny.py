@@ -60,7 +60,7 @@ def test_every_stage_stays_and_what_it_costs_is_cut(tmp_path: Path) -> None:
     soup = {"stage": "merge", "of": ["dapo-2", "start", "someone/another", "someone/a-teacher"]}
     task = {"source": "hub", "dataset": "someone/data", "heldout": 500, "validation": 300}
     data = {"task": task, "sampling": {"max_tokens": 4096, "ban": ["<|eot|>"]}}
-    config, told, before = tiny(tmp_path, [DAPO, {**DAPO, **rules}, {**teacher, "async": 1}, soup], **data)
+    config, told, before = tiny(tmp_path, [DAPO, {**DAPO, **rules}, teacher, soup], **data)
     assert [stage.label for stage in config.stages] == [stage.label for stage in before.stages]
     first, second, third, merged = config.stages
     assert (first.steps, first.prompts_per_step, first.group_size, first.lr) == (4, 4, 8, before.stages[0].lr)
@@ -100,12 +100,13 @@ def test_a_model_is_written_once_and_by_its_seed(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("quiet_process")
 def test_check_config_and_plan_take_it(gradus: Gradus) -> None:
-    checked = gradus("check", "recipes/polaris", "--tiny")
+    runs = ("--runs", str(gradus.runs))
+    checked = gradus("check", "recipes/polaris", "--tiny", *runs)
     assert "polaris-tiny: 40k (4 steps)" in checked.stdout and "tiny: a new model" in checked.stderr
-    printed = gradus("config", "recipes/polaris", "--tiny").stdout
-    (gradus.folder / "printed.yaml").write_text(printed)
-    assert gradus("config", "printed.yaml").stdout == printed
-    planned = json.loads(gradus("plan", "recipes/polaris", "--tiny", "--json").stdout)
+    printed = gradus.folder / "printed.yaml"
+    printed.write_text(gradus("config", "recipes/polaris", "--tiny", *runs).stdout)
+    assert gradus("config", str(printed)).stdout == printed.read_text()
+    planned = json.loads(gradus("plan", "recipes/polaris", "--tiny", "--json", *runs).stdout)
     assert "gradus run recipes/polaris --tiny" in json.dumps(planned)
     for words in (["run", "recipes/polaris", "--tiny", "--on", "pool"], ["plan", "--name", "x", "--tiny"]):
-        assert "--tiny" in gradus(*words, code=2).stderr
+        assert "--tiny" in gradus(*words, *runs, code=2).stderr
