@@ -48,7 +48,7 @@ def tiny(noise: float) -> Policy:
 
 @dataclass
 class Policies:
-    """The policy that trains, the one that sampled, and the reference."""
+    """The policy that trains, the one that sampled, and the reference or teacher."""
 
     now: Policy = field(default_factory=lambda: tiny(0.0))
     sampler: Policy = field(default_factory=lambda: tiny(0.2))
@@ -61,15 +61,16 @@ def batch_of(case: Case, policies: Policies) -> Rollouts:
         Prompt(id=f"{number:016x}", question=question, answer="", demonstration=chosen, rejected=rejected)
         for number, (question, chosen, rejected) in enumerate(TEXTS)
     ]
-    config = discover()[case.stage].config(stage=case.stage, steps=1)
+    config = discover()[case.stage].config(stage=case.stage, steps=1, **case.ours)
     if case.stage == "dpo":
         return PairBatches(policies.now, None, config).given(prompts)  # type: ignore[arg-type]
-    sampled = sample(policies.sampler, prompts, GROUP, SamplingConfig(max_tokens=LONGEST), DrawKey(0, "losses", 1))
+    sampler = policies.now if case.sampler == "itself" else policies.sampler
+    sampled = sample(sampler, prompts, GROUP, SamplingConfig(max_tokens=LONGEST), DrawKey(0, "losses", 1))
     rewards_PK = case.rewards * made_up_rewards()
     scored = {"rewards_PK": rewards_PK, "valid_PK": rewards_PK >= 0, "correct_PK": rewards_PK > case.rewards / 2}
     rollouts = sampled.with_rewards(**scored)
-    if not case.engine:
-        return replace(rollouts, staleness=1)
+    if case.sampler != "engine":
+        return replace(rollouts, staleness=int(case.sampler == "earlier"))
     logprobs_PKT = batch_logprobs(policies.now, rollouts, 1.0, config.token_budget)
     return replace(rollouts, rollout_logprobs_PKT=logprobs_PKT, engine_logprobs_PKT=sampled.rollout_logprobs_PKT)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from gradus.pipeline.types import Rollouts
 
@@ -23,8 +23,9 @@ class Case:
     """Options of the stage."""
     theirs: dict[str, Any]
     """Options of TRL's configuration."""
-    engine: bool = False
-    """Another engine has sampled, and the policy before the update is the one that trains."""
+    sampler: Literal["earlier", "engine", "itself"] = "earlier"
+    """What has sampled: the policy as it was some updates ago; another engine, whose log-probabilities are not the
+    policy's; or the policy itself. It is not asked of pairs, which are given."""
     rewards: float = 1.0
     """Factor on the rewards."""
     times: Callable[[Rollouts], float] = lambda rollouts: 1.0
@@ -58,7 +59,7 @@ def standardised(stage: str, ours: dict[str, Any], theirs: dict[str, Any], **how
 def dpo(loss: str, beta: float, **ours: Any) -> Case:
     """A preference loss; where it is normalised by length, TRL has a name of its own for it."""
     named = f"{loss}_norm" if ours else loss
-    return Case("dpo", {"loss": loss, "beta": beta} | ours, {"loss_type": named, "beta": beta})
+    return Case("dpo", {"loss": loss, "beta": beta} | ours, {"loss_type": named, "beta": beta}, sampler="itself")
 
 
 GSPO = {"importance_sampling_level": "sequence", "loss_type": "grpo", "epsilon": 0.02, "epsilon_high": 0.03}
@@ -77,6 +78,7 @@ SAME = [
     dpo("sigmoid", 7.0, score="mean"),
     dpo("apo_zero", 0.7),
     dpo("apo_down", 0.7),
+    Case("opd", {"teacher": "start", "bound": 50.0}, {"iw_opd_gamma": 0.0}, sampler="itself"),
     dapo({"kl": 0.3}, {"loss_type": "grpo"} | KL),
     dapo({"score": "batch"} | TERMS, {"loss_type": "bnpo", "entropy_coef": 0.2} | KL),
     dapo({"mask_truncated": True}, {"loss_type": "grpo", "mask_truncated_completions": True}),
@@ -86,11 +88,11 @@ SAME = [
         times=kept_share,
         note="TRL's x the share of tokens that are kept",
     ),
-    dapo({"importance_cap": 1.2}, {"loss_type": "grpo", MODE: "token_truncate", MOST: 1.2}, engine=True),
+    dapo({"importance_cap": 1.2}, {"loss_type": "grpo", MODE: "token_truncate", MOST: 1.2}, sampler="engine"),
     dapo(
         {"mask_tokens": (0.9, 1.2), "importance_cap": 1.2},
         {"loss_type": "grpo", MODE: "token_mask", LEAST: 0.9, MOST: 1.2},
-        engine=True,
+        sampler="engine",
     ),
 ]
 NOT_THE_SAME = [
@@ -107,6 +109,13 @@ NOT_THE_SAME = [
         rewards=LARGE,
         note="here TRL's epsilon_high is the cap itself, and not what is added to 1",
     ),
+    Case(
+        "opd",
+        {"teacher": "start", "bound": 50.0},
+        {"distillation_objective": "jsd", "beta": 1.0, "loss_top_k": 0},
+        sampler="itself",
+        note="the same divergence over the whole vocabulary, equal in expectation alone",
+    ),
     dapo({"kl": 0.3}, {"loss_type": "grpo", "beta": 0.3}, note="by default TRL multiplies its KL term by the ratio"),
     dapo(
         {"mask_truncated": True, "score": "batch"},
@@ -116,7 +125,7 @@ NOT_THE_SAME = [
     dapo(
         {"mask_sequences": (0.97, 1.2), "importance_cap": 1.2},
         {"loss_type": "grpo", MODE: "sequence_mask", LEAST: 0.97, MOST: 1.2},
-        engine=True,
+        sampler="engine",
         note="TRL goes by the product of the tokens' ratios and multiplies by it, gradus by their geometric mean",
     ),
 ]

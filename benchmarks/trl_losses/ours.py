@@ -29,8 +29,7 @@ def setup_of(case: Case, policies: Policies, folder: Path) -> Setup:
     """What the trainer would be given, as far as the update reads it."""
     stages = discover()
     options = {"stage": case.stage, "steps": 10, "grad_clip": 1e9, "warmup": 0, "prompts_per_step": PROMPTS}
-    if case.stage != "dpo":
-        options |= {"group_size": GROUP, "async": int(not case.engine)}
+    options |= {"async": int(case.sampler == "earlier")} | ({} if case.stage == "dpo" else {"group_size": GROUP})
     raw = {
         "name": "losses",
         "policy": {"architecture": ARCHITECTURE, "device": "cpu"},
@@ -41,6 +40,7 @@ def setup_of(case: Case, policies: Policies, folder: Path) -> Setup:
     }
     config = pipeline_model([stage.config for stage in stages.values()]).model_validate(raw)
     unread: Any = None
+    other = OtherPolicies({"": policies.reference})
     return Setup(
         policy=policies.now,
         stage=stages[case.stage],
@@ -54,7 +54,7 @@ def setup_of(case: Case, policies: Policies, folder: Path) -> Setup:
         parent_folder=folder,
         parent="",
         fingerprint="",
-        others={"reference": OtherPolicies({"": policies.reference})},
+        others={"reference": other, "teacher": other},
     )
 
 

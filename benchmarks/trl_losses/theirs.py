@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from pathlib import Path
 from typing import Any
 
 from benchmarks.trl_losses.batch import TEXTS, Found, Policies, tiny
@@ -16,7 +17,8 @@ SHARES = ("clip_ratio/region_mean", "cispo_clip_ratio")
 def of_trl(case: Case, policies: Policies, rollouts: Rollouts) -> Found:
     """The gradient of TRL's loss."""
     with tempfile.TemporaryDirectory() as folder:
-        trainer, batch = (preferences if case.stage == "dpo" else groups)(case, policies, rollouts, folder)
+        policies.reference.save(Path(folder))
+        trainer, batch = WAYS.get(case.stage, groups)(case, policies, rollouts, folder)
         trainer.model.load_state_dict(policies.now.model.state_dict())
         trainer.current_gradient_accumulation_steps = 1  # as the training loop would set it
         loss = case.times(rollouts) * trainer.compute_loss(trainer.model, batch)
@@ -48,10 +50,9 @@ def groups(case: Case, policies: Policies, rollouts: Rollouts, folder: str) -> t
         "completion_ids": [row[m].tolist() for row, m in zip(rollouts.tokens_PKT.flatten(0, 1), masks, strict=True)],
         "logprobs": [row[m].tolist() for row, m in zip(said.flatten(0, 1), masks, strict=True)],
     }
-    policies.reference.model.save_pretrained(f"{folder}/reference")
     model: Any = tiny(0.0).model
-    model.load_state_dict((policies.now if case.engine else policies.sampler).model.state_dict())
-    model.config._name_or_path = f"{folder}/reference"  # where TRL takes its reference from
+    model.load_state_dict((policies.now if case.sampler == "engine" else policies.sampler).model.state_dict())
+    model.config._name_or_path = folder  # where TRL takes its reference from
     # With two iterations TRL keeps the log-probabilities of the policy that it has when the completions come.
     options = {"num_generations": GROUP, "num_iterations": 2, "max_completion_length": LONGEST}
     texts = [prompt.question for prompt in rollouts.prompts for _ in range(GROUP)]
@@ -64,7 +65,7 @@ def groups(case: Case, policies: Policies, rollouts: Rollouts, folder: str) -> t
         rollout_func=lambda *_: dict(given),
     )
     model.train()
-    if case.engine:
+    if case.sampler == "engine":
         trainer.use_vllm, trainer._last_loaded_step = True, trainer.state.global_step
     return trainer, trainer._generate_and_score_completions([{"prompt": text} for text in texts])
 
@@ -91,3 +92,36 @@ def preferences(case: Case, policies: Policies, rollouts: Rollouts, folder: str)
     )
     model.train()
     return trainer, trainer.data_collator(batch)
+
+
+def distilled(case: Case, policies: Policies, rollouts: Rollouts, folder: str) -> tuple[Any, Any]:
+    """An `IWOPDTrainer`, and our completions as it would have them from its own student."""
+    import torch
+    from datasets import Dataset
+    from torch.nn.utils.rnn import pad_sequence
+    from trl.experimental.iw_opd import IWOPDConfig, IWOPDTrainer  # pyrefly: ignore[missing-import]
+
+    prompts = [torch.tensor(tokens) for tokens in rollouts.prompt_tokens for _ in range(GROUP)]
+    pairs = zip(rollouts.tokens_PKT.flatten(0, 1), rollouts.mask_PKT.flatten(0, 1), strict=True)
+    completions = [row[mask] for row, mask in pairs]
+    rows = [torch.cat(pair) for pair in zip(prompts, completions, strict=True)]
+    labels = [torch.cat([torch.full_like(p, -100), c]) for p, c in zip(prompts, completions, strict=True)]
+    batch = {
+        "input_ids": pad_sequence(rows, True, policies.now.template.pad_id),
+        "attention_mask": pad_sequence([torch.ones_like(row) for row in rows], True, 0),
+        "labels": pad_sequence(labels, True, -100),
+    }
+    model, teacher = tiny(0.0).model, policies.reference.model
+    teacher.config._name_or_path = folder  # where TRL takes the teacher's tokenizer from
+    trainer = IWOPDTrainer(
+        model,
+        teacher,
+        args=IWOPDConfig(**arguments(folder, len(rows)), **case.theirs),
+        train_dataset=Dataset.from_dict({"messages": [question for question, *_ in TEXTS]}),
+        processing_class=policies.now.tokenizer,
+    )
+    return trainer, batch
+
+
+WAYS = {"dpo": preferences, "opd": distilled}
+"""Stage -> what makes TRL's trainer and its batch, where it is not a group-relative one."""
