@@ -105,12 +105,6 @@ class AllTasks:
             how[name] = {**said, **({"template_args": given} if given else {})}
         return how
 
-    def template_arguments(self: Any) -> list[dict[str, Any]]:
-        """The different arguments of the chat template that prompts are asked with, beside the policy's."""
-        asked = [self.asked(stage) for stage in (None, *self.stages)]
-        given = [how["template_args"] for tasks in asked for how in tasks.values() if "template_args" in how]
-        return [each for place, each in enumerate(given) if each not in given[:place]]
-
     def data_options(self: Any) -> dict[str, Any]:
         """What the data depend on: ``{"task": options}``, or ``{"tasks": {name: options}}`` where there are several."""
         named = {name: task.of_data() for name, task in self.named_tasks.items()}
@@ -190,3 +184,10 @@ def _check_judgement(judgement: Judgement, of: str) -> None:
     chosen = judgement.evaluation.reward
     if chosen is not None and chosen not in labels:
         raise ValueError(f"evaluation.reward {chosen!r} is none of the rewards: {', '.join(labels)}")
+
+
+def template_arguments(config: Any) -> list[dict[str, Any]]:
+    """The different arguments of the chat template that a pipeline's prompts are asked with, beside the policy's."""
+    asked = [config.asked(stage) for stage in (None, *config.stages)]
+    given = [how["template_args"] for tasks in asked for how in tasks.values() if "template_args" in how]
+    return [each for place, each in enumerate(given) if each not in given[:place]]

@@ -19,6 +19,7 @@ from torch import Tensor
 from gradus.pipeline.common import interruption
 from gradus.pipeline.common.errors import UserError
 from gradus.pipeline.config import PipelineConfig, SamplingConfig, StageConfig
+from gradus.pipeline.config.tasks import template_arguments
 from gradus.pipeline.estimates.diagnosis import Diagnosis, Group, diagnose
 from gradus.pipeline.estimates.pace import CHUNK_SHARE, LEAST_PROMPTS, Pace, Plan, Watch, timed_prompt
 from gradus.pipeline.policy.devices import autocasts
@@ -105,7 +106,7 @@ def probe(
     streams = {name: PromptStream(tasks[name].train, config.seed, LABEL, tasks[name].given) for name in shares}
     parts = {name: Schedule(stream) for name, stream in streams.items()}
     taken, config = MixedSchedule(parts, shares).take(prompts), config.in_stage(stage)
-    thoughts = asked_thoughts(policy.template.thoughts, policy.prompts, config.template_arguments())
+    thoughts = asked_thoughts(policy.template.thoughts, policy.prompts, template_arguments(config))
     scored_by = RewardSuite(config.rewards_by_task, config.reward_workers, log, thoughts=thoughts)
     with contextlib.ExitStack() as deferring, scored_by as suite:
         suite.wait_ready()

@@ -7,6 +7,7 @@ from typing import Any
 
 from gradus.pipeline.common.errors import UserError
 from gradus.pipeline.config import PolicyConfig, SamplingConfig
+from gradus.pipeline.config.tasks import template_arguments
 from gradus.pipeline.execution.measured import tasks_record
 from gradus.pipeline.policy.loading import load_policy
 from gradus.pipeline.policy.policy import Policy
@@ -52,7 +53,7 @@ def evaluate_checkpoint(path: Path, stage_configs: list) -> dict[str, Any]:
     stage = stages.get(record.stage)
     pipeline = config if stage is None else config.in_stage(stage)
     tasks = load_tasks(run.data_dir, config.named_tasks).asked(config.asked(stage))
-    thoughts = asked_thoughts(policy.template.thoughts, policy.prompts, config.template_arguments())
+    thoughts = asked_thoughts(policy.template.thoughts, policy.prompts, template_arguments(config))
     with RewardSuite(pipeline.rewards_by_task, config.reward_workers, thoughts=thoughts) as suite:
         evaluation = evaluate(policy, tasks.prompts("heldout"), suite, pipeline)
     return {

@@ -10,6 +10,7 @@ from gradus.pipeline.common.observer import Observer
 from gradus.pipeline.common.process import started_up
 from gradus.pipeline.common.ranks import ALONE, Ranks
 from gradus.pipeline.config import PipelineConfig
+from gradus.pipeline.config.tasks import template_arguments
 from gradus.pipeline.execution.other_policies import other_policies
 from gradus.pipeline.execution.prompt_choice import demonstrated, earlier_records
 from gradus.pipeline.execution.work.recorded import Made, StageWork, conclude, start_journal
@@ -106,7 +107,7 @@ def reward_suite(run: RunFolder, start: Path, pipeline: PipelineConfig, processe
     goes to ``rewards.log`` in the run folder.
     """
     thoughts, log = stored_thoughts(start / TEMPLATE_FILE), run.path / "rewards.log"
-    if thoughts.pairs and (arguments := run.config.template_arguments()):
+    if thoughts.pairs and (arguments := template_arguments(run.config)):
         thoughts = asked_thoughts(thoughts, load_prompts(start, run.config.policy), arguments)
     suite = RewardSuite(pipeline.rewards_by_task, run.config.reward_workers, log, processes, thoughts)
     try:
