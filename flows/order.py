@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from gradus.flows.abreast import side_by_side
 from gradus.pipeline.common import interruption
 from gradus.pipeline.common.observer import Observer
 from gradus.pipeline.config.graph import inputs as graph
@@ -87,14 +88,17 @@ def run_pipeline(work: PipelineWork, observer: Observer, call: Call) -> Result:
     run, execution, stages = work.run, work.execution, work.run.config.stages
     try:
         made: dict[int | None, str] = {None: call(PREPARE, lambda: execution.prepare(run, observer), "")["checkpoint"]}
-        for index, config in enumerate(stages):
-            parent = made[graph.parent(stages, index)]
 
-            def stage(index: int = index, parent: str = parent, config: Any = config) -> Result:
-                algorithm = work.stages[config.stage] if config.trains else None
-                return execution.run_stage(run, index, parent, algorithm, observer)
+        def do(index: int, parent: str) -> Result:
+            algorithm = work.stages[stages[index].stage] if stages[index].trains else None
+            return call(
+                stages[index].label, lambda: execution.run_stage(run, index, parent, algorithm, observer), parent
+            )
 
-            made[index] = call(config.label, stage, parent)["checkpoint"]
+        if (most := run.config.abreast) > 1:
+            side_by_side(stages, made[None], most, do, observer.note)
+        for index in range(len(stages) if most == 1 else 0):
+            made[index] = do(index, made[graph.parent(stages, index)])["checkpoint"]
         return execution.finish(run)
     except BaseException as error:
         work.ended(error)

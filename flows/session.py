@@ -11,9 +11,10 @@ have to serialise them, and it replaces exceptions by its own. Flow and task fin
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from prefect.client.schemas.objects import FlowRun, StateType
@@ -27,6 +28,8 @@ from gradus.pipeline.common import interruption
 from gradus.pipeline.common.errors import StageFailed, UserError
 from gradus.pipeline.common.interruption import Interrupted
 from gradus.pipeline.common.observer import Observer
+
+_reviving = threading.Lock()
 
 
 @dataclass
@@ -54,6 +57,8 @@ class Session:
     """What it raised; at the end, what the whole flow raised."""
     failure: str | None = None
     """That error in one line, with the stage's name."""
+    failed: dict[BaseException, tuple[str, str | None]] = field(default_factory=dict)
+    """Error -> the piece of work that raised it, and that error in one line; of all pieces of work."""
     summary: Result | None = None
     """The run's summary, once every stage is done."""
     trouble: Exception | None = None
@@ -64,16 +69,20 @@ class Session:
 
         Raises: what the work raises.
         """
-        self.label, self.pending, self.tries = label, work, 0
-        self.result, self.error, self.failure = None, None, None
-        server.revive_server()
+        # Other stages may be done at the same time, in other threads, each with a session of its own.
+        here = replace(self, label=label, pending=work, tries=0, result=None, error=None, failure=None)
+        self.label = label
+        with _reviving:
+            server.revive_server()
         try:
-            self.as_task.with_options(name=label, task_run_name=label)(label, parent, return_state=True)
+            with bound(here):
+                self.as_task.with_options(name=label, task_run_name=label)(label, parent, return_state=True)
         except Exception as trouble:
             self.trouble = trouble
-        if self.error is not None:
-            raise self.error
-        result = self.do() if self.result is None else self.result
+        if here.error is not None:
+            self.failed[here.error] = label, here.failure
+            raise here.error
+        result = here.do() if here.result is None else here.result
         if self.view is not None and "steps" in result:
             self.view.work_done(label, result)
         return result

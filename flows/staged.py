@@ -115,12 +115,12 @@ def _go_through() -> State[Any]:
         with TagsContext(current_tags=set()):
             session.summary = run_pipeline(session.work, Observers(session.observer, view), session.call)
     except Interrupted as error:
-        session.error = error
+        session.error, (session.label, _) = error, session.failed.get(error, (session.label, None))
         logger.info(session.stopping)
         return session.stopped()
     except Exception as error:
-        if error is not session.error:
-            session.error, session.failure = error, f"the pipeline failed: {brief(error)}"
+        unknown = session.label, f"the pipeline failed: {brief(error)}"
+        session.error, (session.label, session.failure) = error, session.failed.get(error, unknown)
         return Failed(message=session.failure)
     finally:
         server.revive_server()

@@ -49,7 +49,8 @@ class PrefectView(Observer):
         """Stage -> steps that were done before this launch."""
         self._rows: dict[str, dict[str, Any]] = {}
         self._ids: dict[str, UUID] = {}
-        self._shown_at = 0.0
+        self._shown_at: dict[str, float] = {}
+        """Stage -> when its progress was last published."""
         self._retry_seconds, self._blocked_until = FIRST_RETRY_SECONDS, 0.0
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="prefect-view")
         self._pending: Future[None] | None = None
@@ -71,14 +72,14 @@ class PrefectView(Observer):
 
     def stage_started(self, label: str, index: int, total: int, steps: int, done: int) -> None:
         logger.info("%s: stage %d of %d, %s steps, %s of them done", label, index + 1, total, steps, done)
-        self._shown_at = 0.0
+        self._shown_at.pop(label, None)
         self.resumed[label] = done
 
     def step_done(self, label: str, step: int, steps: int, metrics: Mapping[str, float]) -> None:
         now, last = time.monotonic(), step >= steps
-        if now - self._shown_at < PROGRESS_INTERVAL_SECONDS and not last:
+        if now - self._shown_at.get(label, 0.0) < PROGRESS_INTERVAL_SECONDS and not last:
             return
-        self._shown_at = now
+        self._shown_at[label] = now
         line = f"{label}: {progress_line(step, steps, metrics)}"
         logger.info(line)
         if last or self._pending is None or self._pending.done():

@@ -8,7 +8,15 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 from gradus.flows.screen.text import Lines, duration
 from gradus.pipeline.common.observer import Observer
@@ -33,33 +41,39 @@ def watching(console: Console) -> Iterator[Observer]:
         yield observer
 
 
+class _Pace:
+    """How far a stage is, and when its last line was printed."""
+
+    def __init__(self, done: int):
+        self.began = self.printed = time.monotonic()
+        self.done = self.printed_at = done
+
+
 class PlainObserver(Lines):
     """A line at intervals, for logs and pipes."""
 
     def __init__(self, console: Console):
         super().__init__(console)
-        self._began = self._printed = time.monotonic()
-        self._printed_at = self._done = 0
+        self._of: dict[str, _Pace] = {}
 
     def stage_started(self, label: str, index: int, total: int, steps: int, done: int) -> None:
         continued = f", continued after step {done}" if done else ""
-        self.say(f"{label}: stage {index + 1} of {total}, {steps} steps{continued}")
-        self._began = self._printed = time.monotonic()
-        self._printed_at = self._done = done
+        self.say(f"{label}: stage {index + 1} of {total}" + (f", {steps} steps{continued}" if steps else ""))
+        self._of[label] = _Pace(done)
 
     def step_done(self, label: str, step: int, steps: int, metrics: Mapping[str, float]) -> None:
-        now = time.monotonic()
-        soon = now - self._printed < LINE_INTERVAL_SECONDS and step - self._printed_at < LINE_INTERVAL_SHARE * steps
+        now, pace = time.monotonic(), self._of.setdefault(label, _Pace(0))
+        soon = now - pace.printed < LINE_INTERVAL_SECONDS and step - pace.printed_at < LINE_INTERVAL_SHARE * steps
         if soon and step < steps:
             return
-        self._printed, self._printed_at = now, step
-        left = (now - self._began) / (step - self._done) * (steps - step)
+        pace.printed, pace.printed_at = now, step
+        left = (now - pace.began) / (step - pace.done) * (steps - step)
         facts = [f"{label}: step {step}/{steps}", *step_facts(metrics), f"{duration(left)} left" if left >= 1 else ""]
         self.say(", ".join(filter(None, facts)))
 
 
 class LiveObserver(Lines):
-    """One live line about the running stage."""
+    """One live line about each stage that runs."""
 
     def __init__(self, console: Console):
         super().__init__(console)
@@ -73,27 +87,34 @@ class LiveObserver(Lines):
             console=console,
             transient=True,
         )
-        self._task = self.progress.add_task("preparing the data and the policy", total=None, facts="")
+        self._tasks: dict[str, TaskID] = {}
+        self._show("", "preparing the data and the policy", None)
 
-    def _show(self, description: str, total: int | None, done: int = 0) -> None:
-        self.progress.remove_task(self._task)
-        self._task = self.progress.add_task(description, total=total, completed=done, facts="")
+    def _show(self, label: str, description: str, total: int | None, done: int = 0) -> None:
+        """Show a line in place of the one with this label, and of the one that says what happens between stages."""
+        for old in {label, ""} & self._tasks.keys():
+            self.progress.remove_task(self._tasks.pop(old))
+        self._tasks[label] = self.progress.add_task(description, total=total, completed=done, facts="")
 
     def prepared(self, accuracy: float | None, interval: tuple[float, float] | None) -> None:
         super().prepared(accuracy, interval)
-        self._show("loading the first stage", None)
+        self._show("", "loading the first stage", None)
 
     def stage_started(self, label: str, index: int, total: int, steps: int, done: int) -> None:
-        self._show(f"{index + 1}/{total} {label}", steps, done)
+        self._show(label, f"{index + 1}/{total} {label}", steps or None, done)
 
     def step_done(self, label: str, step: int, steps: int, metrics: Mapping[str, float]) -> None:
-        self.progress.update(self._task, completed=step, facts="  ".join(step_facts(metrics)))
+        task = self._tasks[label]
+        self.progress.update(task, completed=step, facts="  ".join(step_facts(metrics)))
         if step == steps:
-            self.progress.update(self._task, description=f"{label}: measuring held-out accuracy")
+            self.progress.update(task, description=f"{label}: measuring held-out accuracy")
 
     def stage_finished(self, label: str, result: Mapping[str, Any]) -> None:
         super().stage_finished(label, result)
-        self._show("handing over", None)
+        if (task := self._tasks.pop(label, None)) is not None:
+            self.progress.remove_task(task)
+        if not self._tasks:
+            self._show("", "handing over", None)
 
 
 def step_facts(metrics: Mapping[str, float]) -> list[str]:

@@ -138,7 +138,13 @@ def _resending() -> Iterator[None]:
 
 @contextlib.contextmanager
 def deferred() -> Iterator[None]:
-    """Defer the first interrupt until the caller asks for it: :func:`requested`, :func:`leave_if_requested`."""
+    """Defer the first interrupt until the caller asks for it: :func:`requested`, :func:`leave_if_requested`.
+
+    Interrupts reach the main thread alone; elsewhere this does nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     _State.deferring = interrupt_thread().busy = True
     try:
         yield
@@ -151,6 +157,11 @@ def waiting() -> int | None:
     return _State.requested if _State.requested is not None else _State.raised
 
 
+def ended() -> int | None:
+    """The interrupt that ends the work at once, for threads beside the main one, in which nothing is raised."""
+    return _State.raised if threading.current_thread() is not threading.main_thread() else None
+
+
 def requested() -> bool:
     """Whether an interrupt waits."""
     return waiting() is not None
@@ -159,8 +170,9 @@ def requested() -> bool:
 def leave() -> None:
     """Raises: Interrupted, for the interrupt that waits here, or else for one that another rank received."""
     number = waiting() or signal.SIGTERM
-    interrupt_thread().busy = False
-    interrupt_thread().expect_the_end(number)
+    if threading.current_thread() is threading.main_thread():
+        interrupt_thread().busy = False
+        interrupt_thread().expect_the_end(number)
     raise Interrupted(number)
 
 

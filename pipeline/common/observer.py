@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 
@@ -26,27 +27,32 @@ class Observer:
 
 
 class Observers(Observer):
-    """Several observers as one."""
+    """Several observers as one. Reports of several threads, of stages side by side, come one after the other."""
 
     def __init__(self, *members: Observer):
         self.members = members
+        self._one = threading.RLock()
 
     def prepared(self, accuracy: float | None, interval: tuple[float, float] | None) -> None:
-        for member in self.members:
+        for member in self._each():
             member.prepared(accuracy, interval)
 
     def stage_started(self, label: str, index: int, total: int, steps: int, done: int) -> None:
-        for member in self.members:
+        for member in self._each():
             member.stage_started(label, index, total, steps, done)
 
     def step_done(self, label: str, step: int, steps: int, metrics: Mapping[str, float]) -> None:
-        for member in self.members:
+        for member in self._each():
             member.step_done(label, step, steps, metrics)
 
     def stage_finished(self, label: str, result: Mapping[str, Any]) -> None:
-        for member in self.members:
+        for member in self._each():
             member.stage_finished(label, result)
 
     def note(self, text: str) -> None:
-        for member in self.members:
+        for member in self._each():
             member.note(text)
+
+    def _each(self) -> Iterator[Observer]:
+        with self._one:
+            yield from self.members

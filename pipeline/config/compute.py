@@ -20,8 +20,20 @@ class LaunchConfig(Options):
     """fsdp: each process keeps and trains its part of every layer's weights, gradients and optimizer state (FSDP2); a
     whole copy of the weights, without gradients, remains for sampling. none: each process trains a whole copy. With one
     process there is nothing to share out."""
+    side_by_side: int = Field(1, ge=1)
+    """Stages that do not depend on each other that are trained at the same time, each in a process of its own; 1: one
+    after the other, in the order of the list. The result is the same."""
     time_limit: float = Field(1800.0, gt=0)
     """Seconds that a process waits for the others before the stage fails."""
+
+    @model_validator(mode="after")
+    def _one_or_the_other(self) -> LaunchConfig:
+        if self.processes > 1 and self.side_by_side > 1:
+            raise ValueError(
+                f"`processes: {self.processes}` and `side_by_side: {self.side_by_side}` would both share out this "
+                "machine: set one of them to 1"
+            )
+        return self
 
 
 class RolloutConfig(Options):

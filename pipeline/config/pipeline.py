@@ -17,7 +17,7 @@ from gradus.pipeline.common.yaml_text import Path
 from gradus.pipeline.config.checks import check_carry, check_prompts, check_switching
 from gradus.pipeline.config.compute import LaunchConfig, RolloutConfig
 from gradus.pipeline.config.explain import combined
-from gradus.pipeline.config.graph.inputs import check_graph
+from gradus.pipeline.config.graph.inputs import check_graph, is_chain
 from gradus.pipeline.config.graph.merge import MergeConfig
 from gradus.pipeline.config.options import RUNTIME, Name, Options
 from gradus.pipeline.config.outside import default_label, option_classes
@@ -119,6 +119,11 @@ class PipelineConfig(AllTasks, Options):
                 "`rollouts.engine: vllm` starts vLLM in the training process, and `launch.processes` asks for several; "
                 "take `vllm-server`"
             )
+        if self.rollouts.external and self.abreast > 1:
+            raise ValueError(
+                "`rollouts.engine` is one engine that gets the weights of one stage at a time, and "
+                "`launch.side_by_side` trains several at once: set that to 1"
+            )
         for stage in self.trained:
             prompts = {name: self.named_tasks[name].validation for name in self.used_tasks(stage)}
             check_switching(stage, prompts, self.shares(stage))
@@ -133,6 +138,11 @@ class PipelineConfig(AllTasks, Options):
     def trained(self) -> list[StageConfig]:
         """The stages that take steps of an algorithm; the others make their checkpoints otherwise."""
         return [stage for stage in self.stages if stage.trains]
+
+    @property
+    def abreast(self) -> int:
+        """How many stages are trained at the same time at most; in a chain no two can be."""
+        return 1 if is_chain(self.stages) else self.launch.side_by_side
 
     @property
     def samplings(self) -> list[SamplingConfig]:

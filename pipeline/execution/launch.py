@@ -17,6 +17,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ Message = dict[str, Any]
 
 
 def launched(run: RunFolder, index: int, stage: Stage, where: dict[str, Any], observer: Observer) -> dict[str, Any]:
-    """Train a stage in ``launch.processes`` processes; returns its success record.
+    """Train a stage in ``launch.processes`` processes apart from this one; returns its success record.
 
     ``where``: the parent checkpoint and the checkpoint to resume from, which are passed to the ranks unchanged.
 
@@ -131,7 +132,8 @@ class _Launch:
         self._held.close()
 
     def until_started(self, time_limit: float) -> None:
-        """Wait until every rank has said hello, or torchrun has ended. A signal ends this wait at once.
+        """Wait until every rank has said hello, or torchrun has ended. A signal ends this wait at once, in a thread
+        beside the main one within moments.
 
         Raises: StageFailed where it takes too long.
         """
@@ -146,6 +148,8 @@ class _Launch:
                 noted = True
                 self.observer.note(f"waiting for {missing} to start; {self.log} has what they write")
             self._receive(0.2)
+            if threading.current_thread() is not threading.main_thread():
+                interruption.leave_if_requested()
 
     def watch(self) -> None:
         """Until torchrun has ended, pass on the reports of the ranks, and a signal to rank 0, which all ranks follow.
@@ -154,6 +158,8 @@ class _Launch:
         """
         while self._torchrun.poll() is None and time.monotonic() < self._deadline:
             self._receive(0.2)
+            if (number := interruption.ended()) is not None:
+                raise interruption.Interrupted(number)
             number = interruption.waiting()
             if number is not None and self._signalled is None and 0 in self._pids:
                 self._signalled = number

@@ -75,7 +75,7 @@ def run_stage(run: RunFolder, index: int, parent: str, stage: Stage | None, obse
 def _made(work: StageWork, stage: Stage | None, journal: Journal, observer: Observer) -> dict[str, Any]:
     """The success record of a stage that is trained, here or in several processes, or that merges what others made."""
     run, config = work.run, work.run.config
-    if stage is not None and config.launch.processes > 1:
+    if stage is not None and (config.launch.processes > 1 or config.abreast > 1):
         where = {"parent": str(work.parent), "resume_from": work.resume_from}
         return launched(run, work.index, stage, where, observer)
     with reward_suite(run, work.parent, config.in_stage(config.stages[work.index])) as suite:

@@ -16,6 +16,7 @@ from gradus.flows.orchestrator import server
 from gradus.flows.order import PipelineWork
 from gradus.pipeline.common.files import write_json
 from gradus.pipeline.common.observer import Observer
+from gradus.pipeline.config.graph import inputs as graph
 from gradus.pipeline.runs.run_folder import RESULT_FILE, RunFolder
 from gradus.stages import discover
 
@@ -34,8 +35,9 @@ class Rehearsal:
     def run_stage(self, run: RunFolder, index: int, parent: str, stage: Any, observer: Observer) -> dict[str, Any]:
         config, done = run.config.stages[index], run.result(index)
         self.order.append(config.label)
-        assert Path(parent) == (run.stage_dir(index - 1) if index else run.path / "start")
-        assert stage.name == config.stage
+        place = graph.parent(run.config.stages, index)
+        assert Path(parent) == (run.path / "start" if place is None else run.stage_dir(place))
+        assert (stage is not None and stage.name == config.stage) or not config.trains
         if done:
             return {**done, "reused": True}
         observer.stage_started(config.label, index, len(run.config.stages), config.steps, 0)
