@@ -23,7 +23,8 @@ def side_by_side(stages: Sequence[Any], start: str, most: int, do: Do, note: Cal
 
     Raises: Interrupted; what a stage raises.
     """
-    made, failed, running = {None: start}, dict[int, BaseException](), dict[Future[dict[str, Any]], int]()
+    made: dict[int | None, str] = {None: start}
+    failed, running = dict[int, BaseException](), dict[Future[dict[str, Any]], int]()
     left = list(range(len(stages)))
     with interruption.handled(note), interruption.deferred(), ThreadPoolExecutor(most) as threads:
         while True:
@@ -42,6 +43,6 @@ def side_by_side(stages: Sequence[Any], start: str, most: int, do: Do, note: Cal
                 failed[index] = error
                 if running and not isinstance(error, Interrupted):
                     note(f"stage {stages[index].label!r} failed; what does not depend on it is done first")
-    # A failure is told before the interrupt that may have ended the others.
+    # An error of a stage says more than that the process of another one was told to end.
     for error in sorted(failed.values(), key=lambda error: isinstance(error, Interrupted)):
         raise error

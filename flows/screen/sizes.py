@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from gradus.flows.screen.text import Lines, print_table, size_text
+from gradus.pipeline.common.errors import UserError
 from gradus.pipeline.config import PipelineConfig
 from gradus.pipeline.config.checks import profile_size
 from gradus.pipeline.estimates.hardware import Hardware
@@ -51,7 +52,9 @@ MOST_DOUBLINGS = 7
 def sizes(
     config: PipelineConfig, stages: Mapping[str, Stage], hardware: Hardware, prompt_tokens: int
 ) -> dict[str, Any]:
-    """Memory and time of every stage, as plain data. Raises: UserError if the model is not known."""
+    """Memory and time of every stage that trains, as plain data. Raises: UserError if the model is not known."""
+    if not config.trained:
+        raise UserError("no stage trains, so that there is nothing to estimate", where="--hardware", fix="leave it out")
     size = model_size(config.policy)
     profiles = {stage.label: profile_size(stage) for stage in config.trained}
     loads = [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 
@@ -34,25 +34,26 @@ class Observers(Observer):
         self._one = threading.RLock()
 
     def prepared(self, accuracy: float | None, interval: tuple[float, float] | None) -> None:
-        for member in self._each():
-            member.prepared(accuracy, interval)
+        with self._one:
+            for member in self.members:
+                member.prepared(accuracy, interval)
 
     def stage_started(self, label: str, index: int, total: int, steps: int, done: int) -> None:
-        for member in self._each():
-            member.stage_started(label, index, total, steps, done)
+        with self._one:
+            for member in self.members:
+                member.stage_started(label, index, total, steps, done)
 
     def step_done(self, label: str, step: int, steps: int, metrics: Mapping[str, float]) -> None:
-        for member in self._each():
-            member.step_done(label, step, steps, metrics)
+        with self._one:
+            for member in self.members:
+                member.step_done(label, step, steps, metrics)
 
     def stage_finished(self, label: str, result: Mapping[str, Any]) -> None:
-        for member in self._each():
-            member.stage_finished(label, result)
+        with self._one:
+            for member in self.members:
+                member.stage_finished(label, result)
 
     def note(self, text: str) -> None:
-        for member in self._each():
-            member.note(text)
-
-    def _each(self) -> Iterator[Observer]:
         with self._one:
-            yield from self.members
+            for member in self.members:
+                member.note(text)

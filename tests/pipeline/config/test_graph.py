@@ -38,6 +38,18 @@ def test_what_stages_depend_on() -> None:
     assert graph.inputs(aside, 3) == [1, 2] and graph.beside(aside, 3) == [2] and graph.ancestors(aside, 3) == [0, 1]
 
 
+def test_teachers_and_references_are_inputs() -> None:
+    """One that is named for each task, one for all, and the starting policy."""
+    tasks = {"sums": TASK, "more": TASK}
+    teachers = {"sums": "math", "more": "code"}
+    student = {"stage": "opd", "from": "sft", "group_size": 2, "teacher": teachers, "kl": 0.1, "reference": "start"}
+    stages = pipeline([SFT, MATH, CODE, {**student, "task": {"sums": 1, "more": 1}}], task="sums", tasks=tasks).stages
+    assert (graph.parent(stages, 3), graph.reads(stages, 3), graph.beside(stages, 3)) == (0, [0, 1, 2], [1, 2])
+    assert graph.ancestors(stages, 3) == [0] and graph.readers(stages, 1) == [3] and graph.starts(stages) == [0, 3]
+    chain = pipeline([SFT, MATH, {"stage": "opd", "group_size": 2, "teacher": "sft"}]).stages
+    assert graph.is_chain(chain) and graph.beside(chain, 2) == [] and graph.readers(chain, 0) == [1, 2]
+
+
 def test_a_merge_is_of_the_tasks_of_what_it_is_made_of() -> None:
     tasks = {"sums": TASK, "more": TASK}
     stages = [{**SFT, "task": "sums"}, {**MATH, "task": {"sums": 1, "more": 3}}, {**CODE, "task": "more"}, SOUP]
