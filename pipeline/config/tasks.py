@@ -138,6 +138,13 @@ class AllTasks:
         return self.model_copy(update=changes)
 
 
+def template_arguments(config: Any) -> list[dict[str, Any]]:
+    """The different arguments of the chat template that prompts are asked with, beside the policy's."""
+    asked = [config.asked(stage) for stage in (None, *config.stages)]
+    given = [how["template_args"] for tasks in asked for how in tasks.values() if "template_args" in how]
+    return [each for place, each in enumerate(given) if each not in given[:place]]
+
+
 def check_labels(what: str, labels: Iterable[str]) -> None:
     """No label stands twice. Raises: ValueError."""
     seen = set[str]()
