@@ -1,4 +1,4 @@
-"""What a policy writes for sums of each length: whether it takes the question's numbers one after another, and adds right.
+"""What a policy writes for sums of each length: does it take the question's numbers in their order, and add right?
 
 python read_sums.py runs/sums
 """
@@ -39,11 +39,9 @@ def main() -> None:
         texts = sample(policy, prompts, 1, SamplingConfig(max_tokens=80), None).texts
         found = [read(prompt.question, text[0]) for prompt, text in zip(prompts, texts, strict=True)]
         true = [each for _, equations in found for each in equations]
-        right = sum(heldout[f"{name}/{prompt.id}"] for prompt in prompts)
-        print(
-            f"{name}: {right} of {len(prompts)} answers right, {sum(all_taken for all_taken, _ in found)} take all numbers"
-            f" in their order; {sum(true)} of {len(true)} equations true"
-        )
+        right, in_order = sum(heldout[f"{name}/{prompt.id}"] for prompt in prompts), sum(taken for taken, _ in found)
+        print(f"{name}: {right} of {len(prompts)} answers right; {in_order} take all numbers in their order; ", end="")
+        print(f"{sum(true)} of {len(true)} equations true")
 
 
 if __name__ == "__main__":
