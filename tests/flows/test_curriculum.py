@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import doctest
 import importlib.util
 import re
 import shlex
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from paths import REPOSITORY
@@ -22,27 +24,33 @@ from gradus.stages import discover
 EXAMPLE = REPOSITORY / "examples" / "curriculum"
 STAGES = discover()
 KINDS = [stage.config for stage in STAGES.values()]
+SCRIPTS = ("dial_task", "read_sums")
 SMALLER = {
     "hidden_size: 128": "hidden_size: 16", "intermediate_size: 256": "intermediate_size: 32", "layers: 3": "layers: 1",
     "heldout: 300": "heldout: 4", "validation: 100": "validation: 4", "steps: 300": "steps: 2",
 }  # fmt: skip
 
 
+def script(name: str, folder: Path = EXAMPLE) -> ModuleType:
+    """A script of the example as a module."""
+    spec = importlib.util.spec_from_file_location(name, folder / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The example's files at toy size, and its data."""
     found = tmp_path_factory.mktemp("curriculum")
-    for file in (*EXAMPLE.glob("*.yaml"), EXAMPLE / "dial_task.py"):
+    for file in (EXAMPLE / name for name in ("curriculum.yaml", "by-pass-rate.yaml", "dial_task.py")):
         text = file.read_text()
         for large, small in SMALLER.items() if file.suffix == ".yaml" else ():
             assert large in text, file.name
             text = text.replace(large, small)
         (found / file.name).write_text(text)
-    spec = importlib.util.spec_from_file_location("dial_task", found / "dial_task.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    module.main()
+    script("dial_task", found).main()
     return found
 
 
@@ -86,3 +94,7 @@ def test_the_arms_train_on_what_they_are_named_after(plan: ComparisonPlan) -> No
         "gfpo": [("gfpo", levels)],
         "hard": [("dapo", ["hard"])],
     }
+
+
+def test_the_scripts_do_what_they_say() -> None:
+    assert all(doctest.testmod(script(name)).attempted and not doctest.testmod(script(name)).failed for name in SCRIPTS)
