@@ -33,6 +33,8 @@ PLATEAU = 4
 """Measurements of a plateau, and the largest values of other rules that end a stage."""
 NUDGE = {"reward": "length", "name": "tiny", "weight": 0.1, "params": {"max": 1, "falloff": 400}}
 """A reward that a model which knows nothing gets more or less of, so that there is something to learn from."""
+SHOWN = 5
+"""Names of tasks in the line about what was swapped."""
 KEPT = ("system", "template_args", "template", "plain_template", "special_tokens_in_questions", "threads", "lora")
 """Options of the policy that another model takes, too."""
 
@@ -152,7 +154,8 @@ def _at_most(value: Any, most: float) -> Any:
 def _told(config: PipelineConfig, tiny: PipelineConfig) -> str:
     """What was swapped, in one line."""
     names = [name or "the task" for name, task in tiny.named_tasks.items() if isinstance(task, TableOptions)]
-    data = f"made-up rows for {', '.join(names)}" if names else "few prompts"
+    shown = ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more tasks" if len(names) > SHOWN else "")
+    data = f"made-up rows for {shown}" if names else "few prompts"
     return (
         f"tiny: a new model of 0.1 million weights in place of {config.policy.path or 'the new one'}, {data}, at most "
         f"{LARGEST['steps']} steps of {LARGEST['prompts_per_step']} prompts, completions of at most {LONGEST} tokens "
