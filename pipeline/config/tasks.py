@@ -191,10 +191,3 @@ def _check_judgement(judgement: Judgement, of: str) -> None:
     chosen = judgement.evaluation.reward
     if chosen is not None and chosen not in labels:
         raise ValueError(f"evaluation.reward {chosen!r} is none of the rewards: {', '.join(labels)}")
-
-
-def template_arguments(config: Any) -> list[dict[str, Any]]:
-    """The different arguments of the chat template that a pipeline's prompts are asked with, beside the policy's."""
-    asked = [config.asked(stage) for stage in (None, *config.stages)]
-    given = [how["template_args"] for tasks in asked for how in tasks.values() if "template_args" in how]
-    return [each for place, each in enumerate(given) if each not in given[:place]]
