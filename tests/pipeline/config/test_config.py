@@ -389,7 +389,7 @@ def test_a_sound_configuration_passes(base: str, tmp_path: Path) -> None:
         ("policy.architecture.model_type=lama", "did you mean `llama`?"),
         ("policy.architecture.max_position_embeddings=16", "max_position_embeddings"),
         ("tracking.uri=ftp://x", "tracking.uri"),
-        ("stages.sft.async=1", "the stage `sft` samples nothing that could be sampled ahead"),
+        ("stages.sft.async=1", "the stage `sft` samples nothing that `async` could go by"),
     ],
 )
 def test_what_can_be_known_before_compute_is_said(base: str, override: str, says: str) -> None:

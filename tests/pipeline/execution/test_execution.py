@@ -349,7 +349,7 @@ def test_a_built_in_algorithm_is_one_file(tmp_path, monkeypatch):
     discover.cache_clear()
     try:
         configs = [stage.config for stage in discover().values()]
-        assert "mine" in discover() and len(configs) == 6
+        assert "mine" in discover() and len(configs) == len(STAGE_CONFIGS) + 1
         run = launch(
             tmp_path, pipeline([{"stage": "sft"}, {"stage": "mine", "group_size": 2}], configs), configs=configs
         )
