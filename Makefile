@@ -26,6 +26,8 @@ demo: $(VENV)/.installed ## train the quickstart pipeline and say what it learne
 	@$(BIN)/gradus run $(CONFIG)
 
 test: lint types ## lint, types and the whole test suite
+	@# Tests start hundreds of processes, and some environments keep Python from writing what it has compiled.
+	@$(BIN)/python -m compileall -qq pipeline flows stages tests src/gradus
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.installed ## ruff, rules and format
