@@ -198,8 +198,8 @@ def reweighted_mean(rewards_PK: Tensor, log_odds_PK: Tensor, valid_PK: Tensor | 
     importance sampling (Owen, "Monte Carlo theory, methods and examples", chapter 9).
 
     >>> import torch
-    >>> reweighted_mean(torch.tensor([[1.0, 0.0]]), torch.tensor([[3.0, 1.0]]).log()).tolist()
-    [[0.75, 0.75]]
+    >>> reweighted_mean(torch.tensor([[1.0, 0.0]]), torch.tensor([[3.0, 1.0]]).log())
+    tensor([[0.7500, 0.7500]])
     """
     known_PK = valid(rewards_PK, valid_PK)
     weights_PK = log_odds_PK.masked_fill(~known_PK, -1e30).softmax(-1) * known_PK

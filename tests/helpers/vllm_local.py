@@ -12,13 +12,14 @@ from pathlib import Path
 import torch
 from vllm_models import architectures, policy_of, prompts
 
-from gradus.pipeline.config import SamplingConfig, StageConfig
+from gradus.pipeline.config import SamplingConfig
 from gradus.pipeline.config.pipeline import pipeline_model
 from gradus.pipeline.policy.policy import parameters
 from gradus.pipeline.rollouts.builtin import DrawKey, sample
 from gradus.pipeline.rollouts.external import EngineSampler
 from gradus.pipeline.rollouts.factory import sampler_for
 from gradus.pipeline.rollouts.sampler import Sampler
+from gradus.stages.dapo import DAPOConfig
 
 
 def main() -> None:
@@ -29,9 +30,9 @@ def main() -> None:
     raw = {
         "name": "x", "policy": policy_config, "rollouts": {"engine": "vllm", "context": 128},
         "task": {"source": "file", "path": "x.jsonl"}, "rewards": [{"reward": "exact_answer"}],
-        "stages": [{"stage": "x", "steps": 1}],
+        "stages": [{"stage": "dapo", "steps": 1}],
     }  # fmt: skip
-    config = pipeline_model([StageConfig]).model_validate(raw)
+    config = pipeline_model([DAPOConfig]).model_validate(raw)
     torch.set_num_threads(1)
     state = torch.random.get_rng_state()
     sampler: Sampler = sampler_for(config, policy, folder, folder, 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -100,9 +101,10 @@ class Fate(Observer):
             os.kill(os.getpid(), signal.SIGTERM)
             return
         for child in psutil.Process().children(recursive=True):
-            words = child.cmdline()
-            if words[3:5] == ["-m", "gradus.pipeline.execution.rank_process"] and '"index": 1' in words[5]:
-                child.kill()
+            with contextlib.suppress(psutil.NoSuchProcess):  # one that has ended and was not waited for yet, too
+                words = child.cmdline()
+                if words[3:5] == ["-m", "gradus.pipeline.execution.rank_process"] and '"index": 1' in words[5]:
+                    child.kill()
 
 
 def test_signals_and_kills_side_by_side_leave_what_one_after_the_other_makes(tmp_path: Path) -> None:

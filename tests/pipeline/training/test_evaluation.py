@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from gradus.pipeline.config import PipelineConfig, SamplingConfig, StageConfig
+from gradus.pipeline.config import PipelineConfig, SamplingConfig
 from gradus.pipeline.config.pipeline import pipeline_model
 from gradus.pipeline.policy.policy import Policy
 from gradus.pipeline.rewards import RewardSuite
@@ -16,13 +16,14 @@ from gradus.pipeline.rollouts.builtin import sample
 from gradus.pipeline.rollouts.sampler import Sampler
 from gradus.pipeline.training import evaluation
 from gradus.pipeline.types import Prompt, Rollouts
+from gradus.stages.dapo import DAPOConfig
 
 
 def judged_by_length(most: int, falloff: int, **evaluation: float) -> PipelineConfig:
-    options = {"policy": {"architecture": {"model_type": "llama"}}, "stages": [{"stage": "x", "steps": 1}]}
+    options = {"policy": {"architecture": {"model_type": "llama"}}, "stages": [{"stage": "dapo", "steps": 1}]}
     options |= {"name": "x", "task": {"source": "reasoning_gym", "dataset": "chain_sum"}, "evaluation": evaluation}
     rewards = [{"reward": "length", "params": {"max": most, "falloff": falloff}}]
-    return pipeline_model([StageConfig]).model_validate({"rewards": rewards, **options})
+    return pipeline_model([DAPOConfig]).model_validate({"rewards": rewards, **options})
 
 
 def test_training_and_evaluation_agree_on_what_is_correct(policy: Policy, prompts: list[Prompt]) -> None:
