@@ -1,24 +1,18 @@
 """Completions that a stage wrote while it trained, kept for a later stage to learn from: correct ones as
-demonstrations, or pairs of a better and a worse one.
-
-One line of JSON each, in a file of the stage's folder, in the order of the steps. A line has a checksum of its own, and
-a resumed stage cuts the file back to the steps before the one that it trains first.
+demonstrations, or pairs of a better and a worse one. One line each, in a file of the stage's folder (``step_lines``).
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
-import zlib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gradus.pipeline.common.errors import UserError
-from gradus.pipeline.common.files import sha256, sync_folder
+from gradus.pipeline.common.files import sha256
 from gradus.pipeline.tasks.metadata import packed, unpacked
+from gradus.pipeline.tasks.prompts.step_lines import StepLines, step_lines
 from gradus.pipeline.tasks.splits import MORE
 
 if TYPE_CHECKING:
@@ -30,63 +24,33 @@ COMPLETIONS_FILE = "completions.jsonl"
 """The name of the file, in a stage's folder."""
 
 
-class KeptCompletions:
+class KeptCompletions(StepLines):
     """The file of a stage that trains; ``keeps``: what this process, and rank, keeps, ``correct`` ones or ``pairs``."""
 
     def __init__(self, path: Path, keeps: Collection[str]):
-        self.path, self.keeps = path, keeps
-        self._waiting = b""
-        """What a full disk has refused so far."""
-        self._begun = False
+        super().__init__(path, bool(keeps))
+        self.keeps = keeps
 
     def add(self, rollouts: Rollouts, step: int) -> None:
         """Keep completions of the batch that this step has trained on, those that were cut off apart."""
         if not self.keeps or rollouts.correct_PK is None:
             return
-        if not self._begun:
-            self._cut(step)
+        self.begin(step)
         if "correct" in self.keeps:
             whole = (rollouts.correct_PK & ~rollouts.truncated_PK).tolist()
             for prompt, texts, correct in zip(rollouts.prompts, rollouts.texts, whole, strict=True):
                 for text in dict.fromkeys(text for text, right in zip(texts, correct, strict=True) if right):
-                    self._waiting += _line({"id": prompt.id, "task": prompt.task, "step": step, "text": text})
+                    self.append({"id": prompt.id, "task": prompt.task, "step": step, "text": text})
         for group, (best, worst) in _pairs(rollouts).items() if "pairs" in self.keeps else ():
             prompt, texts = rollouts.prompts[group], rollouts.texts[group]
             given = {"id": prompt.id, "task": prompt.task, "step": step}
-            self._waiting += _line({**given, "text": texts[best], "rejected": texts[worst]})
-        with contextlib.suppress(OSError):
-            self.sync(durably=False)
-
-    def sync(self, durably: bool = True) -> None:
-        """Write what waits; ``durably``: so that it survives a failure of the machine. Raises: OSError."""
-        if not self.keeps or not (self._waiting or self.path.exists()):
-            return
-        with self.path.open("ab") as file:
-            begin = file.tell()
-            try:
-                file.write(self._waiting)
-                file.flush()
-            except OSError:
-                file.truncate(begin)
-                raise
-            self._waiting = b""
-            if durably:
-                os.fsync(file.fileno())
-        if durably:
-            sync_folder(self.path.parent)
+            self.append({**given, "text": texts[best], "rejected": texts[worst]})
+        self.flush()
 
     def finish(self) -> str:
         """Make everything durable, and return the hash of the file; empty where there is none. Raises: OSError."""
         self.sync()
         return sha256(self.path) if self.path.exists() else ""
-
-    def _cut(self, step: int) -> None:
-        """Forget what an earlier launch kept of this step and of those after it, and what a kill left half-written."""
-        self._begun = True
-        if self.path.exists():
-            whole = [raw for raw, line in _lines(self.path) if line is not None and line["step"] < step]
-            with self.path.open("r+b") as file:
-                file.truncate(sum(map(len, whole)))
 
 
 def _pairs(rollouts: Rollouts) -> dict[int, tuple[int, int]]:
@@ -108,7 +72,7 @@ def taught(task: TaskData, file: Path, asked: DemonstrationsConfig, where: str) 
     from datasets import Dataset
 
     found: dict[str, dict[tuple[str, str], None]] = {}
-    for _, line in _lines(file):
+    for _, line in step_lines(file):
         if line is not None and line["task"] == task.name and ("rejected" in line) == (asked.keep == "pairs"):
             texts, text = found.setdefault(line["id"], {}), (line["text"], line.get("rejected", ""))
             texts.pop(text, None)  # the newest of equal ones counts
@@ -140,25 +104,3 @@ def taught(task: TaskData, file: Path, asked: DemonstrationsConfig, where: str) 
         table = table.drop_columns([name]) if name in table.column_names else table
         table = table.append_column(name, pyarrow.array(values, pyarrow.string()))
     return replace(task, train=Dataset(table), has_demonstrations=True)
-
-
-def _line(content: dict[str, Any]) -> bytes:
-    text = json.dumps(content).encode()
-    return json.dumps({**content, "check": zlib.crc32(text)}).encode() + b"\n"
-
-
-def _lines(file: Path) -> Iterator[tuple[bytes, dict[str, Any] | None]]:
-    """Each line with its content; None, and no further line, where it is not as it was written."""
-    if not file.exists():
-        return
-    with file.open("rb") as stream:
-        for raw in stream:
-            try:
-                content = json.loads(raw)
-                check = content.pop("check")
-                intact = raw.endswith(b"\n") and check == zlib.crc32(json.dumps(content).encode())
-            except (ValueError, KeyError, AttributeError):
-                intact, content = False, None
-            yield raw, content if intact else None
-            if not intact:
-                return
