@@ -7,6 +7,7 @@ without recursion. One pass over the completion, so that degenerate text costs n
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from fractions import Fraction
 from functools import lru_cache
 from itertools import pairwise
@@ -65,36 +66,45 @@ def equation_share(question: str, reasoning: str, count_missing: bool = False) -
     >>> equation_share("(17 * 23) - 19", "17*23=391;"), equation_share("(17 * 23) - 19", "17*23=391;", True)
     (1.0, 0.5)
     """
-    parts = _plain(reasoning).split("=")
-    if len(parts) == 1:
-        return 0.0
-    known = set(_numbers(question))
-    seen: set[tuple[str, ...]] = set()
     total = good = 0
+    for _, _, wrong in judged(question, _plain(reasoning).split("=")):
+        total += 1
+        good += not wrong
+    if count_missing and total:
+        total = max(total, len(NUMBER.findall(_plain(question))) - 1)
+    return good / total if total else 0.0
+
+
+def judged(question: str, parts: list[str]) -> Iterator[tuple[int, list[str], str]]:
+    """(number of its sign ``=``, left side, what is wrong with it) of every equation that counts.
+
+    ``parts``: a text in its simplest form, split at the signs.
+    """
+    known = set(_numbers(question)) if len(parts) > 1 else set[Rational]()
+    seen: set[tuple[str, ...]] = set()
     for i, (before, after) in enumerate(pairwise(parts)):
         left = _left_side(before, "=" if i else "\n")
         right = _right_side(after, chained=i + 2 < len(parts))
         if left is None or right is None:
             continue
+        wrong = ""
         try:
             value = _signed(right)
-            difference = _evaluate(left) - value
-            true = difference == 0 and _follows(left, known)
+            if _evaluate(left) != value:
+                wrong = "false"
+            elif not _follows(left, known):
+                wrong = "does not follow"
         except ValueError:
             continue
         except ArithmeticError:
-            total += 1
+            yield i, left, "false"
             continue
-        total += 1
         written = (*left, "=", *right)
-        good += true and written not in seen
+        yield i, left, wrong or ("repeated" if written in seen else "")
         seen.add(written)
         known.add(value)
         if right[2]:
             known.update((_number(right[1]), _number(right[2])))
-    if count_missing:
-        total = max(total, len(NUMBER.findall(_plain(question))) - 1)
-    return good / total if total else 0.0
 
 
 def _plain(text: str) -> str:
@@ -102,7 +112,7 @@ def _plain(text: str) -> str:
     if not text.isascii():
         text = text.translate(SIGNS)
     if "\\" in text:
-        text = LATEX.sub(lambda m: "*" if m[1] else "/" if m[2] else " ", text)
+        text = LATEX.sub(of_latex, text)
     if "$" in text:
         text = text.replace("$", "")
     if "," in text:
@@ -110,6 +120,11 @@ def _plain(text: str) -> str:
     if "x" in text or "X" in text:
         text = LETTER_X.sub("*", text)
     return text
+
+
+def of_latex(found: re.Match[str]) -> str:
+    """The simplest form of what LATEX finds."""
+    return "*" if found[1] else "/" if found[2] else " "
 
 
 @lru_cache(maxsize=4096)
