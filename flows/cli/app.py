@@ -16,6 +16,7 @@ from gradus.flows.cli import deploy as deploy_commands
 from gradus.flows.cli import init as init_commands
 from gradus.flows.cli import lists as list_commands
 from gradus.flows.cli import prompts as prompt_commands
+from gradus.flows.cli import rollouts as rollout_commands
 from gradus.flows.cli import runs as run_commands
 from gradus.flows.cli.arguments import RUNS, AsJson, Config, EngineOption, Overrides, Runs, Tiny
 from gradus.flows.screen.errors import CurrentCommand, command, quiet_libraries
@@ -100,6 +101,7 @@ command(app, trains=True)(run_commands.fork)
 command(app)(run_commands.status)
 command(app)(run_commands.verify)
 command(app)(prompt_commands.prompts)
+command(app)(rollout_commands.rollouts)
 command(app, trains=True)(compare_commands.compare)
 command(app)(deploy_commands.deploy)
 command(app, trains=True, hidden=True)(deploy_commands.deployed)

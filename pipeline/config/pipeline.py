@@ -39,6 +39,13 @@ class TrackingConfig(Options):
     """Steps between histograms of the advantages; 0 draws none."""
     samples: int = Field(16, ge=0)
     """Completions in each stage's table of samples."""
+    rollouts_every: int = Field(20, ge=0)
+    """Steps between two of which sampled groups are kept to be read (`gradus rollouts`), beside the first; 0 keeps
+    none."""
+    rollouts_groups: int = Field(4, ge=0, le=64)
+    """Groups that are kept of such a step."""
+    rollouts_bytes: int = Field(32768, ge=2048)
+    """Most bytes of such a group; of longer texts the middle is left out."""
 
 
 class CheckpointConfig(Options):

@@ -53,6 +53,7 @@ class StageCheckpoints:
             setup.journal.sync()  # the curves up to here are as safe as the weights
             setup.memory.sync()
             setup.completions.sync()
+            setup.rollout_record.sync()
             write_state(resume, state)
             if spread:
                 aside.rename(resume / SHARDS)

@@ -100,6 +100,7 @@ class StepLog:
         self._write(step, metrics, weights)
         self.setup.memory.write(step)
         self.setup.completions.add(rollouts, step)
+        self.setup.rollout_record.add(rollouts, weights, step)
         self._show_padding()
         self._show_failures(batches.failures)
         shown = finite(metrics)

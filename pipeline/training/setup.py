@@ -14,6 +14,7 @@ from gradus.pipeline.config import PipelineConfig, SamplingConfig, StageConfig
 from gradus.pipeline.policy.policy import Policy, frozen_copy
 from gradus.pipeline.rewards import RewardSuite
 from gradus.pipeline.rollouts.sampler import BUILT_IN, Sampler
+from gradus.pipeline.runs.sampled.record import ROLLOUTS_FILE, RolloutRecord
 from gradus.pipeline.stage import Needs, Stage
 from gradus.pipeline.tasks.data import TaskData, Tasks
 from gradus.pipeline.tasks.prompt_order import HistoryResampling, PromptStream, Schedule
@@ -112,6 +113,12 @@ class Setup:
         """The correct completions that a later stage is to learn from."""
         keeps = self.pipeline.keeps_completions(self.config) if self.ranks.leads else frozenset[str]()
         return KeptCompletions(self.folder / COMPLETIONS_FILE, keeps)
+
+    @cached_property
+    def rollout_record(self) -> RolloutRecord:
+        """The groups that are kept for a person to read."""
+        writes = self.ranks.leads and self.needs.completions == "policy"
+        return RolloutRecord(self.folder / ROLLOUTS_FILE, self.pipeline.tracking, self.needs.ranking, writes)
 
     def finish(self, step: int) -> dict[str, Any]:
         """Keep what the stage, which ends with this step, found out of prompts; returns what vouches for it."""

@@ -21,6 +21,7 @@ from tiny_policies import tiny_policy
 from gradus.pipeline.common.errors import UserError
 from gradus.pipeline.common.files import folder_in_the_making, write_json, write_text
 from gradus.pipeline.common.ranks import ALONE
+from gradus.pipeline.config.pipeline import TrackingConfig
 from gradus.pipeline.policy.policy import Policy
 from gradus.pipeline.runs.checkpoint import (
     RECORD_FILE,
@@ -30,6 +31,7 @@ from gradus.pipeline.runs.checkpoint import (
     read_record,
     save_checkpoint,
 )
+from gradus.pipeline.runs.sampled.record import ROLLOUTS_FILE, RolloutRecord
 from gradus.pipeline.tasks.prompts.completions import COMPLETIONS_FILE, KeptCompletions
 from gradus.pipeline.tasks.prompts.memory import MEMORY_FILE, PromptMemory, read_rows
 from gradus.pipeline.tracking.journal import Journal, read_events
@@ -130,7 +132,8 @@ def test_curves_are_durable_before_the_checkpoint_that_they_lead_to(tmp_path: Pa
     setup: Any = SimpleNamespace(
         policy=tiny_policy(), journal=journal, folder=tmp_path, ranks=ALONE, parent="p", fingerprint="f",
         resume_from=None, pipeline=pipeline([{"stage": "sft"}]), config=SimpleNamespace(label="sft"),
-        memory=PromptMemory(tmp_path / MEMORY_FILE), completions=KeptCompletions(tmp_path / COMPLETIONS_FILE, False),
+        memory=PromptMemory(tmp_path / MEMORY_FILE), completions=KeptCompletions(tmp_path / COMPLETIONS_FILE, []),
+        rollout_record=RolloutRecord(tmp_path / ROLLOUTS_FILE, TrackingConfig(), writes=False),
     )  # fmt: skip
     taken = stream_of(2).at(0, 2)
     setup.memory.add(scored(taken, [[True, False]] * 2), 1)
@@ -226,7 +229,8 @@ def test_a_stage_s_checkpoints_say_whose_they_are(tmp_path: Path, monkeypatch: p
     setup: Any = SimpleNamespace(
         policy=tiny_policy(), journal=Journal(tmp_path / "journal.jsonl"), folder=tmp_path, ranks=ALONE, parent="p",
         fingerprint="f", resume_from=None, pipeline=pipeline([{"stage": "sft"}]), config=SimpleNamespace(label="sft"),
-        memory=PromptMemory(tmp_path / MEMORY_FILE), completions=KeptCompletions(tmp_path / COMPLETIONS_FILE, False),
+        memory=PromptMemory(tmp_path / MEMORY_FILE), completions=KeptCompletions(tmp_path / COMPLETIONS_FILE, []),
+        rollout_record=RolloutRecord(tmp_path / ROLLOUTS_FILE, TrackingConfig(), writes=False),
     )  # fmt: skip
     order: list[str] = []
     monkeypatch.setattr(setup.journal, "sync", lambda: order.append("curves"))
