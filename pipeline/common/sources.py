@@ -14,6 +14,9 @@ from typing import Any
 PIECE_BYTES, PIECES = 1 << 20, 64
 """A larger file than all pieces together is hashed in this many pieces, spread evenly from its start to its end."""
 
+MODEL_FILES = "*"
+"""The files of a model lie in its folder itself; folders in it are of other use."""
+
 Seen = dict[str, dict[str, Any]]
 """Name of a file -> its ``size``, the time of its last change (``changed``, nanoseconds) and its ``hash``."""
 
@@ -21,6 +24,12 @@ Seen = dict[str, dict[str, Any]]
 def look_at(source: Path, pattern: str = "**/*") -> Seen:
     """The file ``source``, or the visible files of that folder, as they are now; empty where there is no such thing."""
     return {name: {**_state(path), "hash": _sample(path)} for name, path in _files(source, pattern).items()}
+
+
+def content_of(source: Path, pattern: str = "**/*") -> str:
+    """A short hash of the file ``source``, or of the visible files of that folder; empty where there is no such thing."""
+    files = {name: _sample(path) for name, path in _files(source, pattern).items()}
+    return hashlib.sha256(repr(sorted(files.items())).encode()).hexdigest()[:16] if files else ""
 
 
 def altered_since(source: Path, known: Seen, pattern: str = "**/*") -> list[str]:

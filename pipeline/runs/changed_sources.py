@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gradus.pipeline.common.sources import Seen, altered_since, look_at
+from gradus.pipeline.common.sources import MODEL_FILES, Seen, altered_since, look_at
 from gradus.pipeline.config import PipelineConfig
 from gradus.pipeline.runs.run_folder import RunFolder
 from gradus.pipeline.tasks.several.build import all_sources
 
-MODEL_FILES = "*"
-"""The files of a model lie in its folder itself; folders in it are of other use."""
 SHOWN = 3
 """How many files of a folder a line names."""
 

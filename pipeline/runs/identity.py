@@ -124,8 +124,15 @@ def identity_changes(known: dict[str, Any], now: dict[str, Any]) -> list[str]:
     if known.get("state") != now.get("state"):
         changes.append(f"the parent's state: {known.get('state')} -> {now.get('state')}")
     beside, now_beside = known.get("inputs", {}), now.get("inputs", {})
-    changes += [f"the result of {line}" for line in differences(beside, now_beside)]
+    for line in differences(beside, {**beside, **_recorded(now_beside, beside)}):
+        changes.append(f"the model {line}" if line.startswith("/") else f"the result of {line}")
     return changes + [f"data.{change}" for change in differences(known["data"], now["data"])]
+
+
+def _recorded(now: Mapping[str, str | None], known: Mapping[str, str | None]) -> dict[str, str | None]:
+    """What a stage depends on now, without the folders that it did not look at when it was started: an earlier version
+    did not, and one that is gone is told by whoever needs it."""
+    return {name: content for name, content in now.items() if name in known or not Path(name).is_absolute()}
 
 
 def config_changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

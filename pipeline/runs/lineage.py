@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from pathlib import Path
 from typing import Any
 
+from gradus.pipeline.common.sources import MODEL_FILES, content_of
 from gradus.pipeline.config.graph import inputs as graph
 from gradus.pipeline.runs.run_records import RunRecords
 
 Beside = dict[str, str | None]
-"""label -> content, of the results that a stage's own depends on beside its parent; None where there is none."""
+"""label -> content, of the results that a stage's own depends on beside its parent, None where there is none; and
+folder -> content, of the models from elsewhere."""
 
 
 def parent_of(run: RunRecords, index: int) -> dict[str, Any] | None:
@@ -19,12 +22,14 @@ def parent_of(run: RunRecords, index: int) -> dict[str, Any] | None:
 
 
 def beside(run: RunRecords, index: int) -> Beside:
-    """The other results that a stage's own depends on.
+    """The other results that a stage's own depends on, and the models from elsewhere that are there.
 
     What its parent was made from is not among them: the parent's content vouches for it.
     """
     stages = run.config.stages
-    return {stages[place].label: (run.result(place) or {}).get("content") for place in graph.beside(stages, index)}
+    made = {stages[place].label: (run.result(place) or {}).get("content") for place in graph.beside(stages, index)}
+    files = {name: content_of(Path(name), MODEL_FILES) for name in graph.elsewhere(stages, index)}
+    return made | {name: content for name, content in files.items() if content}
 
 
 def made_otherwise(run: RunRecords, index: int, result: dict[str, Any]) -> str:
@@ -35,7 +40,13 @@ def made_otherwise(run: RunRecords, index: int, result: dict[str, Any]) -> str:
         what = "the policy before any stage" if place is None else run.config.stages[place].label
         before = "the stage before it" if place is not None and place == index - 1 else what
         return f"{before} has another result now"
-    changed = [label for label, now in beside(run, index).items() if result.get("inputs", {}).get(label) != now]
+    # A model from elsewhere is no reason: like the policy that a run starts from, it was read when it was needed.
+    labels = [stage.label for stage in run.config.stages]
+    changed = [
+        label
+        for label, now in beside(run, index).items()
+        if label in labels and result.get("inputs", {}).get(label) != now
+    ]
     return f"{changed[0]} has another result now" if changed else ""
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from gradus.pipeline.common.errors import closest
-from gradus.pipeline.config.training.objective import START
+from gradus.pipeline.config.training.objective import PREVIOUS, START
 
 GOES_BY = ("prompts.from", "curriculum.from", "order.from", "demonstrations.from")
 """Options that name stages by whose other records a stage goes: what they remember of prompts, what they wrote."""
@@ -73,6 +73,12 @@ def origins(stages: Sequence[Any], index: int) -> list[str]:
 def inputs(stages: Sequence[Any], index: int) -> list[int]:
     """The stages that the result of a stage depends on directly."""
     return sorted({*reads(stages, index), *_places(stages, index, GOES_BY)})
+
+
+def elsewhere(stages: Sequence[Any], index: int) -> list[str]:
+    """The folders and Hub ids of the models that a stage reads and that no stage makes."""
+    known = {START, PREVIOUS, *(each.label for each in stages)}
+    return [name for _, name in named(stages[index], stages[index].other_policies) if name not in known]
 
 
 def made_of(stages: Sequence[Any], stage: Any) -> list[Any]:

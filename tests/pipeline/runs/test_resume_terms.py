@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ from small_pipeline import TASK, launch, pipeline
 
 from gradus.pipeline.common import yaml_text
 from gradus.pipeline.common.errors import UserError
+from gradus.pipeline.common.sources import content_of
 from gradus.pipeline.config import PipelineConfig
 from gradus.pipeline.config.loading import load_config
 from gradus.pipeline.execution.stage_checks import check_needs, check_other_policies
+from gradus.pipeline.runs.plan import plan
 from gradus.pipeline.tracking.journal import metric_history
 from gradus.stages import discover
 
@@ -182,3 +185,22 @@ def test_a_teacher_of_another_vocabulary_is_refused(tmp_path: Path, chat: Path) 
     with pytest.raises(UserError, match="different vocabularies") as told:
         launch(tmp_path, chain([{"stage": "opd", "group_size": 2, "teacher": str(chat)}]))
     assert "stages.opd.teacher" in str(told.value)
+
+
+def test_a_teacher_that_has_changed_begins_an_interrupted_stage_anew(tmp_path: Path) -> None:
+    """A run has no copy of a teacher from elsewhere: what was learned from other weights is no start for the rest."""
+    made = launch(tmp_path, chain([{"stage": "sft"}]), name="made")
+    teacher = tmp_path / "teacher"
+    shutil.copytree((made.result(0) or {})["checkpoint"], teacher)
+    stages = [{"stage": "opd", "group_size": 2, "teacher": str(teacher)}]
+    run = launch(tmp_path, chain(stages))
+    result, inputs = run.result(0), {"teacher": content_of(teacher, "*")}
+    assert result is not None and list(result["inputs"].values()) == list(inputs.values())
+    weights = teacher / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\0")
+    assert [each.action for each in plan(run, run.config)] == ["reuse"], "it was read when it was needed"
+    (run.stage_dir(0) / "result.json").unlink()
+    (again,) = plan(run, run.config)
+    assert again.action == "run" and f"the model {teacher}: " in again.changes[0]
+    shutil.rmtree(teacher)
+    assert plan(run, run.config)[0].action == "resume", "one that is gone is told by who needs it"
