@@ -65,6 +65,9 @@ class Signals:
     """What the stage's ``observe`` made of all batches up to this one; always there."""
     order_PKK: Tensor | None = None
     """bool, true at [p, i, j] where completion i is better than completion j by the stage's ranking keys."""
+    quality_PKK: Tensor | None = None
+    """bool, the same by the ranking's keys other than ``reward`` alone, so that it is known where they disagree; None
+    where the ranking has no reward or nothing else."""
     policy_scores_PK: Tensor | None = None
     """float32 score of each completion under the policy as it is now (spread as ``config.score`` says), in nats."""
     policy_logprobs_PKT: Tensor | None = None

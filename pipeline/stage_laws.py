@@ -229,6 +229,7 @@ def only_declared(signals: Signals, needs: Needs) -> Signals:
     kind = needs.critic.kind if needs.critic is not None else None
     declared = {
         "order_PKK": bool(needs.ranking),
+        "quality_PKK": len(needs.ranking) > 1 and "reward" in needs.ranking,
         "policy_scores_PK": needs.policy_scores,
         "policy_logprobs_PKT": needs.policy_logprobs,
         "log_ratio_PK": needs.log_ratio,

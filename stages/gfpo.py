@@ -6,28 +6,27 @@
 
 Manual: ``s`` is a completion's log-probability. The order comes from ``ranking``, a list of keys: the reward first,
 then the quality of the reasoning, so that a group whose rewards are all equal still teaches ("even where the reward is
-binary, the order is dense"). The loss reaches the policy only through s, so the shared learner takes -dL/ds_i (times K,
-for its own 1/K) as completion i's weight and gets exactly this loss's gradient. The ``update/loss`` that it reports is
-the value of that weighted log-likelihood, not of L.
-
-Paper: kept are the shortest, or those with the most reward a token; how many depends on how hard the prompt is among
-those met so far.
+binary, the order is dense"). L depends on the policy only through s, so the shared learner takes -dL/ds_i (times K, for
+its own 1/K) as completion i's weight; ``update/loss`` is the value of that weighted log-likelihood, not of L.
+Paper: kept are the shortest, or those with the most reward a token; how many depends on how hard the prompt is.
 
 Source: operating manual, table of the four algorithms and "Why GFPO for reasoning"; for ``variant: paper`` arXiv
 2508.09726.
-Departure (manual): ``score: mean`` scores by the mean log-probability of a token. The manual sums, which made gradient
-norms of 7-9 and gained little on a small model, because a long completion's score drowns the order.
-Departure (manual): the sum over pairs is divided by K, as in the other losses; ``normalise: none`` is literal.
+Departures (manual): ``score: mean`` is the mean log-probability of a token; the sum made gradient norms of 7-9, because
+a long completion's score drowns the order. The sum over pairs is divided by K; ``normalise: none`` is literal. Pairs of
+equal reward weigh as much as their keys agree with the reward; ``ties: all`` is literal, and is led astray where right
+answers are mostly luck.
 Departure (paper): completions tied with the last that is kept are kept too; no KL and no entropy term.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from gradus.pipeline.advantages import best_kept, preference_pull, standardise, tied
+from gradus.pipeline.advantages import best_kept, preference_pull, standardise, tie_weight, tied
 from gradus.pipeline.config import StageConfig
 from gradus.pipeline.stage import Needs, Signals, Stage
 
@@ -40,6 +39,7 @@ Count = Annotated[int, Field(ge=2)]
 class GFPOConfig(StageConfig):
     """Options of GFPO."""
 
+    earlier: ClassVar = {"ties": "all"}
     presets: ClassVar = {
         "paper": {"advantage": "kept", "group_size": 16, "keep": (4, 6, 8, 8), "score": "batch", "clip": (0.2, 0.2)}
     }
@@ -49,9 +49,9 @@ class GFPOConfig(StageConfig):
     """Preferences over all ranked pairs, or standardised rewards within the part of a group that is kept."""
     ranking: list[str] = Field(["reward"], min_length=1)
     """Keys that order a group, most important first: ``reward``, a component's name, ``shorter`` or ``longer``."""
-    ties: Literal["all", "correct"] = "all"
-    """Which completions of equal reward the further keys of ``ranking`` order: all of them, or the correct ones alone,
-    so that a group without any teaches nothing."""
+    ties: Literal["agreement", "all"] = "agreement"
+    """How much the further keys of ``ranking`` say about completions of equal reward: as much as they have been right
+    about those of different reward, and no more than the reward itself says; or everything."""
     temperature: float = Field(1.0, gt=0)
     """Divides the score differences inside the sigmoid; smaller sharpens the preference."""
     normalise: Literal["group", "none"] = "group"
@@ -81,21 +81,20 @@ def weigh(signals: Signals, config: GFPOConfig) -> Tensor:
     [[1.0, -1.0]]
     """
     if config.advantage == "kept":
-        kept_PK = best_kept(_worth(signals, config), _counts(signals, config), signals.valid_PK)
-        return standardise(signals.rewards_PK, kept_PK)
+        worth_PK = -signals.lengths_PK if config.keep_by == "shorter" else signals.rewards_PK / signals.lengths_PK
+        return standardise(signals.rewards_PK, best_kept(worth_PK, _counts(signals, config), signals.valid_PK))
     assert signals.policy_scores_PK is not None and signals.order_PKK is not None
-    order_PKK = signals.order_PKK
-    if config.ties == "correct":
-        assert signals.correct_PK is not None
-        both_PKK = signals.correct_PK[:, :, None] & signals.correct_PK[:, None, :]
-        order_PKK = order_PKK & (both_PKK | ~tied(signals.rewards_PK))
+    weight = signals.state.get("tie_weight", 1.0) if config.ties == "agreement" else 1.0
+    order_PKK = signals.order_PKK * (1 - (1 - weight) * tied(signals.rewards_PK))
     pull_PK = preference_pull(signals.policy_scores_PK / config.temperature, order_PKK) / config.temperature
     return pull_PK if config.normalise == "group" else pull_PK * pull_PK.shape[-1]
 
 
-def _worth(signals: Signals, config: GFPOConfig) -> Tensor:
-    """The measure by which completions are kept; higher is better. Shapes: -> [P, K]."""
-    return -signals.lengths_PK if config.keep_by == "shorter" else signals.rewards_PK / signals.lengths_PK
+def observe(signals: Signals, state: Mapping[str, float], config: GFPOConfig) -> Mapping[str, float]:
+    """What the further keys have been right about so far, and the weight that this gives them."""
+    if config.ties != "agreement" or signals.order_PKK is None or signals.quality_PKK is None:
+        return state
+    return tie_weight(signals.rewards_PK, signals.order_PKK, signals.quality_PKK, state)
 
 
 def _counts(signals: Signals, config: GFPOConfig) -> Tensor:
@@ -112,6 +111,7 @@ STAGE = Stage(
     summary="pairwise preferences over a ranked group; the order may come from the reasoning, not the reward alone",
     config=GFPOConfig,
     weigh=weigh,
+    observe=observe,
     needs=lambda config: (
         Needs(difficulty=not isinstance(config.keep, int))
         if config.advantage == "kept"

@@ -27,7 +27,7 @@ def look_at(source: Path, pattern: str = "**/*") -> Seen:
 
 
 def content_of(source: Path, pattern: str = "**/*") -> str:
-    """A short hash of the file ``source``, or of the visible files of that folder; empty where there is no such thing."""
+    """A short hash of the file ``source``, or of that folder's visible files; empty where there is no such thing."""
     files = {name: _sample(path) for name, path in _files(source, pattern).items()}
     return hashlib.sha256(repr(sorted(files.items())).encode()).hexdigest()[:16] if files else ""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, model_validator
 
 from gradus.pipeline.config.options import RUNTIME, Name, Options
 from gradus.pipeline.config.policy import TemplateArguments
@@ -47,9 +47,15 @@ STALE_CLIP = (0.2, 0.28)
 """Bounds of the ratio with ``async`` where none are given: those of arXiv 2503.14476."""
 
 
+OF_A_RUN = "of a run"
+"""The context in which the configuration in a run folder is validated."""
+
+
 class StageOptions(Options):
     """Options that every stage has, whether it trains or makes its checkpoint otherwise."""
 
+    earlier: ClassVar[dict[str, Any]] = {}
+    """option -> what runs do that were begun before there was this option, where its default is something else."""
     trains: ClassVar[bool] = True
     """Whether the stage takes steps of an algorithm."""
     origin: ClassVar[str | None] = None
@@ -82,6 +88,12 @@ class StageOptions(Options):
     def label(self) -> str:
         """The name of the stage in this pipeline."""
         return self.name or self.stage
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_begun(cls, raw: Any, info: ValidationInfo) -> Any:
+        """A run's own configuration has every option; one that it lacks did not exist when the run was begun."""
+        return {**cls.earlier, **raw} if info.context == OF_A_RUN and isinstance(raw, dict) else raw
 
 
 class StageConfig(StageOptions):

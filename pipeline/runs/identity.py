@@ -76,7 +76,7 @@ def wanted(config: PipelineConfig, index: int) -> dict[str, Any]:
     if used:  # a task or a stage says how it is judged
         shared["rewards"] = {name: identity(each.rewards) for name, each in used.items()}
         shared["evaluation"] = {name: identity(each.evaluation) for name, each in used.items()}
-    own = identity(stage)
+    own = {key: value for key, value in identity(stage).items() if stage.earlier.get(key, ...) != value}
     if graph.parent(config.stages, index) == (index - 1 if index else None):
         own.pop("from")  # it starts from the stage before it, whether it says so or not
     return {"stage": own, "policy": policy, **shared}

@@ -79,12 +79,13 @@ class RunPaths:
     def config(self) -> PipelineConfig:
         """The resolved configuration that the run was started with. Raises: UserError where it is damaged."""
         from gradus.pipeline.config.pipeline import model_for
+        from gradus.pipeline.config.stage import OF_A_RUN
 
         text, file = self.config_text(), self.path / CONFIG_FILE
         user_code.look_in(self.base_dir)
         try:
             data = yaml_text.parse(text, str(file)).data
-            return model_for(data, self.stage_configs, str(file)).model_validate(data)
+            return model_for(data, self.stage_configs, str(file)).model_validate(data, context=OF_A_RUN)
         except ValidationError as error:  # of a file without a hash, or of an earlier version
             wrong = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()[:3])
             raise _no_config(file, wrong) from None

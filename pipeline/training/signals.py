@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
@@ -144,9 +144,11 @@ class SignalProvider:
         batch and of what it made of those before.
         """
         self.metrics, self.cost = {}, SamplingCost()
+        further = [key for key in self.needs.ranking if key != "reward"]
         fixed = replace(
             _recorded(rollouts, self.needs, self.config, self.longest),
-            order_PKK=_order(rollouts, self.needs) if self.needs.ranking else None,
+            order_PKK=_order(rollouts, self.needs.ranking) if self.needs.ranking else None,
+            quality_PKK=_order(rollouts, further) if further and "reward" in self.needs.ranking else None,
             difficulty_P=self._difficulty(rollouts, step) if self.remembered is not None else None,
             **self._reference_rewards(rollouts, step),
             **self._values(rollouts),
@@ -154,6 +156,7 @@ class SignalProvider:
         if observe is not None:
             self.observed = dict(observe(fixed, self.observed, self.config))
             fixed = replace(fixed, state=self.observed)
+            self.metrics |= {f"state/{name}": value for name, value in self.observed.items()}
         needs = self.needs
 
         def signals(update: int, groups: list[int]) -> Signals:
@@ -248,7 +251,6 @@ def _recorded(rollouts: Rollouts, needs: Needs, config: StageConfig, longest: in
     )
 
 
-def _order(rollouts: Rollouts, needs: Needs) -> Tensor:
+def _order(rollouts: Rollouts, keys: Sequence[str]) -> Tensor:
     assert rollouts.rewards_PK is not None and rollouts.valid_PK is not None
-    keys, lengths_PK = list(needs.ranking), rollouts.lengths_PK
-    return order_PKK(keys, rollouts.rewards_PK, rollouts.components, lengths_PK, rollouts.valid_PK)
+    return order_PKK(keys, rollouts.rewards_PK, rollouts.components, rollouts.lengths_PK, rollouts.valid_PK)

@@ -6,11 +6,13 @@ The literal losses below are written straight from the operating manual, as func
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 
 import pytest
 import torch
 
+from gradus.pipeline.rewards.ranking import order_PKK
 from gradus.pipeline.stage import Signals
 from gradus.pipeline.stage_laws import LAWS, check_stage, some_signals
 from gradus.pipeline.training.learner.losses import token_weights, weighted_likelihood
@@ -250,19 +252,50 @@ def test_law_equal_rewards_weigh_nothing_where_the_formula_says_so(name, options
     assert (stage.weigh(some_signals(torch.full((2, 5), 0.3)), config) == 0).all()
 
 
-def test_gfpo_orders_ties_of_correct_completions_alone():
-    # rewards 1, 1, 0, 0: the pairs across are 4; the key orders 0 above 1, and 2 above 3
-    # all: 2 wins over 3, so that 0 has 3 wins: 3/2; 1 has 2 wins and a loss: 1/2; 2 a win, 2 losses: -1/2; 3: -3/2
-    # correct: the pair of 2 and 3 is left out: 2 has -1, 3 has -1
+def gfpo_state(
+    rewards: list[float], quality: list[float], before: Mapping[str, float] | None = None
+) -> dict[str, float]:
+    """What GFPO makes of a batch of one group that is ranked by the reward and by the quality."""
+    keys = {"quality": torch.tensor([quality])}
+    rewards_PK, lengths_PK, valid_PK = torch.tensor([rewards]), torch.ones(1, len(rewards)), torch.ones(1, len(rewards))
+    order, alone = (
+        order_PKK(by, rewards_PK, keys, lengths_PK, valid_PK) for by in (["reward", "quality"], ["quality"])
+    )
+    stage = discover()["gfpo"]
+    assert stage.observe is not None
+    signals = replace(some_signals(rewards_PK), order_PKK=order, quality_PKK=alone)
+    return dict(stage.observe(signals, before or {}, stage.config(stage="gfpo", steps=1)))
+
+
+def test_gfpo_believes_further_keys_as_far_as_they_agree_with_the_reward():
+    # The reward puts 0 above 1, 2 and 3; the quality is right about 2 of these 3 pairs: (2 - 1) / 3, a third.
+    # It orders 3 pairs of equal reward, as many as the reward orders, so that the bound takes nothing off.
+    assert gfpo_state([1, 0, 0, 0], [2, 3, 1, 0])["tie_weight"] == pytest.approx(1 / 3)
+    # right twice out of four: a coin; right about none: no more than that
+    assert gfpo_state([1, 0, 0, 0, 0], [3, 5, 4, 2, 1])["tie_weight"] == 0
+    assert gfpo_state([1, 0, 0], [0, 1, 2])["tie_weight"] == 0
+    # right about all of 4 pairs, and 6 pairs of equal reward: 4 / 6
+    state = gfpo_state([1, 0, 0, 0, 0], [9, 4, 3, 2, 1])
+    assert state["agreement"] == 1 and state["tie_weight"] == pytest.approx(4 / 6)
+    # then a group without a right one: 10 further pairs of equal reward, while the earlier pairs count 0.9
+    state = gfpo_state([0, 0, 0, 0, 0], [5, 4, 3, 2, 1], state)
+    assert state["tie_weight"] == pytest.approx(0.9 * 4 / (0.9 * 6 + 10))
+    assert gfpo_state([0, 0], [1, 2])["tie_weight"] == 0, "where nothing was ever right, nothing is known of the key"
+
+
+def test_gfpo_s_pairs_of_equal_reward_weigh_what_they_are_worth():
+    # rewards 1, 1, 0, 0: 0 and 1 win both pairs across: 2/2; the key puts 0 above 1, and 2 above 3: 1/2 each
+    given = {"order_PKK": order_by(torch.tensor([[4.0, 3.0, 2.0, 1.0]])), "policy_scores_PK": torch.zeros(1, 4)}
     rewards = [[1.0, 1.0, 0.0, 0.0]]
-    order = order_by(torch.tensor([[4.0, 3.0, 2.0, 1.0]]))
-    given = {"order_PKK": order, "policy_scores_PK": torch.zeros(1, 4), "correct_PK": torch.tensor(rewards) > 0}
-    assert weights("gfpo", rewards=rewards, **given).tolist() == [[1.5, 0.5, -0.5, -1.5]]
-    found = weights("gfpo", rewards=rewards, options={"ties": "correct"}, **given)
-    assert found.tolist() == [[1.5, 0.5, -1.0, -1.0]]
-    given["correct_PK"] = torch.zeros(1, 4).bool()
-    none = weights("gfpo", rewards=[[0.0] * 4], options={"ties": "correct"}, **given)
-    assert none.tolist() == [[0.0] * 4], "a group without a correct completion teaches nothing"
+    for options, state, wanted in (
+        ({"ties": "all"}, {"tie_weight": 0.5}, [1.5, 0.5, -0.5, -1.5]),
+        ({}, {"tie_weight": 1.0}, [1.5, 0.5, -0.5, -1.5]),
+        ({}, {"tie_weight": 0.5}, [1.25, 0.75, -0.75, -1.25]),
+        ({}, {"tie_weight": 0.0}, [1.0, 1.0, -1.0, -1.0]),
+    ):
+        assert weights("gfpo", rewards=rewards, options=options, state=state, **given).tolist() == [wanted]
+    none = weights("gfpo", rewards=[[0.0] * 4], state={"tie_weight": 0.0}, **given)
+    assert none.tolist() == [[0.0] * 4], "a group without a right completion teaches nothing"
 
 
 def test_preference_scores_saturate():

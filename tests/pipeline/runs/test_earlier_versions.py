@@ -5,7 +5,12 @@ from __future__ import annotations
 import json
 
 import pytest
+from small_pipeline import STAGE_CONFIGS, pipeline
 from trained_chain import DONE, Chain, table
+
+from gradus.pipeline.config.pipeline import pipeline_model
+from gradus.pipeline.config.stage import OF_A_RUN
+from gradus.pipeline.runs.identity import wanted
 
 pytestmark = pytest.mark.usefixtures("quiet_process", "untracked")
 
@@ -45,3 +50,12 @@ def test_a_stage_of_an_earlier_version_is_resumed_with_one_line(chain: Chain, st
     chain.tell("resume", "chain")
     assert chain.contents() == undisturbed
     assert not chain.run().attempts(stopped), "it was resumed, not started again"
+
+
+def test_a_run_goes_on_as_it_was_begun_where_a_default_is_another_now() -> None:
+    new = pipeline([{"stage": "gfpo", "group_size": 2}])
+    assert new.stages[0].model_dump()["ties"] == "agreement" and wanted(new, 0)["stage"]["ties"] == "agreement"
+    recorded = new.model_dump(mode="json", by_alias=True)
+    del recorded["stages"][0]["ties"]
+    run = pipeline_model(STAGE_CONFIGS).model_validate(recorded, context=OF_A_RUN)
+    assert run.stages[0].model_dump()["ties"] == "all" and "ties" not in wanted(run, 0)["stage"]
