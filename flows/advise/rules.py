@@ -232,8 +232,8 @@ def _unchecked(diagnosis: Diagnosis, k: int) -> str:
     if wrong.high < MANY_WRONG:
         return ""
     return (
-        f"; in {percent(wrong.value)} of groups of {k} every answer is wrong: there the keys alone decide, which no "
-        "reward checks, and `ties: correct` leaves those groups out"
+        f"; in {percent(wrong.value)} of groups of {k} every answer is wrong: no reward checks their order, so that it "
+        "weighs as much as the keys agree with the reward elsewhere (`ties: agreement`)"
     )
 
 

@@ -183,4 +183,4 @@ def test_cut_answers_get_more_room(low: float, value: int | None) -> None:
 @pytest.mark.parametrize(("wrong", "told"), [(0.24, False), (0.25, True)])
 def test_groups_without_a_right_answer_are_told_of_where_keys_alone_would_order_them(wrong: float, told: bool) -> None:
     found = table(all_wrong=dict.fromkeys((2, 4, 8, 16), exactly(wrong)))["GFPO"]
-    assert ("ties: correct" in found.reason) == told
+    assert ("ties: agreement" in found.reason) == told
