@@ -148,6 +148,10 @@ def fork(
 
 def status(
     name: Annotated[str | None, typer.Argument(metavar="NAME", help="A run; without it all are listed.")] = None,
+    watch: Annotated[
+        bool,
+        typer.Option("--watch", help="Show it again and again until the run ends; exit code 1: failed, 3: stopped."),
+    ] = False,
     as_json: AsJson = False,
     runs: Runs = RUNS,
 ) -> None:
@@ -157,11 +161,26 @@ def status(
     from gradus.flows.screen.tables import print_run, print_runs
     from gradus.stages import discover
 
+    if watch and as_json:
+        raise UserError("--json is for programs, and --watch for people", fix="leave one of them out")
+    configs = [stage.config for stage in discover().values()]
+    if watch:
+        from gradus.flows.screen.live import watch as watching
+
+        known = runs_status.Known()
+        watched = (
+            watching.WatchedRuns(
+                console(), lambda: runs_status.all_runs(runs, configs, known), lambda each: existing_run(runs, each)
+            )
+            if name is None
+            else watching.WatchedRun(console(), lambda: existing_run(runs, name))
+        )
+        raise typer.Exit(watching.watch(watched))
     if name is not None:
         found = runs_status.run_status(existing_run(runs, name))
         print_json(found) if as_json else print_run(found, console())
         return
-    listed = runs_status.all_runs(runs, [stage.config for stage in discover().values()])
+    listed = runs_status.all_runs(runs, configs)
     if as_json:
         print_json(listed)
     elif listed:

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from gradus.pipeline.common.errors import UserError
+from gradus.pipeline.common.locks import holder
 from gradus.pipeline.config import StageConfig
-from gradus.pipeline.runs.checkpoint import checkpoints_in, step_of
+from gradus.pipeline.runs.checkpoint import CHECKPOINTS, checkpoints_in, step_of
 from gradus.pipeline.runs.fork import forks_in
-from gradus.pipeline.runs.run_folder import RUN_FILE, START_FILE, RunFolder
+from gradus.pipeline.runs.run_folder import CONFIG_FILE, RUN_FILE, START_FILE, RunFolder
 from gradus.pipeline.runs.run_paths import typed
 from gradus.pipeline.runs.task_accuracies import matrix, pooled
 
@@ -19,25 +20,59 @@ TAIL_BYTES = 65_536
 """How much of the end of a journal is read to find a stage's last step."""
 STEP_METRIC = "time/step"
 """A metric that every step has, and no other event."""
+Status = dict[str, Any]
+"""What :func:`run_status` returns."""
+Mark = tuple[tuple[str, int], ...]
+"""What :func:`changes_mark` returns."""
+Known = dict[Path, tuple[Mark | None, Status]]
+"""Run folder -> what its status was made from, and the status."""
 Forks = dict[str, list[dict[str, str]]]
 """What :func:`gradus.pipeline.runs.fork.forks_in` returns."""
 
 
-def all_runs(runs_dir: Path, stage_configs: list[type[StageConfig]]) -> list[dict[str, Any]]:
-    """All runs in the folder, oldest first; the state of a run that cannot be read says why."""
+def all_runs(runs_dir: Path, stage_configs: list[type[StageConfig]], known: Known | None = None) -> list[Status]:
+    """All runs in the folder, oldest first; the state of a run that cannot be read says why.
+
+    ``known``: what an earlier call has found, kept up to date here; only what has changed since is read again.
+    """
     forks, statuses = forks_in(runs_dir), []
     for file in Path(runs_dir).glob(f"[!.]*/{RUN_FILE}"):
-        run = RunFolder(file.parent, stage_configs)
+        mark = changes_mark(file.parent) if known is not None else None
+        if known is not None and mark is not None and known.get(file.parent, (None,))[0] == mark:
+            statuses.append(known[file.parent][1] | {"forks": forks.get(file.parent.name, [])})
+            continue
+        try:
+            run = RunFolder(file.parent, stage_configs)
+        except UserError:  # it has been removed since it was listed
+            continue
         status = _unknown(run)
         try:
             _fill(status, run, forks)
         except UserError as error:  # whatever is wrong with this run, the others are still listed
             status["state"] = f"unreadable: {str(error).splitlines()[0]}"
         statuses.append(status)
+        if known is not None:
+            known[file.parent] = (mark, status)
     return sorted(statuses, key=lambda status: (str(status["created"]), status["name"]))
 
 
-def run_status(run: RunFolder) -> dict[str, Any]:
+def changes_mark(run_dir: Path) -> Mark | None:
+    """What changes when anything changes that the status of a run says; None while a process works on the run.
+
+    Records are replaced by renaming, which changes the time of the folder that they lie in.
+    """
+    if holder(run_dir) is not None:
+        return None
+    try:
+        folders = [run_dir, run_dir / RUN_FILE, run_dir / CONFIG_FILE]
+        for stage in sorted(run_dir.glob("stages/*")):
+            folders += [stage, stage / CHECKPOINTS]
+        return tuple((str(path), os.stat(path).st_mtime_ns if path.exists() else 0) for path in folders)
+    except OSError:  # it is being removed
+        return None
+
+
+def run_status(run: RunFolder) -> Status:
     """One run: its state, finished and total stages, accuracy at the start and now, origin and forks, every stage.
 
     ``stage``, ``step`` and ``steps`` are the position of an unfinished run; without a step the stage has not begun.
@@ -48,13 +83,13 @@ def run_status(run: RunFolder) -> dict[str, Any]:
     return status
 
 
-def _unknown(run: RunFolder) -> dict[str, Any]:
-    status: dict[str, Any] = {"name": run.name, "path": str(run.path), "state": "", "created": "", "seed": None}
+def _unknown(run: RunFolder) -> Status:
+    status: Status = {"name": run.name, "path": str(run.path), "state": "", "created": "", "seed": None}
     status |= {"done": 0, "total": 0, "accuracy_start": None, "accuracy_end": None, "stages": []}
     return status | {"stage": None, "step": None, "steps": None, "fork": None, "forks": [], "folders": []}
 
 
-def _fill(status: dict[str, Any], run: RunFolder, forks: Forks) -> None:
+def _fill(status: Status, run: RunFolder, forks: Forks) -> None:
     try:
         _read(status, run, forks)
     except UserError:
@@ -64,7 +99,7 @@ def _fill(status: dict[str, Any], run: RunFolder, forks: Forks) -> None:
         raise UserError(str(error) or type(error).__name__, where=str(run.path), fix=fix) from error
 
 
-def _read(status: dict[str, Any], run: RunFolder, forks: Forks) -> None:
+def _read(status: Status, run: RunFolder, forks: Forks) -> None:
     run.config_text()  # a damaged one is told, but it takes too long to interpret those of hundreds of runs
     record, start = run.record, run.read(run.path / START_FILE) or {}
     status |= {key: record[key] for key in ("created", "seed") if key in record}
@@ -103,9 +138,9 @@ def _stage_entry(run: RunFolder, index: int, running: bool) -> dict[str, Any]:
     if not folder.is_dir():
         return entry | {"state": "waiting"}
     step = next((step for step, _ in checkpoints_in(folder)), 0)
-    if running:
-        return entry | {"state": "running", "step": last_step(folder / "journal.jsonl") or step}
     failure = run.failure(index)
+    if running and not failure:  # another stage beside one that failed may run
+        return entry | {"state": "running", "step": last_step(folder / "journal.jsonl") or step}
     return entry | {"state": f"failed: {failure['error']}" if failure else "stopped", "step": step}
 
 

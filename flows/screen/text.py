@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -24,6 +25,21 @@ class Screen(Console):
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
         for segment in super().render(renderable, options):
             yield segment if segment.control else Segment(visible(segment.text), segment.style)
+
+    @property
+    def encoding(self) -> str:
+        """The encoding that bars and charts may use: ASCII where the locale says so, although Python writes UTF-8."""
+        return "ascii" if ascii_locale() else super().encoding
+
+
+def ascii_locale() -> bool:
+    """Whether the environment asks for the locale C or POSIX by name.
+
+    Where nothing is set, as in containers, terminals can do more. Python itself sets LC_CTYPE to C.UTF-8 for LANG=C.
+    """
+    own = os.environ.get("LC_CTYPE", "")
+    named = [os.environ.get("LC_ALL"), "" if own == "C.UTF-8" else own, os.environ.get("LANG")]
+    return next(filter(None, named), "") in ("C", "POSIX")
 
 
 def console(stderr: bool = False) -> Console:
