@@ -41,6 +41,7 @@ ANSWERS_AT_ONCE = [
     "flows.screen.status",
     "flows.screen.options",
     "flows.screen.progress",
+    "flows.screen.live.watch",
     "flows.screen.plan",
     "flows.screen.prompts",
     "flows.screen.rollouts",

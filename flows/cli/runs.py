@@ -9,7 +9,7 @@ import typer
 
 from gradus.flows.cli.arguments import RUNS, AsJson, EngineOption, Overrides, Run, Runs, Tiny
 from gradus.flows.screen.errors import CurrentCommand, quiet_libraries
-from gradus.flows.screen.text import console, line_printer, print_json, say
+from gradus.flows.screen.text import console, line_printer, print_json
 from gradus.pipeline.common.errors import UserError
 from gradus.pipeline.common.shown import gradus_command, shown_path
 
@@ -167,11 +167,8 @@ def status(
     if watch:
         from gradus.flows.screen.live import watch as watching
 
-        known = runs_status.Known()
         watched = (
-            watching.WatchedRuns(
-                console(), lambda: runs_status.all_runs(runs, configs, known), lambda each: existing_run(runs, each)
-            )
+            watching.WatchedRuns(console(), runs, configs)
             if name is None
             else watching.WatchedRun(console(), lambda: existing_run(runs, name))
         )
@@ -181,12 +178,7 @@ def status(
         print_json(found) if as_json else print_run(found, console())
         return
     listed = runs_status.all_runs(runs, configs)
-    if as_json:
-        print_json(listed)
-    elif listed:
-        print_runs(listed, console())
-    else:
-        say(f"There are no runs in {runs.absolute()}; `gradus run quickstart` makes one.")
+    print_json(listed) if as_json else print_runs(listed, console(), runs)
 
 
 def verify(name: Run, as_json: AsJson = False, runs: Runs = RUNS) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -62,8 +63,11 @@ def print_tasks(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
     say(f"({marks})")
 
 
-def print_runs(runs: Sequence[Mapping[str, Any]], console: Console) -> None:
-    """Print a row for each run: finished stages, accuracy at the start and now, origin, state."""
+def print_runs(runs: Sequence[Mapping[str, Any]], console: Console, folder: Path) -> None:
+    """Print a row for each run in the folder: finished stages, accuracy at the start and now, origin, state."""
+    if not runs:
+        Lines(console).say(f"There are no runs in {folder.absolute()}; `gradus run quickstart` makes one.")
+        return
     rows = []
     for run in runs:
         change = f"{number(run['accuracy_start'])} -> {number(run['accuracy_end'])}" if run["total"] else ""

@@ -22,7 +22,7 @@ PACE_SECONDS = 3600.0
 CUT_SHARE = 0.9
 """The share of a step's completions from which on their being cut is shown."""
 BAR_WIDTHS = (24, 12, 6)
-"""Columns of a bar: the first that leaves room for what is beside it."""
+"""Columns of a bar: the first that leaves room for what is beside it; otherwise there is none."""
 CHART_LINES = 3
 """Height of the chart of one stage; those of stages side by side have one line each."""
 CHART_WIDTH, CHART_HEIGHT = 60, 12
@@ -132,9 +132,9 @@ class _Drawn(Progress):
 
         while facts and taken(BAR_WIDTHS[-1]) > width:
             facts.pop()
-        bar = next((each for each in BAR_WIDTHS if taken(each) <= width), BAR_WIDTHS[-1])
+        bar = next((each for each in BAR_WIDTHS if taken(each) <= width), 0)
         line = Table.grid(*(Column(no_wrap=True) for _ in range(6)), padding=(0, 1))
-        filled = ProgressBar(task.total, task.completed, width=bar, animation_time=task.get_time())
+        filled = ProgressBar(task.total, task.completed, width=bar, animation_time=task.get_time()) if bar else ""
         spin = Text(" ") if task.finished else self._spinner.render(task.get_time())
         line.add_row(spin, task.description.ljust(longest), filled, count, Text("  ".join(facts)), left)
         return line

@@ -6,7 +6,7 @@ import contextlib
 import io
 import time
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -14,13 +14,14 @@ from rich.text import Text
 
 from gradus.flows.screen.live.bars import Bars
 from gradus.flows.screen.live.follow import FollowedLines, Follower
-from gradus.flows.screen.status import Status, run_status
+from gradus.flows.screen.status import Known, Status, all_runs, run_status
 from gradus.flows.screen.tables import print_run, print_runs, state_text
 from gradus.flows.screen.text import Lines, Screen
 from gradus.flows.screen.view import only_a_view
 from gradus.pipeline.common import interruption
 from gradus.pipeline.common.errors import UserError
 from gradus.pipeline.common.interruption import Interrupted
+from gradus.pipeline.config import StageConfig
 from gradus.pipeline.runs.run_folder import RunFolder
 
 REFRESH_SECONDS = 2.0
@@ -103,9 +104,9 @@ class WatchedRun(Watched):
 class WatchedRuns(Watched):
     """All runs in a folder."""
 
-    def __init__(self, console: Console, listed: Callable[[], list[Status]], opened: Callable[[str], RunFolder]):
+    def __init__(self, console: Console, runs: Path, stage_configs: list[type[StageConfig]]):
         super().__init__(console)
-        self._list, self._open = listed, opened
+        self._runs, self._configs, self._known = runs, stage_configs, Known()
         self.statuses: list[Status] = []
         self._printed: list[Status] = []
         self._states: dict[str, str] = {}
@@ -113,7 +114,7 @@ class WatchedRuns(Watched):
         """Run -> its follower, of each on which a process has worked since the watch began."""
 
     def look(self) -> bool:
-        first, self.statuses = not self._states, self._list()
+        first, self.statuses = not self._states, all_runs(self._runs, self._configs, self._known)
         if first and not self.live:
             self.table(self.console, None)
             self._printed = self.statuses
@@ -124,7 +125,7 @@ class WatchedRuns(Watched):
                 self._followers.setdefault(name, Follower(self.shown, f"{name} "))
             if name in self._followers:
                 with contextlib.suppress(UserError):  # it has been removed a moment ago
-                    self._followers[name].look(self._open(name), status)
+                    self._followers[name].look(RunFolder(self._runs / name, self._configs), status)
             if before != state and not first and not self.live:
                 self.say(f"{name}: {state_text(status)}")
         for name in self._states.keys() - {status["name"] for status in self.statuses}:
@@ -141,7 +142,7 @@ class WatchedRuns(Watched):
         others = [status for status in self.statuses if status["state"] != "running"]
         chosen = [*others[max(0, len(others) - max(kept - len(running), 0)) :], *running]
         shown = [status for status in self.statuses if any(status is each for each in chosen)]
-        print_runs(shown, console)
+        print_runs(shown, console, self._runs)
         if len(shown) < len(self.statuses):
             Lines(console).say(f"(and {len(self.statuses) - len(shown):,} earlier ones)")
 
@@ -208,12 +209,12 @@ def _wait(watched: Watched, display: Live | None) -> None:
 def page(watched: Watched) -> RenderableType:
     """Bars and charts, and the status below them, as far as the terminal has room."""
     console = watched.console
-    bars: Any = watched.bars.progress.get_renderable()
-    room = console.size.height - len(console.render_lines(bars, pad=False)) - 2
+    footer = Text(f"{time.strftime('%H:%M:%S')}  {HINT}", style="dim", no_wrap=True, overflow="crop")
+    above = Group(
+        *([watched.bars.progress.get_renderable(), Text("")] if watched.bars.labels else []), footer, Text("")
+    )
     color = "standard" if console.color_system else None
     below = Screen(file=io.StringIO(), width=console.width, force_terminal=True, color_system=color)
-    watched.table(below, room)
+    watched.table(below, console.size.height - len(console.render_lines(above, pad=False)))
     text = below.file.getvalue()  # type: ignore[attr-defined]
-    footer = Text(f"{time.strftime('%H:%M:%S')}  {HINT}", style="dim", no_wrap=True, overflow="crop")
-    parts = [bars, Text("")] if watched.bars.labels else []
-    return Group(*parts, footer, Text(""), Text.from_ansi(text, no_wrap=True, overflow="ellipsis"))
+    return Group(above, Text.from_ansi(text, no_wrap=True, overflow="ellipsis"))
