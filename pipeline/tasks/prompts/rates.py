@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import bisect
 import contextlib
+import itertools
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from gradus.pipeline.common.process import usable_cores
 from gradus.pipeline.tasks.prompts.memory import key_of
+
+MANY, MOST_THREADS = 1 << 20, 4
+"""From so many records on they are pooled by several threads; more would wait for memory."""
 
 
 class Pooled(NamedTuple):
@@ -28,11 +34,44 @@ class Pooled(NamedTuple):
 
 
 def pooled(rows: Any) -> Pooled:
-    """All visits of each prompt together."""
+    """All visits of each prompt together. Many records are parted by their ids, and each core gets a part."""
     import numpy
 
-    rows = _by_prompt(rows)
+    cores = min(usable_cores(), MOST_THREADS) if len(rows) >= MANY else 1
+    if cores == 1:
+        return _pooled(rows, None, None)
+    ids = numpy.sort(rows["id"][:: len(rows) // min(len(rows), 1000)])
+    borders = [None, *(ids[place * len(ids) // cores] for place in range(1, cores)), None]
+    with ThreadPoolExecutor(cores) as threads:
+        parts = list(threads.map(lambda part: _pooled(rows, *part), itertools.pairwise(borders)))
+    return Pooled(*map(numpy.concatenate, zip(*parts, strict=True)))
+
+
+def _pooled(rows: Any, low: Any, high: Any) -> Pooled:
+    """All visits of each prompt whose id is at least ``low`` and less than ``high``; None is no limit.
+
+    Numpy sorts numbers several times faster than it finds the order of them, so the places are sorted along in the
+    lower bits, equal ids stay as they come, and what differs in these bits alone is put right. Whole records are moved,
+    since most of the time goes into reaching each, not into what is read there.
+    """
+    import numpy
+
+    ids, wanted = rows["id"], None
+    if low is not None:
+        wanted = ids >= low
+    if high is not None:
+        wanted = ids < high if wanted is None else wanted & (ids < high)
+    places = numpy.arange(len(rows)) if wanted is None else numpy.flatnonzero(wanted)
+    lower = numpy.uint64((1 << len(rows).bit_length()) - 1)
+    packed = (ids if wanted is None else ids[places]) & ~lower
+    packed |= places.view("u8")
+    packed.sort()
+    packed &= lower
+    rows = rows.take(packed.view(int))
     ids = rows["id"]
+    if not (ids[1:] >= ids[:-1]).all():
+        rows = rows.take(numpy.argsort(ids, kind="stable"))
+        ids = rows["id"]
     if not len(rows):
         return Pooled(ids, *(numpy.zeros(0, kind) for kind in (int, int, int, float, float)))
     starts = numpy.flatnonzero(numpy.concatenate([[True], ids[1:] != ids[:-1]]))
@@ -41,22 +80,6 @@ def pooled(rows: Any) -> Pooled:
     reward = numpy.add.reduceat(numpy.nan_to_num(rows["reward"]), starts, dtype=float) / visits
     rate = correct / numpy.where(valid > 0, valid, numpy.nan)
     return Pooled(ids[starts], visits, correct, valid, reward, rate)
-
-
-def _by_prompt(rows: Any) -> Any:
-    """The records sorted by their ids, equal ones as they come. Numpy sorts numbers several times faster than it finds
-    the order of them, so the places are sorted along in the lower bits, and what differs in these alone is put right.
-    Whole records are moved, since most of the time goes into reaching each, not into what is read there."""
-    import numpy
-
-    lower = numpy.uint64((1 << len(rows).bit_length()) - 1)
-    packed = rows["id"] & ~lower
-    packed |= numpy.arange(len(rows), dtype="u8")
-    packed.sort()
-    packed &= lower
-    rows = rows.take(packed.view(int))
-    ids = rows["id"]
-    return rows if (ids[1:] >= ids[:-1]).all() else rows.take(numpy.argsort(ids, kind="stable"))
 
 
 def parted(rows: Any) -> tuple[Any, Any]:

@@ -10,6 +10,7 @@ import torch
 from scored_batches import scored, stream_of
 
 from gradus.pipeline.common.errors import StageFailed
+from gradus.pipeline.tasks.prompts import rates as rates_module
 from gradus.pipeline.tasks.prompts.memory import BYTES, PromptMemory, dtype, key_of, memory_damage, read_rows
 from gradus.pipeline.tasks.prompts.rates import among, pooled, rates
 
@@ -131,3 +132,21 @@ def test_visits_are_pooled_by_prompt() -> None:
     asked = np.array([8, 9, 5], "u8")
     assert rates(asked, [rows[1:2], earlier, rows]).tolist()[:2] == [0.5, 3 / 8], "the first that scored it counts"
     assert np.isnan(rates(asked, [rows])[2]) and np.isnan(rates(asked, [rows[:0]])).all()
+
+
+@pytest.mark.parametrize("spread", [2**64 - 1, 300, 0])
+def test_several_threads_find_what_one_finds(spread: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ids that are spread evenly, that differ in their lowest bits alone, and a single one."""
+    chance = np.random.default_rng(0)
+    rows = np.zeros(5000, dtype())
+    rows["id"] = chance.choice(chance.integers(0, spread, 400, "u8", endpoint=True), len(rows))
+    rows["step"], rows["valid"] = np.arange(len(rows)), chance.integers(0, 5, len(rows))
+    rows["correct"] = chance.integers(0, rows["valid"], endpoint=True)
+    rows["reward"] = np.where(rows["valid"] > 0, chance.random(len(rows)), np.nan)
+    alone = pooled(rows)
+    assert alone.visits.sum() == 5000 and (np.diff(alone.key.astype(object)) > 0).all()
+    monkeypatch.setattr(rates_module, "MANY", 1)
+    for cores in (2, 3, 4):
+        monkeypatch.setattr(rates_module, "usable_cores", lambda cores=cores: cores)
+        for one, several in zip(alone, pooled(rows), strict=True):
+            assert one.dtype == several.dtype and one.tobytes() == several.tobytes()
