@@ -30,6 +30,7 @@ PARTS = {
     "gradients": "gradients",
     "activations": "activations",
     "logits": "logits, one piece",
+    "terms": "kl and entropy",
     "evaluation": "evaluation",
 }
 TIMES = ("sampling", "learning", "all steps")
@@ -121,7 +122,8 @@ def print_sizes(found: Mapping[str, Any], console: Console) -> None:
     kind = "float32" if found["weight_bytes"] == 4 else "16-bit"
     say(f"\nOn {hardware.shown}, an estimate: {model['model_type']} of {_many(model['parameters'])} parameters, {kind}")
     say(f"weights; prompts of {found['prompt_tokens']} tokens, completions to their limit. Bytes on each device:\n")
-    lines = [[words, *(_bytes(row[name]) for row in rows)] for name, words in PARTS.items()]
+    parts = [name for name in PARTS if name != "terms" or any(row[name] for row in rows)]
+    lines = [[PARTS[name], *(_bytes(row[name]) for row in rows)] for name in parts]
     if any(row["engine"] for row in rows):
         lines.append(["vLLM", *(_bytes(row["engine"]) for row in rows)])
     lines += [[f"while {phase}", *(_bytes(row[phase]) for row in rows)] for phase in PHASES]

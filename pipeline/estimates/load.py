@@ -52,6 +52,10 @@ class Load:
     ahead: bool = False
     """Whether a copy samples the next batch while this one trains."""
     token_critic: bool = False
+    kl: bool = False
+    """Whether the objective has a term of the divergence from a reference, whose log-probabilities it holds."""
+    entropy: bool = False
+    """Whether it has one of the entropy, whose gradient needs the probabilities of the whole vocabulary."""
     passes: float = 0.0
     """Forward passes of a step for log-probabilities of other policies, beside those of the updates."""
     updates: int = 1
@@ -107,6 +111,8 @@ class Load:
             reference_sampled=needs.reference_rewards,
             start=every > 0,
             ahead=bool(stage.async_),
+            kl=bool(stage.kl),
+            entropy=stage.entropy is not None,
             token_critic=needs.critic is not None and needs.critic.kind == "token",
             passes=passes,
             updates=stage.updates_per_batch,

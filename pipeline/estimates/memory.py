@@ -4,7 +4,7 @@
                 products that the sampler fuses
     sampling    held + key-value cache + the drawing of tokens
     evaluating  the same with one completion a prompt
-    learning    held + gradients + activations of one pack + logits of one piece
+    learning    held + gradients + activations of one pack + logits of one piece + the objective's terms
 
 The largest of the last three is the peak. All completions are assumed to have ``max_tokens`` tokens, so the peak is an
 upper bound where they are shorter. The memory of Python and the libraries is left out, and so are attention scores,
@@ -39,7 +39,9 @@ class Memory:
     """Gradients that exist beside the activations of a pack."""
     activations: float
     logits: float
-    """Logits of one piece of the learner's head."""
+    """Logits of one piece of the learner's head, and what a term of their entropy makes of them."""
+    terms: float
+    """What the terms of the objective hold for each token of a batch: factors, and log-probabilities of a reference."""
     evaluation: float
     """Cache and drawing of an evaluation."""
     overlapped: bool = False
@@ -60,7 +62,7 @@ class Memory:
     @property
     def learning(self) -> float:
         beside = self.cache + self.drawing if self.overlapped else 0.0
-        return self.held + self.gradients + self.activations + self.logits + beside
+        return self.held + self.gradients + self.activations + self.logits + self.terms + beside
 
     @property
     def peak(self) -> float:
@@ -95,6 +97,7 @@ def memory(size: ModelSize, load: Load, devices: int = 1) -> Memory:
         gradients=_gradient_bytes(size, load, trained, kept + logits, devices),
         activations=kept,
         logits=logits,
+        terms=FLOAT * (2 * load.kl + load.entropy) * load.rows * load.new_tokens,
         evaluation=load.at_once * max(fused, _evaluation_bytes(size, load)) if load.evaluated and own else 0.0,
         overlapped=load.ahead,
     )
@@ -170,6 +173,8 @@ def _gradient_bytes(size: ModelSize, load: Load, trained: int, beside: float, de
 
 
 def _logits_bytes(size: ModelSize, load: Load) -> float:
-    """The logits of a piece, and their exponentials while they are summed."""
+    """The logits of a piece, and their exponentials while they are summed; for the gradient of their entropy also the
+    log-probabilities, the probabilities and the products of both, and, with autocast, a result in bfloat16."""
     rows = min(max(FEWEST, load.head_cells // size.vocabulary), load.rows * load.new_tokens)
-    return 2 * FLOAT * rows * size.vocabulary
+    copies = (4.5 if load.autocast else 4) if load.entropy else 2
+    return copies * FLOAT * rows * size.vocabulary

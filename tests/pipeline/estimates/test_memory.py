@@ -35,6 +35,8 @@ from gradus.pipeline.rollouts.builtin import draw, lean_engine
 from gradus.pipeline.rollouts.builtin.decoder import Decoder
 from gradus.pipeline.rollouts.builtin.limits import Limits
 from gradus.pipeline.training import evaluation
+from gradus.pipeline.training.learner.terms import Terms
+from gradus.pipeline.types import Prompt, Rollouts
 from gradus.stages import discover
 
 SHAPE = {
@@ -223,6 +225,48 @@ def test_the_copies_of_logits_are_those_that_drawing_allocates(
                 del forbidden
             measured = allocated.most / logits.nbytes
             assert measured == pytest.approx(copies(sampling, cuda, greedy), abs=0.02), (options, temperature, greedy)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_the_logits_of_a_piece_are_those_that_an_entropy_term_allocates(autocast: bool) -> None:
+    model = {"model_type": "llama", **SHAPE, "vocab_size": 4000}
+    policy, rows, size = make_policy(model), 1000, from_options(model)
+    states, targets = torch.randn(rows, size.width, requires_grad=True), torch.randint(0, 4000, (rows,))
+    load = Load("x", 1, prompts=10, group=10, prompt_tokens=8, new_tokens=10, autocast=autocast, entropy=True)
+    with Allocated() as allocated, torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        lm_head.objective(policy, states, targets, 0.7, lambda found, _: found.sum(), torch.full((rows,), 0.01))
+    of_the_head = (
+        2 * 4 + 2 * autocast
+    ) * size.words  # gradients of all pieces and of this one, the weights in bfloat16
+    found = memory(size, load)
+    assert found.logits <= allocated.most <= found.logits + of_the_head
+    assert found.logits == 4 * 4_000_000 * (4.5 if autocast else 4)
+    assert found.learning == found.held + found.gradients + found.activations + found.logits + found.terms
+
+
+def test_what_the_terms_hold_for_each_token_is_counted() -> None:
+    stages = [{"stage": "dapo"}, {"stage": "dapo", "name": "held", "kl": 0.1, "entropy": {"weight": 0.01}}]
+    config, stage = pipeline(stages), discover()["dapo"]
+    plain, held = (Load.of(config, each, stage.needs(each), 10, cuda=False) for each in config.stages)
+    shape = (held.prompts, held.group, held.new_tokens)
+    batch = Rollouts(
+        prompts=[Prompt("0", "", "")] * held.prompts,
+        prompt_tokens=[[1]] * held.prompts,
+        tokens_PKT=torch.ones(shape, dtype=torch.int64),
+        mask_PKT=torch.ones(shape, dtype=torch.bool),
+        rollout_logprobs_PKT=torch.zeros(shape),
+        truncated_PK=torch.zeros(shape[:2], dtype=torch.bool),
+        texts=[[""] * held.group] * held.prompts,
+    )
+    bytes_held = []
+    for each in config.stages:
+        with Allocated() as allocated:
+            batch_now = replace(batch, reference_logprobs_PKT=torch.zeros(shape) if each.kl else None)
+            terms = Terms.of(batch_now, torch.ones(shape[:2]), each, 0.0, each.entropy.weight if each.entropy else 0.0)
+            bytes_held.append(sum(allocated.held.values()))
+            assert (terms.kl is None) == (terms.entropy is None) == (not each.kl)
+    size = from_options({"model_type": "llama", **SHAPE})
+    assert memory(size, plain).terms == 0 and memory(size, held).terms == bytes_held[1] - bytes_held[0]
 
 
 def test_the_load_of_a_stage_counts_its_own_limits() -> None:
