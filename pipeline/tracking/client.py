@@ -1,4 +1,4 @@
-"""The training process's side of the uploader: start it, and end it with a report. Nothing here imports MLflow.
+"""The two ends between training process and uploader: start it, and end it with a report. Nothing imports MLflow.
 
 The uploader is a child process that reads the journals of one run folder while they grow, and ends with its parent.
 Whatever happens to it or to the tracking server, training neither waits nor fails.
@@ -12,6 +12,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,29 @@ class UploaderHandle:
         if self.process is not None and self.process.poll() is None:
             self.process.kill()
             self.process.wait()
+
+
+class ParentProcess:
+    """The trainer, seen from the child process: whether it is alive, and whether it asked for the end."""
+
+    def __init__(self, pid: int):
+        self.pid = pid
+        self.asked = False
+        self.heard = threading.Event()
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def _listen(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            self.asked = sys.stdin.readline().strip() == "finish"
+        self.heard.set()
+
+    @property
+    def alive(self) -> bool:
+        return os.getppid() == self.pid
+
+    @property
+    def ends(self) -> bool:
+        return self.heard.is_set() or not self.alive
 
 
 def start_uploader(run_dir: str | Path) -> UploaderHandle:

@@ -15,6 +15,7 @@ from gradus.pipeline.common.addresses import portable_uri, resolve_uri
 from gradus.pipeline.common.files import temporary_for, write_json
 from gradus.pipeline.common.locks import holder
 from gradus.pipeline.common.shown import gradus_command
+from gradus.pipeline.tracking.curves.line import LINE_FILE, pending, waiting
 from gradus.pipeline.tracking.journal import iter_events, journals, run_dir_of
 
 POSITION_FILE = "mlflow.json"
@@ -108,8 +109,15 @@ def read_run_ids(run_dir: str | Path) -> dict[str, str]:
 
 
 def count_undelivered(run_dir: str | Path) -> int:
-    """Number of journal records that MLflow has not confirmed."""
-    return sum(count_events(path, Position.read(path).offset) for _, path in journals(run_dir))
+    """Number of journal records that MLflow has not confirmed, for each of the runs that they are for."""
+    offsets = {path: Position.read(path).offset for _, path in journals(run_dir)}
+    for path, offset in pending(Path(run_dir), _pipeline_run(run_dir)) if offsets else ():
+        offsets[path] = min(offset, offsets.get(path, offset))
+    return sum(count_events(path, offset) for path, offset in offsets.items())
+
+
+def _pipeline_run(run_dir: str | Path) -> str:
+    return Position.read(Path(run_dir) / "journal.jsonl").run_id
 
 
 def count_events(journal: Path, offset: int) -> int:
@@ -119,7 +127,7 @@ def count_events(journal: Path, offset: int) -> int:
 
 def needs_delivery(run_dir: str | Path) -> bool:
     """Whether MLflow lacks records of a run, or the end of a run whose processes died without reporting it."""
-    if count_undelivered(run_dir):
+    if count_undelivered(run_dir) or waiting(Path(run_dir), _pipeline_run(run_dir)):
         return True
     running = any(Position.read(path).status == "RUNNING" for _, path in journals(run_dir))
     return running and holder(run_dir) is None
@@ -128,8 +136,8 @@ def needs_delivery(run_dir: str | Path) -> bool:
 def remove_leftovers(run_dir: str | Path) -> None:
     """Remove the temporary files of an uploader that was killed; the caller must hold the upload lock."""
     for _, path in journals(run_dir):
-        for leftover in path.parent.glob(f".{POSITION_FILE}.*"):
-            if temporary_for(leftover.name) == POSITION_FILE:
+        for leftover in path.parent.glob(".mlflow*"):
+            if temporary_for(leftover.name) in (POSITION_FILE, LINE_FILE):
                 leftover.unlink(missing_ok=True)
 
 

@@ -16,7 +16,6 @@ import json
 import logging
 import os
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,8 +26,11 @@ from gradus.pipeline.common.errors import UserError
 from gradus.pipeline.common.files import sync_folder
 from gradus.pipeline.common.locks import file_lock, holder
 from gradus.pipeline.common.process import MLFLOW_ENVIRONMENT
+from gradus.pipeline.tracking.client import ParentProcess
+from gradus.pipeline.tracking.curves.delivery import deliver_curves
+from gradus.pipeline.tracking.curves.line import waiting
 from gradus.pipeline.tracking.delivery import RunDelivery
-from gradus.pipeline.tracking.failures import Undeliverable, Unreachable, one_line
+from gradus.pipeline.tracking.failures import RunMissing, Undeliverable, Unreachable, one_line
 from gradus.pipeline.tracking.journal import journals
 from gradus.pipeline.tracking.mlflow_run import OWN_EXPERIMENT, Store, follow_move
 from gradus.pipeline.tracking.position import (
@@ -61,7 +63,8 @@ class Uploader:
         self._runs: dict[str, RunDelivery] = {}
 
     def sync(self, deadline: float | None = None) -> Report:
-        """One pass over all journals, the pipeline's first, up to the deadline (monotonic seconds). Never raises."""
+        """One pass over all journals, the pipeline's first and its curves last, up to the deadline (monotonic seconds).
+        Never raises."""
         report = Report(self.run_dir.name, str(self.run_dir.parent), redacted(self.uri))
         try:
             for label, path in journals(self.run_dir):
@@ -69,6 +72,7 @@ class Uploader:
                     self._deliver(label, path, report, deadline)
                 except Undeliverable as error:
                     report.error = one_line(error)
+            self._deliver_curves(self.run_dir / "journal.jsonl", report, deadline)
         except Exception as error:  # any failure of tracking is reported, and the next pass tries again
             report.error = redacted(one_line(error))
             if not isinstance(error, Unreachable):
@@ -100,6 +104,18 @@ class Uploader:
             delivery.deliver(report, deadline)
         if delivery.run.set_aside and not count_events(path, Position.read(path).offset):
             delivery.terminate("KILLED")  # a new attempt has replaced it; no process will report its end
+
+    def _deliver_curves(self, path: Path, report: Report, deadline: float | None) -> None:
+        """The curves that the pipeline's run has from its stages' journals."""
+        if not path.exists() or (self._store is None and not waiting(self.run_dir, Position.read(path).run_id)):
+            return
+        if "" not in self._runs:
+            self._runs[""] = RunDelivery(self._connected(), self.run_dir, "", path)
+        try:
+            deliver_curves(self._runs[""], report, deadline)
+        except RunMissing:
+            del self._runs[""]  # the next pass looks for the run again, and creates it
+            raise
 
     def _connected(self) -> Store:
         """The store, opened once: MLflow is imported, an SQLite file is created under a lock, and the experiment is
@@ -204,30 +220,7 @@ def sync_run(run_dir: str | Path) -> Report:
         return Report(run_dir.name, str(run_dir.parent), error=one_line(error), undelivered=count_undelivered(run_dir))
 
 
-class _Parent:
-    """The trainer, seen from the child process: whether it is alive, and whether it asked for the end."""
-
-    def __init__(self, pid: int):
-        self.pid = pid
-        self.asked = False
-        self.heard = threading.Event()
-        threading.Thread(target=self._listen, daemon=True).start()
-
-    def _listen(self) -> None:
-        with contextlib.suppress(OSError, ValueError):
-            self.asked = sys.stdin.readline().strip() == "finish"
-        self.heard.set()
-
-    @property
-    def alive(self) -> bool:
-        return os.getppid() == self.pid
-
-    @property
-    def ends(self) -> bool:
-        return self.heard.is_set() or not self.alive
-
-
-def follow(run_dir: Path, parent: _Parent) -> Report:
+def follow(run_dir: Path, parent: ParentProcess) -> Report:
     """Make passes until the parent ends, and then a last one."""
     uri, experiment = tracking_options(run_dir)
     uploader = Uploader(run_dir, uri, experiment)
@@ -243,7 +236,7 @@ def follow(run_dir: Path, parent: _Parent) -> Report:
         parent.heard.wait(PASS_INTERVAL_SECONDS)
 
 
-def _passes(uploader: Uploader, parent: _Parent, total: Report) -> Report:
+def _passes(uploader: Uploader, parent: ParentProcess, total: Report) -> Report:
     pause = PASS_INTERVAL_SECONDS
     while True:
         last = parent.ends
@@ -261,7 +254,7 @@ def _passes(uploader: Uploader, parent: _Parent, total: Report) -> Report:
             pass
 
 
-def _is_over(run_dir: Path, parent: _Parent, report: Report) -> bool:
+def _is_over(run_dir: Path, parent: ParentProcess, report: Report) -> bool:
     """Whether no process will report the end of MLflow runs that are still RUNNING.
 
     If another launch is already working on the run, it will. A parent that is alive has reported everything.
@@ -286,7 +279,7 @@ def main(arguments: list[str] | None = None) -> int:
     output, sys.stdout = sys.stdout, sys.stderr  # the report is the only thing on standard output
     if options.follow:
         os.nice(5)
-        report = follow(options.run_dir.absolute(), _Parent(options.parent_pid))
+        report = follow(options.run_dir.absolute(), ParentProcess(options.parent_pid))
     else:
         report = sync_run(options.run_dir)
     with contextlib.suppress(OSError):  # there may be no reader any more

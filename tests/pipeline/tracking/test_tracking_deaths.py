@@ -15,7 +15,9 @@ import pytest
 from tracking_runs import client
 
 from gradus.pipeline.common.addresses import resolve_uri
+from gradus.pipeline.common.files import write_json
 from gradus.pipeline.tracking import events
+from gradus.pipeline.tracking.curves import figure
 from gradus.pipeline.tracking.journal import Journal, journals, metric_history
 from gradus.pipeline.tracking.position import Position, count_undelivered
 from gradus.pipeline.tracking.uploader import Uploader
@@ -133,9 +135,17 @@ class Life:
         stage.table("samples", 5, [{"question": "1+1"}])
         stage.model("try-first", self.run / "checkpoints", 5, {"heldout/accuracy": 0.5})
         stage.end("FINISHED")
+        write_json(stage.path.parent / "result.json", {"steps": 5, "rollouts": 0, "tokens": 0, "accuracy_after": 0.5})
         parent.metrics(1, {"accuracy": 0.5})
         parent.tags({"mlflow.note.content": "learned"})
         parent.end("FINISHED")
+
+
+def pipeline_curves(run: Path) -> dict[str, dict[int, float]]:
+    """What the pipeline's run has of its only stage."""
+    stage = metric_history(run / "stages" / STAGE / "journal.jsonl")
+    own = {name: stage[name] for name in ("reward/mean", "time/step")}
+    return own | {"stage/index": dict.fromkeys(stage["time/step"], 1.0)}
 
 
 def assert_told_once(runs: Path, run: Path) -> None:
@@ -148,7 +158,8 @@ def assert_told_once(runs: Path, run: Path) -> None:
         for name, history in points.items():
             assert len({p.step for p in history}) == len(history), f"{label}: {name} has a step twice"
         curves = {name: {p.step: p.value for p in history} for name, history in points.items()}
-        assert {n: c for n, c in curves.items() if not n.startswith("advantage/")} == metric_history(path)
+        expected = metric_history(path) | ({} if label else pipeline_curves(run))
+        assert {n: c for n, c in curves.items() if not n.startswith("advantage/")} == expected
         assert [d.dataset.name for d in found.inputs.dataset_inputs] == ["sums-train"]
         assert found.info.status == "FINISHED"
         if label:
@@ -177,8 +188,9 @@ def plain_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """One figure, drawn once: drawing is most of a delivery's time."""
     import matplotlib.figure
 
-    figure = matplotlib.figure.Figure(figsize=(0.5, 0.5), dpi=20)
-    monkeypatch.setattr(events, "histogram_figure", lambda *_: figure)
+    plain = matplotlib.figure.Figure(figsize=(0.5, 0.5), dpi=20)
+    monkeypatch.setattr(events, "histogram_figure", lambda *_: plain)
+    monkeypatch.setattr(figure, "pipeline_figure", lambda *_: plain)
 
 
 @pytest.mark.parametrize("before", [True, False], ids=["the request was not made", "the answer was not heard"])
@@ -232,6 +244,7 @@ def test_what_a_killed_uploader_left_half_written_is_removed(runs: Path) -> None
     run = new_run(runs, "half")
     Life(run).first()
     left = [run / ".mlflow.json.00abc123", run / "stages" / STAGE / ".mlflow.json.00def456"]
+    left.append(run / ".mlflow-curves.json.00abc789")
     for path in left:
         path.write_text("{")
     assert sync_run(run).error is None
