@@ -53,8 +53,9 @@ def run_stage(run: RunFolder, index: int, parent: str, stage: Stage | None, obse
         try:
             result = _made(work, stage, own, observer)
             result |= {"inputs": others} if others else {}
-            attempts = len(run.attempts(index))
-            whole.metrics(index + 1 + attempts * total, accuracy_curves(result["accuracy_after"], result))
+            # Behind the points of all earlier attempts, and the same in a launch that writes it again.
+            again = sum(len(run.attempts(each)) for each in range(total))
+            whole.metrics(index + 1 + again * total, accuracy_curves(result["accuracy_after"], result))
             write_sealed(folder / RESULT_FILE, result)
         except BaseException as error:
             killed = isinstance(error, KeyboardInterrupt | SystemExit)

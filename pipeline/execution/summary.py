@@ -54,9 +54,8 @@ def finish(run: RunFolder) -> dict[str, Any]:
         summary |= {"tasks": rows, "accuracy_end": pooled(rows[-1]["tasks"])["accuracy"]}
     if run.summary() is None:
         with Journal(run.path / "journal.jsonl") as journal:
-            accuracies = {f"accuracy/{stage['name']}": stage["accuracy_after"] for stage in stages if not rows}
             again = sum(len(run.attempts(index)) for index in range(len(stages)))
-            accuracies |= {"accuracy/start": summary["accuracy_start"], "accuracy/end": summary["accuracy_end"]}
+            accuracies = {"accuracy/start": summary["accuracy_start"], "accuracy/end": summary["accuracy_end"]}
             measured = {name: share for name, share in accuracies.items() if share is not None}
             journal.metrics(again, measured | {"time/total": summary["seconds"]})
             journal.tags({"mlflow.note.content": description(run, summary)})

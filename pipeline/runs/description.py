@@ -30,16 +30,17 @@ def open_parent_journal(run: RunFolder, policy: dict[str, Any]) -> None:
         journal_datasets(journal, run)
         journal.artifact(run.path / "config.yaml")
         if begins and run.origin is not None:  # its curves begin where those of its origin do
-            for step, (accuracy, record) in enumerate(_shared(run)):
-                journal.metrics(step, accuracy_curves(accuracy, record))
+            for number, accuracy, record in _shared(run):
+                journal.metrics(number, accuracy_curves(accuracy, record))
 
 
-def _shared(run: RunFolder) -> Iterator[tuple[float | None, dict[str, Any]]]:
-    """The accuracy that was measured at the start of a fork and after each stage that it shares, with the record."""
+def _shared(run: RunFolder) -> Iterator[tuple[int, float | None, dict[str, Any]]]:
+    """Number, accuracy and record of the start of a fork, which is 0, and of each stage that it shares."""
     if start := run.start():
-        yield start["accuracy"], start
+        yield 0, start["accuracy"], start
         results = [run.result(index) for index in range(len(run.outline))]
-        yield from ((result["accuracy_after"], result) for result in results if result and "shared" in result)
+        shared = ((number, each) for number, each in enumerate(results, 1) if each and "shared" in each)
+        yield from ((number, result["accuracy_after"], result) for number, result in shared)
 
 
 def lineage_tags(run: RunFolder) -> dict[str, str]:

@@ -2,5 +2,5 @@
 
 Gives: ``Journal`` to write events; ``start_uploader`` and ``sync_run`` to deliver them; ``Position`` and ``Report`` to
 know how far delivery is; ``serve_ui``; ``check_tracking``.
-Must not know: what a metric means. Training never waits for tracking, and never fails because of it.
+Must not know: how a metric is computed. Training never waits for tracking, and never fails because of it.
 """

@@ -7,6 +7,7 @@ that resumes from a checkpoint repeats some steps with new times: those metrics 
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,6 +30,9 @@ class RunDelivery:
         self._opened = ("", 0)
         """The run id that was found in the store, and the file that it was found for."""
         self._file = 0
+        self._written: set[tuple[str, int]] = set()
+        """Of the pipeline's journal, whose steps are stages, not always done in order: (metric, step) of every line up
+        to now, because one that is written again is not sent again."""
 
     def refresh(self) -> bool:
         """Read the files again; returns whether the journal has whole lines that this store has not confirmed.
@@ -81,6 +85,7 @@ class RunDelivery:
     def _deliver(self, sender: Sender, report: Report, deadline: float | None) -> None:
         metrics: list[Metric] = []
         records, reached = 0, self.position.offset
+        self._written = set() if self.run.label else points_before(self.journal, reached)
         for event, behind in iter_events(self.journal, self.position.offset):
             new = self._metrics_of(event) if event and event["kind"] == "metrics" else []
             if event and (event["kind"] != "metrics" or len(metrics) + len(new) > MAX_METRICS):
@@ -106,8 +111,12 @@ class RunDelivery:
         values = event.get("values")
         if not isinstance(values, dict):
             return []
-        floor = self.position.floor
-        return [(name, value, at, step) for name, value in values.items() if step > floor.get(name, -1)]
+        if self.run.label:
+            floor = self.position.floor
+            return [(name, value, at, step) for name, value in values.items() if step > floor.get(name, -1)]
+        new = [name for name in values if (name, step) not in self._written]
+        self._written |= {(name, step) for name in new}
+        return [(name, values[name], at, step) for name in new]
 
     def _confirm(self, metrics: Sequence[Metric], offset: int, records: int, report: Report) -> None:
         """Save that everything up to ``offset``, these metrics included, has been delivered."""
@@ -132,3 +141,10 @@ class RunDelivery:
         if self.journal.stat().st_ino != self._file:
             raise Unreachable("the folder was set aside meanwhile; both are delivered at the next pass")
         self.position.write(self.journal)
+
+
+def points_before(journal: Path, offset: int) -> set[tuple[str, int]]:
+    """(metric, step) of all metrics in the first ``offset`` bytes of a journal."""
+    events = itertools.takewhile(lambda found: found[1] <= offset, iter_events(journal))
+    metrics = (event for event, _ in events if event and event["kind"] == "metrics")
+    return {(name, int(event.get("step", 0))) for event in metrics for name in event.get("values") or ()}

@@ -45,7 +45,7 @@ class Band:
     before: float | None
     """Held-out accuracy of what it started from."""
     after: float | None
-    interval: tuple[float, float] | None
+    interval: Sequence[float] | None
     """The 95 % interval of ``after``."""
 
 
@@ -78,18 +78,19 @@ def _bands(run_dir: Path) -> list[Band]:
 
 def _band(place: StagePlace, begin: int) -> Band:
     history, result = metric_history(place.journal), place.result
-    curves = [
-        [(begin + step, history[name][step]) for step in sorted(history.get(name, {}))] for name in (REWARD, VALIDATION)
-    ]
-    interval = result.get("interval")
+
+    def curve(name: str) -> Points:
+        return [(begin + step, value) for step, value in sorted(history.get(name, {}).items())]
+
     return Band(
-        str(result.get("name", place.label)),
-        begin,
-        begin + int(result.get("steps") or 0),
-        *curves,
-        result.get("accuracy_before"),
-        result.get("accuracy_after"),
-        tuple(interval) if interval else None,
+        name=str(result.get("name", place.label)),
+        begin=begin,
+        end=begin + int(result.get("steps") or 0),
+        reward=curve(REWARD),
+        validation=curve(VALIDATION),
+        before=result.get("accuracy_before"),
+        after=result.get("accuracy_after"),
+        interval=result.get("interval"),
     )
 
 

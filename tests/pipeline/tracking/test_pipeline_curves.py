@@ -172,6 +172,21 @@ def test_a_branch_waits_for_those_before_it_in_the_list(runs: Path) -> None:
     assert delivered(run) == steps(1, [101, 102, 201, 202, 203, 301, 302])
 
 
+def test_accuracies_of_branches_that_end_out_of_order_are_all_there_after_a_resume(runs: Path) -> None:
+    run = new_run(runs)
+    whole = Journal(run / "journal.jsonl")
+    for number in (0, 1, 3):
+        whole.metrics(number, {"accuracy": number / 10})
+    assert delivered(run, "accuracy") == {0: 0.0, 1: 0.1, 3: 0.3}
+    time.sleep(0.002)
+    whole.start("try")
+    whole.metrics(3, {"accuracy": 0.3})  # written, but its stage's record was not
+    whole.metrics(2, {"accuracy": 0.2})
+    assert delivered(run, "accuracy") == {0: 0.0, 1: 0.1, 2: 0.2, 3: 0.3}
+    (run / "mlflow.json").unlink()
+    assert delivered(run, "accuracy") == {0: 0.0, 1: 0.1, 2: 0.2, 3: 0.3}
+
+
 def test_a_fork_has_what_it_shares_at_the_same_steps(runs: Path) -> None:
     origin = new_run(runs, "origin")
     stage(origin, "01-sft", 2, 100.0, content="c0ffee")
