@@ -13,11 +13,15 @@ from gradus.pipeline.tracking.journal import JournalEvent, tracked_name
 from gradus.pipeline.tracking.mlflow_run import Store
 from gradus.pipeline.tracking.models import write_model
 from gradus.pipeline.tracking.position import Position
+from gradus.pipeline.tracking.traces import table_of, write_traces
 
 MAX_LABELS = 100
 """Most tags or parameters that one MLflow request may carry."""
 MAX_PARAM, MAX_TAG = 6000, 5000
 """Longest values, in characters."""
+
+ROLLOUTS = "gradus/rollouts"
+"""The name under which a position knows the newest step whose completions were delivered."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +116,15 @@ def _table(target: Target, event: JournalEvent) -> None:
     client.set_tag(target.run_id, "mlflow.loggedArtifacts", json.dumps(listed))
 
 
+def _rollouts(target: Target, event: JournalEvent) -> None:
+    """Once for each step, however often it is trained."""
+    step = int(event["step"])
+    if step > target.position.floor.get(ROLLOUTS, -1):
+        if not write_traces(target.store, target.run_id, event):
+            _table(target, table_of(event))
+        target.position.seen[ROLLOUTS] = step
+
+
 def _dataset(target: Target, event: JournalEvent) -> None:
     entities = target.store.mlflow.entities
     columns = [{"name": column, "type": "string", "required": True} for column in event.get("columns", [])]
@@ -147,6 +160,7 @@ HANDLERS: dict[str, Callable[[Target, JournalEvent], None]] = {
     "tags": _tags,
     "histogram": _histogram,
     "table": _table,
+    "rollouts": _rollouts,
     "dataset": _dataset,
     "model": _model,
     "artifact": _artifact,

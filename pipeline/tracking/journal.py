@@ -124,6 +124,10 @@ class Journal(EventLog):
         """Rows of text and numbers, such as sample completions."""
         self._append("table", name=tracked_name(name), step=int(step), rows=[dict(row) for row in rows])
 
+    def rollouts(self, step: int, groups: Sequence[Mapping[str, Any]]) -> None:
+        """Groups of completions that a step sampled, as ``RolloutRecord`` keeps them."""
+        self._append("rollouts", step=int(step), groups=[dict(group) for group in groups])
+
     def dataset(
         self, name: str, source: str, digest: str, rows: int, context: str, columns: Sequence[str] = ()
     ) -> None:

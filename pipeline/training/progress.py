@@ -100,7 +100,8 @@ class StepLog:
         self._write(step, metrics, weights)
         self.setup.memory.write(step)
         self.setup.completions.add(rollouts, step)
-        self.setup.rollout_record.add(rollouts, weights, step)
+        if groups := self.setup.rollout_record.add(rollouts, weights, step):
+            self.setup.journal.rollouts(step, groups)
         self._show_padding()
         self._show_failures(batches.failures)
         shown = finite(metrics)

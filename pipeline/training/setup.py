@@ -118,7 +118,8 @@ class Setup:
     def rollout_record(self) -> RolloutRecord:
         """The groups that are kept for a person to read."""
         writes = self.ranks.leads and self.needs.completions == "policy"
-        return RolloutRecord(self.folder / ROLLOUTS_FILE, self.pipeline.tracking, self.needs.ranking, writes)
+        options = (self.pipeline.tracking, self.needs.ranking, writes, self.config.steps)
+        return RolloutRecord(self.folder / ROLLOUTS_FILE, *options)
 
     def finish(self, step: int) -> dict[str, Any]:
         """Keep what the stage, which ends with this step, found out of prompts; returns what vouches for it."""

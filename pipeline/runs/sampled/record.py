@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 ROLLOUTS_FILE = "rollouts.jsonl"
 """The name of the file, in a stage's folder."""
+SHOWN_STEPS, SHOWN_COMPLETIONS = 20, 16
+"""Steps of a stage, beside its first, and completions of one group of each that are shown in tracking at most: a store
+takes them one by one."""
 SHORTEST = 80
 """Characters that are left of a text at least, before whole completions are left out."""
 
@@ -29,28 +32,45 @@ SHORTEST = 80
 class RolloutRecord(StepLines):
     """The record of a stage that trains. ``writes``: whether it samples, and this rank keeps what was sampled."""
 
-    def __init__(self, path: Path, options: TrackingConfig, ranking: Sequence[str] = (), writes: bool = True):
-        """``ranking``: the keys by which the stage orders the completions of a group; without any, it is the reward."""
+    def __init__(
+        self, path: Path, options: TrackingConfig, ranking: Sequence[str] = (), writes: bool = True, steps: int = 0
+    ):
+        """``ranking``: the keys by which the stage orders the completions of a group; without any, it is the reward;
+        ``steps``: how many the stage may take."""
         self.every, self.groups, self.bytes = options.rollouts_every, options.rollouts_groups, options.rollouts_bytes
         super().__init__(path, writes and bool(self.every and self.groups))
         self.ranking = [*ranking] or ["reward"]
+        self.shown_every = self.every * max(1, math.ceil(steps / max(1, self.every) / SHOWN_STEPS))
 
-    def add(self, rollouts: Rollouts, weights: Tensor, step: int) -> bool:
-        """Keep groups of the batch that this step has trained on, where it is the step's turn; returns whether it was.
+    def add(self, rollouts: Rollouts, weights: Tensor, step: int) -> list[dict[str, Any]]:
+        """Keep groups of the batch that this step has trained on, where it is the step's turn; returns what of them
+        tracking is to show too.
 
         ``weights``: [P, K] or [P, K, T], those that the stage gave; of a completion with one for each token the mean.
         """
         self.begin(step)
         if not self.writes or (step > 1 and step % self.every):
-            return False
+            return []
         size, count = len(rollouts.prompts), min(self.groups, len(rollouts.prompts))
         chosen = [
             place * size // count for place in range(count)
         ]  # in equal steps: each task of a mixture has its share
-        for group in _described(rollouts, weights, chosen, self.ranking):
-            self.append(fitted({"step": step, **group}, self.bytes))
+        described = _described(rollouts, weights, chosen, self.ranking)
+        kept = [fitted({"step": step, **group}, self.bytes) for group in described]
+        for group in kept:
+            self.append(group)
         self.flush()
-        return True
+        return shown(kept) if step == 1 or step % self.shown_every == 0 else []
+
+
+def shown(kept: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The first group whose rewards differ, or else the first; of a large one the best and the worst completions."""
+    differing = (group for group in kept if len({each["reward"] for each in group["completions"]}) > 1)
+    group = next(differing, kept[0])
+    ordered = sorted(group["completions"], key=lambda each: (each["rank"] is None, each["rank"]))
+    if len(ordered) > SHOWN_COMPLETIONS:
+        ordered = ordered[: SHOWN_COMPLETIONS // 2] + ordered[-SHOWN_COMPLETIONS // 2 :]
+    return [{**group, "completions": ordered}]
 
 
 def _described(rollouts: Rollouts, weights: Tensor, groups: list[int], ranking: Sequence[str]) -> list[dict[str, Any]]:

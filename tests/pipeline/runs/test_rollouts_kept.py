@@ -78,7 +78,7 @@ def test_the_first_step_and_every_so_many_are_kept(tmp_path: Path) -> None:
     for name, options in (("r", {"every": 3, "groups": 3}), ("none", {"every": 0}), ("no group", {"groups": 0})):
         kept = record(tmp_path / name, **options)
         for step in range(1, 8):
-            assert kept.add(rollouts, torch.zeros(8, 1), step) == (name == "r" and step in (1, 3, 6))
+            assert bool(kept.add(rollouts, torch.zeros(8, 1), step)) == (name == "r" and step in (1, 3, 6))
     found = [(line["step"], line["group"]) for line in lines(tmp_path / "r")]
     assert found == [(step, group) for step in (1, 3, 6) for group in (0, 2, 5)], "from the whole of a batch"
     assert not (tmp_path / "none").exists() and not (tmp_path / "no group").exists()
