@@ -18,6 +18,7 @@ from gradus.flows.cli import lists as list_commands
 from gradus.flows.cli import prompts as prompt_commands
 from gradus.flows.cli import rollouts as rollout_commands
 from gradus.flows.cli import runs as run_commands
+from gradus.flows.cli import ui as ui_commands
 from gradus.flows.cli.arguments import RUNS, AsJson, Config, EngineOption, Overrides, Runs, Tiny
 from gradus.flows.screen.errors import CurrentCommand, command, quiet_libraries
 from gradus.flows.screen.text import console, line_printer, print_json, say
@@ -212,30 +213,7 @@ def sample(
         say(f"{index}: {text}" if count > 1 else text)
 
 
-@command(app)
-def ui(
-    port: Annotated[
-        int | None, typer.Option(min=1, max=65535, help="Default: the first free one from 5000 on.")
-    ] = None,
-    runs: Runs = RUNS,
-) -> None:
-    """Open MLflow's pages on the runs folder, on this machine only, until Ctrl-C."""
-    from gradus.pipeline.tracking.ui import serve_ui, stop_ui
-
-    if not runs.is_dir():
-        raise UserError(
-            "there is no runs folder", where=str(runs.absolute()), fix="run something first, or name --runs"
-        )
-    say("Starting MLflow ...")
-    process, url = serve_ui(runs, port)
-    say(f"MLflow: {url}" + ("" if process is None else " (Ctrl-C ends it)"))
-    if process is not None:
-        try:
-            process.wait()
-        except KeyboardInterrupt:
-            say("ended")
-        finally:
-            stop_ui(process)
+command(app)(ui_commands.ui)
 
 
 @command(app)

@@ -12,6 +12,7 @@ from gradus.flows.screen.tables import print_stages, print_tasks
 from gradus.flows.screen.text import duration, number
 from gradus.pipeline.common.shown import gradus_command, shown_path
 from gradus.pipeline.runs.run_folder import RunFolder
+from gradus.pipeline.tracking.pages.tracked import where_to_look
 
 
 def print_summary(run: RunFolder, summary: dict[str, Any], runs_dir: Path, console: Console) -> None:
@@ -30,7 +31,8 @@ def print_summary(run: RunFolder, summary: dict[str, Any], runs_dir: Path, conso
     for index, stage in enumerate(summary["stages"]):
         owner = (run.result(index) or {}).get("shared")
         say(f"  {stage['name']}: {shown_path(stage['checkpoint'])}" + (f" (shared with {owner})" if owner else ""))
-    say(f"Curves, in MLflow: {gradus_command('ui', runs=runs_dir)}")
+    if curves := where_to_look([run.path], run.name, runs_dir):
+        say(f"Curves, in MLflow: {curves}")
     last = shown_path(summary["stages"][-1]["checkpoint"])
     say(f"Try it: {gradus_command('sample', last, _example_question(run))}")
 

@@ -40,21 +40,19 @@ def check_tracking(tracking: TrackingConfig, runs_dir: Path) -> None:
 def _check_server(uri: str, experiment: str) -> None:
     import requests
 
-    if any(os.environ.get(name) for name in OTHER_CREDENTIALS):
+    options = request_options()
+    if options is None:
         return
-    user, password = _credentials()
-    token = os.environ.get("MLFLOW_TRACKING_TOKEN")
-    headers = {"Authorization": f"Bearer {token}"} if token and not (user and password) else {}
     with contextlib.suppress(requests.RequestException):
         answer = requests.get(
             f"{uri}/api/2.0/mlflow/experiments/get-by-name",
             params={"experiment_name": experiment},
-            auth=(user, password) if user and password else None,
-            headers=headers,
             timeout=ANSWER_TIMEOUT_SECONDS,
+            **options,
         )
         if answer.status_code in (401, 403):
-            who = f"as {user!r}" if user and password else "with a token" if token else "without user name and password"
+            as_user = f"as {options['auth'][0]!r}" if options["auth"] else "without user name and password"
+            who = "with a token" if options["headers"] else as_user
             raise UserError(
                 "the MLflow server refuses access",
                 where=f"tracking.uri, {uri}",
@@ -62,6 +60,18 @@ def _check_server(uri: str, experiment: str) -> None:
                 fix="set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or ~/.mlflow/credentials, to those of "
                 f"who may use the experiment {experiment!r}; without tracking.uri curves stay on this machine",
             )
+
+
+def request_options() -> dict[str, Any] | None:
+    """Options of ``requests`` with which MLflow's server is asked as MLflow would ask it: ``auth`` and ``headers``.
+
+    None where this machine authenticates in a way that only MLflow itself supports.
+    """
+    if any(os.environ.get(name) for name in OTHER_CREDENTIALS):
+        return None
+    user, password = _credentials()
+    auth, token = (user, password) if user and password else None, os.environ.get("MLFLOW_TRACKING_TOKEN")
+    return {"auth": auth, "headers": {"Authorization": f"Bearer {token}"} if token and not auth else {}}
 
 
 def _credentials() -> tuple[str | None, str | None]:

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import IO
 
@@ -28,7 +29,7 @@ from gradus.pipeline.common.process import child_environment
 from gradus.pipeline.tracking.client import NO_MLFLOW, mlflow_is_installed
 from gradus.pipeline.tracking.failures import brief
 from gradus.pipeline.tracking.mlflow_run import follow_move
-from gradus.pipeline.tracking.position import Position, tracking_options
+from gradus.pipeline.tracking.position import tracking_options
 
 DEFAULT_PORT = 5000
 SERVER_ENVIRONMENT = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_LOGGING_LEVEL": "ERROR"}
@@ -40,18 +41,18 @@ START_TIMEOUT_SECONDS = 180.0
 def serve_ui(
     runs_dir: str | Path, port: int | None = None, host: str = "127.0.0.1", uri: str | None = None
 ) -> tuple[subprocess.Popen[bytes] | None, str]:
-    """Start the UI and wait until it answers: (supervisor process, URL of the list of runs).
+    """Start the UI and wait until it answers: (supervisor process, the server's address).
 
     The server ends with this process, or on SIGTERM to the supervisor.
 
     ``uri`` defaults to that of the newest run. A tracking server has its own UI: then nothing is started, and
-    the result is (None, its URL). Without ``port`` the first free one from 5000 on is taken.
+    the result is (None, its address). Without ``port`` the first free one from 5000 on is taken.
 
     Raises:
         UserError: the requested port is taken, or the server does not start.
     """
     runs_dir = Path(runs_dir).absolute()
-    uri = resolve_uri(uri, runs_dir) if uri else _newest_uri(runs_dir)
+    uri = resolve_uri(uri, runs_dir) if uri else newest_uri(runs_dir)
     if uri.startswith(("http://", "https://", "databricks")):
         return None, uri
     if not mlflow_is_installed():
@@ -96,15 +97,7 @@ def serve_ui(
         except BaseException:
             stop_ui(process)
             raise
-    return process, url + _runs_page(runs_dir)
-
-
-def _runs_page(runs_dir: Path) -> str:
-    """The newest run's experiment, opened as model training (MLflow's other face, for GenAI apps, hides the curves)."""
-    found = sorted(runs_dir.glob("*/mlflow.json"), key=lambda path: path.stat().st_mtime)
-    experiment = Position.read(found[-1]).experiment_id if found else ""
-    page = f"/#/experiments/{experiment}/runs" if experiment else "/#/experiments"
-    return f"{page}?workflowType=machine_learning"
+    return process, url
 
 
 def stop_ui(process: subprocess.Popen[bytes]) -> None:
@@ -114,7 +107,8 @@ def stop_ui(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-def _newest_uri(runs_dir: Path) -> str:
+def newest_uri(runs_dir: Path) -> str:
+    """The store of the newest run. Raises: UserError where MLflow cannot use its address."""
     folders = sorted((path.parent for path in runs_dir.glob("*/config.yaml")), key=lambda path: path.stat().st_mtime)
     return tracking_options(folders[-1])[0] if folders else resolve_uri(None, runs_dir)
 
@@ -144,7 +138,9 @@ def _server_command(uri: str, runs_dir: Path, host: str, port: int) -> list[str]
     artifacts = (runs_dir / "mlartifacts").as_uri()
     store = ["--backend-store-uri", uri, "--default-artifact-root", artifacts, "--artifacts-destination", artifacts]
     address = ["--host", host, "--port", str(port), "--workers", "1"]
-    return [sys.executable, "-P", "-m", "mlflow", "server", *store, *address]
+    # The plugin is missing where gradus's code was updated and not installed again; then MLflow's own pages do.
+    plugin = ["--app-name", "gradus"] if entry_points(group="mlflow.app", name="gradus") else []
+    return [sys.executable, "-P", "-m", "mlflow", "server", *store, *address, *plugin]
 
 
 def _free_port(host: str, wanted: int | None) -> int:

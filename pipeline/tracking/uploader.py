@@ -1,6 +1,6 @@
 """Delivers journals to MLflow: in the background while a run trains, or once in the foreground.
 
-This is the only module that imports MLflow, and it does so only when there is something to deliver.
+This is the only module of a launch that imports MLflow, and it does so only when there is something to deliver.
 
     python -m gradus.pipeline.tracking.uploader RUN_DIR --follow --parent-pid PID
 

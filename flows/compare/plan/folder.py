@@ -113,6 +113,12 @@ class ComparisonFolder:
         return tags | ({"mlflow.parentRunId": own} if own else {})
 
 
+def runs_of_comparison(folder: Path) -> list[Path]:
+    """The folders of a comparison's runs, without those that chose an option; empty where ``folder`` is none."""
+    found = sorted(file.parent for file in folder.glob(f"[!.]*/{RUN_FILE}"))
+    return [run for run in found if not run.name.startswith("tune-")]
+
+
 def arm_run(label: str, seed: int) -> str:
     """The folder of an arm's run.
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from gradus.flows.compare.measures import Measures
 from gradus.flows.compare.plan.arms import BASE
 from gradus.flows.compare.plan.comparison import ComparisonPlan
-from gradus.flows.compare.plan.folder import ComparisonFolder, arm_run
+from gradus.flows.compare.plan.folder import ComparisonFolder, arm_run, runs_of_comparison
 from gradus.flows.compare.plan.schedule import ComparisonWork, Tuning
 from gradus.flows.compare.report.publish import begin_tracking, end_tracking, publish
 from gradus.flows.compare.run.progress import ComparisonProgress
@@ -22,6 +22,7 @@ from gradus.pipeline.common.errors import UserError
 from gradus.pipeline.common.interruption import Interrupted
 from gradus.pipeline.common.shown import shown_path
 from gradus.pipeline.runs.run_folder import RUN_FILE
+from gradus.pipeline.tracking.pages.tracked import where_to_look
 
 
 def open_comparison(
@@ -80,6 +81,8 @@ def launch(
             end_tracking(work, session.markdown or "", status)
             if session.markdown:
                 progress.say(f"report: {shown_path(folder.path / 'report.html')} (also report.md, report.json)")
+            if curves := where_to_look(runs_of_comparison(folder.path), folder.name, folder.path.parent):
+                progress.say(f"curves, in MLflow: {curves}")
     return missing_runs(work)
 
 

@@ -41,7 +41,7 @@ def test_a_run_says_what_was_learned_and_how_to_go_on(trained: tuple[Gradus, str
         assert f"{stage}: step {total}/{total}" in said
         assert re.search(rf"{stage}: held-out accuracy \d\.\d+ -> \d\.\d+ \(", said)
     assert "What was learned: held-out accuracy went from" in said
-    assert f"gradus ui --runs {gradus.runs}" in said
+    assert f"gradus ui tiny --runs {gradus.runs}" in said
     checkpoint = Path(re.search(r"Try it: gradus sample (\S+) ", said)[1])
     assert (checkpoint / "model.safetensors").is_file()
     summary = json.loads((gradus.runs / "tiny" / "summary.json").read_text())
