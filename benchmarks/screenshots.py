@@ -1,6 +1,6 @@
 """The pictures of MLflow's pages in docs/figures: ``python -m benchmarks.screenshots [--runs DIR FIRST SECOND]``.
 
-Without runs, trains the quickstart at half its steps twice, with two learning rates, which takes some minutes. The pages
+Without runs, trains the quickstart at half its steps twice, with two learning rates; that takes some minutes. The pages
 are those of ``gradus ui``, in a browser that has never been there.
 """
 
