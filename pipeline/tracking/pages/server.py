@@ -18,14 +18,16 @@ SHUT = "<script>localStorage.setItem('mlflow.assistant.fab.autoOpenedOnFirstLoad
 
 def create_app() -> FastAPI:
     """MLflow's application, whose page has a line that runs before its program does."""
+    from fastapi.responses import HTMLResponse
+    from fastapi.routing import APIRoute
     from mlflow.server import app as pages
     from mlflow.server.fastapi_app import app
-    from starlette.responses import HTMLResponse
-    from starlette.routing import Route
 
-    def index(_: object) -> HTMLResponse:
+    def index() -> HTMLResponse:
         html = Path(str(pages.static_folder), "index.html").read_text(encoding="utf-8")
         return HTMLResponse(html.replace("<head>", f"<head>{SHUT}", 1))
 
-    app.router.routes.insert(0, Route("/", index))  # before MLflow's own; its checks of a request still come first
+    app.router.routes.insert(
+        0, APIRoute("/", index, response_class=HTMLResponse)
+    )  # before MLflow's own; its checks of a request still come first
     return app
