@@ -86,7 +86,8 @@ def main() -> None:
                         time.sleep(2)
                         tab.picture(options.picture)
         finally:
-            stop_ui(process)
+            if process is not None:
+                stop_ui(process)
 
 
 if __name__ == "__main__":
