@@ -13,6 +13,7 @@ from gradus import __version__
 from gradus.flows.cli import advise as advise_commands
 from gradus.flows.cli import compare as compare_commands
 from gradus.flows.cli import deploy as deploy_commands
+from gradus.flows.cli import diff as diff_command
 from gradus.flows.cli import init as init_commands
 from gradus.flows.cli import lists as list_commands
 from gradus.flows.cli import prompts as prompt_commands
@@ -103,6 +104,7 @@ command(app)(run_commands.status)
 command(app)(run_commands.verify)
 command(app)(prompt_commands.prompts)
 command(app)(rollout_commands.rollouts)
+command(app)(diff_command.diff)
 command(app, trains=True)(compare_commands.compare)
 command(app)(deploy_commands.deploy)
 command(app, trains=True, hidden=True)(deploy_commands.deployed)

@@ -15,12 +15,17 @@ from typing import Any
 
 
 def write_text(path: Path, text: str) -> None:
+    """Replace ``path`` atomically and durably with a text in UTF-8."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
     """Replace ``path`` atomically and durably: temporary name, flush, rename."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = beside(path)
     try:
-        with temporary.open("x", encoding="utf-8") as stream:
-            stream.write(text)
+        with temporary.open("xb") as stream:
+            stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(temporary, path)

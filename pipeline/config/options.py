@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -63,18 +64,24 @@ def differences(old: Any, new: Any, path: str = "") -> list[str]:
     >>> differences({"stages": [{"name": "a"}]}, {"stages": [{"name": "a"}, {"name": "b"}]})
     ['stages.b: null -> {"name": "b"}']
     """
+    return [f"{key}: {_short(one)} -> {_short(two)}" for key, one, two in changes(old, new, path)]
+
+
+def changes(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """The changes between two resolved configurations: (dotted key, old value, new value).
+
+    >>> list(changes({"lr": 0.1, "steps": 5}, {"lr": 0.2, "steps": 5}))
+    [('lr', 0.1, 0.2)]
+    """
     if isinstance(old, list) and isinstance(new, list):
         olds, news = _labelled(old), _labelled(new)
         if olds is not None and news is not None:
             old, new = olds, news
     if isinstance(old, dict) and isinstance(new, dict):
-        keys = [*old, *(key for key in new if key not in old)]
-        return [
-            line
-            for key in keys
-            for line in differences(old.get(key), new.get(key), f"{path}.{key}" if path else str(key))
-        ]
-    return [] if old == new else [f"{path}: {_short(old)} -> {_short(new)}"]
+        for key in [*old, *(key for key in new if key not in old)]:
+            yield from changes(old.get(key), new.get(key), f"{path}.{key}" if path else str(key))
+    elif old != new:
+        yield path, old, new
 
 
 def _labelled(entries: list[Any]) -> dict[str, Any] | None:

@@ -33,6 +33,7 @@ from gradus.pipeline.runs.task_accuracies import accuracy_curves
 from gradus.pipeline.runs.verify import handover_damage
 from gradus.pipeline.tasks.background import wait_for_data
 from gradus.pipeline.tasks.data import Tasks, first_prompt, longest_prompts, texts
+from gradus.pipeline.tasks.prompts.answers import ANSWERS_FILE, write_answers
 from gradus.pipeline.tasks.several.build import build_tasks, contradictions
 from gradus.pipeline.tracking.journal import Journal
 from gradus.pipeline.training.evaluation import evaluate
@@ -85,6 +86,7 @@ def _prepare(run: RunFolder, observer: Observer) -> dict[str, Any]:
     made = {"checkpoint": folder.name, **evaluation.record(), "seconds": time.perf_counter() - began}
     if several:
         made |= several | {"correct": evaluation.by_prompt()}
+    made |= {"answers": write_answers(run.path / ANSWERS_FILE, evaluation.answered())}
     made |= {"policy": policy.describe(), "content": read_record(folder).content, "sources": sources}
     write_sealed(run.path / START_FILE, made)
     known = run.start()

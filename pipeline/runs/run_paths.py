@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from gradus.pipeline.common import user_code, yaml_text
-from gradus.pipeline.common.errors import UserError
+from gradus.pipeline.common.errors import UserError, closest
 from gradus.pipeline.common.records import damaged, digest_of, read_sealed
 from gradus.pipeline.common.shown import gradus_command, runs_option
 from gradus.pipeline.config import PipelineConfig, StageConfig
@@ -62,7 +62,9 @@ class RunPaths:
                 f"there is no run called {self.path.name!r}",
                 where=str(self.path.parent),
                 expected=f"one of {', '.join(known)}" if known else "a folder with runs",
-                fix="`gradus status` lists the runs; `--runs` names another folder",
+                fix=" ".join(
+                    [closest(self.path.name, known), "`gradus status` lists the runs; `--runs` names another folder"]
+                ).strip(),
             )
 
     @property
@@ -125,7 +127,10 @@ class RunPaths:
         labels = [stage["name"] for stage in self.outline]
         if label not in labels:
             raise UserError(
-                f"the run {self.name!r} has no stage `{label}`", where=option, expected=f"one of {', '.join(labels)}"
+                f"the run {self.name!r} has no stage `{label}`",
+                where=option,
+                expected=f"one of {', '.join(labels)}",
+                fix=closest(label, labels),
             )
         return labels.index(label)
 

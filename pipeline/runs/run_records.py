@@ -10,6 +10,7 @@ from gradus.pipeline.common.errors import UserError
 from gradus.pipeline.common.records import read_sealed
 from gradus.pipeline.runs.checkpoint import CHECKPOINTS, content_of
 from gradus.pipeline.runs.run_paths import RunPaths, attempts_beside
+from gradus.pipeline.tasks.prompts.answers import ANSWERS_FILE
 from gradus.pipeline.tasks.prompts.completions import COMPLETIONS_FILE
 from gradus.pipeline.tasks.prompts.memory import MEMORY_FILE
 
@@ -102,6 +103,15 @@ class RunRecords(RunPaths):
     def data(self) -> dict[str, Any]:
         """The record of the data; empty before they are made."""
         return self.read(self.data_dir / DATA_FILE) or {}
+
+
+def answers_of(run: RunRecords, index: int | None) -> tuple[Path, str]:
+    """The file of the answers that a stage's result gave to the held-out prompts, or of the policy before any stage
+    (None), and its hash; the hash is empty where an earlier version, which kept none, has measured it."""
+    if index is None:
+        start = run.start() or {"checkpoint": str(run.path / "start")}
+        return Path(start["checkpoint"]).parent / ANSWERS_FILE, start.get("answers", "")
+    return run.made_in(index) / ANSWERS_FILE, (run.result(index) or {}).get("answers", "")
 
 
 def _found(path: Path, result: dict[str, Any]) -> Path:

@@ -16,7 +16,7 @@ from gradus.pipeline.runs.checkpoint import checkpoints_in, content_of, damaged_
 from gradus.pipeline.runs.lineage import needs_checkpoint, needs_start
 from gradus.pipeline.runs.run_folder import CONFIG_FILE, RUN_FILE, START_FILE, RunFolder
 from gradus.pipeline.runs.run_paths import REMEDIES, typed
-from gradus.pipeline.runs.run_records import DATA_FILE
+from gradus.pipeline.runs.run_records import DATA_FILE, answers_of
 from gradus.pipeline.tasks.prompts.memory import NOTHING, memory_damage
 
 
@@ -50,10 +50,12 @@ def verify(run: RunFolder) -> Iterator[Finding]:
     start = _readable(run.start)
     if start is not None:
         yield _start(run, start)
+        yield from _answers(run, None, "start")
     for index, stage in enumerate(run.config.stages):
         yield from _stage(run, index)
         yield from _memory(run, index)
         yield from _completions(run, index)
+        yield from _answers(run, index, stage.label)
         for folder in run.attempts(index):
             label = f"{stage.label}, attempt {folder.suffix.removeprefix('.attempt-')}"
             remedy = f"only a fork may still need it; otherwise {folder.name} may be removed"
@@ -195,6 +197,15 @@ def _completions(run: RunFolder, index: int) -> Iterator[Finding]:
         again = f"{typed(run, 'resume', '--from', label)} makes the stage again"
         remedy = _ask(run, result["shared"]) if "shared" in result else again
         yield Finding(f"{label}: completions", file, None, _size(file), wrong, remedy)
+
+
+def _answers(run: RunFolder, index: int | None, label: str) -> Iterator[Finding]:
+    """The answers to the held-out prompts that were written with a success record."""
+    found = _readable(lambda: answers_of(run, index))
+    if found is not None and found[1]:
+        file, digest = found
+        wrong = _wrong(file, digest, file.name)
+        yield Finding(f"{label}: answers", file, None, _size(file), wrong, "only `gradus diff` shows them")
 
 
 def _replaced(checkpoint: Path, made: dict[str, Any]) -> str:

@@ -1,4 +1,5 @@
-"""One-sided tests of whether a measurement has dropped below the best one so far, as the collapse guard uses them."""
+"""Tests of two measurements: whether one has dropped below the best so far, as the collapse guard asks, and whether
+two policies differ on the same prompts."""
 
 from __future__ import annotations
 
@@ -24,6 +25,17 @@ def paired_drop(best: Sequence[float], now: Sequence[float]) -> float:
     lost = sum(before > after for before, after in zip(best, now, strict=True))
     won = sum(before < after for before, after in zip(best, now, strict=True))
     return float(bdtrc(lost - 1, lost + won, 0.5)) if lost else 1.0
+
+
+def paired_change(one: Sequence[float], two: Sequence[float]) -> float:
+    """McNemar's exact test on the same prompts, two-sided: the p-value of "both are equally often right".
+
+    Twice the smaller of the two one-sided p-values, at most 1. Shapes: a 0 or 1 for each prompt, in the same order.
+
+    >>> paired_change([1, 1, 1, 1, 0, 1], [0, 0, 0, 1, 1, 1])  # b = 3, c = 1: 2 (4 + 1) / 16
+    0.625
+    """
+    return min(1.0, 2 * min(paired_drop(one, two), paired_drop(two, one)))
 
 
 def mean_drop(best: Sequence[float], now: Sequence[float]) -> float:

@@ -36,6 +36,21 @@ def share_bounds(successes: float, trials: float, errors: float = Z) -> Bounds:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
+def paired_bounds(only_one: int, only_two: int, trials: int, errors: float = Z) -> Bounds:
+    """Interval of the difference of two shares, the second minus the first, on the same trials.
+
+    ``only_one`` trials succeeded for the first alone, ``only_two`` for the second alone. With p1 = (only_one + 1) /
+    (n + 2) and p2 likewise: p2 - p1 +- errors sqrt((p1 + p2 - (p2 - p1)^2) / (n + 2)), inside [-1, 1].
+    Source: D. G. Bonett and R. M. Price (2012).
+
+    >>> [round(bound, 4) for bound in paired_bounds(3, 7, 98)]  # p1 = 0.04, p2 = 0.08, 100 in the denominator
+    [-0.0274, 0.1074]
+    """
+    p1, p2 = (only_one + 1) / (trials + 2), (only_two + 1) / (trials + 2)
+    half = errors * math.sqrt((p1 + p2 - (p2 - p1) ** 2) / (trials + 2))
+    return max(-1.0, p2 - p1 - half), min(1.0, p2 - p1 + half)
+
+
 def mean_bounds(values: Sequence[float], errors: float) -> Bounds:
     """Interval of the mean of independent measurements, from their own spread.
 

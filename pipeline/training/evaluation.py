@@ -74,8 +74,15 @@ class Evaluation:
     def by_prompt(self) -> dict[str, bool]:
         """id of a prompt (of several tasks ``TASK/id``) -> whether its completion is correct: what a paired comparison
         of two policies needs."""
-        answered = zip(self.answers, self.correct, strict=True)
-        return {f"{p.task}/{p.id}" if p.task else p.id: one > 0 for (p, _), one in answered}
+        return {key: one > 0 for key, one in zip(self._keys(), self.correct, strict=True)}
+
+    def answered(self) -> dict[str, tuple[bool, str]]:
+        """The same with each completion: (correct, text)."""
+        given = zip(self.correct, self.answers, strict=True)
+        return {key: (one > 0, text) for key, (one, (_, text)) in zip(self._keys(), given, strict=True)}
+
+    def _keys(self) -> list[str]:
+        return [f"{prompt.task}/{prompt.id}" if prompt.task else prompt.id for prompt, _ in self.answers]
 
     def record(self) -> dict[str, Any]:
         """The part that is stored in a checkpoint's record."""

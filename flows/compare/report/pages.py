@@ -208,8 +208,7 @@ code { font-size: 0.88em; overflow-wrap: anywhere; }
 
 def as_page(report: Mapping[str, Any], figures: Mapping[str, str]) -> str:
     """The report as one HTML file that contains its styles and figures and loads nothing."""
-    title = html.escape(report["name"])
-    body = [f"<h1>{title}</h1>"]
+    body = [f"<h1>{html.escape(report['name'])}</h1>"]
     for heading, text, table, names in sections(report):
         body += [f"<h2>{html.escape(heading)}</h2>"] if heading else []
         body += [f"<p>{_inline(paragraph)}</p>" for paragraph in text.split("\n\n") if paragraph]
@@ -219,12 +218,14 @@ def as_page(report: Mapping[str, Any], figures: Mapping[str, str]) -> str:
             for name in names
             if name in figures
         ]
+    return page(report["name"], body)
+
+
+def page(title: str, body: Sequence[str]) -> str:
+    """One HTML file in the style of reports, of a title that is text and of parts that are HTML already."""
     head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-    return (
-        f"<!doctype html>\n<html lang=en><head>{head}<title>{title}</title><style>{STYLE}</style></head><body>\n"
-        + "\n".join(body)
-        + "\n</body></html>\n"
-    )
+    head += f"<title>{html.escape(title)}</title><style>{STYLE}</style>"
+    return f"<!doctype html>\n<html lang=en><head>{head}</head><body>\n" + "\n".join(body) + "\n</body></html>\n"
 
 
 def _html_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

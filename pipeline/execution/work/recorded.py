@@ -20,6 +20,7 @@ from gradus.pipeline.runs.description import flatten, journal_datasets, stage_li
 from gradus.pipeline.runs.run_folder import HELDOUT_FILE, RunFolder
 from gradus.pipeline.runs.task_accuracies import fell
 from gradus.pipeline.tasks.data import Tasks
+from gradus.pipeline.tasks.prompts.answers import ANSWERS_FILE, write_answers
 from gradus.pipeline.tracking.journal import Journal
 from gradus.pipeline.training.early_stopping import RuleEvent
 from gradus.pipeline.training.evaluation import Evaluation, evaluate
@@ -100,8 +101,10 @@ def conclude(
     _end_journal(journal, work, made, before, after, heldout_curves(after.record(), several))
     if problem := after.problem():
         observer.note(f"{config.label}: {problem}")
+    answers = ""
     if ranks.leads:
         write_sealed(run.stage_dir(index) / HELDOUT_FILE, {"step": made.step, "correct": whole.by_prompt()})
+        answers = write_answers(run.stage_dir(index) / ANSWERS_FILE, whole.answered())
     return {
         "name": config.label,
         "variant": config.variant,
@@ -119,6 +122,7 @@ def conclude(
         "fingerprint": work.fingerprint,
         "content": read_record(made.checkpoint).content,
         "prompts": after.prompts,
+        "answers": answers,
         "verifier_errors": after.errors,
         "events": [asdict(event) for event in made.events],
         **several,
