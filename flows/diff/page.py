@@ -11,6 +11,7 @@ from gradus.flows.diff.screen import (
     ONLY,
     SIDES,
     accuracy_header,
+    accuracy_note,
     accuracy_rows,
     only_text,
     option_header,
@@ -44,7 +45,7 @@ def as_page(found: Mapping[str, Any]) -> str:
     body.append("<h2>Options that differ</h2>")
     body.append(_table(option_header(), option_rows(found)) if found["options"] else "<p>None.</p>")
     body.append(f"<h2>Held-out accuracy on the {count(found['prompts']['both'])} prompts of both</h2>")
-    body += [_table(accuracy_header(found), accuracy_rows(found)), f"<p>{TEST}</p>"]
+    body += [_table(accuracy_header(found), accuracy_rows(found)), f"<p>{TEST} {accuracy_note(found)}</p>"]
     for key, one, other in ONLY:
         body.append(f"<h2>{_text(only_text(found[key], one, other).rstrip('.:'))}</h2>")
         body += [_prompt(prompt, one) for prompt in found[key]["prompts"]]

@@ -39,6 +39,8 @@ def print_diff(found: Mapping[str, Any], console: Console) -> None:
     say(f"Held-out accuracy on the {count(found['prompts']['both'])} prompts of both:")
     right = set(accuracy_header(found)) - {"task"}
     console.print(_table(accuracy_header(found), accuracy_rows(found), console, right))
+    if note := accuracy_note(found):
+        say(f"{note}\n")
     for key, one, other in ONLY:
         part = found[key]
         say(only_text(part, one, other))
@@ -62,9 +64,8 @@ def option_rows(found: Mapping[str, Any]) -> list[list[str]]:
 
 def accuracy_header(found: Mapping[str, Any]) -> list[str]:
     """The head of the table of accuracies; with one task it goes without saying which."""
-    several = len(found["accuracies"]) > 1
-    head = ["task", "prompts"] if several else ["prompts"]
-    return [*head, "A", "B", "B - A", "95 % interval", "only A", "only B", "p", *(["p (Holm)"] if several else [])]
+    head = ["task", "prompts"] if len(found["accuracies"]) > 1 else ["prompts"]
+    return [*head, "A", "B", "B - A", "95 % interval", "only A", "only B", "p"]
 
 
 def accuracy_rows(found: Mapping[str, Any]) -> list[list[str]]:
@@ -80,11 +81,15 @@ def accuracy_rows(found: Mapping[str, Any]) -> list[list[str]]:
             "95 % interval": interval_text(row["interval"]),
             "only A": count(row["only_a"]),
             "only B": count(row["only_b"]),
-            "p": p_text(row["p"]),
-            "p (Holm)": p_text(row.get("p_holm")),
+            "p": p_text(row.get("p_holm", row["p"])),
         }
         rows.append([cells[name] for name in accuracy_header(found)])
     return rows
+
+
+def accuracy_note(found: Mapping[str, Any]) -> str:
+    """What is to be said of the p-values of several tasks; empty of one."""
+    return "The p of each task is corrected by Holm." if len(found["accuracies"]) > 1 else ""
 
 
 def only_text(part: Mapping[str, Any], one: str, other: str) -> str:
@@ -103,19 +108,20 @@ def value_text(value: Any) -> str:
     if value is None:
         return "-"
     if isinstance(value, Mapping) and "stage" in value:
-        parts = [value["stage"], value.get("variant"), f"{value['steps']} steps" if value.get("steps") else None]
+        steps = value.get("steps")
+        parts = [value["stage"], value.get("variant"), f"{steps} step{'' if steps == 1 else 's'}" if steps else None]
         return "a stage: " + ", ".join(filter(None, parts))
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return text if len(text) <= LONGEST_VALUE else f"{text[: LONGEST_VALUE - 3]}..."
 
 
-def p_text(p: float | None) -> str:
+def p_text(p: float) -> str:
     """A p-value with three digits, or how small it is.
 
-    >>> p_text(0.0412), p_text(0.00001), p_text(None)
-    ('0.041', '< 0.001', '')
+    >>> p_text(0.0412), p_text(0.00001)
+    ('0.041', '< 0.001')
     """
-    return "" if p is None else f"{p:.3f}" if p >= 0.001 else "< 0.001"
+    return f"{p:.3f}" if p >= 0.001 else "< 0.001"
 
 
 def prompt_rows(prompt: Mapping[str, Any], right: str) -> list[tuple[str, str]]:

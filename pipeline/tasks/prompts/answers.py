@@ -67,8 +67,5 @@ def read_answers(path: Path, digest: str) -> dict[str, Answer] | None:
     """id of a prompt -> its answer; None where the file is gone, or is not the one with this hash."""
     if not path.is_file() or sha256(path) != digest:
         return None
-    found = {}
-    for line in gzip.decompress(path.read_bytes()).splitlines():
-        answer = json.loads(line)
-        found[answer.pop("id")] = Answer(**answer)
-    return found
+    lines = map(json.loads, gzip.decompress(path.read_bytes()).splitlines())
+    return {line.pop("id"): Answer(**line) for line in lines}
