@@ -28,6 +28,7 @@ from gradus.flows.orchestrator.around_flow import (
     logs_to_file,
     tolerate_lost_leases,
 )
+from gradus.flows.orchestrator.events import PrefectEvents
 from gradus.flows.orchestrator.flow_record import TAG, FlowRecord, flow_parameters
 from gradus.flows.orchestrator.interrupts import DeferredInterrupts
 from gradus.flows.orchestrator.pages import PrefectView, logger
@@ -107,13 +108,15 @@ def _go_through() -> State[Any]:
         page = record.begin(context.flow_run)
         session.observer.note(f"Prefect shows this run at {page}{login_hint(get_current_settings().api.url)}")
     session.view = view = PrefectView(run, session.observer.note)
+    events = PrefectEvents(run)
     logger.info("run %s in %s on %s", run.name, run.path, socket.gethostname())
     view.opened(record.earlier(), record.page_of_origin(run))
     try:
         # A task would inherit the flow's tags and ask the server for a concurrency slot for each: 2 s where the
         # connection has meanwhile gone stale.
         with TagsContext(current_tags=set()):
-            session.summary = run_pipeline(session.work, Observers(session.observer, view), session.call)
+            session.summary = run_pipeline(session.work, Observers(session.observer, view, events), session.call)
+        events.run_finished(session.summary)
     except Interrupted as error:
         session.error, (session.label, _) = error, session.failed.get(error, (session.label, None))
         logger.info(session.stopping)

@@ -31,6 +31,8 @@ from gradus.pipeline.runs.task_accuracies import shown_accuracy
 logger = logging.getLogger("prefect.flow_runs.gradus")
 """A child of Prefect's own logger, so that its lines appear in the flow run's log."""
 
+NOT_DONE = "not done yet"
+"""The note of a stage in the table until it is done."""
 PROGRESS_INTERVAL_SECONDS = 10.0
 """Time between two updates of a stage's progress; one costs the server 20 ms."""
 FIRST_RETRY_SECONDS = 30.0
@@ -47,7 +49,13 @@ class PrefectView(Observer):
         self._note_for_user, self._noted = note, False
         self.resumed: dict[str, int] = {}
         """Stage -> steps that were done before this launch."""
-        self._rows: dict[str, dict[str, Any]] = {}
+        self._tasks = [name for name in run.config.named_tasks if name]
+        self._rows = {
+            stage.label: table_row(stage.label, {"steps": stage.steps}, tasks=self._tasks) | {"note": NOT_DONE}
+            for stage in run.config.stages
+        }
+        self._about = ""
+        """What is said below the table of stages."""
         self._ids: dict[str, UUID] = {}
         self._shown_at: dict[str, float] = {}
         """Stage -> when its progress was last published."""
@@ -56,15 +64,20 @@ class PrefectView(Observer):
         self._pending: Future[None] | None = None
 
     def opened(self, earlier: Sequence[Mapping[str, Any]] = (), origin_page: str = "") -> None:
-        """The flow run has begun: publish where its curves are and which run or flow runs it continues."""
+        """The flow run has begun: publish the table of stages, with what each starts from, which run or flow runs this
+        one continues, and where its curves are.
+
+        All that belongs to the flow run itself is one artifact, because Prefect's pages show several in the order of
+        their ids, which are random: the table would be anywhere among them.
+        """
         tracking = self.run.config.tracking
-        text = curves_text(tracking.uri, tracking.experiment, self.run.path.parent)
-        self._publish("curves", "markdown", text, "Where the curves are")
-        if drawn := tree(entries(self.run.config.stages)):
-            self._publish("graph", "markdown", "\n".join(["```", *drawn, "```"]), "What each stage starts from")
         if lineage := lineage_text(self.run.origin, origin_page, earlier):
             logger.info(re.sub(r"\[(.+?)\]\((.+?)\)", r"\1 (\2 )", lineage))  # the log shows addresses as links
-            self._publish("lineage", "markdown", lineage, "Where this flow run comes from")
+        drawn = tree(entries(self.run.config.stages))
+        graph = "\n".join(["What each stage starts from:", "```", *drawn, "```"]) if drawn else ""
+        curves = curves_text(tracking.uri, tracking.experiment, self.run.path.parent)
+        self._about = "\n\n".join(filter(None, (graph, lineage, curves)))
+        self._publish_stages()
 
     def prepared(self, accuracy: float | None, interval: tuple[float, float] | None) -> None:
         shown = shown_share(accuracy) + (" ({:.3f} - {:.3f})".format(*interval) if interval else "")
@@ -87,16 +100,15 @@ class PrefectView(Observer):
 
     def work_done(self, label: str, result: Mapping[str, Any]) -> None:
         """A stage has returned its record, freshly made or reused; publish the table of stages again."""
-        tasks = [name for name in self.run.config.named_tasks if name]
-        row = self._rows[label] = table_row(label, result, self.resumed.get(label, 0), tasks)
+        row = self._rows[label] = table_row(label, result, self.resumed.get(label, 0), self._tasks)
         outcome = ", ".join(
             filter(None, (f"accuracy {row['accuracy before']} -> {row['accuracy after']}", row["note"]))
         )
-        if tasks:
-            measured = [(name, shown_accuracy(result, name)) for name in tasks]
+        if self._tasks:
+            measured = [(name, shown_accuracy(result, name)) for name in self._tasks]
             outcome += "; " + ", ".join(f"{name} {accuracy}" for name, accuracy in measured if accuracy)
         logger.info("%s: %s", label, outcome)
-        self._publish("stages", "table", json.dumps(list(self._rows.values())), "Stages so far")
+        self._publish_stages()
 
     def note(self, text: str) -> None:
         logger.info(text)
@@ -107,6 +119,11 @@ class PrefectView(Observer):
             with contextlib.suppress(TimeoutError):
                 self._pending.result(1.0 if time.monotonic() < self._blocked_until else CLOSE_TIMEOUT_SECONDS)
         self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def _publish_stages(self) -> None:
+        done = sum(row["note"] != NOT_DONE for row in self._rows.values())
+        title = f"{done} of {len(self._rows)} stages are done"
+        self._publish("stages", "table", json.dumps([*self._rows.values()]), f"{title}\n\n{self._about}")
 
     def _publish(self, name: str, kind: str, data: str | float, description: str) -> None:
         """Create or update the artifact of that name in the background, in the caller's run context."""

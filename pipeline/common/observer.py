@@ -19,6 +19,9 @@ class Observer:
     def step_done(self, label: str, step: int, steps: int, metrics: Mapping[str, float]) -> None:
         """``step`` (from 1) of ``steps`` is done, with the metrics that are logged."""
 
+    def rule_acted(self, label: str, event: Mapping[str, Any]) -> None:
+        """A rule has ended a stage, or rolled it back: ``step``, ``rule``, ``action`` and ``reason``."""
+
     def stage_finished(self, label: str, result: Mapping[str, Any]) -> None:
         """A stage is done; ``result`` is its entry in the run's summary."""
 
@@ -47,6 +50,11 @@ class Observers(Observer):
         with self._one:
             for member in self.members:
                 member.step_done(label, step, steps, metrics)
+
+    def rule_acted(self, label: str, event: Mapping[str, Any]) -> None:
+        with self._one:
+            for member in self.members:
+                member.rule_acted(label, event)
 
     def stage_finished(self, label: str, result: Mapping[str, Any]) -> None:
         with self._one:

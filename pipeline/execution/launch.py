@@ -199,6 +199,8 @@ class _Launch:
             self.observer.step_done(**message)
         elif kind == "note":
             self.observer.note(message["text"])
+        elif kind == "rule":
+            self.observer.rule_acted(**message)
         elif kind == "deaths":
             self.deaths = message["deaths"]
         else:

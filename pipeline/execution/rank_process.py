@@ -40,6 +40,9 @@ class Line(Observer):
         with self._sending:
             self._socket.sendall(json.dumps({"kind": kind, **fields}).encode() + b"\n")
 
+    def rule_acted(self, label: str, event: Mapping[str, Any]) -> None:
+        self.send("rule", label=label, event=dict(event))
+
     def step_done(self, label: str, step: int, steps: int, metrics: Mapping[str, float]) -> None:
         self.send("step", label=label, step=step, steps=steps, metrics=dict(metrics))
 

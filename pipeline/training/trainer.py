@@ -16,6 +16,7 @@ Signals of the operating system wait for the end of a step (interrupts.py).
 from __future__ import annotations
 
 import contextlib
+from dataclasses import asdict
 from pathlib import Path
 
 from torch import Tensor
@@ -112,6 +113,7 @@ class Trainer:
         journal.metrics(event.step, {f"switch/{event.rule}": 1.0})
         journal.tags({"gradus.events": "\n".join(f"step {e.step}: {e.reason}" for e in events)})
         self.setup.observer.note(f"{self.config.label}: step {event.step}, {event.action}: {event.reason}")
+        self.setup.observer.rule_acted(self.config.label, asdict(event))
         if event.action == "slower":
             assert self.stopping.best is not None
             self.learned.roll_back(self.checkpoints.whole(self.stopping.best.step), self.stopping.rate_factor)

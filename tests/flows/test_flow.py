@@ -62,12 +62,15 @@ def test_a_run_is_recorded_stage_by_stage(staged: Any, tmp_path: Path) -> None:
     states = task_states(record["id"], 5)
     assert list(states.items()) == [(label, "Completed") for label in ["prepare", *LABELS]]
     shown = artifacts(record["id"])
-    assert set(shown) == {f"quick-start-1-{name}" for name in ["curves", "stages", *(f"progress-{x}" for x in LABELS)]}
+    assert set(shown) == {f"quick-start-1-{name}" for name in ["stages", *(f"progress-{x}" for x in LABELS)]}
     rows = json.loads(shown["quick-start-1-stages"]["data"])
     assert [(row["stage"], row["accuracy after"], row["rollouts"]) for row in rows][-1] == ("srpo", "0.500", "48")
     assert shown["quick-start-1-progress-dapo"]["data"] == 100
     assert shown["quick-start-1-progress-dapo"]["description"] == "dapo: step 2 of 2, reward 0.500, 1,234 tokens/s"
-    assert f"gradus ui --runs {tmp_path}" in shown["quick-start-1-curves"]["data"]
+    about = shown["quick-start-1-stages"]["description"]
+    assert about.startswith("4 of 4 stages are done\n") and f"gradus ui --runs {tmp_path}" in about
+    (own,) = [key for key, artifact in shown.items() if artifact["task_run_id"] is None]
+    assert own.endswith("-stages"), "of several, none would be sure to be the first on the page"
 
 
 def test_a_stage_that_is_done_shows_as_reused(staged: Any, tmp_path: Path) -> None:
@@ -246,7 +249,7 @@ def test_a_flow_runs_inside_an_event_loop_as_in_a_notebook(staged: Any, tmp_path
     assert asyncio.run(cell()) == execution.finish(run)
     record = flow_run(run)
     assert record["state_name"] == "Completed" and len(task_states(record["id"], 5)) == 5
-    assert set(artifacts(record["id"])) >= {"run-curves", "run-stages"}
+    assert set(artifacts(record["id"])) >= {"run-progress-sft", "run-stages"}
     assert not [note for note in listener.notes if "failed" in note]
 
 

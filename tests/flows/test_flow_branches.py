@@ -35,8 +35,8 @@ def test_branches_are_tasks_one_after_the_other(staged: Any, tmp_path: Path) -> 
     assert execution.order == LABELS and summary == execution.finish(run)
     record = flow_run(run)
     assert task_states(record["id"], 5) == dict.fromkeys(LABELS, "Completed")
-    drawn = artifacts(record["id"])["chained-graph"]["data"]
-    assert drawn.splitlines()[1:-1] == ["start", "└── sft", "    ├── math", "    │   └── soup = math + code",
+    drawn = artifacts(record["id"])["chained-stages"]["description"].split("```")[1]
+    assert drawn.splitlines()[1:] == ["start", "└── sft", "    ├── math", "    │   └── soup = math + code",
                                         "    └── code"]  # fmt: skip
 
 
@@ -52,7 +52,7 @@ def test_branches_are_tasks_that_overlap(staged: Any, tmp_path: Path) -> None:
     times = {each["name"]: (each["start_time"], each["end_time"]) for each in found}
     assert times["math"][0] < times["code"][1] and times["code"][0] < times["math"][1]
     shown = artifacts(record["id"])
-    assert {"abreast-progress-math", "abreast-progress-code", "abreast-graph", "abreast-stages"} <= set(shown)
+    assert {"abreast-progress-math", "abreast-progress-code", "abreast-stages"} <= set(shown)
 
 
 def test_a_branch_that_fails_is_named_and_the_other_one_is_done(staged: Any, tmp_path: Path) -> None:

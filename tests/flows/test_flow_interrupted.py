@@ -209,8 +209,8 @@ def test_after_sigkill_the_next_launch_puts_the_record_right(staged: Any, tmp_pa
     assert (set(killed["tags"]), set(record["tags"])) == ({"gradus", "tiny"}, {"gradus", "tiny", "resumed"})
     earlier = read_json(run.path / "prefect.json")["earlier"]
     assert (earlier[0]["flow_run_id"], earlier[0]["state"]) == (killed["id"], "Crashed")
-    text = artifacts(record["id"])["run-lineage"]["data"]
-    stopped, crashed = text.splitlines()[-2:]
+    text = artifacts(record["id"])["run-stages"]["description"]
+    stopped, crashed = [line for line in text.splitlines() if line.startswith("- ")]
     assert f"({earlier[1]['page']}): Stopped" in stopped and f"({earlier[0]['page']}): Crashed" in crashed
     assert earlier[0]["page"].endswith(killed["id"])
 
@@ -264,7 +264,7 @@ def test_a_fork_shows_its_origin(staged: Any, tmp_path: Path) -> None:
     record = flow_run(fork)
     assert set(record["tags"]) == {"gradus", "tiny", "fork"}
     shown = artifacts(record["id"])
-    text, page = shown["fork-lineage"]["data"], read_json(origin.path / "prefect.json")["page"]
+    text, page = shown["fork-stages"]["description"], read_json(origin.path / "prefect.json")["page"]
     assert f"a fork of [origin]({page})" in text and changes[0] in text
     assert json.loads(shown["fork-stages"]["data"])[0]["note"] == "shared with origin"
 

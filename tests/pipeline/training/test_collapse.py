@@ -73,8 +73,10 @@ def test_without_the_guard_the_run_ends_far_below_its_best(folder: Path) -> None
 
 
 def test_with_it_the_run_ends_with_its_best(folder: Path) -> None:
-    notes: list[str] = []
-    run = launch(folder, copying({"stage": "dapo", "guard": {}}), "guarded", observer=Notes(notes))
+    notes, acted = list[str](), list[tuple[str, Any]]()
+    observer = Notes(notes)
+    observer.rule_acted = lambda label, event: acted.append((label, event))
+    run = launch(folder, copying({"stage": "dapo", "guard": {}}), "guarded", observer=observer)
     result, curve = run.result(1), accuracies(run)
     best = max(curve, key=lambda step: (curve[step], -step))
     assert min(curve.values()) < 0.2, "it did collapse"
@@ -86,7 +88,10 @@ def test_with_it_the_run_ends_with_its_best(folder: Path) -> None:
     assert event["step"] == result["steps"] == ALARM, "two evaluations below the best are enough, and one is not"
     assert "2 times in a row" in event["reason"]
     assert f"at step {best} to {curve[event['step']]:.3f}" in event["reason"]
-    assert any(event["reason"] in note for note in notes)
+    assert any(event["reason"] in note for note in notes) and acted == [
+        ("sft", run.result(0)["events"][0]),
+        ("dapo", event),
+    ]
     shown = read_events(run.stage_dir(1) / "journal.jsonl")[0]
     tags = {key: value for each in shown if each["kind"] == "tags" for key, value in each["values"].items()}
     assert tags["gradus.ended_by"] == "guard" and event["reason"] in tags["gradus.events"]
