@@ -75,6 +75,11 @@ CASES = {
     "checkpointing": Case(LLAMA, {**MANY, "gradient_checkpointing": True}, prompt_tokens=16, new_tokens=32),
     "long prompts": Case(LLAMA, {**DAPO, "group_size": 8}, prompt_tokens=256, new_tokens=32),
     "vocabulary": Case(model("qwen3", 64_000, 256, 4, 1024, num_key_value_heads=2), {**DAPO, "group_size": 8}),
+    "entropy": Case(
+        model("qwen3", 64_000, 256, 4, 1024, num_key_value_heads=2),
+        {**DAPO, "group_size": 8, "entropy": {"weight": 0.001}},
+    ),
+    "kl": Case(LLAMA, {**DAPO, "kl": 0.001}),
     "evaluation": Case(model("llama", 32_000, 256, 4, 1024), DAPO, new_tokens=16, heldout=512),
     "cache": Case(model("llama", 500, 512, 12, 512), DAPO, new_tokens=16, prompt_tokens=32, heldout=600),
     "gemma": Case(model("gemma3_text", 16_000, 512, 6, 1408, num_key_value_heads=2), {**MANY, "prompts_per_step": 8}),

@@ -121,11 +121,13 @@ def _read(status: Status, run: RunFolder, forks: Forks) -> None:
         status["accuracy_end"] = finished[-1]["accuracy_after"]
     if rows := matrix(run):
         status |= {"tasks": rows, "accuracy_end": pooled(rows[-1]["tasks"])["accuracy"]}
-    status |= next((_position(e) for e in status["stages"] if "accuracy_after" not in e), {})
+    unfinished = [entry for entry in status["stages"] if "accuracy_after" not in entry]
+    at_work = [entry for entry in unfinished if entry["state"] == "running"]
+    status |= next(map(_position, [*at_work, *unfinished]), {})
 
 
 def _position(entry: dict[str, Any]) -> dict[str, Any]:
-    """The position of a run whose first unfinished stage has this entry."""
+    """The position of a run, by the entry of its first stage at work, or of its first unfinished one."""
     return {"stage": entry["name"], "step": entry.get("step"), "steps": entry["steps"]}
 
 

@@ -89,6 +89,9 @@ def state_text(run: Mapping[str, Any]) -> str:
     state, stage, step = run["state"], run.get("stage"), run.get("step")
     if state not in ("running", "stopped"):
         return state
+    at_work = [each for each in run.get("stages", ()) if each.get("state") == "running"]
+    if len(at_work) > 1:
+        return "running: " + ", ".join(f"{each['name']} step {each['step']}/{each['steps']}" for each in at_work)
     if step is not None:
         return f"{'running:' if state == 'running' else 'stopped at'} {stage} step {step}/{run['steps']}"
     if stage is None:

@@ -96,12 +96,13 @@ class Bars(Observer):
         """The lines of a stage's charts; the first one has so many lines of bars, and others one."""
         width, curves = self.console.width - 3, self._curves.get(label, {})
         drawn_from = (width, lines, *(curve.points for curve in curves.values()))
-        if label not in self._charts or self._charts[label][0] != drawn_from:
+        known = self._charts.get(label)  # once: a stage may end, in another thread, while it is being drawn
+        if known is None or known[0] != drawn_from:
             ascii_only, found = self.console.options.ascii_only, list[str]()
             for curve in sorted(curves.values(), key=lambda curve: curve.name == CURVES["validation/accuracy"]):
                 found += curve.lines(width, 1 if found else lines, ascii_only)
-            self._charts[label] = (drawn_from, found)
-        return self._charts[label][1]
+            known = self._charts[label] = (drawn_from, found)
+        return known[1]
 
 
 class _Drawn(Progress):

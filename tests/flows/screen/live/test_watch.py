@@ -155,7 +155,19 @@ def test_stages_side_by_side_and_ctrl_c_and_another_size(chain: Chain) -> None:
         terminal.key(b"\x03")
         assert terminal.ended() == 130
         assert worker.poll() is None, "the run goes on"
-        assert re.search(r"chain: running: dapo step \d+/2 \(1 of 3 stages\)", terminal.plain().rpartition("Ctrl-C")[2])
+        both = r"chain: running: dapo step \d+/2, gfpo step \d+/2 \(1 of 3 stages\)"
+        assert re.search(both, terminal.plain().rpartition("Ctrl-C")[2])
+
+
+def test_a_stage_that_failed_beside_one_that_runs(chain: Chain) -> None:
+    chain.stop_after(1, 1)
+    run = chain.run()
+    run.stage_dir(2).mkdir()
+    write_json(run.stage_dir(1) / "failure.json", {"error": "no reward could be computed", "time": ""})
+    with at_work(run.path, "03-gfpo"):
+        told = chain.tell("status", "chain")
+    assert re.match(r"chain: running: gfpo step \d+/2 \(1 of 3 stages\)", told)
+    assert re.search(r"^dapo +2  failed at step 1", told, re.MULTILINE)
 
 
 def test_a_dumb_terminal_and_a_reader_that_has_gone(chain: Chain) -> None:
