@@ -18,7 +18,8 @@ from pathlib import Path
 from paths import search_path
 
 ESCAPES = re.compile(rb"\x1b\[[0-9;?]*[A-Za-z]|\x1b[()][A-Z0-9]")
-HOME = b"\x1b[H"
+HOME, LEFT = b"\x1b[H", b"\x1b[?1049l"
+"""The cursor goes to the upper left corner; the screen of a command's own is left."""
 
 
 class Terminal:
@@ -76,7 +77,7 @@ class Terminal:
 
     def screens(self) -> list[list[str]]:
         """The lines of every whole screen that was drawn from its upper left corner on."""
-        drawn = self.seen.split(HOME)[1:]
+        drawn = self.seen.partition(LEFT)[0].split(HOME)[1:]
         return [ESCAPES.sub(b"", each).decode().replace("\r", "").split("\n") for each in drawn]
 
     def plain(self) -> str:
