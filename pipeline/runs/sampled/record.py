@@ -74,9 +74,11 @@ def shown(kept: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _described(rollouts: Rollouts, weights: Tensor, groups: list[int], ranking: Sequence[str]) -> list[dict[str, Any]]:
-    """These groups as plain data. A completion that could not be scored has no reward and no rank."""
+    """These groups as plain data. A completion that could not be scored has no reward and no rank; a component that
+    scored nothing of a group that has rewards is another task's."""
     assert rollouts.rewards_PK is not None and rollouts.correct_PK is not None
-    mask, lengths, valid = rollouts.mask_PKT[groups], rollouts.lengths_PK[groups], rollouts.scored_PK[groups]
+    mask, valid = rollouts.mask_PKT[groups].cpu(), rollouts.scored_PK[groups]
+    lengths = mask.sum(-1)
     weights = weights[groups].float().cpu()
     if weights.dim() == 3:
         weights = (weights * mask).sum(-1) / lengths.clamp(min=1)
@@ -93,16 +95,18 @@ def _described(rollouts: Rollouts, weights: Tensor, groups: list[int], ranking: 
         "truncated": rollouts.truncated_PK[groups].tolist(),
         "correct": rollouts.correct_PK[groups].tolist(),
     }
-    scores = {name: values.tolist() for name, values in components.items()}
+    scores = {name: (values.tolist(), values.isnan().all(-1)) for name, values in components.items()}
     found = list[dict[str, Any]]()
     for row, place in enumerate(groups):
         prompt, texts = rollouts.prompts[place], rollouts.texts[place]
+        own = {n: values[row] for n, (values, none) in scores.items() if not (none[row] and valid[row].any())}
         completions = list[dict[str, Any]]()
         for at, text in enumerate(texts):
             given = {name: _number(column[row][at]) for name, column in columns.items()}
             given["rank"] = given["rank"] and int(given["rank"])
-            own = {name: _number(values[row][at]) for name, values in scores.items()}
-            completions.append({"text": text, **given, "components": own})
+            completions.append(
+                {"text": text, **given, "components": {n: _number(values[at]) for n, values in own.items()}}
+            )
         known = [each["reward"] for each in completions if each["reward"] is not None]
         found.append({
             "group": place, "task": prompt.task, "prompt": prompt.id, "question": prompt.question,

@@ -73,6 +73,17 @@ def test_what_a_ranking_key_has_no_score_of_has_no_rank(tmp_path: Path) -> None:
     assert [each["rank"] for each in lines(tmp_path / "r")[0]["completions"]] == [2, None, 1]
 
 
+def test_a_group_has_the_rewards_of_its_own_task(tmp_path: Path) -> None:
+    none = [math.nan, math.nan]
+    components = {"sums": torch.tensor([[1.0, math.nan], none, none]), "words": torch.tensor([none, [0.0, 0.5], none])}
+    valid_PK = torch.tensor([[True, False], [True, True], [False, False]])
+    rollouts = batch([["a", "b"]] * 3, [[1.0, 0.0], [0.0, 0.5], [0.0, 0.0]], components=components, valid_PK=valid_PK)
+    record(tmp_path / "r").add(rollouts, torch.zeros(3, 2), 1)
+    found = [[each["components"] for each in group["completions"]] for group in lines(tmp_path / "r")]
+    assert found[0] == [{"sums": 1.0}, {"sums": None}] and found[1] == [{"words": 0.0}, {"words": 0.5}]
+    assert found[2] == [{"sums": None, "words": None}] * 2, "that everything failed is shown"
+
+
 def test_the_first_step_and_every_so_many_are_kept(tmp_path: Path) -> None:
     rollouts = batch([["a"]] * 8, [[1.0]] * 8)
     for name, options in (("r", {"every": 3, "groups": 3}), ("none", {"every": 0}), ("no group", {"groups": 0})):
