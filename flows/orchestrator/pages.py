@@ -75,7 +75,7 @@ class PrefectView(Observer):
             logger.info(re.sub(r"\[(.+?)\]\((.+?)\)", r"\1 (\2 )", lineage))  # the log shows addresses as links
         drawn = tree(entries(self.run.config.stages))
         graph = "\n".join(["What each stage starts from:", "```", *drawn, "```"]) if drawn else ""
-        curves = curves_text(tracking.uri, tracking.experiment, self.run.path.parent)
+        curves = curves_text(tracking.uri, tracking.experiment, self.run.path)
         self._about = "\n\n".join(filter(None, (graph, lineage, curves)))
         self._publish_stages()
 
@@ -159,12 +159,12 @@ class PrefectView(Observer):
             self._retry_seconds *= 2
 
 
-def curves_text(uri: str | None, experiment: str, runs_dir: Path) -> str:
+def curves_text(uri: str | None, experiment: str, run: Path) -> str:
     """Markdown that says where MLflow shows the run's curves."""
     what = f"Curves, samples and checkpoints of every stage are in MLflow, experiment **{experiment}**"
     if uri and uri.startswith(("http://", "https://")):
         return f"{what}: [{uri}]({uri})."
-    return f"{what}.\n\nTo open it: `{gradus_command('ui', '--runs', runs_dir)}`"
+    return f"{what}.\n\nTo open it: `{gradus_command('ui', run.name, '--runs', run.parent)}`"
 
 
 def lineage_text(origin: Mapping[str, Any] | None, page: str, earlier: Sequence[Mapping[str, Any]]) -> str:

@@ -68,7 +68,7 @@ def test_a_run_is_recorded_stage_by_stage(staged: Any, tmp_path: Path) -> None:
     assert shown["quick-start-1-progress-dapo"]["data"] == 100
     assert shown["quick-start-1-progress-dapo"]["description"] == "dapo: step 2 of 2, reward 0.500, 1,234 tokens/s"
     about = shown["quick-start-1-stages"]["description"]
-    assert about.startswith("4 of 4 stages are done\n") and f"gradus ui --runs {tmp_path}" in about
+    assert about.startswith("4 of 4 stages are done\n") and f"gradus ui Quick.start_1 --runs {tmp_path}" in about
     (own,) = [key for key, artifact in shown.items() if artifact["task_run_id"] is None]
     assert own.endswith("-stages"), "of several, none would be sure to be the first on the page"
 
@@ -237,7 +237,7 @@ def test_the_examples_and_the_link(staged: Any) -> None:
     for module in (importlib.import_module("gradus.flows.session"), view):
         outcome = doctest.testmod(module)
         assert outcome.attempted and not outcome.failed
-    assert "[http://mlflow:5000](http://mlflow:5000)" in view.curves_text("http://mlflow:5000", "gradus", Path("/runs"))
+    assert "[http://mlflow:5000](http://mlflow:5000)" in view.curves_text("http://mlflow:5000", "gradus", Path("/runs/a"))
 
 
 def test_a_flow_runs_inside_an_event_loop_as_in_a_notebook(staged: Any, tmp_path: Path) -> None:
