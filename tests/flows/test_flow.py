@@ -237,7 +237,8 @@ def test_the_examples_and_the_link(staged: Any) -> None:
     for module in (importlib.import_module("gradus.flows.session"), view):
         outcome = doctest.testmod(module)
         assert outcome.attempted and not outcome.failed
-    assert "[http://mlflow:5000](http://mlflow:5000)" in view.curves_text("http://mlflow:5000", "gradus", Path("/runs/a"))
+    told = view.curves_text("http://mlflow:5000", "gradus", Path("/runs/a"))
+    assert "[http://mlflow:5000](http://mlflow:5000)" in told
 
 
 def test_a_flow_runs_inside_an_event_loop_as_in_a_notebook(staged: Any, tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
-"""The events that a run sends to Prefect: read back through its API, acted upon by an Automation, and never needed."""
+"""The events that a run sends to Prefect: read back through its API, acted upon by an Automation, and never needed; and
+what a browser shows of a flow run."""
 
 from __future__ import annotations
 
+import base64
 import json
 import threading
 import time
@@ -11,9 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from benchmarks.browser import chromium, new_tab
 from dry_execution import Rehearsal
 from flow_runs import LABELS, Listener, api, flow_run, open_run, work
 
+from gradus.flows.orchestrator.password import own_password
+from gradus.flows.orchestrator.recorded import flow_record
 from gradus.pipeline.common.observer import Observer
 from gradus.pipeline.runs.run_folder import RESULT_FILE, RunFolder
 
@@ -132,7 +137,6 @@ def test_an_automation_notifies_a_chat(staged: Any, tmp_path: Path, received: tu
     from prefect.events.actions import CallWebhook
     from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
-    from gradus.flows.orchestrator.password import own_password
     from gradus.flows.orchestrator.server import ensure_server
 
     address, messages = received
@@ -159,3 +163,27 @@ def test_an_automation_notifies_a_chat(staged: Any, tmp_path: Path, received: tu
         }
     finally:
         api(f"/automations/{made.id}", method="DELETE")
+
+
+LABELLED = (
+    "Array.from(document.querySelectorAll('*')).filter(e => !e.children.length && e.textContent.trim() == 'Artifacts')"
+)
+
+
+@pytest.mark.skipif(chromium() is None, reason="needs Chromium: apt-get install chromium")
+def test_the_table_of_stages_is_first_on_the_page(staged: Any, tmp_path: Path) -> None:
+    """The server has random ids for artifacts, by which its pages order them."""
+    run = open_run(tmp_path, "seen")
+    staged.run_staged(run.path, Observer(), work(run, Rehearsal()))
+    page = flow_record(run.path)["page"]
+    with new_tab() as tab:
+        tab.open(page.partition("/runs/")[0] + "/robots.txt")
+        tab.wait_for("location.pathname == '/robots.txt'")
+        password = base64.b64encode(own_password().encode()).decode()
+        tab.value(f"localStorage.setItem('prefect-password', {json.dumps(password)})")
+        tab.open(page)
+        tab.wait_for(f"{LABELLED}.map(tab => tab.click()).length > 0", 120)
+        tab.wait_for("document.body.innerText.includes('seen-progress-srpo')", 120)
+        shown = tab.text().partition("\nFlow run\n")[2].splitlines()
+    assert shown[:2] == ["TABLE", "seen-stages"] and "4 of 4 stages are done" in shown
+    assert shown.index("Task runs") > shown.index("4 of 4 stages are done")
