@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -70,7 +71,7 @@ class State:
 def find_state(text: str, runs: Path, stage_configs: list) -> State:
     """The state that ``RUN``, ``RUN:STAGE``, ``RUN:start`` or a checkpoint's folder names. Raises: UserError."""
     path = Path(text).expanduser()
-    if len(path.parts) > 1 and path.is_dir():
+    if len(path.parts) > 1 and os.path.isdir(path):
         return _of_folder(path.absolute(), stage_configs)
     name, _, label = text.partition(":")
     if not name:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,7 @@ class RunPaths:
         """Raises: UserError where ``path`` is no run."""
         self.path = Path(path).absolute()
         self.stage_configs = stage_configs
-        if not (self.path / RUN_FILE).is_file():
+        if not os.path.isfile(self.path / RUN_FILE):  # a name may be too long for a file, which Path would raise
             known = sorted(p.parent.name for p in self.path.parent.glob(f"[!.]*/{RUN_FILE}"))
             raise UserError(
                 f"there is no run called {self.path.name!r}",

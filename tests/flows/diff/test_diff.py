@@ -16,6 +16,7 @@ from small_pipeline import STAGE_CONFIGS, launch, pipeline
 from gradus.flows.diff.diff import diff
 from gradus.flows.diff.states import State, find_state
 from gradus.pipeline.common.errors import UserError
+from gradus.pipeline.common.files import sha256
 from gradus.pipeline.common.records import read_sealed, write_sealed
 from gradus.pipeline.runs.fork import fork
 from gradus.pipeline.runs.run_folder import RunFolder
@@ -144,6 +145,15 @@ def test_a_fork_shares_what_was_answered(gradus: Gradus) -> None:
     ]
 
 
+def test_a_stage_that_is_measured_again_leaves_the_same_bytes(gradus: Gradus) -> None:
+    run = RunFolder("runs/zero", STAGE_CONFIGS)
+    file, digest = answers_of(run, 1)
+    file.unlink()
+    (run.stage_dir(1) / "result.json").unlink()
+    again = parity_run(Path.cwd(), "zero")
+    assert answers_of(again, 1) == (file, digest) and sha256(file) == digest
+
+
 def as_before(run: RunFolder) -> RunFolder:
     """Make the run what an earlier version left: without answers."""
     for file in (run.path / "start.json", *run.path.glob("stages/*/result.json")):
@@ -178,6 +188,7 @@ def test_what_cannot_be_compared_is_refused(gradus: Gradus, tmp_path: Path) -> N
     assert "did you mean `zero`?" in refused(gradus, "zreo", "one")
     assert "did you mean `sft`?" in refused(gradus, "zero", "one:sfd")
     assert "this names no run" in refused(gradus, ":sft", "one")
+    assert "there is no run called" in refused(gradus, "z" * 300, "one"), "too long for the name of a file"
     same = refused(gradus, "zero", "zero:dapo")
     assert "A and B are the same" in same and "zero:start, zero:sft" in same
     assert "lies in no run" in refused(gradus, str(tmp_path / "runs"), "one")
