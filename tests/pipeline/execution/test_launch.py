@@ -286,6 +286,15 @@ def test_a_run_goes_on_in_other_numbers_of_processes_whatever_ended_it(
     assert found["progress/tokens"] == expected["progress/tokens"]
 
 
+def test_what_a_rule_does_in_the_ranks_is_told_here(tmp_path: Path) -> None:
+    acted, observer = list[tuple[str, object]](), Observer()
+    observer.rule_acted = lambda label, event: acted.append((label, event))
+    stage = {"stage": "dapo", "group_size": 2, "steps": 3, "until": {"rollouts": 1}}
+    result = launch(tmp_path, config([stage], 2), observer=observer).result(0) or {}
+    assert acted == [("dapo", result["events"][0])] and result["steps"] == 1
+    assert result["answers"], "rank 0 keeps those of both"
+
+
 def test_an_error_of_the_ranks_is_the_launchs_own(tmp_path: Path) -> None:
     described = config(LONG, 2).model_dump(mode="json")
     described["policy"]["lora"] = {"targets": ["no_such_layer"]}
