@@ -16,6 +16,7 @@ from child_scripts import wait_for
 from command_line import Gradus
 from gone_outputs import closed_pipe, full_disk
 from paths import search_path
+from terminals import Terminal
 from trained_chain import Chain
 
 from gradus.flows.cli import app
@@ -117,3 +118,22 @@ def test_a_terminal_that_is_closed(ignored: bool, tmp_path: Path, monkeypatch: p
     else:
         assert code == 129
         stopped_with_every_step(chain)
+
+
+def test_a_launch_draws_charts_where_they_fit_and_goes_on_in_another_size(tmp_path: Path) -> None:
+    chain = Chain(tmp_path)
+    words = [*LAUNCH[:-1], "stages.dapo.steps=150"]
+    with Terminal(tmp_path, *words, columns=80, lines=24) as terminal:
+        terminal.read(
+            lambda: re.search(r"2/3 dapo .* \d+/150 reward 0\.\d{3} .*tokens/s", terminal.plain()) is not None
+        )
+        terminal.read(
+            lambda: re.search(r"reward 0\.\d{3} [ ▁▂▃▄▅▆▇█]+\n.*\n.*\n +steps 1 to \d+", terminal.plain()) is not None
+        )
+        terminal.resize(50, 24)
+        before = len(terminal.plain())
+        assert terminal.ended() == 0
+    said = terminal.plain()[before:]
+    narrow = said[said.index("dapo: held-out accuracy") :]
+    assert "3/3 gfpo" in narrow and "steps 1 to" not in narrow
+    assert chain.run().state() == "done" and "What was learned" in narrow
