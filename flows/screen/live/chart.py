@@ -84,7 +84,7 @@ def bar_lines(values: Sequence[float], height: int, characters: str = BLOCKS) ->
     parts = len(characters) - 1
     low, high, top = min(values), max(values), height * parts
     scale = (top - 1) / (high - low) if high > low else 0.0
-    filled = [1 + round((value - low) * scale) if scale else (top + 1) // 2 for value in values]
+    filled = [1 + round((value - low) * scale) for value in values]
     return ["".join(_cells(filled, line * parts, parts, characters)) for line in reversed(range(height))]
 
 

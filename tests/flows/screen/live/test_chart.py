@@ -35,7 +35,7 @@ def test_a_chart_of_two_lines_by_hand() -> None:
 
 def test_more_steps_than_columns_are_averaged_and_the_scale_is_that_of_the_means() -> None:
     # 80 - len("reward   to , steps 1 to 120") - 2 * len("0.000") = 42 columns; from 84 values two go into each.
-    assert curve([0.0, 1.0] * 42).lines(79, 1) == ["reward " + "▄" * 42 + "  0.500 to 0.500, steps 1 to 84"]
+    assert curve([0.0, 1.0] * 42).lines(79, 1) == ["reward " + "▁" * 42 + "  0.500 to 0.500, steps 1 to 84"]
 
 
 def test_a_resume_repeats_steps_and_old_ones_are_forgotten() -> None:
@@ -47,7 +47,7 @@ def test_a_resume_repeats_steps_and_old_ones_are_forgotten() -> None:
 
 
 def test_equal_values_and_too_few_and_too_narrow() -> None:
-    assert bar_lines([2.0, 2.0], 1) == ["▄▄"]
+    assert bar_lines([2.0, 2.0], 1) == ["▁▁"]
     assert curve([1.0]).lines(80, 1) == [] == curve([1.0, 2.0]).lines(30, 1) == curve([1.0, 2.0]).lines(20, 3)
 
 
