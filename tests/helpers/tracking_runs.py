@@ -52,6 +52,19 @@ def log_steps(journal: Journal, steps: range) -> None:
         journal.metrics(step, {"reward/mean": step / 7, "reward/std": 0.5})
 
 
+def completion(text: str, rank: int | None, **fields: Any) -> dict[str, Any]:
+    """A completion as a stage keeps it."""
+    scores = {"reward": 1.0, "weight": -0.5, "components": {"exact": 1.0, "eq": None}}
+    return {"text": text, "tokens": 3, "rank": rank, "truncated": False, "correct": True, **scores, **fields}
+
+
+def group(step: int, *completions: dict[str, Any], number: int = 0, **fields: Any) -> dict[str, Any]:
+    """A group of them."""
+    given = {"step": step, "group": number, "task": "", "prompt": "0a1b", "question": "1 + 1 =", "answer": "2"}
+    counted = {"ranking": ["reward"], "size": 2, "correct": 1, "mean_reward": 0.5}
+    return {**given, **counted, "completions": [*completions], **fields}
+
+
 def client(runs: Path) -> Any:
     return _import_mlflow().MlflowClient(tracking_uri=resolve_uri(None, runs))
 
@@ -68,6 +81,7 @@ def full_run(runs: Path) -> Path:
     stage.dataset("sums", "reasoning_gym:chain_sum", "d" * 64, 100, "training", ["question", "answer"])
     stage.histogram(3, "advantage", [0.0, 1.0, 2.0, 3.0, 4.0])
     stage.table("samples", 3, [{"question": "1+1", "reward": 1.0}, {"question": "2+2", "length": 4}])
+    stage.rollouts(3, [group(3, completion("2", 1), completion("3", 2, correct=False))])
     stage.metrics(3, {"heldout/accuracy": 0.5})
     stage.model("try/first: 3", run / "checkpoints", 3, {"heldout/accuracy": 0.5})
     stage.artifact(run / "config.yaml")

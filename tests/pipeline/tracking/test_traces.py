@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from small_pipeline import launch, pipeline
-from tracking_runs import client, new_run, new_stage, read_run_ids, runs_folder  # noqa: F401 (a fixture)
+from tracking_runs import client, completion, group, new_run, new_stage, read_run_ids, runs_folder  # noqa: F401 (a fixture)
 
 from gradus.pipeline.runs.sampled.record import ROLLOUTS_FILE, SHOWN_COMPLETIONS, SHOWN_STEPS, shown
 from gradus.pipeline.tasks.prompts.step_lines import step_lines
@@ -15,30 +15,6 @@ from gradus.pipeline.tracking.journal import read_events
 from gradus.pipeline.tracking.uploader import _import_mlflow, sync_run
 
 EVIL = "<script>x</script> ![p](http://127.0.0.1:1/x.png) **b** \x00\x1b[31m\ud800 \u202e\n```\n# head\n````\n"
-
-
-def completion(text: str, rank: int | None, **fields: Any) -> dict[str, Any]:
-    given = {
-        "reward": 1.0,
-        "weight": -0.5,
-        "truncated": False,
-        "correct": True,
-        "components": {"exact": 1.0, "eq": None},
-    }
-    return {"text": text, "tokens": 3, "rank": rank, **given, **fields}
-
-
-def group(step: int, *completions: dict[str, Any], number: int = 0, **fields: Any) -> dict[str, Any]:
-    given = {"step": step, "group": number, "task": "", "prompt": "0a1b", "question": "1 + 1 =", "answer": "2"}
-    return {
-        **given,
-        "ranking": ["reward"],
-        "size": 2,
-        "correct": 1,
-        "mean_reward": 0.5,
-        "completions": [*completions],
-        **fields,
-    }
 
 
 def traces_of(runs: Path, run: Path, label: str = "01-first") -> list[Any]:
@@ -89,6 +65,12 @@ def test_what_is_sent_again_or_trained_again_is_there_once(runs: Path) -> None:
     found = traces_of(runs, run)
     assert [said(each)[8] for each in found] == ["d", "a", "b"]
     assert {each.info.trace_id: each.info.request_time for each in found[1:]} == before
+    for record in run.rglob("mlflow.json"):  # as if the uploader had died before it could save any id
+        record.unlink()
+    assert sync_run(run).undelivered == 0
+    assert [(said(each)[8], len(each.info.assessments), len(each.data.spans)) for each in traces_of(runs, run)] == [
+        (letter, 5, 1) for letter in "dab"
+    ]
 
 
 @pytest.mark.parametrize("fails", ["start_trace", "log_spans"])

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 from benchmarks.browser import Tab, chromium, new_tab
-from test_traces import completion, group
-from tracking_runs import new_run, new_stage, read_run_ids, runs_folder  # noqa: F401 (a fixture)
+from tracking_runs import completion, group, new_run, new_stage, read_run_ids, runs_folder  # noqa: F401 (a fixture)
 
 from gradus.pipeline.tracking.position import Position
 from gradus.pipeline.tracking.ui import serve_ui, stop_ui

@@ -23,7 +23,7 @@ def test_every_kind_of_record_arrives(runs: Path) -> None:
     run = full_run(runs)
     report = sync_run(run)
     assert (report.error, report.rejected, report.undelivered, report.message) == (None, 0, 0, "")
-    assert report.delivered == 2 + 12 + 4
+    assert report.delivered == 2 + 13 + 4
     mlflow, ids = client(runs), report.run_ids
     assert ids == read_run_ids(run)
     parent, first, second = (mlflow.get_run(ids[label]) for label in ("", "01-first", "02-second"))
@@ -42,6 +42,7 @@ def test_every_kind_of_record_arrives(runs: Path) -> None:
     table = {"columns": ["question", "reward", "length"], "data": [["1+1", 1.0, None], ["2+2", None, 4]]}
     assert json.loads(files["step-000003.json"].read_text()) == table
     assert "config.yaml" in files
+    assert len(mlflow.search_traces(locations=[first.info.experiment_id], run_id=ids["01-first"])) == 2
     point = mlflow.get_metric_history(ids["01-first"], "reward/mean")[0]
     written = [json.loads(line) for line in (run / "stages/01-first/journal.jsonl").read_text().splitlines()][1]
     assert (point.step, point.timestamp) == (1, written["time"])
@@ -64,6 +65,7 @@ def test_a_replay_from_the_start_adds_nothing(runs: Path) -> None:
     assert len(mlflow.search_runs([experiment])) == 3
     assert len(mlflow.search_logged_models([experiment])) == 1
     assert len(mlflow.get_run(after.run_ids["01-first"]).outputs.model_outputs) == 1
+    assert len(mlflow.search_traces(locations=[experiment])) == 2
     (table,) = (runs / "mlartifacts").rglob("step-000003.json")
     assert len(json.loads(table.read_text())["data"]) == 2
 
