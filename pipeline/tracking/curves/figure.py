@@ -106,7 +106,7 @@ def pipeline_figure(bands: Sequence[Band], title: str) -> Figure:
         _style(axes, label, bands)
     for band in bands:
         _reward(above, band.reward, round(min(WINDOW * bands[-1].end, WINDOW_IN_STAGE * (band.end - band.begin))))
-        _accuracy(below, band)
+        _accuracy(below, band, last=band is bands[-1])
     _names(above, bands)
     below.set_xlabel("step of the pipeline", color=_INK)
     figure.suptitle(title, x=0.01, ha="left", color=_INK, fontsize=12, fontweight="bold", parse_math=False)
@@ -136,7 +136,7 @@ def _reward(axes: Axes, points: Points, window: int) -> None:
     axes.plot(*zip(*smooth(points, max(1, window)), strict=True), color=_REWARD, linewidth=1.8)
 
 
-def _accuracy(axes: Axes, band: Band) -> None:
+def _accuracy(axes: Axes, band: Band, last: bool) -> None:
     if band.validation:
         axes.plot(*zip(*band.validation, strict=True), color=_ACCURACY, linewidth=1.2, marker=".", markersize=4)
     if band.after is None:
@@ -151,8 +151,9 @@ def _accuracy(axes: Axes, band: Band) -> None:
         color=_HELDOUT, marker="o", markersize=5, capsize=3, elinewidth=1.2, clip_on=False, zorder=5,
     )  # fmt: skip
     axes.annotate(
-        f"{band.after:.3f}", (band.end, band.after), (-5, 4), textcoords="offset points", ha="right", va="bottom",
-        fontsize=8, color=_HELDOUT,
+        f"{band.after:.3f}", (band.end, band.after), (6 if last else -5, 4), textcoords="offset points",
+        ha="left" if last else "right", va="bottom", fontsize=8, color=_HELDOUT,
+        bbox={"facecolor": "white", "alpha": 0.7, "linewidth": 0, "pad": 0.5},
     )  # fmt: skip
 
 
