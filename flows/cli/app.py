@@ -231,7 +231,8 @@ def sync(runs: Runs = RUNS) -> None:
 
     reports = [sync_run(folder) for folder in waiting]
     for report in reports:
-        say(report.message or f"{report.run}: {report.delivered} records delivered to {report.uri}")
+        what = f"{report.delivered} records delivered to" if report.delivered else "up to date at"
+        say(report.message or f"{report.run}: {what} {report.uri}")
     if any(report.undelivered for report in reports):
         raise typer.Exit(1)
 

@@ -16,7 +16,7 @@ from gradus.pipeline.tracking.curves.line import Line, Point
 from gradus.pipeline.tracking.curves.places import StagePlace
 from gradus.pipeline.tracking.delivery import RunDelivery
 from gradus.pipeline.tracking.events import Target
-from gradus.pipeline.tracking.failures import Unreachable
+from gradus.pipeline.tracking.failures import Undeliverable, Unreachable
 from gradus.pipeline.tracking.journal import iter_events
 from gradus.pipeline.tracking.position import Report
 from gradus.pipeline.tracking.sending import MAX_METRICS, Sender
@@ -27,14 +27,28 @@ def deliver_curves(parent: RunDelivery, report: Report, deadline: float | None =
 
     Raises: Unreachable and Undeliverable.
     """
-    parent.refresh()
-    parent.open("")
+    more = parent.refresh()
+    try:
+        parent.open("")
+    except Undeliverable:
+        if more:
+            raise
+        return pass_over(parent)  # a run of an earlier version, complete and deleted there: nobody waits for its curves
     run_id = parent.position.run_id
     if not run_id:
         return
-    line = Line.read(parent.run_dir)
     sender = Sender(Target(parent.store, parent.position, parent.run.title), parent.run_dir, parent.journal, report)
-    _Curves(line if line.run_id == run_id else Line(run_id), sender).deliver(deadline)
+    _Curves(Line.of_run(parent.run_dir, run_id), sender).deliver(deadline)
+
+
+def pass_over(parent: RunDelivery) -> None:
+    """Count the stages that are done as delivered."""
+    line = Line.of_run(parent.run_dir, parent.position.run_id)
+    while (found := next(line.left(parent.run_dir), None)) is not None and found[0].closed:
+        line.open(found[0])
+        line.close(found[0])
+    line.drawn = dict(line.done)
+    line.write(parent.run_dir)
 
 
 @dataclass(frozen=True)

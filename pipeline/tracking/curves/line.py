@@ -14,7 +14,7 @@ from pathlib import Path
 
 from gradus.pipeline.common.files import write_json
 from gradus.pipeline.tracking.curves.places import StagePlace, find_attempt, stage_places
-from gradus.pipeline.tracking.journal import JournalEvent
+from gradus.pipeline.tracking.journal import JournalEvent, iter_events
 
 LINE_FILE = "mlflow-curves.json"
 """In the run folder: how far the pipeline's curves have been delivered."""
@@ -63,13 +63,14 @@ class Line:
     """``done`` as it was when the figure was last drawn and sent."""
 
     @classmethod
-    def read(cls, run_dir: Path) -> Line:
-        """The line of a run folder; a new one where nothing has been delivered."""
+    def of_run(cls, run_dir: Path, run_id: str) -> Line:
+        """The line of a run folder; a new one where nothing has been delivered to this MLflow run."""
         try:
             raw = json.loads((run_dir / LINE_FILE).read_text(encoding="utf-8"))
-            return cls(**{name: raw[name] for name in cls.__dataclass_fields__ if name in raw})
+            line = cls(**{name: raw[name] for name in cls.__dataclass_fields__ if name in raw})
         except (OSError, ValueError, TypeError):
-            return cls()
+            return cls(run_id)
+        return line if line.run_id == run_id else cls(run_id)
 
     def write(self, run_dir: Path) -> None:
         """Replace the line of a run folder atomically."""
@@ -134,18 +135,13 @@ class Line:
 
 def pending(run_dir: Path, run_id: str) -> Iterator[tuple[Path, int]]:
     """(journal, offset) of each journal that the curves of the MLflow run ``run_id`` have not got to the end of."""
-    for place, offset in _of_run(run_dir, run_id).left(run_dir):
+    for place, offset in Line.of_run(run_dir, run_id).left(run_dir):
         yield place.journal, offset
 
 
 def waiting(run_dir: Path, run_id: str) -> bool:
     """Whether there is anything to deliver of a pipeline's curves, or a stage's end."""
-    for place, offset in _of_run(run_dir, run_id).left(run_dir):
-        if place.closed or offset < place.journal.stat().st_size:
+    for place, offset in Line.of_run(run_dir, run_id).left(run_dir):
+        if place.closed or next(iter_events(place.journal, offset), None) is not None:
             return True
     return False
-
-
-def _of_run(run_dir: Path, run_id: str) -> Line:
-    line = Line.read(run_dir)
-    return line if line.run_id == run_id else Line()

@@ -231,6 +231,17 @@ def test_a_run_that_is_gone_from_mlflow_gets_everything_again(runs: Path) -> Non
     assert delivered(run) == steps(1, [101, 102, 201]) and read_run_ids(run)[""] != old
 
 
+def test_a_complete_run_that_was_deleted_in_mlflow_is_no_error(runs: Path) -> None:
+    run = new_run(runs)
+    stage(run, "01-sft", 2, 100.0)
+    delivered(run)
+    (run / LINE_FILE).unlink()  # as of an earlier version
+    client(runs).delete_run(read_run_ids(run)[""])
+    assert sync_run(run).message == "" and not needs_delivery(run)
+    Journal(run / "journal.jsonl").tags({"more": "to say"})
+    assert "deleted" in sync_run(run).message
+
+
 def test_the_figure_is_drawn_at_each_end_of_a_stage_and_sent(runs: Path) -> None:
     run = new_run(runs)
     stage(run, "01-warm $up$", 3, 0.1, accuracy_before=0.1, accuracy_after=0.5, interval=[0.4, 0.6])
