@@ -126,9 +126,9 @@ def p_text(p: float) -> str:
 
 def prompt_rows(prompt: Mapping[str, Any], right: str) -> list[tuple[str, str]]:
     """(what, text) of a prompt: its id, the question, the right answer, and what both said."""
-    name = f"{prompt['task']}/{prompt['id']}" if prompt["task"] else prompt["id"]
     question = prompt["question"] if prompt["question"] is not None else "(the run's data are gone)"
-    rows = [(name, question), ("answer", prompt["answer"] or "")]
+    rows = [(prompt["id"], question), *([("task", prompt["task"])] if prompt["task"] else [])]
+    rows.append(("answer", prompt["answer"] or ""))
     for side, mark in SIDES:
         said = prompt[side] if prompt[side] is not None else "(not stored)"
         rows.append((f"{mark}, {'right' if mark == right else 'wrong'}", said))
@@ -150,8 +150,8 @@ def _prompts(prompts: Sequence[Mapping[str, Any]], right: str, console: Console)
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]], console: Console, right: Any = ()) -> Table:
-    """A table whose cells wrap where the terminal is narrow."""
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), header_style="bold")
+    """A table whose cells wrap where the terminal is narrow; those that are numbers stay whole."""
+    table = Table(box=SIMPLE_HEAD, padding=0 if right else (0, 1, 0, 0), header_style="bold")
     for name in header:
         numeric = name in right
         table.add_column(name, justify="right" if numeric else "left", overflow="fold", no_wrap=numeric)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shutil
@@ -14,7 +15,9 @@ from parity_runs import parity_run, parity_task, write_parity
 from small_pipeline import STAGE_CONFIGS, launch, pipeline
 
 from gradus.flows.diff.diff import diff
+from gradus.flows.diff.screen import print_diff
 from gradus.flows.diff.states import State, find_state
+from gradus.flows.screen.text import Screen
 from gradus.pipeline.common.errors import UserError
 from gradus.pipeline.common.files import sha256
 from gradus.pipeline.common.records import read_sealed, write_sealed
@@ -235,5 +238,11 @@ def test_tasks_are_matched_by_name_and_then_by_content(trained: Path, tmp_path: 
     assert [row["task"] for row in by_task] == ["parity", "more", "all"] and by_task[2]["prompts"] == 21
     # two tests: the smaller p counts twice
     assert by_task[0]["p_holm"] == pytest.approx(2 * by_task[0]["p"]) and "p_holm" not in by_task[2]
+    screen = Screen(width=80, record=True, file=io.StringIO())
+    print_diff(diff(State(several, None), State(several, 0), limit=1), screen)
+    shown = screen.export_text()
+    assert max(map(len, shown.splitlines())) <= 80 and "…" not in shown, "no number is cut"
+    assert re.search(rf" parity +16 0\.000 0\.375 \+0\.375 +0\.\d+ to 0\.\d+ +0 +{ODD} 0\.062", shown)
+    assert re.search(r" task +parity +\n", shown) and "corrected by Holm" in shown
     with pytest.raises(UserError, match="A and B are the same"):
         diff(State(several, 0), State(several, 0))
