@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from killed_runs import assert_same, run_lives
 from small_pipeline import Notes, launch, pipeline
+from tracking_runs import client
 
 from gradus.pipeline.common import yaml_text
 from gradus.pipeline.common.errors import StageFailed
@@ -17,6 +18,8 @@ from gradus.pipeline.config import PipelineConfig
 from gradus.pipeline.runs.checkpoint import checkpoints_in, read_record
 from gradus.pipeline.runs.run_folder import RunFolder
 from gradus.pipeline.tracking.journal import metric_history, read_events
+from gradus.pipeline.tracking.position import read_run_ids
+from gradus.pipeline.tracking.uploader import sync_run
 
 RUINOUS = 0.05
 """Learning rate. AdamW's first step moves every weight by the rate itself, half of the deviation that weights begin
@@ -96,6 +99,27 @@ def test_with_it_the_run_ends_with_its_best(folder: Path) -> None:
     tags = {key: value for each in shown if each["kind"] == "tags" for key, value in each["values"].items()}
     assert tags["gradus.ended_by"] == "guard" and event["reason"] in tags["gradus.events"]
     assert metric_history(run.stage_dir(1) / "journal.jsonl")["switch/guard"] == {event["step"]: 1.0}
+
+
+def test_the_pipelines_curves_go_on_behind_a_stage_that_was_rolled_back(folder: Path) -> None:
+    """Its steps count, whichever checkpoint it hands over, so that the next stage's follow the last of them."""
+    run = launch(
+        folder, copying({"stage": "dapo", "guard": {}}, {"stage": "dapo", "name": "next", "steps": 2}), "goes-on"
+    )
+    sft, rolled_back, after = (run.result(index) or {} for index in range(3))
+    assert sft["steps"] < 60 and rolled_back["steps"] == ALARM and after["steps"] == 2
+    assert sync_run(run.path).message == ""
+    of_pipeline = client(run.path.parent).get_metric_history
+    numbers = of_pipeline(read_run_ids(run.path)[""], "stage/index")
+    expected = [1.0] * sft["steps"] + [2.0] * ALARM + [3.0] * 2
+    assert [(point.step, point.value) for point in sorted(numbers, key=lambda each: each.step)] == [
+        *enumerate(expected, 1)
+    ]
+    measured = of_pipeline(read_run_ids(run.path)[""], "validation/accuracy")
+    begins, ends = sft["steps"], sft["steps"] + ALARM
+    own = {begins + step: share for step, share in accuracies(run).items() if step}
+    assert {point.step: point.value for point in measured if begins < point.step <= ends} == own
+    assert len({point.step for point in measured}) == len(measured)
 
 
 def test_the_guard_of_the_reward_goes_back_as_well(folder: Path) -> None:
