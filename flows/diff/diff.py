@@ -166,6 +166,10 @@ def _notes(a: State, b: State, correct_a: dict[str, bool], correct_b: dict[str, 
     if not len(pairs) == len(correct_a) == len(correct_b):
         asked = f"{a.name} was asked {len(correct_a):,} held-out prompts and {b.name} {len(correct_b):,}"
         yield f"{asked}; only the {len(pairs):,} of both are compared"
+    for one, two in dict.fromkeys((_task(one), _task(two)) for one, two in pairs.items()):
+        if a.criterion(one) != b.criterion(two):
+            of = f" of {one}" if one else ""
+            yield f"what counts as correct{of} is not the same in both, by their rewards or `evaluation`"
     for side in (a, b):
         if errors := side.record.get("verifier_errors"):
             yield f"{side.name}: {errors:,} completions could not be scored when it was evaluated; they count as wrong"

@@ -11,6 +11,7 @@ from typing import Any
 from gradus.pipeline.common.errors import UserError
 from gradus.pipeline.config import PipelineConfig
 from gradus.pipeline.config.graph import inputs as graph
+from gradus.pipeline.config.options import identity
 from gradus.pipeline.runs.run_folder import RUN_FILE, RunFolder
 from gradus.pipeline.runs.run_paths import typed
 from gradus.pipeline.runs.run_records import answers_of
@@ -59,6 +60,13 @@ class State:
         if known is None and self.answers is not None:
             known = {key: answer.correct for key, answer in self.answers.items()}
         return known
+
+    def criterion(self, task: str) -> dict[str, Any]:
+        """What made a completion of this task correct when the state was evaluated: a reward and its threshold."""
+        config = self.run.config
+        judged = (config if self.index is None else config.in_stage(config.stages[self.index])).judgement(task)
+        reward = next(each for each in judged.rewards if each.label == judged.accuracy_reward)
+        return {**identity(reward), "name": None, "weight": None, "threshold": judged.evaluation.threshold}
 
     def config(self) -> PipelineConfig:
         """The run's configuration with those stages alone that the state comes from."""

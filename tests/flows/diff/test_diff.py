@@ -126,6 +126,15 @@ def test_what_decides_only_how_is_marked(gradus: Gradus, trained: Path, tmp_path
     assert re.search(r"checkpoints\.keep \(how\) +2 +5", gradus("diff", "zero", "kept").stdout)
 
 
+def test_other_rules_for_what_is_correct_are_told(gradus: Gradus, tmp_path: Path) -> None:
+    rewards = [{"reward": "exact_answer", "name": "exact"}, {"reward": "length", "params": {"max": 9, "falloff": 9}}]
+    parity_run(tmp_path, "same", rewards=rewards, evaluation={"reward": "exact"})
+    assert "what counts as correct" not in str(told(gradus, "zero", "same")["notes"])
+    parity_run(tmp_path, "short", rewards=rewards, evaluation={"reward": "length"})
+    (note,) = [note for note in told(gradus, "zero", "short")["notes"] if "what counts as correct" in note]
+    assert note == "what counts as correct is not the same in both, by their rewards or `evaluation`"
+
+
 def test_held_out_sets_that_differ_are_compared_where_they_meet(gradus: Gradus, tmp_path: Path) -> None:
     parity_run(tmp_path, "more", "one", lr=0.03, task=parity_task("one", heldout=24))
     found = told(gradus, "zero", "more")
