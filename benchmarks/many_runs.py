@@ -16,7 +16,9 @@ from pathlib import Path
 
 from benchmarks.browser import new_tab
 
+from gradus.pipeline.common.files import write_json
 from gradus.pipeline.runs.run_paths import RUN_FILE
+from gradus.pipeline.tracking.curves.places import RESULT_FILE
 from gradus.pipeline.tracking.journal import Journal
 from gradus.pipeline.tracking.pages.tracked import list_of_newest, page_of, save_view, tracked_run
 from gradus.pipeline.tracking.ui import serve_ui, stop_ui
@@ -35,24 +37,27 @@ def pretend_pipeline(
     whole, accuracy = Journal(folder / "journal.jsonl"), 0.0
     tags = {"pipeline": "quickstart", "stages": " -> ".join(STAGES), **tags}
     whole.start(name, {f"gradus.{tag}": value for tag, value in tags.items()}, {"seed": seed})
-    whole.metrics(0, {"accuracy": accuracy, "validation/accuracy": accuracy})
+    whole.metrics(0, {"accuracy": accuracy})
     for index, stage in enumerate(STAGES):
-        journal = Journal(folder / "stages" / f"{index + 1:02d}-{stage}" / "journal.jsonl")
+        place = folder / "stages" / f"{index + 1:02d}-{stage}"
+        journal = Journal(place / "journal.jsonl")
         journal.start(f"{name}: {index + 1} {stage}", {"gradus.stage": stage}, {"lr": 1e-4})
         for step in range(1, steps + 1):
-            done = index * steps + step
-            accuracy = 1 - math.exp(-done / (2 * steps + seed % 7 * steps / 4))
+            accuracy = 1 - math.exp(-(index * steps + step) / (2 * steps + seed % 7 * steps / 4))
             values = {
                 "reward/mean": min(1.0, max(0.0, accuracy + drawn.gauss(0, 0.03))),
                 "policy/entropy": 2 - accuracy,
-                "policy/kl": done * 1e-3,
+                "policy/kl_to_start": step * 1e-3,
                 "completion/length": 20 + 10 * accuracy,
+                "progress/rollouts": step * 128,
                 "time/step": 0.3,
             }
             journal.metrics(step, {**values, "advantage/std": 0.4, "loss": 1 - accuracy})
-            whole.metrics(done, {**values, "stage/index": index + 1})
-        whole.metrics(index + 1, {"accuracy": accuracy})
+        journal.metrics(steps, {"validation/accuracy": accuracy})
         journal.end()
+        done = {"name": stage, "steps": steps, "rollouts": steps * 128, "accuracy_after": accuracy}
+        write_json(place / RESULT_FILE, done)
+        whole.metrics(index + 1, {"accuracy": accuracy})
     whole.metrics(0, {"accuracy/start": 0.0, "accuracy/end": accuracy})
     whole.end()
     return folder
