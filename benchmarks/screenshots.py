@@ -1,7 +1,7 @@
 """The pictures of MLflow's pages in docs/figures: ``python -m benchmarks.screenshots [--runs DIR FIRST SECOND]``.
 
-Without runs, trains the quickstart at half its steps twice, with two learning rates; that takes some minutes. The pages
-are those of ``gradus ui``, in a browser that has never been there.
+Without runs, trains the quickstart twice, with fewer steps of RL and two learning rates; that takes some minutes. The
+pages are those of ``gradus ui``, in a browser that has never been there.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from gradus.pipeline.tracking.pages.tracked import list_of_newest, page_of, save
 from gradus.pipeline.tracking.ui import serve_ui, stop_ui
 
 FIGURES = Path(__file__).parents[1] / "docs" / "figures"
-SHORT = ("stages.sft.steps=75", "stages.dapo.steps=40", "stages.gfpo.steps=60", "stages.srpo.steps=40")
+SHORT = ("stages.dapo.steps=40", "stages.gfpo.steps=60", "stages.srpo.steps=40")
 RUNS = {"first": (), "second": ("stages.dapo.lr=2e-4", "stages.gfpo.lr=2e-4", "seed=1")}
 
 

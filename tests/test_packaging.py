@@ -103,7 +103,7 @@ def test_every_import_is_declared() -> None:
 
 
 def test_prefects_server_and_mlflow_start_together(tmp_path: Path) -> None:
-    """FastAPI 0.151 broke the one without the other's or pip's complaint; see pyproject.toml."""
+    """FastAPI 0.151 broke Prefect 3.8 without pip's complaint; since 3.9 Prefect bounds it itself."""
     code = """
 from prefect.server.api.server import create_app
 create_app(final=True)

@@ -22,15 +22,16 @@ MAX_VIEW = 5000
 """Longest value of an experiment's tag, in characters."""
 ALL_PIPELINES = "tags.`gradus.pipeline` LIKE '%'"
 """Selects the runs of whole pipelines, and not of their stages."""
-COLUMNS = (
-    "metrics.`accuracy/end`",
-    "metrics.`accuracy/start`",
-    "tags.`gradus.stages`",
-    "params.`seed`",
-    "tags.`gradus.forked_from`",
-    "tags.`gradus.forked_at`",
-)
-"""Beside the columns that MLflow always shows: name, time and duration."""
+COLUMNS = {
+    "metrics.`accuracy/end`": 110,
+    "metrics.`accuracy/start`": 110,
+    "tags.`gradus.stages`": 230,
+    "params.`seed`": 70,
+    "tags.`gradus.forked_from`": 160,
+    "tags.`gradus.forked_at`": 140,
+}
+"""Column and its width in pixels, beside those that MLflow always shows: name, time and duration. One without any value
+is left out."""
 CURVES = (
     "reward/mean",
     "accuracy",
@@ -60,7 +61,6 @@ class Page:
     @property
     def view(self) -> dict[str, Any]:
         """The view as MLflow's UI would save it; with all of its fields, as some versions need them."""
-        own = [_chart(metric) for metric in CURVES]
         return {
             "searchFilter": self.runs,
             "orderByKey": self.order,
@@ -70,16 +70,16 @@ class Page:
             "modelVersionFilter": "All Runs",
             "datasetsFilter": [],
             "selectedColumns": list(COLUMNS),
-            "columnOrder": [],
-            "columnWidths": {},
+            "columnOrder": list(COLUMNS),
+            "columnWidths": dict(COLUMNS),
             "runsExpanded": {},
             "runsPinned": [],
             "runsHidden": [],
             "runsVisibilityMap": {},
-            "runsHiddenMode": "SHOW_ALL",
-            "compareRunCharts": own if self.charts else None,
-            "compareRunSections": [_section()] if self.charts else None,
-            "isAccordionReordered": self.charts,  # sections of further metrics come after ours, not in the alphabet
+            "runsHiddenMode": "SHOW_ALL" if self.charts else "FIRST_10_RUNS",
+            "compareRunCharts": [_chart(metric) for metric in CURVES],
+            "compareRunSections": [_section()],
+            "isAccordionReordered": True,  # sections of further metrics come after ours, not in the alphabet
             "viewMaximized": False,
             "runListHidden": False,
             "useGroupedValuesInCharts": True,
