@@ -1,6 +1,6 @@
 """The pictures of MLflow's pages in docs/figures: ``python -m benchmarks.screenshots [--runs DIR FIRST SECOND]``.
 
-Without runs, trains the quickstart twice, with fewer steps of RL and two learning rates; that takes some minutes. The
+Without runs, trains a short quickstart on fewer prompts twice, with two learning rates; that takes some minutes. The
 pages are those of ``gradus ui``, in a browser that has never been there.
 """
 
@@ -14,19 +14,21 @@ import time
 from pathlib import Path
 
 from benchmarks.browser import new_tab
+from PIL import Image
 
 from gradus.pipeline.tracking.pages.tracked import list_of_newest, page_of, save_view, tracked_run
 from gradus.pipeline.tracking.ui import serve_ui, stop_ui
 
 FIGURES = Path(__file__).parents[1] / "docs" / "figures"
-SHORT = ("stages.dapo.steps=40", "stages.gfpo.steps=60", "stages.srpo.steps=40")
-RUNS = {"first": (), "second": ("stages.dapo.lr=2e-4", "stages.gfpo.lr=2e-4", "seed=1")}
+SMALL = ("task.params.max_terms=3", "task.size=4000", "task.heldout=300", "task.validation=100")
+SHORT = ("stages.dapo.steps=40", "stages.gfpo.steps=40", "stages.srpo.steps=20")
+RUNS = {"first": (), "second": ("stages.dapo.lr=3e-4", "stages.gfpo.lr=3e-4", "seed=1")}
 
 
 def train(runs: Path) -> None:
     """Train the two runs of the pictures."""
     for name, changes in RUNS.items():
-        options = [word for change in (*SHORT, *changes) for word in ("--set", change)]
+        options = [word for change in (*SMALL, *SHORT, *changes) for word in ("--set", change)]
         command = [sys.executable, "-m", "gradus", "run", "quickstart", "--name", name, "--engine", "none"]
         subprocess.run([*command, "--runs", str(runs), *options], check=True)
 
@@ -49,8 +51,10 @@ def take(runs: Path, names: list[str], folder: Path) -> None:
                 tab.open(page.address(server, saved))
                 tab.wait_for(ready)
                 time.sleep(3)  # curves are drawn one after the other
-                tab.picture(folder / f"mlflow-{name}.png")
-                print(folder / f"mlflow-{name}.png")
+                file = folder / f"mlflow-{name}.png"
+                tab.picture(file)
+                Image.open(file).quantize(64, dither=Image.Dither.NONE).save(file, optimize=True)
+                print(f"{file}: {file.stat().st_size} bytes")
     finally:
         if process is not None:
             stop_ui(process)

@@ -43,6 +43,8 @@ CURVES = (
     "time/step",
 )
 """The pipeline's own curves, in the order in which their charts are shown before all others."""
+SMOOTHING = {"reward/mean": 70}
+"""Per cent, as the UI's slider has it; the curve itself stays visible behind."""
 BY_TIME, BY_NAME = "attributes.start_time", "tags.`mlflow.runName`"
 """Orders of runs. Only in the first does the UI fold stages below their pipeline."""
 
@@ -145,12 +147,12 @@ def _chart(metric: str) -> dict[str, Any]:
         "metricKey": metric,
         "selectedMetricKeys": [metric],
         "useGlobalXaxisKey": True,
-        "useGlobalLineSmoothing": True,
+        "useGlobalLineSmoothing": metric not in SMOOTHING,
         "xAxisKey": "step",
         "selectedXAxisMetricKey": "",
         "xAxisScaleType": "linear",
         "scaleType": "linear",
-        "lineSmoothness": 0,
+        "lineSmoothness": SMOOTHING.get(metric, 0),
         "yAxisKey": "metric",
         "yAxisExpressions": [],
         "ignoreOutliers": False,
