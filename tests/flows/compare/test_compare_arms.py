@@ -26,13 +26,15 @@ from gradus.stages import discover
 
 STAGES = discover()
 ARMS = "dapo,vapo,gfpo,srpo,staged"
+SAMPLED = "stages.srpo.baseline=mean"
+"""SRPO's reference samples completions of its own, which cost as much as the policy's."""
 
 
 def plan(
     arms: str = ARMS, budget: str | None = None, changes: tuple[str, ...] = (), config: str = "quickstart",
     overrides: tuple[str, ...] = (), runs: Path = Path("no-runs"),
 ) -> ComparisonPlan:  # fmt: skip
-    loaded = load_config(config, list(overrides), [stage.config for stage in STAGES.values()])
+    loaded = load_config(config, [SAMPLED, *overrides], [stage.config for stage in STAGES.values()])
     return make_plan(loaded, STAGES, arms, Budget.parse(budget) if budget else None, changes, runs)
 
 
