@@ -96,6 +96,7 @@ def test_an_arm_that_is_killed_is_told_of_and_ctrl_c_stops_the_others_in_good_or
 def test_the_same_command_goes_on_and_ends_with_a_report(comparison: Comparison) -> None:
     said = comparison.tell()
     assert len(re.findall("reused", said)) >= 2 and "failed" not in said, said
+    assert "curves, in MLflow: gradus ui tiny-compare\n" in said, said
     assert all(comparison.run(name).state() == "done" for name in NAMES)
     report = json.loads((comparison.path / "report.json").read_text())
     gfpo, staged = report["analysis"]["arms"]
