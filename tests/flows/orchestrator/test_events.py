@@ -165,9 +165,11 @@ def test_an_automation_notifies_a_chat(staged: Any, tmp_path: Path, received: tu
         api(f"/automations/{made.id}", method="DELETE")
 
 
-LABELLED = (
+LABELLED = (  # the tab of that name
     "Array.from(document.querySelectorAll('*')).filter(e => !e.children.length && e.textContent.trim() == 'Artifacts')"
 )
+OF_FLOW_RUN = r"(document.body.innerText.split(/\n\s*Flow run\s*\n/)[1] ?? '')"
+"""The text below the heading of the flow run's own artifacts."""
 
 
 @pytest.mark.skipif(chromium() is None, reason="needs Chromium: apt-get install chromium")
@@ -183,7 +185,8 @@ def test_the_table_of_stages_is_first_on_the_page(staged: Any, tmp_path: Path) -
         tab.value(f"localStorage.setItem('prefect-password', {json.dumps(password)})")
         tab.open(page)
         tab.wait_for(f"{LABELLED}.map(tab => tab.click()).length > 0", 120)
-        tab.wait_for("document.body.innerText.includes('seen-progress-srpo')", 120)
-        shown = tab.text().partition("\nFlow run\n")[2].splitlines()
-    assert shown[:2] == ["TABLE", "seen-stages"] and "4 of 4 stages are done" in shown
+        whole = "['4 of 4 stages are done', 'seen-progress-srpo'].every(text => window.shown.includes(text))"
+        tab.wait_for(f"(window.shown = {OF_FLOW_RUN}) && {whole}", 120)  # names come first, then what is said of them
+        shown = [line.strip() for line in tab.value("window.shown").splitlines() if line.strip()]
+    assert shown[:2] == ["TABLE", "seen-stages"], shown
     assert shown.index("Task runs") > shown.index("4 of 4 stages are done")
