@@ -19,7 +19,9 @@ pytest_plugins = ["chat_models", "command_line", "faults", "flow_runs", "trackin
 """The helpers whose fixtures any test may ask for; a session's are then made once in each process."""
 
 
-signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored, and would be by what the tests start
+# Under nohup one is ignored, in a script's background both are, and they would be by what the tests start.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SLOW = [
     "pipeline/execution/test_launch.py",

@@ -24,7 +24,12 @@ SET_ASIDE = re.compile(r"\.attempt-\d+$")
 
 OWN_EXPERIMENT = {"mlflow.experimentKind": "custom_model_development"}
 """The tag of experiments that gradus creates, with which MLflow's UI opens with the runs."""
-ADDRESSES = (("experiments", "artifact_location"), ("runs", "artifact_uri"), ("logged_models", "artifact_location"))
+ADDRESSES = (
+    ("experiments", "artifact_location"),
+    ("runs", "artifact_uri"),
+    ("logged_models", "artifact_location"),
+    ("trace_tags", "value"),
+)
 """Table and column of every address of artifacts in MLflow's database."""
 CHECKPOINT_TAGS = (("tags", "value"), ("logged_model_tags", "tag_value"))
 """Table and column of every tag in MLflow's database, among them the paths of checkpoints."""

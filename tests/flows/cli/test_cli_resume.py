@@ -439,6 +439,7 @@ def test_verify_looks_at_everything_and_says_what_to_do(chain: Chain) -> None:
     data = {"data: heldout", "data: train", "data: validation"}
     looked_at = {"records", *data, "start", "sft", "dapo", "gfpo", "gfpo, attempt 1"}
     looked_at |= {"dapo: prompts", "gfpo: prompts"}
+    looked_at |= {f"{state}: answers" for state in ("start", "sft", "dapo", "gfpo")}
     assert found["ok"] and {each["what"] for each in found["findings"]} == looked_at
     flip(run.path / "start" / "tokenizer.json")
     flip(run.attempts(2)[0] / "checkpoints" / "step-000001" / "model.safetensors")
@@ -455,7 +456,7 @@ def test_verify_looks_at_everything_and_says_what_to_do(chain: Chain) -> None:
         r"dapo +2 +\S+ kB  ok",
     ):
         assert re.search(line, said), (line, said)
-    assert "5 of 17 damaged:\n" in said and "\n  gfpo step 2: `gradus resume chain` makes it again\n" in said
+    assert "5 of 21 damaged:\n" in said and "\n  gfpo step 2: `gradus resume chain` makes it again\n" in said
     assert "\n  gfpo, attempt 1 step 1: only a fork may still need it;" in said
     flip(run.stage_dir(1) / "checkpoints" / "step-000002" / "resume" / "state.safetensors")
     assert "what it hands over is undamaged" in chain.tell("verify", "chain", code=1)
