@@ -26,10 +26,13 @@ def beside(run: RunRecords, index: int) -> Beside:
 
     What its parent was made from is not among them: the parent's content vouches for it.
     """
+    files = {name: content_of(Path(name), MODEL_FILES) for name in graph.elsewhere(run.config.stages, index)}
+    return _results_beside(run, index) | {name: content for name, content in files.items() if content}
+
+
+def _results_beside(run: RunRecords, index: int) -> Beside:
     stages = run.config.stages
-    made = {stages[place].label: (run.result(place) or {}).get("content") for place in graph.beside(stages, index)}
-    files = {name: content_of(Path(name), MODEL_FILES) for name in graph.elsewhere(stages, index)}
-    return made | {name: content for name, content in files.items() if content}
+    return {stages[place].label: (run.result(place) or {}).get("content") for place in graph.beside(stages, index)}
 
 
 def made_otherwise(run: RunRecords, index: int, result: dict[str, Any]) -> str:
@@ -41,12 +44,8 @@ def made_otherwise(run: RunRecords, index: int, result: dict[str, Any]) -> str:
         before = "the stage before it" if place is not None and place == index - 1 else what
         return f"{before} has another result now"
     # A model from elsewhere is no reason: like the policy that a run starts from, it was read when it was needed.
-    labels = [stage.label for stage in run.config.stages]
-    changed = [
-        label
-        for label, now in beside(run, index).items()
-        if label in labels and result.get("inputs", {}).get(label) != now
-    ]
+    known = result.get("inputs", {})
+    changed = [label for label, now in _results_beside(run, index).items() if known.get(label) != now]
     return f"{changed[0]} has another result now" if changed else ""
 
 
