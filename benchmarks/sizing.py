@@ -83,7 +83,7 @@ CASES = {
     "evaluation": Case(model("llama", 32_000, 256, 4, 1024), DAPO, new_tokens=16, heldout=512),
     "cache": Case(model("llama", 500, 512, 12, 512), DAPO, new_tokens=16, prompt_tokens=32, heldout=600),
     "gemma": Case(model("gemma3_text", 16_000, 512, 6, 1408, num_key_value_heads=2), {**MANY, "prompts_per_step": 8}),
-    "reference": Case(LLAMA, {**DAPO, "stage": "srpo"}),
+    "reference": Case(LLAMA, {**DAPO, "stage": "srpo", "baseline": "mean"}),
     "token critic": Case(LLAMA, {**DAPO, "stage": "vapo", "critic": "token"}),
     "untied": Case(model("qwen3", 16_000, 512, 6, 1408, tie_word_embeddings=False), DAPO),
     "bfloat16 products": Case(LLAMA, MANY, prompt_tokens=16, new_tokens=32, policy={"autocast": "bfloat16"}),

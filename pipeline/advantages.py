@@ -202,10 +202,29 @@ def reweighted_mean(rewards_PK: Tensor, log_odds_PK: Tensor, valid_PK: Tensor | 
     >>> reweighted_mean(torch.tensor([[1.0, 0.0]]), torch.tensor([[3.0, 1.0]]).log())
     tensor([[0.7500, 0.7500]])
     """
-    known_PK = valid(rewards_PK, valid_PK)
-    weights_PK = log_odds_PK.masked_fill(~known_PK, -1e30).softmax(-1) * known_PK
-    mean_P1 = (weights_PK * rewards_PK.where(known_PK, 0)).sum(-1, keepdim=True)
+    weights_PK = _importance(log_odds_PK, valid_PK)
+    mean_P1 = (weights_PK * rewards_PK.where(valid(rewards_PK, valid_PK), 0)).sum(-1, keepdim=True)
     return mean_P1.expand_as(rewards_PK).where(~all_equal(rewards_PK, valid_PK), rewards_PK)
+
+
+def effective_samples(log_odds_PK: Tensor, valid_PK: Tensor | None = None) -> Tensor:
+    """How many samples of the other policy a group of this one is worth, (sum_i w_i)^2 / sum_i w_i^2: 1 to K.
+
+    w_i as in :func:`reweighted_mean`. Shapes: log_odds [P, K], bool [P, K] -> [P]. Edge: 0 where none is valid.
+    Source: Kish's effective sample size (Owen, chapter 9).
+
+    >>> import torch
+    >>> effective_samples(torch.tensor([[1.0, 1.0], [3.0, 1.0]]).log())
+    tensor([2.0000, 1.6000])
+    """
+    squares_P = _importance(log_odds_PK, valid_PK).square().sum(-1)
+    return (1 / squares_P).where(squares_P > 0, 0)
+
+
+def _importance(log_odds_PK: Tensor, valid_PK: Tensor | None) -> Tensor:
+    """The importance weights of each group, whose sum is 1, or 0 where none is valid. Shapes: [P, K] -> [P, K]."""
+    known_PK = valid(log_odds_PK, valid_PK)
+    return log_odds_PK.masked_fill(~known_PK, -1e30).softmax(-1) * known_PK
 
 
 TIE_MEMORY = 0.9

@@ -9,18 +9,15 @@
 
 The reference is the policy at the stage's start or some steps ago (``refresh``), or one that ``reference`` names.
 
-Source: operating manual, table of the four algorithms and its pseudo-code (which has the minus sign that the text of
-the log-ratio lost); for ``variant: paper`` arXiv 2504.14286.
-Departure: the default advantage is ``reward_gap``. ``log_ratio`` is the manual's other form, taken literally, but it
-contains no reward and is exactly zero until the policy has left its reference, so a stage that starts there never
-moves; with a refreshed one it reinforces any drift there was. ``combined`` is ours: the gap pulls up, the log-ratio
-holds back.
-Departure: ``baseline: mean`` compares with the mean reward of the reference's K samples, which has the same expectation
-as the literal pairing by index (``baseline: paired``) and less noise.
-Departure: ``baseline: reweighted`` takes the reference's expected reward from the policy's own group, sum_i w_i r_i /
-sum_i w_i with w_i = pi_ref(y_i | x) / pi(y_i | x): a forward pass in place of a second group.
+Source: operating manual, table of the four algorithms and pseudo-code (which has the minus sign that the text of the
+log-ratio lost); for ``variant: paper`` arXiv 2504.14286.
+Departure: the default is ``reward_gap``. ``log_ratio``, the manual's other form, contains no reward and is zero until
+the policy has left its reference, so that it never moves, or reinforces any drift. ``combined`` is ours.
+Departure: the reference's expected reward is taken from the policy's own group, sum_i w_i r_i / sum_i w_i with w_i =
+pi_ref(y_i | x) / pi(y_i | x): a forward pass in place of a second group (``baseline: reweighted``). The literal form
+samples y_i_ref (``paired``), and ``mean`` is the mean of these K, of the same expectation and with less noise.
 Departure: the sum over i is divided by K, as in the other losses; ``normalise: none`` is literal.
-Its two phases, mathematics and code, are two stages with a task each (``configs/recipes/srpo.yaml``).
+The paper's phases are two stages (``configs/recipes/srpo.yaml``).
 """
 
 from __future__ import annotations
@@ -36,8 +33,6 @@ from gradus.pipeline.stage import Needs, Signals, Stage
 if TYPE_CHECKING:
     from torch import Tensor
 
-GAPS = ("reward_gap", "combined")
-
 
 class SRPOConfig(StageConfig):
     """Options of SRPO."""
@@ -51,9 +46,9 @@ class SRPOConfig(StageConfig):
     """After an epoch, leave out the prompts whose completions were all correct; where all are, begin again."""
     beta: float = Field(0.05, ge=0)
     """For ``combined``: reward units that one nat of departure from the reference costs."""
-    baseline: Literal["mean", "paired", "reweighted"] = "mean"
-    """Compare a reward with the mean of the reference's group; with its completion of the same index; or with what it
-    would score on average, found from the policy's own group by importance weights, without a second one."""
+    baseline: Literal["reweighted", "mean", "paired"] = "reweighted"
+    """Compare a reward with what the reference would score on average, found from the policy's own group by importance
+    weights; or let it sample a group too: with the mean of that, or with its completion of the same index."""
     refresh: int = Field(20, ge=0)
     """Steps between refreshes of the reference; 0 keeps the stage's start. A chosen ``reference`` is always kept."""
     normalise: Literal["group", "none"] = "group"
@@ -61,10 +56,8 @@ class SRPOConfig(StageConfig):
 
     @model_validator(mode="after")
     def _one_policy_samples(self) -> SRPOConfig:
-        if isinstance(self.reference, dict) and self.advantage in GAPS and self.baseline != "reweighted":
-            raise ValueError(
-                "a `reference` for each task cannot be sampled from: set `baseline: reweighted`, or name one"
-            )
+        if isinstance(self.reference, dict) and _gap(self, "mean", "paired"):
+            raise ValueError("a `reference` for each task cannot be sampled from: leave `baseline` out, or name one")
         return self
 
 
@@ -75,22 +68,29 @@ def weigh(signals: Signals, config: SRPOConfig) -> Tensor:
 
     >>> import torch
     >>> signals = Signals(torch.tensor([[1.0, 0.0]]), torch.ones(1, 2), reference_rewards_PK=torch.tensor([[0.0, 1.0]]))
-    >>> weigh(signals, SRPOConfig(stage="srpo", steps=1, normalise="none")).tolist()
+    >>> weigh(signals, SRPOConfig(stage="srpo", steps=1, baseline="paired")).tolist()
     [[1.0, -1.0]]
     """
     if config.advantage == "standardised":
         return standardise(signals.rewards_PK, signals.valid_PK)
-    advantages_PK = signals.rewards_PK.new_zeros(signals.rewards_PK.shape)
-    if config.advantage != "log_ratio":
+    if config.advantage == "log_ratio":
+        assert signals.log_ratio_PK is not None
+        advantages_PK = signals.log_ratio_PK
+    else:
         advantages_PK = signals.rewards_PK - _baseline(signals, config)
-    if signals.log_ratio_PK is not None:
-        sign = 1.0 if config.advantage == "log_ratio" else -config.beta
-        advantages_PK = advantages_PK + sign * signals.log_ratio_PK
+    if config.advantage == "combined":
+        assert signals.log_ratio_PK is not None
+        advantages_PK = advantages_PK - config.beta * signals.log_ratio_PK
     if signals.reference_valid_PK is not None:  # without a reward of the reference there is nothing to compare with
         valid_PK = signals.reference_valid_PK
         comparable_PK = valid_PK.any(-1, keepdim=True) if config.baseline == "mean" else valid_PK
         advantages_PK = advantages_PK.where(comparable_PK, 0)
     return advantages_PK if config.normalise == "group" else advantages_PK * signals.rewards_PK.shape[-1]
+
+
+def _gap(config: SRPOConfig, *baselines: str) -> bool:
+    """Is a reward compared with what the reference scores, by one of these baselines?"""
+    return config.advantage in ("reward_gap", "combined") and config.baseline in baselines
 
 
 def _baseline(signals: Signals, config: SRPOConfig) -> Tensor:
@@ -112,8 +112,8 @@ STAGE = Stage(
     needs=lambda config: Needs(
         reference=config.advantage != "standardised",
         refresh_reference=config.refresh,
-        reference_rewards=config.advantage in GAPS and config.baseline != "reweighted",
-        reference_logprobs=config.advantage in GAPS and config.baseline == "reweighted",
+        reference_rewards=_gap(config, "mean", "paired"),
+        reference_logprobs=_gap(config, "reweighted"),
         log_ratio=config.advantage in ("log_ratio", "combined"),
         resample=config.resample,
     ),

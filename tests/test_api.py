@@ -209,6 +209,11 @@ def test_overrides_are_a_mapping_or_words(trained: Path) -> None:
         gradus.load_config(path, "seed=1")
 
 
+def test_a_large_configuration_is_tried_at_toy_size(tmp_path: Path) -> None:
+    run = gradus.run("gsm8k-qwen", tiny=True, runs=tmp_path, engine="none")
+    assert run.state == "done" and all(stage.steps < 20 for stage in run.stages)
+
+
 def test_errors_are_those_of_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     command = Gradus(tmp_path)
     monkeypatch.chdir(tmp_path)

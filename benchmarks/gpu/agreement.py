@@ -60,6 +60,7 @@ STAGES: dict[str, dict[str, Any]] = {
     "vapo-token": {"stage": "vapo", "critic": "token"},
     "gfpo": {"stage": "gfpo", "ranking": ["reward", "shorter"]},
     "srpo": {"stage": "srpo"},
+    "srpo-sampled": {"stage": "srpo", "baseline": "mean"},
     "dapo-paper": {"stage": "dapo", "variant": "paper"},
     "vapo-paper": {"stage": "vapo", "variant": "paper", "critic_warmup": 0},
     "gfpo-paper": {"stage": "gfpo", "variant": "paper"},

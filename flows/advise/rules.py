@@ -254,7 +254,7 @@ def stabilise(diagnosis: Diagnosis, situation: Situation) -> Advice:
     )
     k, steps = max(diagnosis.pass_at), situation.reinforcement_steps
     room = diagnosis.pass_at[k].value - diagnosis.pass_at[1].value
-    reason = f"{steps} steps of reinforcement; pass@{k} is {room:.2f} above pass@1; a step samples twice"
+    reason = f"{steps} steps of reinforcement; pass@{k} is {room:.2f} above pass@1"
     if steps >= LONG_RUN:
         return Advice("SRPO", "yes", "srpo", "yes, last", reason, rule)
     return Advice("SRPO", "no", None, "not for so short a run", reason, rule)

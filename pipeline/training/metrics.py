@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradus.pipeline.advantages import all_equal
+from gradus.pipeline.advantages import all_equal, effective_samples
 from gradus.pipeline.config import PipelineConfig
 from gradus.pipeline.training.evaluation import Evaluation
 from gradus.pipeline.training.learner.groups import uniform_share
@@ -21,6 +21,7 @@ def rollout_metrics(rollouts: Rollouts) -> dict[str, float]:
     within groups and entropy where the batch was sampled and scored.
 
     Entropy is in nats a token, averaged over all tokens of the batch; a group is uniform where its rewards are equal.
+    How many samples of the reference a group is worth is averaged over groups: few, where the reference is far away.
     Only completions whose reward could be computed count; what none of them gives is not a number.
     """
     metrics = {
@@ -49,6 +50,9 @@ def rollout_metrics(rollouts: Rollouts) -> dict[str, float]:
             "group/uniform_share": uniform_share(all_equal(rollouts.rewards_PK, valid_PK)[:, 0], valid_PK),
         }
         metrics |= {f"reward/{label}": float(values.nanmean()) for label, values in rollouts.components.items()}
+        if rollouts.reference_logprobs_PKT is not None:
+            log_odds_PK = (rollouts.reference_logprobs_PKT - rollouts.rollout_logprobs_PKT).sum(-1)
+            metrics["reference/effective_samples"] = float(effective_samples(log_odds_PK, valid_PK).mean())
     return metrics
 
 

@@ -40,6 +40,7 @@ def run(
     name: str | None = None,
     overrides: Overrides = (),
     *,
+    tiny: bool = False,
     runs: Folder = "runs",
     engine: Engine = "prefect",
     progress: bool = False,
@@ -52,6 +53,7 @@ def run(
         name: Name of the run; an unfinished one with the same configuration is continued. Default: the first free one
             of the configuration's name, with -2, -3 and so on.
         overrides: Options by dotted keys, as a mapping or as ``KEY=VALUE`` texts.
+        tiny: Swap model, data and numbers for toy ones, so that every stage runs in a minute or two on a CPU.
         runs: The folder that holds the runs.
         engine: ``"prefect"`` shows the stages as a Prefect flow; ``"none"`` calls them plainly.
         progress: Print what the command line prints; otherwise it goes to the logger ``gradus``, at level INFO.
@@ -59,7 +61,7 @@ def run(
     Raises: UserError, StageFailed, RunInterrupted.
     """
     with _screen(engine, progress) as screen:
-        folder = begin_run(config, _words(overrides), name, Path(runs), engine, line_printer(screen))
+        folder = begin_run(config, _words(overrides), name, Path(runs), engine, line_printer(screen), tiny)
         return _trained(folder, engine, screen)
 
 

@@ -28,7 +28,11 @@ class Comparison:
         self.started: list[subprocess.Popen[str]] = []
         write_task(folder)
         small = {"prompts_per_step": 3, "group_size": 4}
-        stages = [{"stage": "sft"}, {"stage": "dapo", **small}, {"stage": "srpo", "steps": 4, **small}]
+        stages = [
+            {"stage": "sft"},
+            {"stage": "dapo", **small},
+            {"stage": "srpo", "baseline": "mean", "steps": 4, **small},
+        ]
         config = pipeline(stages, checkpoints={"every_steps": 5}, rewards=[{"reward": "exact_answer"}])
         (folder / "tiny.yaml").write_text(yaml_text.dump(config.model_dump(mode="json", exclude_defaults=True)))
 

@@ -67,7 +67,7 @@ LITERAL: dict[str, tuple[str, dict[str, Any], Any]] = {
     "dapo, paper": ("dapo", {"advantage": "standardised", "overlong": 0.2}, dapo_paper),
     "vapo": ("vapo", {"alpha": 0.25}, vapo),
     "gfpo, kept": ("gfpo", {"advantage": "kept", "keep": 3, "group_size": K}, gfpo_kept),
-    "srpo": ("srpo", {}, srpo_gap),
+    "srpo": ("srpo", {"baseline": "mean"}, srpo_gap),
 }
 
 

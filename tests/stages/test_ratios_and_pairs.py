@@ -99,7 +99,7 @@ def opd(logprobs: Tensor) -> Tensor:
     [
         ("gspo", {"sequence_clip": CLIP}, gspo),
         ("cispo", {"ratio_cap": 1.1}, cispo),
-        ("srpo", {"baseline": "reweighted", "score": "sum"}, srpo_reweighted),
+        ("srpo", {"score": "sum"}, srpo_reweighted),
         ("opd", {"teacher": "start", "bound": 1.5}, opd),
     ],
 )
@@ -188,6 +188,7 @@ def test_a_ratio_of_one_s_own_takes_the_place_of_the_clip():
 
 
 def test_a_reference_for_each_task_is_not_sampled_from():
-    with pytest.raises(ValueError, match="reweighted"):
-        config_of("srpo", reference={"a": "start", "b": "previous"})
-    assert not discover()["srpo"].needs(config_of("srpo", baseline="reweighted")).reference_rewards
+    reference = {"a": "start", "b": "previous"}
+    with pytest.raises(ValueError, match="leave `baseline` out"):
+        config_of("srpo", baseline="mean", reference=reference)
+    assert not discover()["srpo"].needs(config_of("srpo", reference=reference)).reference_rewards

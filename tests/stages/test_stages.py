@@ -130,7 +130,7 @@ def srpo_combined(beta):
         ("gfpo", {"score": "mean"}, lambda p, logp: gfpo(mean=True)(p, logp) / 4),
         ("srpo", {"score": "sum", "normalise": "none", "baseline": "paired"}, srpo_gap),
         ("srpo", {"score": "sum", "normalise": "none", "advantage": "log_ratio"}, srpo_log_ratio),
-        ("srpo", {"score": "sum", "advantage": "combined", "beta": 0.2}, srpo_combined(0.2)),
+        ("srpo", {"score": "sum", "baseline": "mean", "advantage": "combined", "beta": 0.2}, srpo_combined(0.2)),
         ("sft", {"score": "sum", "group_size": 1}, lambda p, logp: -logp.sum() / 4),
     ],
 )
@@ -200,14 +200,26 @@ def test_srpo_golden():
     # paired: 1 - 0, 0 - 0.5; against the mean 0.25: 1 - 0.25, 0 - 0.25
     paired = weights("srpo", rewards=rewards, options={"baseline": "paired"}, reference_rewards_PK=reference)
     torch.testing.assert_close(paired, torch.tensor([[1.0, -0.5]]))
-    mean = weights("srpo", rewards=rewards, reference_rewards_PK=reference)
+    mean = weights("srpo", rewards=rewards, options={"baseline": "mean"}, reference_rewards_PK=reference)
     torch.testing.assert_close(mean, torch.tensor([[0.75, -0.25]]))
     literal = weights("srpo", rewards=rewards, options={"advantage": "log_ratio"}, log_ratio_PK=ratio)
     torch.testing.assert_close(literal, ratio)
     # 0.75 - 0.5 * 0.2 = 0.65; -0.25 + 0.5 * 0.4 = -0.05
-    options = {"advantage": "combined", "beta": 0.5}
+    options = {"advantage": "combined", "baseline": "mean", "beta": 0.5}
     both = weights("srpo", rewards=rewards, options=options, reference_rewards_PK=reference, log_ratio_PK=ratio)
     torch.testing.assert_close(both, torch.tensor([[0.65, -0.05]]))
+
+
+def test_srpo_golden_without_a_second_group():
+    # the reference writes the first completion 3 times as often: it would score (3 * 1 + 1 * 0) / 4 = 0.75
+    given = {"rollout_logprobs_PKT": torch.zeros(1, 2, 2)}
+    given["reference_logprobs_PKT"] = torch.tensor([[[3.0, 1.0], [1.0, 1.0]]]).log()
+    gap = weights("srpo", rewards=[[1.0, 0.0]], **given)
+    torch.testing.assert_close(gap, torch.tensor([[0.25, -0.75]]))
+    # 0.25 - 0.5 * 0.2 = 0.15; -0.75 + 0.5 * 0.4 = -0.55
+    options, ratio = {"advantage": "combined", "beta": 0.5}, torch.tensor([[0.2, -0.4]])
+    both = weights("srpo", rewards=[[1.0, 0.0]], options=options, log_ratio_PK=ratio, **given)
+    torch.testing.assert_close(both, torch.tensor([[0.15, -0.55]]))
 
 
 def test_srpo_log_ratio_never_moves_a_policy_that_is_its_reference():

@@ -45,7 +45,7 @@ EVERY_STAGE = [
     {"stage": "vapo", "group_size": 3},
     {"stage": "gfpo", "group_size": 3, "ranking": ["reward", "equation_steps", "shorter"]},
     {"stage": "gfpo", "group_size": 2, "updates_per_batch": 2, "clip": [0.2, 0.28]},
-    {"stage": "srpo", "group_size": 2, "refresh": 1},
+    {"stage": "srpo", "group_size": 2, "refresh": 1, "baseline": "mean"},
     {"stage": "srpo", "group_size": 2, "advantage": "combined"},
 ]
 
@@ -108,6 +108,11 @@ def test_the_journal_holds_the_promised_curves(finished):
         assert kinds[0] == "start" and kinds[-1] == "end"
     critic = {name for e in events(finished, 2) if e["kind"] == "metrics" for name in e["values"]}
     assert {"critic/loss", "critic/value_mean"} <= critic
+    sampled, reweighted = (metric_history(finished.stage_dir(index) / "journal.jsonl") for index in (5, 6))
+    assert len(sampled["reference/reward_mean"]) == 2 and "reference/effective_samples" not in sampled
+    counts = [*reweighted["reference/effective_samples"].values()]
+    assert counts[0] == pytest.approx(2) and 1 <= counts[1] <= 2, "of groups of 2; at first it is its own reference"
+    assert "reference/reward_mean" not in reweighted
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_seed_does_not(finished, tmp_path):

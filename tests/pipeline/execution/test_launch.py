@@ -51,7 +51,15 @@ STAGES = [
         "token_budget": 30,
         "prompts": {"profile": 2, "pass_rate": [0, 0.9]},
     },
-    {"stage": "srpo", "group_size": 2, "refresh": 2, "advantage": "combined", "gradient_checkpointing": True},
+    {
+        "stage": "srpo",
+        "group_size": 2,
+        "refresh": 2,
+        "advantage": "combined",
+        "baseline": "mean",
+        "gradient_checkpointing": True,
+    },
+    {"stage": "srpo", "name": "reweighted", "group_size": 3, "refresh": 1},
     {"stage": "sft", "prompts_per_step": 1, "handover": "best", "eval_every": 1, "carry": ["optimizer"]},
 ]
 

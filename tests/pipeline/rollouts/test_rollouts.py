@@ -286,7 +286,7 @@ def test_every_stage_trains_on_an_engines_completions(tmp_path: Path, monkeypatc
         {"stage": "vapo", "group_size": 2},
         {"stage": "vapo", "group_size": 2, "variant": "paper", "critic_warmup": 0},
         {"stage": "gfpo", "group_size": 2, "minibatches": 2, "clip": [0.2, 0.28], "async": 1},
-        {"stage": "srpo", "group_size": 2, "refresh": 1},
+        {"stage": "srpo", "group_size": 2, "refresh": 1, "baseline": "mean"},
     ]
     # A reward that a new policy earns in part, so that every stage has something to learn.
     rewards = [{"reward": "length", "params": {"max": 5, "falloff": 15}}, {"reward": "equation_steps"}]

@@ -44,7 +44,7 @@ STAGES = [
     {"stage": "dapo", "group_size": 3},
     {"stage": "vapo", "group_size": 2},
     {"stage": "gfpo", "group_size": 2, "minibatches": 2, "clip": [0.2, 0.28], "async": 1},
-    {"stage": "srpo", "group_size": 2, "refresh": 1},
+    {"stage": "srpo", "group_size": 2, "refresh": 1, "baseline": "mean"},
 ]
 REWARDS = [{"reward": "length", "params": {"max": 5, "falloff": 15}}, {"reward": "equation_steps"}]
 POLICY = {"architecture": {"model_type": "llama", "num_key_value_heads": 2, **SIZES}, "device": "cpu"}

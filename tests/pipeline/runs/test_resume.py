@@ -21,7 +21,7 @@ STAGES = [
     {"stage": "dapo", "group_size": 3},
     {"stage": "vapo", "group_size": 3},
     {"stage": "gfpo", "group_size": 3, "ranking": ["reward", "equation_steps", "shorter"], "updates_per_batch": 2},
-    {"stage": "srpo", "group_size": 2, "refresh": 3, "advantage": "combined", "sampling": LIMITS},
+    {"stage": "srpo", "group_size": 2, "refresh": 3, "advantage": "combined", "baseline": "mean", "sampling": LIMITS},
 ]
 PAPER = [
     {"stage": "dapo", "group_size": 3, "refills": 2, "overlong": 0.5},

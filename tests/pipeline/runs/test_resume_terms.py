@@ -26,7 +26,7 @@ STAGES: list[dict[str, Any]] = [
     {"stage": "gspo", "group_size": 3, "updates_per_batch": 2, "prompts_per_step": 6},
     {"stage": "cispo", "group_size": 3, "async": 1, "entropy": {"target": 4.0, "weight": 0.001},
      "mask_tokens": [0.1, 9], "kl": 0.01, "reference": "start"},
-    {"stage": "srpo", "baseline": "reweighted", "group_size": 3, "refresh": 2, "mask_truncated": True},
+    {"stage": "srpo", "group_size": 3, "refresh": 2, "mask_truncated": True},
     {"stage": "opd", "group_size": 2, "teacher": "gspo", "reward": 0.5, "kl": 0.1},
     {"stage": "dpo", "demonstrations": {"from": "gspo", "keep": "pairs"}, "updates_per_batch": 2},
 ]  # fmt: skip

@@ -194,7 +194,7 @@ STAGES = [
     {"stage": "dapo", "group_size": 3, "async": 1},
     {"stage": "vapo", "group_size": 2, "async": 1},
     {"stage": "gfpo", "group_size": 3, "ranking": ["reward", "shorter"], "updates_per_batch": 2, "async": 1},
-    {"stage": "srpo", "group_size": 2, "refresh": 3, "advantage": "combined", "async": 1},
+    {"stage": "srpo", "group_size": 2, "refresh": 3, "advantage": "combined", "baseline": "mean", "async": 1},
 ]
 LABELS = [str(stage["stage"]) for stage in STAGES]
 

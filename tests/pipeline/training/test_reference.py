@@ -25,7 +25,7 @@ from gradus.pipeline.training.signals import SignalProvider
 from gradus.pipeline.types import Prompt, Rollouts
 from gradus.stages import discover
 
-CONFIG = pipeline([{"stage": "srpo", "steps": 9, "prompts_per_step": 4, "group_size": 3}])
+CONFIG = pipeline([{"stage": "srpo", "baseline": "mean", "steps": 9, "prompts_per_step": 4, "group_size": 3}])
 
 
 def provider_of(policy: Policy, refresh: int) -> SignalProvider:
