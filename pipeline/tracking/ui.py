@@ -22,6 +22,8 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import IO
 
+import psutil
+
 from gradus.pipeline.common.addresses import redacted, resolve_uri
 from gradus.pipeline.common.errors import UserError
 from gradus.pipeline.common.locks import file_lock
@@ -57,8 +59,6 @@ def serve_ui(
         return None, uri
     if not mlflow_is_installed():
         raise UserError(NO_MLFLOW, got="no package mlflow", fix="pip install mlflow")
-    port = _free_port(host, port)
-    url = f"http://{host}:{port}"
     log = runs_dir / "mlflow-ui.log"
     with contextlib.ExitStack() as stack:
         try:
@@ -76,28 +76,30 @@ def serve_ui(
         if uri.startswith("sqlite:///"):
             with contextlib.suppress(sqlite3.Error):  # the server says what is wrong with the file
                 follow_move(Path(uri.removeprefix("sqlite:///")))
-        process = subprocess.Popen(
-            [
-                sys.executable,
-                "-P",
-                "-m",
-                "gradus.pipeline.tracking.ui",
-                str(os.getpid()),
-                *_server_command(uri, runs_dir, host, port),
-            ],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            cwd="/",  # MLflow's server looks for modules where it starts, and the user may have an mlflow.py there
-            env=child_environment() | SERVER_ENVIRONMENT,
-            start_new_session=True,
-        )
-        try:
-            _wait_until_healthy(process, url, log, uri)
-        except BaseException:
-            stop_ui(process)
-            raise
-    return process, url
+        while True:
+            chosen = _free_port(host, port)
+            process = _start(_server_command(uri, runs_dir, host, chosen), output)
+            try:
+                _wait_until_healthy(process, host, chosen, log, uri)
+                return process, f"http://{host}:{chosen}"
+            except BaseException as error:
+                stop_ui(process)
+                taken = port is None and _refusal(host, chosen)  # another server was faster: the next port, then
+                if not (isinstance(error, UserError) and taken):
+                    raise
+
+
+def _start(command: list[str], output: IO[bytes]) -> subprocess.Popen[bytes]:
+    """The supervisor of a server, which writes to ``output``."""
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", "gradus.pipeline.tracking.ui", str(os.getpid()), *command],
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=output,
+        cwd="/",  # MLflow's server looks for modules where it starts, and the user may have an mlflow.py there
+        env=child_environment() | SERVER_ENVIRONMENT,
+        start_new_session=True,
+    )
 
 
 def stop_ui(process: subprocess.Popen[bytes]) -> None:
@@ -144,31 +146,50 @@ def _server_command(uri: str, runs_dir: Path, host: str, port: int) -> list[str]
 
 
 def _free_port(host: str, wanted: int | None) -> int:
-    reason = ""
+    reason: str | None = None
     for port in [wanted] if wanted is not None else range(DEFAULT_PORT, DEFAULT_PORT + 100):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((host, port))
-            except OSError as error:
-                reason = error.strerror or str(error)
-                continue
+        if (reason := _refusal(host, port)) is None:
             return port
     fix = "choose another --port, or leave it out to take the next free one"
     raise UserError(f"the UI cannot listen on {host}:{wanted or DEFAULT_PORT}", got=reason, fix=fix)
 
 
-def _wait_until_healthy(process: subprocess.Popen[bytes], url: str, log: Path, uri: str) -> None:
+def _refusal(host: str, port: int) -> str | None:
+    """Why nothing can listen on a port now; None where it can."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            return error.strerror or str(error)
+    return None
+
+
+def _wait_until_healthy(process: subprocess.Popen[bytes], host: str, port: int, log: Path, uri: str) -> None:
     limit = time.monotonic() + START_TIMEOUT_SECONDS
     while time.monotonic() < limit:
         if process.poll() is not None:
             break
-        with contextlib.suppress(OSError), urllib.request.urlopen(f"{url}/health", timeout=2) as answer:
-            if answer.status == 200:
+        with (
+            contextlib.suppress(OSError),
+            urllib.request.urlopen(f"http://{host}:{port}/health", timeout=2) as answer,
+        ):
+            if answer.status == 200 and _listens(process, port):
                 return
         time.sleep(0.1)
     said = _error_in(log.read_text(encoding="utf-8", errors="replace"), uri)
     raise UserError("MLflow's server did not start", where=str(log), got=said, fix="read the log named above")
+
+
+def _listens(supervisor: subprocess.Popen[bytes], port: int) -> bool:
+    """Whether it is this server that listens on a port, and not one that another process has started meanwhile."""
+    with contextlib.suppress(psutil.Error):
+        for each in psutil.Process(supervisor.pid).children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                sockets = each.net_connections("tcp")
+                if any(one.status == psutil.CONN_LISTEN and one.laddr.port == port for one in sockets):
+                    return True
+    return False
 
 
 def _error_in(log: str, uri: str) -> str:

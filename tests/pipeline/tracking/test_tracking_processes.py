@@ -10,8 +10,10 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -23,10 +25,11 @@ from tracking_runs import client, full_run, log_steps, new_run, new_stage, steps
 
 from gradus.pipeline.common.errors import UserError
 from gradus.pipeline.common.locks import file_lock
+from gradus.pipeline.tracking import ui
 from gradus.pipeline.tracking.client import start_uploader
 from gradus.pipeline.tracking.failures import one_line
 from gradus.pipeline.tracking.position import Position, count_undelivered, read_run_ids, upload_lock
-from gradus.pipeline.tracking.ui import serve_ui
+from gradus.pipeline.tracking.ui import serve_ui, stop_ui
 from gradus.pipeline.tracking.uploader import make_database, sync_run
 
 DEAD = "http://127.0.0.1:1"
@@ -143,6 +146,30 @@ def test_the_ui_serves_a_runs_folder_that_has_moved_and_dies_with_its_caller(run
             serve_ui(runs, port=int(url.rpartition(":")[2]))
         os.kill(caller.pid, signal.SIGKILL)
         wait_for(lambda: not answers(f"{url}/health"))
+
+
+class Healthy(BaseHTTPRequestHandler):
+    """A server of somebody else, which says of itself what MLflow's says."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_a_server_that_was_faster_to_take_the_port_is_not_mistaken_for_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Healthy) as other:
+        threading.Thread(target=other.serve_forever, daemon=True).start()
+        free, looked = ui._free_port, iter([other.server_port])
+        monkeypatch.setattr(ui, "_free_port", lambda host, wanted: next(looked, None) or free(host, wanted))
+        process, url = serve_ui(tmp_path)
+        assert process is not None and url.rpartition(":")[2] != str(other.server_port) and answers(f"{url}/health")
+        stop_ui(process)
+        other.shutdown()
 
 
 def test_the_ui_shows_mlflows_own_error(tmp_path: Path) -> None:
