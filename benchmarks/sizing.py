@@ -79,6 +79,10 @@ CASES = {
         model("qwen3", 64_000, 256, 4, 1024, num_key_value_heads=2),
         {**DAPO, "group_size": 8, "entropy": {"weight": 0.001}},
     ),
+    "capped logits": Case(
+        model("gemma3_text", 64_000, 256, 4, 1024, num_key_value_heads=2, final_logit_softcapping=30.0),
+        {**DAPO, "group_size": 8},
+    ),
     "kl": Case(LLAMA, {**DAPO, "kl": 0.001}),
     "evaluation": Case(model("llama", 32_000, 256, 4, 1024), DAPO, new_tokens=16, heldout=512),
     "cache": Case(model("llama", 500, 512, 12, 512), DAPO, new_tokens=16, prompt_tokens=32, heldout=600),

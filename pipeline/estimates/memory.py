@@ -173,8 +173,10 @@ def _gradient_bytes(size: ModelSize, load: Load, trained: int, beside: float, de
 
 
 def _logits_bytes(size: ModelSize, load: Load) -> float:
-    """The logits of a piece, and their exponentials while they are summed; for the gradient of their entropy also the
-    log-probabilities, the probabilities and the products of both, and, with autocast, a result in bfloat16."""
+    """The logits of a piece, and their exponentials while they are summed; where they are soft-capped, their slope; for
+    the gradient of their entropy also the log-probabilities, the probabilities and the products of both, and, with
+    autocast, a result in bfloat16."""
     rows = min(max(FEWEST, load.head_cells // size.vocabulary), load.rows * load.new_tokens)
     copies = (4.5 if load.autocast else 4) if load.entropy else 2
+    copies += size.capped
     return copies * FLOAT * rows * size.vocabulary

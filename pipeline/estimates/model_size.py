@@ -43,6 +43,8 @@ class ModelSize:
     """Whether the head and the embedding are one matrix."""
     query_bias: bool = False
     gated: bool = True
+    capped: bool = False
+    """Whether the logits are soft-capped, whose slope is kept for the backward pass."""
     parameters: int = 0
     """The number of all parameters; 0 until it is counted."""
 
@@ -172,4 +174,5 @@ def from_options(given: dict[str, Any], where: str = "") -> ModelSize:
         tied=bool(tied) if tied is not None else True,
         query_bias=kind == "qwen2" or bool(options.get("attention_bias")),
         gated=gated,
+        capped=bool(options.get("final_logit_softcapping")),
     ).counted()

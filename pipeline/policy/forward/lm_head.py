@@ -37,7 +37,7 @@ def logprobs_from_states(
     head: Any = policy.model.get_output_embeddings()
     parts = []
     for piece in pieces(len(targets), head.weight.shape[0], hidden.device):
-        logits = _logits(hidden[piece], head.weight, head.bias, _softcap(policy), temperature)[0]
+        logits = _logits(hidden[piece], head.weight, head.bias, _softcap(policy), temperature, sloped=False)[0]
         parts.append(logprobs_from_logits(logits, targets[piece], entropies))
     return torch.cat(parts, 1) if parts else hidden.new_zeros(1 + entropies, 0, dtype=torch.float32)
 
@@ -135,14 +135,15 @@ def _softcap(policy: Policy) -> float | None:
 
 
 def _logits(
-    states: Tensor, weight: Tensor, bias: Tensor | None, softcap: float | None, temperature: float
+    states: Tensor, weight: Tensor, bias: Tensor | None, softcap: float | None, temperature: float, sloped: bool = True
 ) -> tuple[Tensor, Tensor | None]:
     """float32 logits of the temperature-scaled policy; where they are soft-capped, their slope by the uncapped ones."""
     logits = linear(states, weight, bias).float()
     slope = None
     if softcap is not None:
-        bent = torch.tanh(logits / softcap)
-        logits, slope = bent * softcap, 1 - bent.square()
+        logits.div_(softcap).tanh_()
+        slope = logits.square().neg_().add_(1) if sloped else None
+        logits.mul_(softcap)
     return (logits / temperature if temperature != 1.0 else logits), slope
 
 
