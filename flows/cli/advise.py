@@ -48,7 +48,7 @@ def advise(
     quiet_libraries()
     loaded, stages = load(config, overrides)
     if write is not None:
-        rewrite.check_target(write, force)
+        rewrite.check_target(write, force, loaded.config)
     if plot is not None:
         drawing.check_plot(plot)
     probed = work.find_probed_policy(loaded, source, after, runs)

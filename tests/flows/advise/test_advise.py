@@ -251,6 +251,7 @@ def test_a_probe_does_not_touch_the_run(gradus: Gradus, trained: Path) -> None:
         (("--write", "new.txt"), "a configuration is a YAML file"),
         (("--write", "nowhere/new.yaml"), "an existing folder"),
         (("--write", "tiny.yaml"), "this file exists"),
+        (("--write", "new.yaml", "--set", "stages.gfpo.from=start"), "only a chain can be written anew"),
         (("--plot", "plot.gif"), ".svg, .png, .pdf"),
         (("--plot", "nowhere/plot.svg"), "an existing folder"),
         (("--from", "nobody"), "there is no such checkpoint or run"),
