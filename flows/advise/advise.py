@@ -221,7 +221,8 @@ def costs(config: PipelineConfig, stages: Mapping[str, Stage], report: AdviceRep
         by_group = _ordered_by(report.probe, needs.ranking) if needs.ranking else diagnosis.useful
         sizes = [k for k in by_group if k <= each.group_size]
         unknown = from_demonstrations or not sizes
-        all_useful = needs.critic is not None or needs.reference_rewards  # the baseline is not the group's mean
+        # A group of equal rewards has weights, too, where these are not compared within the group alone.
+        all_useful = needs.critic is not None or needs.reference_rewards or needs.log_ratio or needs.teacher_logprobs
         useful = None if unknown else 1.0 if all_useful else by_group[max(sizes)].value
         prompts = sum(report.prompts.get(name, 0) for name in config.shares(each))
         found.append(stage_cost(each, needs, speed, length, useful, prompts))

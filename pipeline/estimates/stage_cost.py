@@ -51,12 +51,13 @@ def stage_cost(
     where n is P * K completions; twice as many where a reference policy is sampled too, and 1 / ``useful`` times as
     many, up to the limit on refills, where uniform groups are replaced. Where they are not replaced, the share
     1 - ``useful`` of completions, whose groups have zero weight, is not trained on. A token critic counts as a second
-    learner with one more forward pass. Memory is the peak of the probe, which held the weights twice beside gradients
-    and moments, plus every further copy that the stage keeps.
+    learner with one more forward pass; a reference or a teacher that reads the completions takes such a pass, too.
+    Memory is the peak of the probe, which held the weights twice beside gradients and moments, plus every further copy
+    that the stage keeps.
 
     ``length``: mean tokens of a completion. ``useful``: share of groups with weights other than zero; where it is not
     known (None), all groups count. ``prompts``: the training prompts of the stage, all of which a profile answers.
-    Departure: evaluations, checkpoints and the passes for KL or a log-ratio, some 5 to 10 % of a run, are left out.
+    Departure: evaluations, checkpoints and the passes for the curve of KL, some 5 to 10 % of a run, are left out.
     """
     completions = config.prompts_per_step * config.group_size
     given = needs.completions != "policy"
@@ -71,6 +72,9 @@ def stage_cost(
     has_network = needs.critic is not None and needs.critic.kind == "token"
     if has_network:
         seconds += (config.updates_per_batch + PREDICTION) * completions * length / speed.update_tokens_per_second
+    compares = needs.reference_logprobs or needs.log_ratio or bool(config.kl)
+    readings = (compares + needs.teacher_logprobs) * completions * length
+    seconds += PREDICTION * readings / speed.update_tokens_per_second
     measures_kl = config.kl_every > 0 and not given
     copies = needs.reference + measures_kl + bool(config.async_)
     copies += (1 + OPTIMIZER_COPIES) * has_network

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from http.client import HTTPException
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import IO
@@ -171,7 +172,7 @@ def _wait_until_healthy(process: subprocess.Popen[bytes], host: str, port: int, 
         if process.poll() is not None:
             break
         with (
-            contextlib.suppress(OSError),
+            contextlib.suppress(OSError, HTTPException),
             urllib.request.urlopen(f"http://{host}:{port}/health", timeout=2) as answer,
         ):
             if answer.status == 200 and _listens(process, port):
