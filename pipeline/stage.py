@@ -147,6 +147,10 @@ class Needs:
     likelihood: float = 0.0
     """Factor of a further loss: the mean negative log-likelihood of the tokens of correct completions."""
 
+    def reference_reads(self, config: StageConfig) -> bool:
+        """Whether the reference policy reads the completions: for the algorithm, or for the penalty ``kl``."""
+        return self.reference_logprobs or self.log_ratio or bool(config.kl)
+
 
 @dataclass(frozen=True)
 class Stage:

@@ -12,8 +12,7 @@ from gradus.pipeline.common import yaml_text
 from gradus.pipeline.common.errors import UserError
 from gradus.pipeline.common.files import write_text
 from gradus.pipeline.config import PipelineConfig
-from gradus.pipeline.config.graph.inputs import is_chain
-from gradus.pipeline.config.graph.picture import in_one_line
+from gradus.pipeline.config.graph.picture import check_chain
 from gradus.pipeline.config.loading import LoadedConfig, apply_override, dump_config, load_config
 from gradus.pipeline.config.options import fields_of
 from gradus.pipeline.config.pipeline import model_for
@@ -28,14 +27,9 @@ NEW_STEPS = 80
 
 def check_target(target: Path, force: bool, config: PipelineConfig) -> None:
     """Check, before anything is computed, that the file can be written. Raises: UserError."""
-    if not is_chain(config.stages):
-        raise UserError(
-            "only a chain can be written anew, and these stages are none",
-            where="--write",
-            got=in_one_line(config.stages),
-            expected="stages each of which starts from the one before it",
-            fix="leave out --write, and take what the table says into the file by hand",
-        )
+    message = "only a chain can be written anew, and these stages are none"
+    fix = "leave out --write, and take what the table says into the file by hand"
+    check_chain(config.stages, message, "--write", fix)
     if target.suffix not in (".yaml", ".yml"):
         raise UserError("a configuration is a YAML file", where="--write", got=str(target), expected="a name in .yaml")
     if target.is_dir() or not target.absolute().parent.is_dir():

@@ -92,7 +92,7 @@ class Load:
         chosen = {option: set(by_task.values()) for option, by_task in chosen_policies(stage).items()}
         names, known = set().union(*chosen.values()) - {PREVIOUS}, {START, *(each.label for each in config.stages)}
         sizes = {name: size for name in names - known if (size := _parameters(config, name))}
-        compares = needs.reference_logprobs or needs.log_ratio or bool(stage.kl)
+        compares = needs.reference_reads(stage)
         passes = float(compares) + needs.teacher_logprobs + (1 / every if every else 0.0)
         passes += float(stage.old_logprobs == "recompute" or stage.masks or needs.completions == "pairs")
         again = needs.log_ratio or needs.policy_scores or needs.policy_logprobs

@@ -72,8 +72,7 @@ def stage_cost(
     has_network = needs.critic is not None and needs.critic.kind == "token"
     if has_network:
         seconds += (config.updates_per_batch + PREDICTION) * completions * length / speed.update_tokens_per_second
-    compares = needs.reference_logprobs or needs.log_ratio or bool(config.kl)
-    readings = (compares + needs.teacher_logprobs) * completions * length
+    readings = (needs.reference_reads(config) + needs.teacher_logprobs) * completions * length
     seconds += PREDICTION * readings / speed.update_tokens_per_second
     measures_kl = config.kl_every > 0 and not given
     copies = needs.reference + measures_kl + bool(config.async_)

@@ -126,7 +126,7 @@ class SignalProvider:
         """The batch with what the reference and the teachers say of its completions, where the stage asks for it."""
         found, needs = dict[str, Any](), self.needs
         options = (self.temperature, self.config.token_budget, self.ranks)
-        if needs.log_ratio or needs.reference_logprobs or self.config.kl:
+        if needs.reference_reads(self.config):
             assert self.references is not None
             # Two forward passes of the same weights differ by rounding, which AdamW would scale up to a whole step.
             equal = rollouts.staleness == 0 and self._at_reference(step)

@@ -21,8 +21,7 @@ from gradus.flows.compare.plan.arms import ALL, BASE, STAGED, Arm, StageOptions
 from gradus.flows.compare.plan.budget import Budget
 from gradus.pipeline.common.errors import UserError, did_you_mean
 from gradus.pipeline.config import PipelineConfig, StageConfig
-from gradus.pipeline.config.graph.inputs import is_chain
-from gradus.pipeline.config.graph.picture import in_one_line
+from gradus.pipeline.config.graph.picture import check_chain
 from gradus.pipeline.config.loading import find_config, load_config, packaged_configs
 from gradus.pipeline.config.options import NAME_PATTERN, differences, identity
 from gradus.pipeline.config.outside import StageLike, default_label, find_stage
@@ -121,14 +120,9 @@ class ArmSources:
 
 def split(config: PipelineConfig, stages: Mapping[str, Stage]) -> tuple[list[StageConfig], list[StageConfig]]:
     """The stages on demonstrations at the beginning, which all arms share, and the others. Raises: UserError."""
-    if not is_chain(config.stages):
-        raise UserError(
-            "a comparison is of chains, and these stages are none",
-            where="stages",
-            got=in_one_line(config.stages),
-            expected="stages each of which starts from the one before it",
-            fix="leave out `from` and merges, or train the branches as runs of their own",
-        )
+    message = "a comparison is of chains, and these stages are none"
+    fix = "leave out `from` and merges, or train the branches as runs of their own"
+    check_chain(config.stages, message, "stages", fix)
     on_demonstrations = [stages[each.stage].needs(each).completions == "demonstrations" for each in config.stages]
     count = on_demonstrations.index(False) if False in on_demonstrations else len(on_demonstrations)
     if not count:

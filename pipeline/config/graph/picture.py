@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from gradus.pipeline.common.errors import UserError
 from gradus.pipeline.config.graph.inputs import START, is_chain, origins
 
 Entry = tuple[str, Sequence[str]]
@@ -21,6 +22,13 @@ def in_one_line(stages: Sequence[Any], shown: Callable[[Any], str] = lambda stag
     if is_chain(stages):
         return " -> ".join(map(shown, stages))
     return "; ".join(f"{' + '.join(origins(stages, index))} -> {shown(each)}" for index, each in enumerate(stages))
+
+
+def check_chain(stages: Sequence[Any], message: str, where: str, fix: str) -> None:
+    """Refuse stages that are no chain. Raises: UserError."""
+    if not is_chain(stages):
+        expected = "stages each of which starts from the one before it"
+        raise UserError(message, where=where, got=in_one_line(stages), expected=expected, fix=fix)
 
 
 def tree(graph: Sequence[Entry]) -> list[str]:
